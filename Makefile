@@ -1,0 +1,43 @@
+# `make help` lists the commands. All of them work in .venv, which is made from the exact pins of the lock files
+# once, and again only when these change.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test slow check bench
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
+
+repro: $(READY)  ## rebuild everything that params.yaml describes, then show the metrics
+	dvc repro
+	@echo
+	dvc metrics show
+	@echo
+	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'dvc metrics diff'."
+
+test: $(READY)  ## the fast test suite, the sample pipeline in a clone included
+	python -m pytest
+
+slow: $(READY)  ## the tests that compute for minutes
+	python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types and the laws of the house
+	ruff format --check
+	ruff check
+	mypy
+	python -m pytest tests/test_laws.py
+
+bench: $(READY)  ## side-by-side measurements against other implementations
+	python -m benchmarks.run
+
+$(READY): requirements.lock requirements-nodeps.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+		f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
+	$(PYTHON) -m venv --clear $(VENV)
+	python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	python -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-nodeps.lock --editable .
+	@touch $@

@@ -1,0 +1,45 @@
+"""A process of its own that reads a TensorFlow checkpoint and hands over plain arrays.
+
+TensorFlow beside torch or pyarrow in one process can hang (tensorflow issues 60389 and 99464).
+Run as `python -m scratchlm.checkpoints.tensorflow_reader PREFIX OUTPUT.safetensors`.
+"""
+
+import os
+import sys
+
+REFUSED = 2  # exit status when the last line on standard error is a sentence for the user
+
+
+def main(prefix: str, output: str) -> None:
+    """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to a safetensors file."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+    from safetensors.numpy import save_file
+
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        names = sorted(reader.get_variable_to_shape_map())
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        _refuse(f"{prefix}.index cannot be read as a TensorFlow checkpoint ({_first_line(error)}); fetch it again")
+    arrays = {}
+    for name in names:
+        try:
+            arrays[name] = reader.get_tensor(name)
+        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            _refuse(
+                f"{prefix}: tensor {name} is damaged ({_first_line(error)}); fetch the checkpoint's data file again"
+            )
+    save_file(arrays, output)
+
+
+def _refuse(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,130 @@
+"""Instructions with answers: prompt formats, splits, batches with masked targets. The book's chapter 7."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from scratchlm.artifacts import read_json, whole_folder, write_table
+from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
+from scratchlm.params import Section
+
+FIELDS = ("instruction", "input", "output")
+INSTRUCTION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        *((field, pa.string()) for field in FIELDS),
+        ("prompt", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("response_token_ids", pa.list_(pa.int32())),
+    ]
+)
+
+
+class InstructionsParams(Section):
+    """How an entry is worded as a prompt, and how the entries are split; val is what train and test leave."""
+
+    prompt_style: Literal["alpaca", "phi3"]
+    train_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _something_left_to_validate(self) -> "InstructionsParams":
+        return check_fractions(self, self.train_fraction, self.test_fraction)
+
+
+def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: InstructionsParams) -> dict[str, Any]:
+    """Read, split and tokenize the entries into `folder`/{train,val,test}.parquet; return the counts."""
+    splits = split_instructions(read_instructions(path), params)
+    counts: dict[str, Any] = {}
+    with whole_folder(folder) as temporary:
+        for name, split in splits.items():
+            rows = [_tokenized(entry, tokenizer, params.prompt_style) for entry in split]
+            write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
+            n_tokens = sum(len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in rows)
+            counts[name] = {"records": len(rows), "tokens": n_tokens}
+    contents = {name: [tuple(entry[field] for field in FIELDS) for entry in split] for name, split in splits.items()}
+    return counts | {"duplicates_across_splits": count_crossing_duplicates(contents)}
+
+
+def read_instructions(path: Path) -> list[dict[str, str]]:
+    """The entries of a JSON list, with an `id` (`task-` and the entry's number) added.
+
+    Raises ValueError naming the file and the first entry that lacks a field.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a JSON list of entries with {', '.join(FIELDS)}; fetch the file again")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
+            raise ValueError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
+    return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
+
+
+def split_instructions(
+    entries: Sequence[dict[str, str]], params: InstructionsParams
+) -> dict[str, list[dict[str, str]]]:
+    """The first entries train, the next test, the rest val (the book's section 7.2).
+
+    Raises ValueError if a split would be empty.
+    """
+    train_end = int(len(entries) * params.train_fraction)
+    test_end = train_end + int(len(entries) * params.test_fraction)
+    splits = {
+        "train": list(entries[:train_end]),
+        "val": list(entries[test_end:]),
+        "test": list(entries[train_end:test_end]),
+    }
+    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.instructions")
+    return splits
+
+
+def format_prompt(entry: dict[str, str], style: Literal["alpaca", "phi3"]) -> str:
+    """Everything that stands before the response.
+
+    Sources: Taori et al. 2023 (alpaca); the book's exercise 7.1 (phi3).
+    """
+    if style == "alpaca":
+        given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
+        return (
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request."
+            f"\n\n### Instruction:\n{entry['instruction']}{given}\n\n### Response:\n"
+        )
+    given = f"\n{entry['input']}" if entry["input"] else ""
+    return f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"
+
+
+def collate(
+    rows: Sequence[dict[str, Any]], end_token_id: int, context_length: int, *, mask_instruction: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts with responses and the end token, padded to the longest of the batch and cut to the context.
+
+    rows: with prompt_token_ids and response_token_ids. Returns inputs, targets: (B, T) int64 each; targets are
+    the inputs one token later, IGNORE_INDEX behind the end token and, if so asked, where they belong to the prompt.
+    Source: the book, section 7.3.
+    """
+    sequences = [[*row["prompt_token_ids"], *row["response_token_ids"], end_token_id] for row in rows]
+    width = min(context_length, max(map(len, sequences)) - 1)
+    inputs = np.full((len(rows), width), end_token_id, dtype=np.int64)
+    targets = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
+    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+        n = min(width, len(sequence) - 1)
+        inputs[i, :n] = sequence[:n]
+        targets[i, :n] = sequence[1 : n + 1]
+        if mask_instruction:
+            targets[i, : len(row["prompt_token_ids"]) - 1] = IGNORE_INDEX
+    return inputs, targets
+
+
+def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: Literal["alpaca", "phi3"]) -> dict[str, Any]:
+    prompt = format_prompt(entry, style)
+    return entry | {
+        "prompt": prompt,
+        "prompt_token_ids": tokenizer.encode(prompt),
+        "response_token_ids": tokenizer.encode(entry["output"]),
+    }

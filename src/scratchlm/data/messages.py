@@ -1,0 +1,121 @@
+"""The SMS spam collection: reading, balancing, splitting, padding. The book's chapter 6."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from scratchlm.artifacts import missing, whole_folder, write_table
+from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.params import Section
+
+CLASSES = ("ham", "spam")
+MESSAGE_SCHEMA = pa.schema(
+    [("id", pa.string()), ("label", pa.int8()), ("text", pa.string()), ("token_ids", pa.list_(pa.int32()))]
+)
+
+
+class MessagesParams(Section):
+    """How the messages become train, val and test.
+
+    reading: `strict` takes every line; `book` reads as the book's pandas call does, where a quotation mark
+    can swallow line ends (two messages of the real collection). balance: draw as many ham as there is spam.
+    """
+
+    reading: Literal["strict", "book"]
+    balance: bool
+    train_fraction: Annotated[float, Field(gt=0, lt=1)]
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _something_left_to_test(self) -> "MessagesParams":
+        return check_fractions(self, self.train_fraction, self.val_fraction)
+
+
+def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: MessagesParams, seed: int) -> dict[str, Any]:
+    """Read, balance, split and tokenize the messages into `folder`/{train,val,test}.parquet; return the counts."""
+    messages = read_messages(path, params.reading)
+    chosen = balance_by_undersampling(messages, seed) if params.balance else messages
+    splits = split_messages(chosen, params, seed)
+    counts: dict[str, Any] = {"read": len(messages)}
+    with whole_folder(folder) as temporary:
+        for name, split in splits.items():
+            rows: list[dict[str, Any]] = split.to_dict("records")
+            rows = [row | {"token_ids": tokenizer.encode(row["text"])} for row in rows]
+            write_table(temporary / f"{name}.parquet", rows, MESSAGE_SCHEMA)
+            n_tokens = sum(len(row["token_ids"]) for row in rows)
+            counts[name] = {"records": len(rows), "spam": int(split["label"].sum()), "tokens": n_tokens}
+    texts = {name: split["text"].tolist() for name, split in splits.items()}
+    return counts | {"duplicates_across_splits": count_crossing_duplicates(texts)}
+
+
+def read_messages(path: Path, reading: Literal["strict", "book"]) -> pd.DataFrame:
+    """One row per message: id (`sms-` and the row's number), label (1 is spam) and text.
+
+    Raises ValueError naming the file and the first line that is not `ham` or `spam`, a tab and a text.
+    """
+    quoting = csv.QUOTE_NONE if reading == "strict" else csv.QUOTE_MINIMAL
+    try:
+        messages = pd.read_csv(
+            path, sep="\t", header=None, names=["label", "text"], dtype=str, quoting=quoting, keep_default_na=False
+        )
+    except FileNotFoundError:
+        raise missing(path) from None
+    wrong = ~messages["label"].isin(CLASSES) | (messages["text"] == "")
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        raise ValueError(
+            f"{path}: row {row + 1} starts {messages['label'][row][:40]!r}; every line must be `ham` or `spam`, "
+            "a tab and a text; fetch the file again"
+        )
+    return pd.DataFrame(
+        {
+            "id": [f"sms-{row:05d}" for row in range(len(messages))],
+            "label": (messages["label"] == "spam").astype("int8"),
+            "text": messages["text"],
+        }
+    )
+
+
+def balance_by_undersampling(messages: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """As many ham, drawn at random, as there is spam; all of the spam, behind it. The draw is the book's (section 6.2).
+
+    Raises ValueError if there is more spam than ham.
+    """
+    ham, spam = messages[messages["label"] == 0], messages[messages["label"] == 1]
+    if len(spam) > len(ham):
+        raise ValueError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
+    return pd.concat([ham.sample(len(spam), random_state=seed), spam])
+
+
+def split_messages(messages: pd.DataFrame, params: MessagesParams, seed: int) -> dict[str, pd.DataFrame]:
+    """Shuffled, then cut into train, val and test in this order (the book's section 6.2).
+
+    Raises ValueError if a split would be empty.
+    """
+    shuffled = messages.sample(frac=1, random_state=seed)
+    train_end = int(len(shuffled) * params.train_fraction)
+    val_end = train_end + int(len(shuffled) * params.val_fraction)
+    splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
+    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages")
+    return splits
+
+
+def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids cut and padded at the end to `width`: (B, width) int64, and the real lengths (B,) int64.
+
+    An empty sequence becomes one padding token, so that every row has a position to read.
+    """
+    token_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
+    lengths = np.ones(len(sequences), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        kept = sequence[:width]
+        token_ids[row, : len(kept)] = kept
+        lengths[row] = max(1, len(kept))
+    return token_ids, lengths

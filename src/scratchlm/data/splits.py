@@ -1,0 +1,27 @@
+"""What every cut into train, val and test is checked for."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+Params = TypeVar("Params")
+
+
+def check_fractions(params: Params, first: float, second: float) -> Params:
+    """`params` if two fractions leave something for the third split; else raises ValueError."""
+    if first + second >= 1:
+        raise ValueError(f"fractions {first} and {second} leave nothing for the third split; their sum must be below 1")
+    return params
+
+
+def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:
+    """Raises ValueError naming the parameters behind an empty split."""
+    if empty := [name for name, size in sizes.items() if not size]:
+        raise ValueError(
+            f"the {empty[0]} split of {sum(sizes.values())} records is empty; change the fractions in {section}"
+        )
+
+
+def count_crossing_duplicates(splits: Mapping[str, Sequence[Hashable]]) -> int:
+    """Records of val and test whose content also stands in train: their scores may be remembered, not learned."""
+    train = set(splits["train"])
+    return sum(record in train for name in ("val", "test") for record in splits[name])

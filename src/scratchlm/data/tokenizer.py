@@ -1,0 +1,222 @@
+"""Text to token ids and back: GPT-2's byte-pair encoding, one trained here, and the book's word tokenizer.
+
+A tokenizer is a folder: encoder.json and vocab.bpe (GPT-2's two files) or words.json.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import tiktoken
+from pydantic import Field
+
+from scratchlm.artifacts import missing, read_json, whole_folder, write_json, write_text
+from scratchlm.params import Section
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<|unk|>"
+IGNORE_INDEX = -100  # stands for a token id in targets where nothing is scored; torch's default
+# Radford et al. 2019, section 2.2: contractions, then runs of letters, digits or other signs with at most one
+# space before them, then white space
+GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+N_BYTES = 256
+
+
+class GPT2Tokenizer(Section):
+    """Byte-pair encoding with the vocabulary that `sources.vocabulary` names."""
+
+    kind: Literal["gpt2"]
+
+
+class TrainedTokenizer(Section):
+    """Byte-pair encoding trained on the corpus' train split."""
+
+    kind: Literal["bpe"]
+    vocab_size: Annotated[int, Field(ge=N_BYTES + 2, le=100_000)]
+
+
+class WordTokenizerParams(Section):
+    """Every word and sign of the corpus is a token (the book's chapter 2)."""
+
+    kind: Literal["word"]
+
+
+TokenizerParams = Annotated[GPT2Tokenizer | TrainedTokenizer | WordTokenizerParams, Field(discriminator="kind")]
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project asks of a tokenizer."""
+
+    vocab_size: int
+    end_token_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text: `<|endoftext|>` in it is text and not the end token."""
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, in which `<|endoftext|>` is the end token."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+
+
+class BytePairTokenizer:
+    """GPT-2's encoding over any vocabulary in its two-file format, run by tiktoken."""
+
+    def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[str, str]]) -> None:
+        """encoder: token, in GPT-2's printable alphabet, to id; merges: in order of preference.
+
+        Raises ValueError if the two disagree.
+        """
+        from_alphabet = {sign: byte for byte, sign in byte_alphabet().items()}
+        ranks = {
+            bytes(from_alphabet[sign] for sign in token): token_id
+            for token, token_id in encoder.items()
+            if token != END_OF_TEXT
+        }
+        order = [encoder.get(left + right) for left, right in merges]
+        if END_OF_TEXT not in encoder or len(ranks) != N_BYTES + len(order) or order != sorted(order, key=_none_last):
+            raise ValueError(
+                "encoder.json and vocab.bpe do not belong together: each merge must have an id, in order, besides "
+                f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
+            )
+        self.vocab_size = len(encoder)
+        self.end_token_id = encoder[END_OF_TEXT]
+        self.encoding = tiktoken.Encoding(
+            "scratchlm",
+            pat_str=GPT2_PATTERN,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT: self.end_token_id},
+        )
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoding.encode_ordinary(text)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.encoding.encode_batch(list(texts), allowed_special={END_OF_TEXT})
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.encoding.decode(list(token_ids))
+
+
+class WordTokenizer:
+    """The book's SimpleTokenizerV2: split at signs and white space; a word never seen becomes `<|unk|>`."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """words: the vocabulary in order of id, END_OF_TEXT and UNKNOWN included."""
+        self.words = list(words)
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        self.vocab_size = len(self.words)
+        self.end_token_id = self.ids[END_OF_TEXT]
+
+    def encode(self, text: str) -> list[int]:
+        unknown = self.ids[UNKNOWN]
+        return [self.ids.get(word, unknown) for word in split_words(text)]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        text = " ".join(self.words[i] for i in token_ids)
+        return re.sub(r'\s+([,.:;?!"()\'])', r"\1", text)
+
+
+def split_words(text: str) -> list[str]:
+    """Words and signs, white space dropped. Source: the book, section 2.2."""
+    return [part.strip() for part in re.split(r'([,.:;?_!"()\']|--|\s)', text) if part.strip()]
+
+
+def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[str], folder: Path) -> Tokenizer:
+    """Make the tokenizer that `params` describe in `folder` and return it.
+
+    vocabulary: the folder of encoder.json and vocab.bpe that kind `gpt2` uses; texts: what the others learn from.
+    """
+    if params.kind == "gpt2":
+        encoder, merges = read_json(vocabulary / "encoder.json"), read_merges(vocabulary / "vocab.bpe")
+        save_byte_pairs(folder, encoder, merges)
+    elif params.kind == "bpe":
+        save_byte_pairs(folder, *train_byte_pairs(texts, params.vocab_size))
+    else:
+        save_words(folder, collect_words(texts))
+    return load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer kept in `folder`. Raises ValueError naming what is missing or inconsistent."""
+    if (folder / "words.json").exists():
+        return WordTokenizer(read_json(folder / "words.json"))
+    try:
+        return BytePairTokenizer(read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def read_merges(path: Path) -> list[tuple[str, str]]:
+    """The pairs of a vocab.bpe file, in order of preference; its first line is a version comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise missing(path) from None
+    pairs = [tuple(line.split(" ")) for line in lines[1:] if line]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{path}: every line but the first must hold two tokens; fetch the file again")
+    return pairs  # type: ignore[return-value]
+
+
+def save_byte_pairs(folder: Path, encoder: dict[str, int], merges: Sequence[tuple[str, str]]) -> None:
+    """Write GPT-2's two files."""
+    with whole_folder(folder) as temporary:
+        (temporary / "encoder.json").write_bytes(json.dumps(encoder).encode())
+        write_text(temporary / "vocab.bpe", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
+
+
+def save_words(folder: Path, words: Sequence[str]) -> None:
+    """Write a word tokenizer's vocabulary."""
+    with whole_folder(folder) as temporary:
+        write_json(temporary / "words.json", list(words))
+
+
+def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Learn merges from `texts`; return encoder and merges: bytes first, then merges, then the end token.
+
+    Raises ValueError if the texts hold too few different words for `vocab_size` tokens.
+    Source: Sennrich et al. 2016, on bytes as in Radford et al. 2019.
+    """
+    from tokenizers import Tokenizer as HubTokenizer
+    from tokenizers import models, pre_tokenizers, trainers
+
+    hub = HubTokenizer(models.BPE())
+    hub.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # the end token comes on top
+        initial_alphabet=sorted(byte_alphabet().values()),
+        show_progress=False,
+    )
+    hub.train_from_iterator((text.replace(END_OF_TEXT, "\n") for text in texts), trainer)
+    merges = [tuple(pair) for pair in json.loads(hub.to_str())["model"]["merges"]]
+    tokens = [*byte_alphabet().values(), *(left + right for left, right in merges), END_OF_TEXT]
+    if len(tokens) != vocab_size:
+        raise ValueError(
+            f"tokenizer.vocab_size is {vocab_size}, but the corpus supports only {len(tokens)} tokens; "
+            "choose at most that many, or a larger corpus"
+        )
+    return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def collect_words(texts: Iterable[str]) -> list[str]:
+    """The vocabulary of a word tokenizer: every word of `texts`, sorted, then the two special tokens."""
+    words = {word for text in texts for word in split_words(text)}
+    return [*sorted(words - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN]
+
+
+def byte_alphabet() -> dict[int, str]:
+    """GPT-2's printable stand-in for each byte: itself if printable in Latin-1, else a sign from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(N_BYTES) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + i) for i, byte in enumerate(hidden)}
+
+
+def _none_last(rank: int | None) -> float:
+    return float("inf") if rank is None else rank

@@ -1,0 +1,47 @@
+"""How every stage script starts: named options in, one sentence out when the user must act."""
+
+import argparse
+import inspect
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from scratchlm.artifacts import append_log
+
+
+def run(main: Callable[..., None]) -> None:
+    """Call `main` with one path per parameter, taken from the option of the same name.
+
+    A parameter `model_folder: Path` is the required option --model-folder. Every stage takes --log, a
+    JSON-lines file for what is not a result: here seconds and peak memory, and what `main` adds if it asks for it.
+    A ValueError that this project raised ends the process with its sentence and status 1;
+    anything else is a defect and keeps its traceback.
+    """
+    stage = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}", description=inspect.getmodule(main).__doc__)
+    names = list(inspect.signature(main).parameters)
+    for name in dict.fromkeys([*names, "log"]):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True)
+    options = vars(parser.parse_args())
+    log = options["log"] if "log" in names else options.pop("log")
+    start = time.perf_counter()
+    try:
+        main(**options)
+    except ValueError as error:
+        if not _ours(error):
+            raise
+        sys.exit(f"{stage}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{stage}: interrupted; nothing half-written was left, `dvc repro` continues here")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    append_log(log, {"stage": stage, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak})
+
+
+def _ours(error: ValueError) -> bool:
+    """Whether the raising line stands in this project (in a library it is a defect, not advice)."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).parent.name == "stages" or f"{os.sep}scratchlm{os.sep}" in raised_in

@@ -1,0 +1,113 @@
+"""Classification: predictions, and the scores that say how good they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn import metrics
+from torch.nn import functional as F
+
+from scratchlm.data.messages import CLASSES, pad
+from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
+from scratchlm.evaluation.statistics import share_interval
+from scratchlm.model.classifier import GPTClassifier
+
+PREDICTION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.int8()),
+        ("predicted", pa.int8()),
+        ("probability", pa.float64()),
+        ("text", pa.string()),
+    ]
+)
+
+Rows = Sequence[Mapping[str, Any]]  # messages with id, label, text and token_ids
+
+
+class SpamEvaluation:
+    """Scores of a classifier on the three splits."""
+
+    def __init__(self, splits: Mapping[str, Rows], pad_token_id: int, width: int, params: EvaluationParams) -> None:
+        self._splits, self._pad_token_id, self._width, self._params = splits, pad_token_id, width, params
+
+    def quick(self, model: GPTClassifier) -> dict[str, float]:
+        """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
+        figures: dict[str, float] = {}
+        for split in ("train", "val"):
+            rows = self._splits[split]
+            chosen = [rows[i] for i in evenly_spaced(len(rows), self._params.max_rows)]
+            scores = classification_scores(_labels(chosen), self._probabilities(model, chosen))
+            figures |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
+        return figures
+
+    def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+        """Scores and probabilities of every split, whole."""
+        probabilities = {split: self._probabilities(model, rows) for split, rows in self._splits.items()}
+        scores = {
+            split: classification_scores(_labels(rows), probabilities[split]) for split, rows in self._splits.items()
+        }
+        return scores, probabilities
+
+    def _probabilities(self, model: GPTClassifier, rows: Rows) -> np.ndarray:
+        texts = [row["token_ids"] for row in rows]
+        return spam_probabilities(model, texts, self._pad_token_id, self._width, self._params.batch_size)
+
+
+def prediction_rows(rows: Rows, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    """One record per message, of PREDICTION_SCHEMA: what a paired comparison of two classifiers needs."""
+    return [
+        {field: row[field] for field in ("id", "label", "text")} | {"probability": float(p), "predicted": int(p > 0.5)}
+        for row, p in zip(rows, probabilities, strict=True)
+    ]
+
+
+def confusion_rows(predictions: Rows) -> list[dict[str, str]]:
+    """actual and predicted class of each message by name, for DVC's confusion plot."""
+    return [{"actual": CLASSES[row["label"]], "predicted": CLASSES[row["predicted"]]} for row in predictions]
+
+
+@torch.no_grad()
+def spam_probabilities(
+    model: GPTClassifier, texts: Sequence[Sequence[int]], pad_token_id: int, width: int, batch_size: int
+) -> np.ndarray:
+    """The probability of class 1 for each text, (N,) float64. texts: token ids; padded to `width`."""
+    device = model.head.weight.device
+    was_training = model.training
+    model.eval()
+    found = []
+    for start in range(0, len(texts), batch_size):
+        token_ids, lengths = pad(texts[start : start + batch_size], pad_token_id, width)
+        logits = model(torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device))
+        found.append(F.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(found)
+
+
+def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, Any]:
+    """Scores at threshold 0.5, with class 1 as the positive one; loss in nats per text.
+
+    labels, probabilities: (N,). AUROC is absent where only one class occurs: it is undefined.
+    """
+    predicted = (probabilities > 0.5).astype(int)
+    (tn, fp), (fn, tp) = metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+    low, high = share_interval(tp + tn, len(labels))
+    scores = {
+        "accuracy": (tp + tn) / len(labels),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "precision": metrics.precision_score(labels, predicted, zero_division=0.0),
+        "recall": metrics.recall_score(labels, predicted, zero_division=0.0),
+        "f1": metrics.f1_score(labels, predicted, zero_division=0.0),
+        "loss": metrics.log_loss(labels, probabilities, labels=[0, 1]),
+        "confusion": {"ham_as_ham": tn, "ham_as_spam": fp, "spam_as_ham": fn, "spam_as_spam": tp},
+    }
+    if len(set(labels.tolist())) == 2:
+        scores["auroc"] = metrics.roc_auc_score(labels, probabilities)
+    return scores
+
+
+def _labels(rows: Rows) -> np.ndarray:
+    return np.array([row["label"] for row in rows])

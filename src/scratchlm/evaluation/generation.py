@@ -1,0 +1,69 @@
+"""The answers that a model writes to instructions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import Field
+from tqdm import tqdm
+
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.model.decoding import Generation, SamplingParams, generate
+from scratchlm.model.gpt import GPTModel
+from scratchlm.params import Section
+from scratchlm.runtime import stream
+
+RESPONSE_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("id", "model", "instruction", "input", "output", "response")),
+        ("finished", pa.bool_()),
+    ]
+)
+
+Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_token_ids, response_token_ids
+
+
+class GenerateParams(Section):
+    """before: also answer with the base model, to see what finetuning changed."""
+
+    before: bool
+    batch_size: Annotated[int, Field(ge=1)]
+    max_new_tokens: Annotated[int, Field(ge=1)]
+    sampling: SamplingParams
+
+
+def generate_responses(
+    model: GPTModel, rows: Rows, tokenizer: Tokenizer, params: GenerateParams, seed: int, name: str
+) -> list[dict[str, Any]]:
+    """One record of RESPONSE_SCHEMA per row, under the model's `name`; a row's draws depend on its own place only."""
+    records = []
+    with tqdm(total=len(rows), desc=f"generate {name}", unit="response") as bar:
+        for start in range(0, len(rows), params.batch_size):
+            batch = rows[start : start + params.batch_size]
+            found = generate(
+                model,
+                [row["prompt_token_ids"] for row in batch],
+                max_new_tokens=params.max_new_tokens,
+                end_token_id=tokenizer.end_token_id,
+                sampling=params.sampling,
+                seeds=[stream(seed, f"sampling {row['id']}") for row in batch],
+            )
+            answers = zip(batch, found, strict=True)
+            records += [{"model": name, **response_record(row, answer, tokenizer)} for row, answer in answers]
+            bar.update(len(batch))
+    return records
+
+
+def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[str], str]) -> dict[str, Any]:
+    """Responses, how many ended by themselves, and how many equal the reference answer when both are normalised."""
+    return {
+        "responses": len(records),
+        "finished": sum(record["finished"] for record in records),
+        "exact_matches": sum(normalise(record["response"]) == normalise(record["output"]) for record in records),
+    }
+
+
+def response_record(row: dict[str, Any], answer: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A row's question, reference answer and response, without surrounding white space."""
+    asked = {field: row[field] for field in ("id", "instruction", "input", "output")}
+    return asked | {"response": tokenizer.decode(answer.token_ids).strip(), "finished": answer.finished}

@@ -1,0 +1,75 @@
+"""Language-model loss, exact over tokens, one figure per window or response too."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.model.gpt import GPTModel
+
+LOGIT_NUMBERS = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
+
+
+Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Losses(NamedTuple):
+    """Summed loss in nats and scored tokens of each row (a window or a response), (N,) each."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats per scored token: every token weighs the same, whatever row it is in."""
+        return float(self.sums.sum() / self.counts.sum())
+
+
+@torch.no_grad()
+def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) -> Losses:
+    """The loss of each of `n_rows` rows. rows: indices -> inputs, targets, (B, T) int64 each.
+
+    The model is left in the mode it was in; no random stream is touched.
+    """
+    device = model.token_embedding.weight.device
+    was_training = model.training
+    model.eval()
+    sums, counts = [], []
+    for start in range(0, n_rows, batch_size):
+        inputs, targets = rows(np.arange(start, min(n_rows, start + batch_size)))
+        row_sums, row_counts = _row_losses(
+            model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+        )
+        sums.append(row_sums.cpu().numpy())
+        counts.append(row_counts.cpu().numpy())
+    model.train(was_training)
+    return Losses(np.concatenate(sums), np.concatenate(counts))
+
+
+def perplexity(nats_per_token: float) -> float:
+    """e to the loss: among how many equally likely tokens the model is in doubt. Jelinek et al. 1977."""
+    return math.exp(nats_per_token)
+
+
+def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
+    """The loss per byte of text, which models with different tokenizers share."""
+    return nats_per_token * n_tokens / n_bytes / math.log(2)
+
+
+def _row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row the summed loss and the number of scored tokens: (B, T), (B, T) -> (B,), (B,)."""
+    keep = targets != IGNORE_INDEX
+    hidden = model.hidden_states(inputs)[keep]  # (N, C)
+    block = max(1, LOGIT_NUMBERS // model.config.vocab_size)
+    losses = [
+        F.cross_entropy(model.head(part), scored, reduction="none")
+        for part, scored in zip(hidden.split(block), targets[keep].split(block), strict=True)
+    ]
+    per_token = torch.zeros(targets.shape, device=targets.device)
+    per_token[keep] = torch.cat(losses).float()
+    return per_token.double().sum(dim=1), keep.sum(dim=1)

@@ -1,0 +1,51 @@
+"""How well a model knows the reference answers: loss per response token, and a few responses to read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scratchlm.data.instructions import collate
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.evaluation.generation import Rows, response_record
+from scratchlm.evaluation.language_model import Losses, measure_losses
+from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
+from scratchlm.model.decoding import generate
+from scratchlm.model.gpt import GPTModel
+
+N_SAMPLES = 3
+SAMPLE_TOKENS = 64
+
+
+class ResponseEvaluation:
+    """Loss per response token on the three splits, whatever training scores; a few responses at each call of quick."""
+
+    def __init__(
+        self, splits: Mapping[str, Rows], tokenizer: Tokenizer, context_length: int, params: EvaluationParams
+    ) -> None:
+        self._splits, self._tokenizer = splits, tokenizer
+        self._context_length, self._params = context_length, params
+        self.samples: list[dict[str, Any]] = []
+
+    def quick(self, model: GPTModel) -> dict[str, float]:
+        """train_loss and val_loss on at most max_rows responses of each; responses to N_SAMPLES val instructions."""
+        at_most = self._params.max_rows
+        figures = {f"{split}_loss": self._measure(model, split, at_most).mean for split in ("train", "val")}
+        rows, end = self._splits["val"][:N_SAMPLES], self._tokenizer.end_token_id
+        prompts = [row["prompt_token_ids"] for row in rows]
+        answers = generate(model, prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=end)
+        texts = [response_record(row, answer, self._tokenizer) for row, answer in zip(rows, answers, strict=True)]
+        self.samples.append({"evaluation": len(self.samples), **figures, "responses": texts})
+        return figures
+
+    def full(self, model: GPTModel) -> dict[str, float]:
+        """The loss of every split, whole."""
+        return {f"{split}_loss": self._measure(model, split, len(rows)).mean for split, rows in self._splits.items()}
+
+    def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
+        rows = self._splits[split]
+        chosen = [rows[i] for i in evenly_spaced(len(rows), at_most)]
+        end = self._tokenizer.end_token_id
+
+        def batch(indices: Any) -> Any:
+            return collate([chosen[i] for i in indices], end, self._context_length, mask_instruction=True)
+
+        return measure_losses(model, batch, len(chosen), self._params.batch_size)

@@ -1,0 +1,158 @@
+"""Attention, from weightless self-attention up to the multi-head form that the model uses.
+
+The ladder follows chapter 3 of the book; each rung equals the next where they coincide (tests).
+Letters: B batch, T time, C channels, H heads, D head width, S cached positions.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def self_attention(x: Tensor) -> Tensor:
+    """Each position as the average of all, weighted by the softmax of dot products. (…, T, C) -> (…, T, C)."""
+    weights = (x @ x.transpose(-2, -1)).softmax(dim=-1)  # (…, T, T)
+    return weights @ x
+
+
+class SelfAttention(nn.Module):
+    """Scaled dot-product attention with trainable query, key and value projections.
+
+    forward: (B, T, C_in) -> (B, T, C_out). Source: Vaswani et al. 2017, section 3.2.1.
+    """
+
+    def __init__(self, emb_in: int, emb_out: int, qkv_bias: bool = False) -> None:
+        super().__init__()
+        self.query = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+        self.key = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+        self.value = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return explicit_attention(self.query(x), self.key(x), self.value(x))
+
+
+class CausalAttention(nn.Module):
+    """SelfAttention in which a position sees only itself and what came before; dropout on the weights.
+
+    forward: (B, T, C_in) -> (B, T, C_out).
+    """
+
+    def __init__(self, emb_in: int, emb_out: int, dropout: float, qkv_bias: bool = False) -> None:
+        super().__init__()
+        self.query = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+        self.key = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+        self.value = nn.Linear(emb_in, emb_out, bias=qkv_bias)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = causal_mask(x.shape[-2], x.device)
+        dropout = self.dropout if self.training else 0.0
+        return explicit_attention(self.query(x), self.key(x), self.value(x), mask, dropout)
+
+
+class MultiHeadAttentionWrapper(nn.Module):
+    """Several CausalAttention heads side by side, their outputs concatenated.
+
+    forward: (B, T, C_in) -> (B, T, H * C_out).
+    """
+
+    def __init__(self, emb_in: int, emb_out: int, dropout: float, n_heads: int, qkv_bias: bool = False) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(CausalAttention(emb_in, emb_out, dropout, qkv_bias) for _ in range(n_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(x) for head in self.heads], dim=-1)
+
+
+class LayerCache:
+    """Keys and values of one layer for the tokens seen so far; every row has its own length.
+
+    Slot p of row b holds the token at position p, so a key is visible to a query at position q
+    exactly if p <= q, and what padding wrote behind a row's end is overwritten before it is seen.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        """keys, values: (B, H, S, D) preallocated; S is the capacity."""
+        self.keys, self.values = keys, values
+
+    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, visible: int) -> tuple[Tensor, Tensor]:
+        """Store (B, H, T, D) at `positions` (B, T); return all keys and values of the first `visible` slots."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
+        self.keys[rows, :, positions] = keys.transpose(1, 2)
+        self.values[rows, :, positions] = values.transpose(1, 2)
+        return self.keys[:, :, :visible], self.values[:, :, :visible]
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal attention of H heads over slices of one projection: the form the model uses.
+
+    forward: (B, T, C) -> (B, T, C). Query, key and value are one fused matrix product; their weights
+    are drawn as three separate layers, in the book's order, so that a seed gives the published values.
+    """
+
+    def __init__(
+        self,
+        emb_dim: int,
+        n_heads: int,
+        dropout: float,
+        qkv_bias: bool,
+        implementation: Literal["explicit", "sdpa"] = "sdpa",
+    ) -> None:
+        super().__init__()
+        assert emb_dim % n_heads == 0
+        self.n_heads, self.dropout, self.implementation = n_heads, dropout, implementation
+        parts = [nn.Linear(emb_dim, emb_dim, bias=qkv_bias) for _ in range(3)]
+        with torch.random.fork_rng(devices=[]):  # the fused layer's own draw is overwritten: it must not count
+            self.qkv = nn.Linear(emb_dim, 3 * emb_dim, bias=qkv_bias)
+        with torch.no_grad():
+            self.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+            if qkv_bias:
+                self.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+        self.projection = nn.Linear(emb_dim, emb_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, T, C); without mask, position t sees 0..t.
+
+        With a cache: positions (B, T) of the new tokens, and mask (B, 1, T, S) bool, True where visible.
+        """
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_heads, C // self.n_heads).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        query, key, value = qkv.unbind(0)
+        if cache is not None:
+            assert positions is not None
+            key, value = cache.extend(key, value, positions, T if mask is None else mask.shape[-1])
+        dropout = self.dropout if self.training else 0.0
+        if self.implementation == "sdpa":
+            context = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+        else:
+            context = explicit_attention(query, key, value, causal_mask(T, x.device) if mask is None else mask, dropout)
+        return self.projection(context.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
+
+
+def explicit_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q kᵀ / √D) v, written out.
+
+    query: (…, T, D); key, value: (…, S, D); mask: broadcastable to (…, T, S), True where visible.
+    Returns (…, T, D). Source: Vaswani et al. 2017, equation 1.
+    """
+    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (…, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    return weights @ value
+
+
+def causal_mask(n_positions: int, device: torch.device) -> Tensor:
+    """(T, T) bool, True where the column is not in the row's future."""
+    return torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()

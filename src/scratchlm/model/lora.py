@@ -1,0 +1,93 @@
+"""Low-rank adaptation: train two thin matrices beside each frozen weight. Hu et al. 2021; the book's appendix E.
+
+As in the book, `alpha` is the whole factor on the update (Hu et al. divide it by the rank).
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class LoRAParams(BaseModel):
+    """Rank and scale of the update, and which linear layers get one.
+
+    layers: within the blocks (`attention`, `feed_forward`, `blocks` for both) or `all`, the head too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    rank: Annotated[int, Field(ge=1)]
+    alpha: Annotated[float, Field(gt=0)]
+    layers: Literal["attention", "feed_forward", "blocks", "all"]
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus alpha times B A, where B starts at zero: at first, nothing changes.
+
+    The fused query-key-value layer gets one update per part, as three separate layers would.
+    forward: (…, C_in) -> (…, C_out).
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, n_parts: int = 1) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.alpha = alpha
+        self.A = nn.Parameter(torch.empty(n_parts, rank, linear.in_features, device=linear.weight.device))
+        self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
+        for part in self.A:
+            nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        updates = [x @ a.T @ b.T for a, b in zip(self.A, self.B, strict=True)]
+        return self.linear(x) + self.alpha * torch.cat(updates, dim=-1)
+
+    def merged(self) -> nn.Linear:
+        """The plain linear layer that computes the same."""
+        with torch.no_grad():
+            self.linear.weight += self.alpha * (self.B @ self.A).flatten(0, 1)  # (P, C_out/P, C_in) -> (C_out, C_in)
+        return self.linear
+
+
+def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
+    """Freeze `model` and put a LoRALinear in place of each linear layer that `params.layers` names.
+
+    A tied language-model head is left alone: merging would change the token embedding with it.
+    """
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
+            if _chosen(path, params.layers) and not _tied(model, linear):
+                parent, _, name = path.rpartition(".")
+                n_parts = 3 if name == "qkv" else 1
+                setattr(model.get_submodule(parent), name, LoRALinear(linear, params.rank, params.alpha, n_parts))
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The low-rank matrices alone, by parameter name: all that differs from the base model in frozen layers."""
+    return {
+        f"{path}.{name}": getattr(module, name).detach()
+        for path, module in model.named_modules()
+        if isinstance(module, LoRALinear)
+        for name in ("A", "B")
+    }
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Fold every update into its weight; afterwards the model is of plain layers again and computes the same."""
+    for path, module in [(path, module) for path, module in model.named_modules() if isinstance(module, LoRALinear)]:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module.merged())
+
+
+def _chosen(path: str, layers: str) -> bool:
+    parts = path.split(".")
+    in_blocks = "blocks" in parts
+    return layers == "all" or (in_blocks and (layers == "blocks" or layers in parts))
+
+
+def _tied(model: nn.Module, linear: nn.Linear) -> bool:
+    return any(isinstance(m, nn.Embedding) and m.weight is linear.weight for m in model.modules())

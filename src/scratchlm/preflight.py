@@ -1,0 +1,64 @@
+"""What must fit together across the sections of params.yaml; each section checks itself when it is read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE
+from scratchlm.runtime import resolve_device
+
+NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # the sample's checkpoint, data/sample/README.md
+
+
+def check_together(params: Any) -> None:
+    """Raises ValueError with one sentence for each combination that cannot work.
+
+    params: all of params.yaml, each section of its own type.
+    """
+    resolve_device(params.device)
+    params.model.config(vocab_size=1)
+    mistakes = [
+        *_vocabularies(params),
+        *_bases(params),
+        *_contexts(params),
+    ]
+    if mistakes:
+        raise ValueError("\n".join(mistakes))
+
+
+def _vocabularies(params: Any) -> Iterator[str]:
+    """Every GPT-2 checkpoint that is loaded must have been trained with the tokenizer in use."""
+    ours = {"gpt2": params.sources.vocabulary, "bpe": "trained on the corpus", "word": "the corpus' words"}
+    for size in params.gpt2_sizes:
+        theirs, n_tokens = ("gpt2-nano", NANO_VOCAB_SIZE) if size == "nano" else ("gpt2-124M", GPT2_VOCAB_SIZE)
+        if params.tokenizer.kind != "gpt2" or params.sources.vocabulary != theirs:
+            yield (
+                f"gpt2_sizes has {size}, whose vocabulary of {n_tokens} tokens differs from the tokenizer's "
+                f"({params.tokenizer.kind}: {ours[params.tokenizer.kind]}); set tokenizer.kind to gpt2 and "
+                f"sources.vocabulary to {theirs}, or remove the size"
+            )
+
+
+def _bases(params: Any) -> Iterator[str]:
+    allowed = ["pretrain", *(f"gpt2-{size}" for size in params.gpt2_sizes)]
+    for section in ("finetune_spam", "finetune_instruct"):
+        base = getattr(params, section).base
+        if base not in allowed:
+            yield (
+                f"{section}.base is {base!r}; allowed are {', '.join(allowed)}; to use another GPT-2, "
+                "add its size to gpt2_sizes"
+            )
+
+
+def _contexts(params: Any) -> Iterator[str]:
+    """Nothing may ask for more positions than the model has that it meets."""
+    lengths = {"pretrain": params.model.context_length}
+    for size in params.gpt2_sizes:
+        lengths[f"gpt2-{size}"] = NANO_CONTEXT_LENGTH if size == "nano" else GPT2_CONTEXT_LENGTH
+    wanted = [("evaluation.context_length", params.evaluation.context_length, name) for name in lengths]
+    spam, instruct = params.finetune_spam, params.finetune_instruct
+    if isinstance(spam.padding, int):
+        wanted.append(("finetune_spam.padding", spam.padding, spam.base))
+    wanted.append(("generate.max_new_tokens", params.generate.max_new_tokens, instruct.base))
+    for key, n_tokens, model in wanted:
+        if n_tokens > lengths.get(model, n_tokens):
+            yield f"{key} is {n_tokens}, but {model} has a context of {lengths[model]} tokens; lower it to that or less"

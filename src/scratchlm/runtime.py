@@ -1,0 +1,85 @@
+"""Where and how numbers are computed: device, threads, precision, determinism, random streams."""
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from scratchlm.params import Section, Seed
+
+
+class RuntimeParams(Section):
+    """Top-level keys of params.yaml that every computing stage reads."""
+
+    device: Literal["cpu", "cuda", "mps", "auto"]
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    precision: Literal["float32", "bfloat16"]
+    seed: Seed
+
+
+def set_up(params: RuntimeParams) -> torch.device:
+    """Fix threads and deterministic kernels for this process; return the device to compute on.
+
+    Raises ValueError if the device is not there.
+    """
+    device = resolve_device(params.device)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for determinism
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(params.threads)
+    return device
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device for a name of params.yaml; `auto` takes cuda, then mps, then cpu.
+
+    Raises ValueError if the device is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, available in there.items() if available))
+    if not there[name]:
+        found = ", ".join(device for device, available in there.items() if available)
+        raise ValueError(
+            f"device is {name!r}, but torch finds only {found} here; set device to one of these or to auto"
+        )
+    return torch.device(name)
+
+
+def autocast(params: RuntimeParams, device: torch.device) -> AbstractContextManager:
+    """Matrix products in bfloat16 where `precision` says so; weights stay in float32."""
+    if params.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def stream(seed: int, purpose: str) -> int:
+    """The seed of an independent random stream, one per purpose, such as "initialisation" or "data order 3"."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose; see `stream`."""
+    return torch.Generator().manual_seed(stream(seed, purpose))
+
+
+def arithmetic_fingerprint() -> str:
+    """A hash of this machine's float32 arithmetic: equal where rebuilds can be bit-identical.
+
+    Two training steps of a small network: matrix products, softmax, exp and sums in the order
+    that this processor's kernels take them, on one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    source = torch.Generator().manual_seed(0)
+    inputs = torch.randn(64, 129, generator=source)
+    weights = torch.randn(129, 257, generator=source).requires_grad_()
+    for _ in range(2):
+        loss = torch.nn.functional.gelu(inputs @ weights, approximate="tanh").softmax(-1).square().sum()
+        (gradient,) = torch.autograd.grad(loss, weights)
+        weights = (weights - gradient).detach().requires_grad_()
+    torch.set_num_threads(threads)
+    return hashlib.sha256(weights.detach().numpy().tobytes()).hexdigest()[:16]

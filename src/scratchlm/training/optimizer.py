@@ -1,0 +1,67 @@
+"""AdamW, its weight decay, and how the learning rate moves."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from scratchlm.params import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TrainingParams(Section):
+    """What every training stage sets.
+
+    epochs: passes over the training examples; a fraction stops within one. batch_size: sequences per optimizer
+    step. max_micro_batch_size: sequences per forward pass; a larger batch is accumulated from several.
+    weight_decay_on: `matrices` spares biases, norms and other vectors; `all` is torch's and the book's default.
+    evaluate_every_steps: besides evaluations at step 0 and at the end.
+    """
+
+    epochs: Annotated[float, Field(gt=0)]
+    batch_size: Positive
+    max_micro_batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay_on: Literal["matrices", "all"]
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+    evaluate_every_steps: Positive
+
+
+def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
+    """AdamW over what is trainable, in one fused kernel per step. Source: Loshchilov and Hutter 2019."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    spared = [p for p in trainable if p.dim() < 2] if params.weight_decay_on == "matrices" else []
+    decayed = [p for p in trainable if not any(p is other for other in spared)]
+    groups = [
+        {"params": decayed, "weight_decay": params.weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=params.learning_rate,
+        betas=(params.beta1, params.beta2),
+        fused=True,
+    )
+
+
+def learning_rate_at(step: int, n_steps: int, params: TrainingParams) -> float:
+    """The rate of step 0 ≤ step < n_steps: linear warmup from one part of it, then constant or half a cosine down.
+
+    Source: Loshchilov and Hutter 2017; the book's appendix D.
+    """
+    if step < params.warmup_steps:
+        return params.learning_rate * (step + 1) / params.warmup_steps
+    if params.schedule == "constant":
+        return params.learning_rate
+    progress = (step - params.warmup_steps) / max(1, n_steps - params.warmup_steps)
+    span = params.learning_rate - params.min_learning_rate
+    return params.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,71 @@
+"""Finetuning a GPT into a spam classifier. The book's chapter 6."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from scratchlm.data.messages import CLASSES, pad
+from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
+from scratchlm.model.gpt import GPTModel
+from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.runtime import stream
+from scratchlm.training.loop import Batch, Task
+from scratchlm.training.optimizer import TrainingParams
+
+
+class FinetuneSpamParams(TrainingParams):
+    """base: a folder of data/models. padding: to the longest training message, or to a number of tokens.
+
+    With `lora`, its matrices train instead of what `trainable` names; the head trains in any case,
+    except under lora.layers `all`, where it too is frozen beside its matrices (as in the book).
+    """
+
+    base: Annotated[str, Field(min_length=1)]
+    trainable: Trainable
+    position: Position
+    padding: Literal["longest"] | Annotated[int, Field(ge=1)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    lora: LoRAParams | None
+
+
+def build_spam_classifier(trunk: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:
+    """A classifier with a fresh head on `trunk`, with only what `params` names left to train."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "classification head"))
+        classifier = GPTClassifier(trunk, len(CLASSES), params.position)
+    if params.lora is None:
+        freeze(classifier, params.trainable)
+    else:
+        apply_lora(classifier, params.lora, stream(seed, "lora"))
+        if params.lora.layers != "all":
+            classifier.head.requires_grad_(True)
+    return classifier
+
+
+def padded_width(padding: int | str, train: Sequence[Sequence[int]], context_length: int) -> int:
+    """Tokens that every message is cut or padded to."""
+    return min(context_length, max(map(len, train)) if isinstance(padding, str) else padding)
+
+
+def spam_task(
+    rows: Sequence[Mapping[str, Any]], width: int, pad_token_id: int, evaluate: Callable[[], Mapping[str, float]]
+) -> Task:
+    """The loop's task for messages with token_ids and label."""
+
+    def batch(indices: np.ndarray) -> Batch:
+        chosen = [rows[i] for i in indices]
+        token_ids, lengths = pad([row["token_ids"] for row in chosen], pad_token_id, width)
+        labels = torch.tensor([row["label"] for row in chosen])
+        return Batch((torch.from_numpy(token_ids), torch.from_numpy(lengths), labels), len(chosen))
+
+    return Task("finetune_spam", len(rows), batch, summed_class_loss, evaluate)
+
+
+def summed_class_loss(model: GPTClassifier, token_ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the class, summed over texts: (B, T), (B,), (B,) int64 -> scalar, in nats."""
+    return F.cross_entropy(model(token_ids, lengths), labels, reduction="sum")

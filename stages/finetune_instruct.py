@@ -1,0 +1,52 @@
+"""Finetune a base model to follow instructions."""
+
+from pathlib import Path
+
+from scratchlm.artifacts import read_table, write_csv, write_json
+from scratchlm.checkpoints.native import load_gpt, save_gpt
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.entry import run
+from scratchlm.evaluation.responses import ResponseEvaluation
+from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.params import read_params
+from scratchlm.runtime import RuntimeParams, autocast, set_up
+from scratchlm.training.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
+from scratchlm.training.loop import train
+
+
+class Params(RuntimeParams):
+    finetune_instruct: FinetuneInstructParams
+    evaluation: EvaluationParams
+
+
+def main(
+    params: Path, tokenizer: Path, instructions: Path, base: Path, model: Path, samples: Path,
+    metrics: Path, curve: Path, log: Path,
+) -> None:  # fmt: skip
+    p = read_params(params, Params)
+    device = set_up(p)
+    splits = {split: read_table(instructions / f"{split}.parquet") for split in ("train", "val", "test")}
+    gpt = load_gpt(base, dropout=p.finetune_instruct.dropout).to(device)
+    text = load_tokenizer(tokenizer)
+    evaluation = ResponseEvaluation(splits, text, gpt.config.context_length, p.evaluation)
+    with autocast(p, device):
+        before = evaluation.full(gpt)
+    prepare_assistant(gpt, p.finetune_instruct, p.seed)
+    task = instruct_task(
+        splits["train"], text.end_token_id, gpt.config.context_length, p.finetune_instruct,
+        lambda: evaluation.quick(gpt),
+    )  # fmt: skip
+    rows = train(gpt, task, p.finetune_instruct, p, device, log)
+    adapter = adapter_state(gpt)
+    merge_lora(gpt)
+    with autocast(p, device):
+        after = evaluation.full(gpt)
+    write_json(samples, evaluation.samples)
+    write_csv(curve, rows)
+    write_json(metrics, {"before": before, "after": after})
+    save_gpt(model, gpt, adapter)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Turn one OpenAI GPT-2 checkpoint into our format, and measure it on the corpus."""
+
+from pathlib import Path
+from typing import cast
+
+from scratchlm.artifacts import read_json, write_json, write_table
+from scratchlm.checkpoints.native import save_gpt
+from scratchlm.checkpoints.openai import load_openai
+from scratchlm.data.catalogue import GPT2Size
+from scratchlm.entry import run
+from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
+from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.model.gpt import parameter_count
+from scratchlm.params import read_params
+from scratchlm.runtime import RuntimeParams, autocast, set_up
+
+
+class Params(RuntimeParams):
+    gpt2_sizes: list[GPT2Size]
+    evaluation: EvaluationParams
+
+
+def main(params: Path, checkpoint: Path, corpus: Path, model: Path, losses: Path, metrics: Path) -> None:
+    p = read_params(params, Params)
+    device = set_up(p)
+    size = cast(GPT2Size, checkpoint.name.removeprefix("gpt2-"))
+    gpt, n_tensors = load_openai(checkpoint, size)
+    save_gpt(model, gpt)
+    evaluation = CorpusEvaluation(corpus, p.evaluation)
+    with autocast(p, device):
+        measured = evaluation.full(gpt.to(device), "val")
+    counts = read_json(corpus / "counts.json")["val"]
+    write_table(losses, loss_rows(measured, "val"), LOSS_SCHEMA)
+    scores = {"val": corpus_scores(measured, counts["tokens"], counts["bytes"])}
+    write_json(metrics, scores | {"parameters": parameter_count(gpt), "tensors_mapped": n_tensors})
+
+
+if __name__ == "__main__":
+    run(main)

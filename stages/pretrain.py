@@ -1,0 +1,53 @@
+"""Train a GPT from random weights on the corpus."""
+
+from pathlib import Path
+
+from scratchlm.artifacts import read_json, write_csv, write_json, write_table
+from scratchlm.checkpoints.native import save_gpt
+from scratchlm.data.corpus import TokenWindows, read_tokens
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.entry import run
+from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
+from scratchlm.evaluation.samples import TextSampler
+from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.model.config import ModelParams
+from scratchlm.model.gpt import build_model, parameter_count
+from scratchlm.params import read_params
+from scratchlm.runtime import RuntimeParams, set_up, stream
+from scratchlm.training.loop import train
+from scratchlm.training.pretraining import PretrainParams, pretraining_task
+
+
+class Params(RuntimeParams):
+    model: ModelParams
+    pretrain: PretrainParams
+    evaluation: EvaluationParams
+
+
+def main(
+    params: Path, tokenizer: Path, corpus: Path, model: Path, losses: Path, samples: Path,
+    metrics: Path, curve: Path, log: Path,
+) -> None:  # fmt: skip
+    p = read_params(params, Params)
+    device = set_up(p)
+    text = load_tokenizer(tokenizer)
+    gpt = build_model(p.model.config(text.vocab_size), stream(p.seed, "initialisation")).to(device)
+    windows = TokenWindows(read_tokens(corpus / "train"), p.model.context_length, p.pretrain.stride)
+    evaluation = CorpusEvaluation(corpus, p.evaluation)
+    sampler = TextSampler(gpt, text, p.pretrain.sample_prompt, p.pretrain.sample_tokens)
+    task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)))
+    rows = train(gpt, task, p.pretrain, p, device, log)
+    counts = read_json(corpus / "counts.json")
+    measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}
+    scores = {
+        split: corpus_scores(measured[split], counts[split]["tokens"], counts[split]["bytes"]) for split in measured
+    }
+    write_table(losses, loss_rows(measured["val"], "val"), LOSS_SCHEMA)
+    write_json(samples, sampler.samples)
+    write_csv(curve, rows)
+    write_json(metrics, scores | {"parameters": parameter_count(gpt), "untrained_val_loss": rows[0]["val_loss"]})
+    save_gpt(model, gpt)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,45 @@
+"""Turn the raw corpus, messages and instructions into token ids in Parquet."""
+
+from pathlib import Path
+
+from scratchlm.artifacts import only_file, write_json
+from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
+from scratchlm.data.instructions import InstructionsParams, write_instructions
+from scratchlm.data.messages import MessagesParams, write_messages
+from scratchlm.data.tokenizer import TokenizerParams, make_tokenizer
+from scratchlm.entry import run
+from scratchlm.params import Section, Seed, read_params
+
+
+class TokenizeParams(Section):
+    corpus: CorpusParams
+    messages: MessagesParams
+    instructions: InstructionsParams
+
+
+class Params(Section):
+    seed: Seed
+    tokenizer: TokenizerParams
+    tokenize: TokenizeParams
+
+
+def main(
+    params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokens: Path, metrics: Path
+) -> None:
+    p = read_params(params, Params)
+    text = only_file(corpus)
+    train_text = split_chunks(text, p.tokenize.corpus.train_fraction)["train"]
+    tokenizer = make_tokenizer(p.tokenizer, vocabulary, train_text, tokens / "tokenizer")
+    report = {
+        "vocab_size": tokenizer.vocab_size,
+        "corpus": write_corpus(text, tokenizer, tokens / "corpus", p.tokenize.corpus),
+        "messages": write_messages(only_file(messages), tokenizer, tokens / "messages", p.tokenize.messages, p.seed),
+        "instructions": write_instructions(
+            only_file(instructions), tokenizer, tokens / "instructions", p.tokenize.instructions
+        ),
+    }
+    write_json(metrics, report)
+
+
+if __name__ == "__main__":
+    run(main)
