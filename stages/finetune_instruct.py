@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_table, write_csv, write_json
+from scratchlm.artifacts import read_splits, write_csv, write_json
 from scratchlm.checkpoints.native import load_gpt, save_gpt
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
@@ -26,7 +26,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
-    splits = {split: read_table(instructions / f"{split}.parquet") for split in ("train", "val", "test")}
+    splits = read_splits(instructions)
     gpt = load_gpt(base, dropout=p.finetune_instruct.dropout).to(device)
     text = load_tokenizer(tokenizer)
     evaluation = ResponseEvaluation(splits, text, gpt.config.context_length, p.evaluation)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_table, write_csv, write_json, write_table
+from scratchlm.artifacts import read_splits, write_csv, write_json, write_table
 from scratchlm.checkpoints.classifier import save_classifier
 from scratchlm.checkpoints.native import load_gpt
 from scratchlm.data.tokenizer import load_tokenizer
@@ -28,7 +28,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
-    splits = {split: read_table(messages / f"{split}.parquet") for split in ("train", "val", "test")}
+    splits = read_splits(messages)
     trunk = load_gpt(base, dropout=p.finetune_spam.dropout)
     pad_token_id = load_tokenizer(tokenizer).end_token_id
     texts = [row["token_ids"] for row in splits["train"]]

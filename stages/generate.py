@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_table, write_json, write_table
+from scratchlm.artifacts import read_splits, write_json, write_table
 from scratchlm.checkpoints.native import load_gpt
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
@@ -22,7 +22,7 @@ def main(
     p = read_params(params, Params)
     device = set_up(p)
     text = load_tokenizer(tokenizer)
-    rows = read_table(instructions / "test.parquet")
+    rows = read_splits(instructions)["test"]
     records, counts = [], {}
     for name, folder in {"before": base, "after": assistant}.items():
         if name == "after" or p.generate.before:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import cast
 
-from scratchlm.artifacts import read_json, write_json, write_table
+from scratchlm.artifacts import write_json, write_table
 from scratchlm.checkpoints.native import save_gpt
 from scratchlm.checkpoints.openai import load_openai
 from scratchlm.data.catalogue import GPT2Size
+from scratchlm.data.corpus import read_counts
 from scratchlm.entry import run
 from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
 from scratchlm.evaluation.settings import EvaluationParams
@@ -29,7 +30,7 @@ def main(params: Path, checkpoint: Path, corpus: Path, model: Path, losses: Path
     evaluation = CorpusEvaluation(corpus, p.evaluation)
     with autocast(p, device):
         measured = evaluation.full(gpt.to(device), "val")
-    counts = read_json(corpus / "counts.json")["val"]
+    counts = read_counts(corpus)["val"]
     write_table(losses, loss_rows(measured, "val"), LOSS_SCHEMA)
     scores = {"val": corpus_scores(measured, counts["tokens"], counts["bytes"])}
     write_json(metrics, scores | {"parameters": parameter_count(gpt), "tensors_mapped": n_tensors})

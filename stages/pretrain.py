@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_json, write_csv, write_json, write_table
+from scratchlm.artifacts import write_csv, write_json, write_table
 from scratchlm.checkpoints.native import save_gpt
-from scratchlm.data.corpus import TokenWindows, read_tokens
+from scratchlm.data.corpus import TokenWindows, read_counts, read_tokens
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
 from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
@@ -32,12 +32,12 @@ def main(
     device = set_up(p)
     text = load_tokenizer(tokenizer)
     gpt = build_model(p.model.config(text.vocab_size), stream(p.seed, "initialisation")).to(device)
-    windows = TokenWindows(read_tokens(corpus / "train"), p.model.context_length, p.pretrain.stride)
+    windows = TokenWindows(read_tokens(corpus, "train"), p.model.context_length, p.pretrain.stride)
     evaluation = CorpusEvaluation(corpus, p.evaluation)
     sampler = TextSampler(gpt, text, p.pretrain.sample_prompt, p.pretrain.sample_tokens)
     task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)))
     rows = train(gpt, task, p.pretrain, p, device, log)
-    counts = read_json(corpus / "counts.json")
+    counts = read_counts(corpus)
     measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}
     scores = {
         split: corpus_scores(measured[split], counts[split]["tokens"], counts[split]["bytes"]) for split in measured

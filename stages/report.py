@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from scratchlm.evaluation.report import collect, render
-
 from scratchlm.artifacts import write_text
 from scratchlm.entry import run
+from scratchlm.evaluation.report import collect, render
 
 
 def main(

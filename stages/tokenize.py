@@ -24,19 +24,18 @@ class Params(Section):
 
 
 def main(
-    params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokens: Path, metrics: Path
-) -> None:
+    params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokenizer: Path,
+    corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path, metrics: Path,
+) -> None:  # fmt: skip
     p = read_params(params, Params)
     text = only_file(corpus)
     train_text = split_chunks(text, p.tokenize.corpus.train_fraction)["train"]
-    tokenizer = make_tokenizer(p.tokenizer, vocabulary, train_text, tokens / "tokenizer")
+    made = make_tokenizer(p.tokenizer, vocabulary, train_text, tokenizer)
     report = {
-        "vocab_size": tokenizer.vocab_size,
-        "corpus": write_corpus(text, tokenizer, tokens / "corpus", p.tokenize.corpus),
-        "messages": write_messages(only_file(messages), tokenizer, tokens / "messages", p.tokenize.messages, p.seed),
-        "instructions": write_instructions(
-            only_file(instructions), tokenizer, tokens / "instructions", p.tokenize.instructions
-        ),
+        "vocab_size": made.vocab_size,
+        "corpus": write_corpus(text, made, corpus_tokens, p.tokenize.corpus),
+        "messages": write_messages(only_file(messages), made, message_tokens, p.tokenize.messages, p.seed),
+        "instructions": write_instructions(only_file(instructions), made, instruction_tokens, p.tokenize.instructions),
     }
     write_json(metrics, report)
 

@@ -34,7 +34,7 @@ CORPUS = CorpusParams(train_fraction=0.9, shard_tokens=10_000_000)
 INSTRUCTIONS = InstructionsParams(prompt_style="alpaca", train_fraction=0.85, test_fraction=0.1)
 EVALUATION = EvaluationParams(context_length=128, batch_size=32, max_rows=64)
 TRAINING = PretrainParams(
-    epochs=30.0,
+    epochs=10.0,
     batch_size=8,
     max_micro_batch_size=8,
     learning_rate=2e-3,
@@ -77,7 +77,7 @@ def main() -> None:
         config = gpt2_config("nano", NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH)
         gpt = build_model(config, stream(RUNTIME.seed, "initialisation"))
         evaluation = CorpusEvaluation(work / "corpus", EVALUATION)
-        windows = TokenWindows(read_tokens(work / "corpus" / "train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
+        windows = TokenWindows(read_tokens(work / "corpus", "train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
         task = pretraining_task("gpt2-nano", windows, lambda: _shown(evaluation.quick(gpt)))
         train(gpt, task, TRAINING, RUNTIME, device, work / "log.jsonl")
         save_file(to_openai(gpt), work / "variables.safetensors")

@@ -33,7 +33,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 def whole_folder(target: Path) -> Iterator[Path]:
     """Like whole_file, for a folder: an existing `target` is replaced as a whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -41,10 +41,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
         for path in temporary.rglob("*"):
             if path.is_file():
                 _flush(path)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.rename(old)  # deleting it in place would leave half of it if interrupted
         temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,6 +110,11 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f"{path}: cannot be read as Parquet ({error}); run dvc checkout, or delete it and run dvc repro"
         ) from None
+
+
+def read_splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `folder`/{train,val,test}.parquet. Errors as read_table."""
+    return {split: read_table(folder / f"{split}.parquet") for split in ("train", "val", "test")}
 
 
 def append_log(path: Path, record: Mapping[str, Any]) -> None:

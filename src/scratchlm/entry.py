@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 import resource
 import sys
 import time
@@ -43,5 +42,5 @@ def run(main: Callable[..., None]) -> None:
 
 def _ours(error: ValueError) -> bool:
     """Whether the raising line stands in this project (in a library it is a defect, not advice)."""
-    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-    return Path(raised_in).parent.name == "stages" or f"{os.sep}scratchlm{os.sep}" in raised_in
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+    return raised_in.parent.name == "stages" or Path(__file__).resolve().parent in raised_in.parents

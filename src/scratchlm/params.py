@@ -3,10 +3,10 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -15,17 +15,6 @@ class Section(BaseModel):
     """A part of params.yaml: strictly typed, without defaults, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_keys(cls, value: Any) -> Any:
-        """Like extra="forbid", but the sentence says what would have been allowed."""
-        for key in value if isinstance(value, dict) else ():
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
-                raise ValueError(f"unknown key {key}{hint}; allowed are {', '.join(cls.model_fields)}")
-        return value
 
 
 Params = TypeVar("Params", bound=Section)
@@ -49,7 +38,7 @@ def check_params(values: Any, section: type[Params], *, source: str, whole: bool
     try:
         return section.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_sentence(source, mistake) for mistake in error.errors())) from None
+        raise ValueError("\n".join(_sentences(source, values, section, error))) from None
 
 
 def load_yaml(path: Path) -> Any:
@@ -77,13 +66,57 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _sentence(source: str, mistake: Any) -> str:
-    key = ".".join(str(part) for part in mistake["loc"])
-    message = mistake["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if mistake["type"] == "missing":
-        return f"{source}: {key} is missing; every parameter must be given, profiles/ shows complete files"
-    value = mistake["input"]
-    got = "" if isinstance(value, dict) else f" is {value!r}:"
-    where = f" {key}{got}" if key else ""
-    return f"{source}:{where} {message}"
+def _sentences(source: str, values: Any, section: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence per key: pydantic has one mistake for each type that a value might have been of."""
+    wrong: dict[str, list[str]] = {}
+    for mistake in error.errors():
+        path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
+        value = "" if isinstance(mistake["input"], dict) else f"is {mistake['input']!r}: "
+        if kind.startswith("union_tag"):  # a section of several kinds, without its kind or with one that is none
+            path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
+            kind, value = ("missing", "") if tag is None else (kind, f"is {tag!r}: ")
+            message = f"must be one of {mistake['ctx'].get('expected_tags')}"
+        elif kind == "missing":
+            path = [*path, mistake["loc"][-1]]
+        if kind == "missing":
+            message = "is missing; every parameter must be given, profiles/ shows complete files"
+        elif kind == "extra_forbidden":
+            *parents, name = path
+            keys = _allowed_keys(section, mistake["loc"])
+            near = difflib.get_close_matches(str(name), keys, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            path, value, message = parents, "", f"unknown key {name}{hint}; allowed are {', '.join(keys)}"
+        elif kind == "model_type":
+            message = "must be a mapping of parameters"
+        message = message.removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
+        wrong.setdefault(f"{'.'.join(map(str, path))} {value}".lstrip(), []).append(message)
+    return [f"{source}: {key}{' or '.join(messages)}" for key, messages in wrong.items()]
+
+
+def _key_path(loc: tuple[int | str, ...], values: Any) -> list[int | str]:
+    """`loc` as the file has it: pydantic also names the type that it tried."""
+    path: list[int | str] = []
+    for part in loc:
+        if isinstance(part, int) if isinstance(values, list) else isinstance(values, dict) and part in values:
+            values = values[part]
+            path.append(part)
+    return path
+
+
+def _allowed_keys(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section in which `loc`, the place of an unknown key, lies."""
+    models = [section]
+    for part in loc[:-1]:
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or [
+            model  # of the kind that pydantic names in the place
+            for model in models
+            if any(part in get_args(field.annotation) for field in model.model_fields.values())
+        ]
+    return [key for model in models for key in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

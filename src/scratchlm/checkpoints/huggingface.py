@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from scratchlm.artifacts import missing, read_json, whole_folder, write_json
-from scratchlm.checkpoints.native import assign_weights
+from scratchlm.artifacts import read_json, whole_folder, write_json
+from scratchlm.checkpoints.native import WEIGHTS_FILE, assign_weights, read_weights
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
@@ -39,6 +39,14 @@ _EACH_BLOCK = [
 ]
 # Written by some versions, the causal mask and not a weight
 _BUFFERS = (".attn.bias", ".attn.masked_bias")
+# What our model computes; transformers' own defaults
+_FIXED = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+}
 
 
 def tensor_names(n_layers: int) -> Iterator[tuple[str, str, bool]]:
@@ -62,7 +70,7 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer_folder: Path, toke
     if not config.tied_head:
         weights["lm_head.weight"] = ours["head.weight"].contiguous()
     with whole_folder(folder) as temporary:
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
         (temporary / "vocab.json").write_bytes((tokenizer_folder / "encoder.json").read_bytes())
         (temporary / "merges.txt").write_bytes((tokenizer_folder / "vocab.bpe").read_bytes())
@@ -74,11 +82,10 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer_folder: Path, toke
 def load_huggingface(folder: Path) -> GPTModel:
     """The GPT-2 of a Hugging Face folder. Raises ValueError naming the file and the first tensor that does not fit."""
     config = _config(folder)
-    path = folder / "model.safetensors"
-    if not path.exists():
-        raise missing(path)
-    theirs = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
-    theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith(_BUFFERS)}
+    path = folder / WEIGHTS_FILE
+    theirs = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
+    # our weights are float32, whatever precision they were stored in
+    theirs = {name: tensor.float() for name, tensor in theirs.items() if not name.endswith(_BUFFERS)}
     with torch.device("meta"):
         model = GPTModel(config)
     weights: dict[str, Tensor] = {}
@@ -121,6 +128,9 @@ def _config(folder: Path) -> GPTConfig:
     theirs = read_json(path)
     if theirs.get("model_type") != "gpt2":
         raise ValueError(f"{path}: model_type is {theirs.get('model_type')!r}; only gpt2 can be read")
+    for key, value in _FIXED.items():
+        if theirs.get(key, value) != value:
+            raise ValueError(f"{path}: {key} is {theirs[key]!r}; only models with {value!r} can be read")
     try:
         return GPTConfig(
             vocab_size=theirs["vocab_size"],

@@ -30,7 +30,9 @@ def read_config(folder: Path) -> GPTConfig:
     try:
         return GPTConfig.model_validate(read_json(path).get("gpt"))
     except ValidationError as error:
-        raise ValueError(f"{path}: not a configuration of ours ({error.errors()[0]['msg']}); run dvc repro") from None
+        mistake = error.errors()[0]
+        what = " ".join(["gpt", *map(str, mistake["loc"])]) + f": {mistake['msg']}"
+        raise ValueError(f"{path}: not a configuration of ours ({what}); run dvc repro") from None
 
 
 def load_gpt(folder: Path, **changes: Any) -> GPTModel:

@@ -13,6 +13,7 @@ REFUSED = 2  # exit status when the last line on standard error is a sentence fo
 def main(prefix: str, output: str) -> None:
     """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to a safetensors file."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import numpy as np
     import tensorflow as tf
     from safetensors.numpy import save_file
 
@@ -24,10 +25,14 @@ def main(prefix: str, output: str) -> None:
     arrays = {}
     for name in names:
         try:
-            arrays[name] = reader.get_tensor(name)
-        except (tf.errors.OpError, ValueError, RuntimeError) as error:
+            arrays[name] = np.asarray(reader.get_tensor(name))
+        except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:  # IndexError: the file ends too soon
             _refuse(
                 f"{prefix}: tensor {name} is damaged ({_first_line(error)}); fetch the checkpoint's data file again"
+            )
+        if arrays[name].dtype.hasobject or arrays[name].dtype.kind == "S":
+            _refuse(
+                f"{prefix}: tensor {name} holds text, which belongs to no part of a GPT-2; fetch the checkpoint again"
             )
     save_file(arrays, output)
 

@@ -90,17 +90,23 @@ _GPT2: dict[str, dict[str, _Pin]] = {
 }
 # The offline sample, in git. The archive's line holds hash and size of its member.
 _SAMPLE: dict[str, _Pin] = {
-    "data/sample/stories.txt": ("dc5029eaad159fd969c5ba87e882e4435d581cbd86ff7a8607bda705a6a6aab3", 1_000_495),
+    "data/sample/stories.txt": ("b6e21432411fec95a061530c093be30fd5e3b1ca37e768c19230414313f3f9a5", 1_000_161),
     "data/sample/sms+spam+collection.zip": (
         "d94a8688be0bb8113bc2a9bb80798208d74df6e9bc11bf7874c7354a02b15726",
         200_280,
     ),
     "data/sample/instruction-data.json": ("4d7e91b7163dbb77c2528b043c1c639edbf2c12b3a75267f6860df5b7fc978e7", 147_764),
-    "data/sample/gpt2-nano/hparams.json": ("0" * 64, 0),
-    "data/sample/gpt2-nano/model.ckpt.index": ("0" * 64, 0),
-    "data/sample/gpt2-nano/model.ckpt.data-00000-of-00001": ("0" * 64, 0),
-    "data/sample/gpt2-nano/encoder.json": ("0" * 64, 0),
-    "data/sample/gpt2-nano/vocab.bpe": ("0" * 64, 0),
+    "data/sample/gpt2-nano/hparams.json": ("552c4ca62ebd0da43a6e54c3ba60e1d47ee7d33718566a54ef55ad29805d1c50", 86),
+    "data/sample/gpt2-nano/model.ckpt.index": (
+        "bee70a5806cb351dfc7d88ad15d828e0118e60e0658c93f6b8b667f8dfe3d6a5",
+        1_414,
+    ),
+    "data/sample/gpt2-nano/model.ckpt.data-00000-of-00001": (
+        "105d6764aa4a85b0c009099c1399c4ab56941e4c522b8b6b366a368a4aeb4103",
+        3_035_648,
+    ),
+    "data/sample/gpt2-nano/encoder.json": ("db1585e142bd0678b9232aacf2d51524fe348eb2a19f86d67ab5c54a67aa9cfd", 15_693),
+    "data/sample/gpt2-nano/vocab.bpe": ("edb13ac6f0e8f3ec1eb4e7a8bfdc00cb480109771ea370556ba7607b39c71bae", 5_189),
 }
 
 

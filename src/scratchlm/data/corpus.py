@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from tqdm import tqdm
 
-from scratchlm.artifacts import PARQUET_OPTIONS, missing, whole_folder, write_json
+from scratchlm.artifacts import PARQUET_OPTIONS, missing, read_json, whole_folder, write_json
 from scratchlm.data.tokenizer import END_OF_TEXT, Tokenizer
 from scratchlm.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
+SEPARATORS = "\x1c\x1d\x1e\x1f"  # white space to Python, but signs to the byte-pair pattern (Unicode's White_Space)
+COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
 
@@ -38,9 +40,12 @@ def text_chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     pending = ""
     with path.open("rb") as file:
-        while block := file.read(CHUNK_CHARACTERS):
+        at_end = False
+        while not at_end:
+            block = file.read(CHUNK_CHARACTERS)
+            at_end = not block
             try:
-                pending += decoder.decode(block, final=len(block) < CHUNK_CHARACTERS)
+                pending += decoder.decode(block, final=at_end)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
             if len(pending) >= CHUNK_CHARACTERS:
@@ -59,7 +64,7 @@ def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusP
             split: write_shards(chunks, tokenizer, temporary / split, params.shard_tokens)
             for split, chunks in split_chunks(text, params.train_fraction).items()
         }
-        write_json(temporary / "counts.json", counts)
+        write_json(temporary / COUNTS_FILE, counts)
     return counts
 
 
@@ -104,11 +109,16 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
     return counts
 
 
-def read_tokens(folder: Path) -> np.ndarray:
-    """All token ids of a folder of shards, (N,) uint32. Raises ValueError if there is none."""
-    shards = sorted(folder.glob("*.parquet"))
+def read_counts(folder: Path) -> dict[str, dict[str, float]]:
+    """What write_corpus counted, by split."""
+    return read_json(folder / COUNTS_FILE)
+
+
+def read_tokens(folder: Path, split: str) -> np.ndarray:
+    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises ValueError if there is none."""
+    shards = sorted((folder / split).glob("*.parquet"))
     if not shards:
-        raise missing(folder / "*.parquet")
+        raise missing(folder / split / "*.parquet")
     return np.concatenate([pq.read_table(shard)["token_id"].to_numpy() for shard in shards])
 
 
@@ -150,7 +160,7 @@ def _write_shard(folder: Path, number: int, token_ids: np.ndarray) -> None:
 def _last_boundary(text: str) -> int:
     """The last index at which white space follows something else; 0 if there is none."""
     for i in range(len(text) - 1, 0, -1):
-        if text[i].isspace() and not text[i - 1].isspace():
+        if text[i].isspace() and text[i] not in SEPARATORS and not text[i - 1].isspace():
             return i
     return 0
 

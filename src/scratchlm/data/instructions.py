@@ -47,8 +47,8 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
             write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
             n_tokens = sum(len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in rows)
             counts[name] = {"records": len(rows), "tokens": n_tokens}
-    contents = {name: [tuple(entry[field] for field in FIELDS) for entry in split] for name, split in splits.items()}
-    return counts | {"duplicates_across_splits": count_crossing_duplicates(contents)}
+    asked = {name: [(entry["instruction"], entry["input"]) for entry in split] for name, split in splits.items()}
+    return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:

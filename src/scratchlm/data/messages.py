@@ -21,6 +21,9 @@ MESSAGE_SCHEMA = pa.schema(
 )
 
 
+_REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"
+
+
 class MessagesParams(Section):
     """How the messages become train, val and test.
 
@@ -67,13 +70,12 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> pd.DataFram
         )
     except FileNotFoundError:
         raise missing(path) from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {str(error).strip()}; {_REMEDY}") from None
     wrong = ~messages["label"].isin(CLASSES) | (messages["text"] == "")
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise ValueError(
-            f"{path}: row {row + 1} starts {messages['label'][row][:40]!r}; every line must be `ham` or `spam`, "
-            "a tab and a text; fetch the file again"
-        )
+        raise ValueError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
     return pd.DataFrame(
         {
             "id": [f"sms-{row:05d}" for row in range(len(messages))],

@@ -53,7 +53,10 @@ class Tokenizer(Protocol):
     end_token_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: `<|endoftext|>` in it is text and not the end token."""
+        """Token ids of plain text: `<|endoftext|>` in it is text and not the end token.
+
+        Half of a surrogate pair, which is no character, counts as U+FFFD.
+        """
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, in which `<|endoftext|>` is the end token."""
@@ -71,17 +74,21 @@ class BytePairTokenizer:
         Raises ValueError if the two disagree.
         """
         from_alphabet = {sign: byte for byte, sign in byte_alphabet().items()}
+        merged = [left + right for left, right in merges]
+        if (
+            sorted(encoder) != sorted([*from_alphabet, *merged, END_OF_TEXT])
+            or sorted(encoder.values()) != list(range(len(encoder)))
+            or merged != sorted(merged, key=encoder.__getitem__)
+        ):
+            raise ValueError(
+                "encoder.json and vocab.bpe do not belong together: each merge must have an id, in order, besides "
+                f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
+            )
         ranks = {
             bytes(from_alphabet[sign] for sign in token): token_id
             for token, token_id in encoder.items()
             if token != END_OF_TEXT
         }
-        order = [encoder.get(left + right) for left, right in merges]
-        if END_OF_TEXT not in encoder or len(ranks) != N_BYTES + len(order) or order != sorted(order, key=_none_last):
-            raise ValueError(
-                "encoder.json and vocab.bpe do not belong together: each merge must have an id, in order, besides "
-                f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
-            )
         self.vocab_size = len(encoder)
         self.end_token_id = encoder[END_OF_TEXT]
         self.encoding = tiktoken.Encoding(
@@ -216,7 +223,3 @@ def byte_alphabet() -> dict[int, str]:
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(N_BYTES) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + i) for i, byte in enumerate(hidden)}
-
-
-def _none_last(rank: int | None) -> float:
-    return float("inf") if rank is None else rank

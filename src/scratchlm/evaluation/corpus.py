@@ -19,7 +19,7 @@ class CorpusEvaluation:
         """tokens: the corpus folder with train and val shards. Raises ValueError if one does not fill a window."""
         self._params = params
         self._windows = {
-            split: TokenWindows(read_tokens(tokens / split), params.context_length, params.context_length)
+            split: TokenWindows(read_tokens(tokens, split), params.context_length, params.context_length)
             for split in ("train", "val")
         }
 

@@ -195,11 +195,14 @@ class OllamaJudge:
                 reply = self._ask(question, self._params.seed + attempt)
                 verdict = Verdict.model_validate_json(reply)
             except ollama.ResponseError as error:
+                if error.status_code == 404:
+                    raise ValueError(self._no_model(self._params.model)) from None
                 if error.status_code != 503:  # the queue is full: the one error that waiting mends
                     raise ValueError(self._advice(f"answered {error.status_code} ({error.error})")) from None
                 reply = f"{error.status_code} {error.error}"
-                time.sleep(BACKOFF_SECONDS * 2**attempt)
-            except ValidationError:
+                if attempt < self._params.retries:
+                    time.sleep(BACKOFF_SECONDS * 2**attempt)
+            except (ValidationError, json.JSONDecodeError):
                 continue
             else:
                 return Judgement(float(verdict.score), verdict.reason, reply)
@@ -231,17 +234,18 @@ class OllamaJudge:
     def _model_digest(self) -> str:
         try:
             models = self._client.list().models
-        except (OSError, httpx.TransportError, ollama.ResponseError) as error:
+        except (OSError, httpx.TransportError) as error:
             raise ValueError(self._advice(f"cannot be reached ({error})")) from None
+        except ollama.ResponseError as error:
+            raise ValueError(self._advice(f"answered {error.status_code} ({error.error})")) from None
+        except ValueError:  # another program answers at this address
+            raise ValueError(self._advice("answered with something that is no list of models")) from None
         wanted = self._params.model if ":" in self._params.model else f"{self._params.model}:latest"
         for model in models:
             if model.model == wanted:
                 return model.digest or ""
         there = ", ".join(sorted(model.model or "" for model in models)) or "none"
-        raise ValueError(
-            f"Ollama at {self._params.host} has no model {wanted!r} (it has: {there}); "
-            f"run `ollama pull {self._params.model}` or change judge.model"
-        )
+        raise ValueError(self._no_model(wanted, f" (it has: {there})"))
 
     def _server_version(self) -> str:
         try:
@@ -249,6 +253,10 @@ class OllamaJudge:
             return requests.get(url, timeout=self._params.timeout_seconds).json()["version"]
         except (requests.RequestException, KeyError, ValueError) as error:
             raise ValueError(self._advice(f"did not tell its version ({error})")) from None
+
+    def _no_model(self, wanted: str, there: str = "") -> str:
+        pull = f"run `ollama pull {self._params.model}` or change judge.model"
+        return f"Ollama at {self._params.host} has no model {wanted!r}{there}; {pull}"
 
     def _advice(self, trouble: str) -> str:
         return (
@@ -258,5 +266,5 @@ class OllamaJudge:
 
 
 def _fenced(text: str) -> str:
-    """A text that cannot close the tag it stands in."""
-    return re.sub(r"</?(task|reference|response)>", "", text)
+    """A text that cannot open or close a tag: nothing is taken out, so nothing new can close up."""
+    return re.sub(r"<(?=\s*/?\s*(task|reference|response)\b)", "(", text, flags=re.IGNORECASE)

@@ -5,8 +5,8 @@ from collections import Counter
 
 
 def normalise(text: str) -> str:
-    """Lower case, signs dropped, single spaces."""
-    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
+    """Lower case, signs dropped, single spaces; a text of nothing but signs keeps them."""
+    return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split() or text.split())
 
 
 def token_f1(wanted: list[str], given: list[str]) -> float:

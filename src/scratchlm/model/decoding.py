@@ -104,6 +104,7 @@ def generate(
     model.eval()
     device = model.token_embedding.weight.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
+    assert sampling.temperature == 0 or len(generators) == len(prompts)
     tokens = [list(prompt) for prompt in prompts]
     finished = [False] * len(prompts)
     active = list(range(len(prompts)))

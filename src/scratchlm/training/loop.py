@@ -59,11 +59,16 @@ def train(
         n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
         batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
         total = sum(batch.n_scored for batch in batches)
+        if not total:
+            raise ValueError(
+                f"{task.name}: no target is scored in step {step + 1}; shorten the prompts or widen the context"
+            )
         for batch in batches:
             with autocast(runtime, device):
                 loss = task.loss(model, *(tensor.to(device, non_blocking=True) for tensor in batch.tensors))
             (loss / total).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
+        if params.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         n_scored += total

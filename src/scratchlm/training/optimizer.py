@@ -18,13 +18,13 @@ class TrainingParams(Section):
     epochs: passes over the training examples; a fraction stops within one. batch_size: sequences per optimizer
     step. max_micro_batch_size: sequences per forward pass; a larger batch is accumulated from several.
     weight_decay_on: `matrices` spares biases, norms and other vectors; `all` is torch's and the book's default.
-    evaluate_every_steps: besides evaluations at step 0 and at the end.
+    max_grad_norm: null does not clip. evaluate_every_steps: besides evaluations at step 0 and at the end.
     """
 
-    epochs: Annotated[float, Field(gt=0)]
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     batch_size: Positive
     max_micro_batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     min_learning_rate: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
@@ -32,7 +32,7 @@ class TrainingParams(Section):
     weight_decay_on: Literal["matrices", "all"]
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
-    max_grad_norm: Annotated[float, Field(gt=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)] | None
     evaluate_every_steps: Positive
 
 

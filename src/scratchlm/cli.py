@@ -1,0 +1,125 @@
+"""The command line: talk to what the pipeline made, and hand it to other tools."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Model = Annotated[Path, typer.Option(help="a folder of data/models")]
+TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer that the model was trained with")]
+TOKENIZER = Path("data/tokens/tokenizer")
+
+
+@app.callback()
+def scratchlm() -> None:
+    """Use the models that `dvc repro` built."""
+
+
+@app.command()
+def chat(
+    model: Model = Path("data/models/finetune_instruct"),
+    tokenizer: TokenizerFolder = TOKENIZER,
+    prompt_style: Annotated[Literal["alpaca", "phi3"], typer.Option(help="as in params.yaml")] = "alpaca",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+) -> None:
+    """Give instructions, one a line, and read the answers; an empty line or end of file ends it."""
+    from scratchlm.checkpoints.native import load_gpt
+    from scratchlm.data.instructions import format_prompt
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.model.decoding import GREEDY, generate
+
+    gpt, text = load_gpt(model), load_tokenizer(tokenizer)
+    sampling = GREEDY.model_copy(update={"temperature": temperature})
+    for turn in range(sys.maxsize):
+        try:
+            instruction = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not instruction:
+            return
+        prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, prompt_style))
+        printer = _Printer(text)
+        generate(
+            gpt,
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            end_token_id=text.end_token_id,
+            sampling=sampling,
+            seeds=[turn],
+            on_token=lambda _, token_id, printer=printer: printer.add(token_id),  # type: ignore[misc]
+        )
+        print(flush=True)
+
+
+@app.command()
+def classify(
+    text: Annotated[str, typer.Argument(help="a message")],
+    model: Model = Path("data/models/finetune_spam"),
+    tokenizer: TokenizerFolder = TOKENIZER,
+) -> None:
+    """Say whether a message is spam, and how sure the model is."""
+    from scratchlm.checkpoints.classifier import load_classifier
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.evaluation.classification import spam_probabilities
+
+    classifier, settings = load_classifier(model)
+    words = load_tokenizer(tokenizer)
+    tokens = [words.encode(text)]
+    (probability,) = spam_probabilities(classifier, tokens, words.end_token_id, settings["padded_tokens"], 1)
+    typer.echo(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="a new folder (huggingface) or file (gguf)")],
+    format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="who will read it")],
+    model: Model = Path("data/models/finetune_instruct"),
+    tokenizer: TokenizerFolder = TOKENIZER,
+    half: Annotated[bool, typer.Option("--half", help="gguf: matrices in float16")] = False,
+) -> None:
+    """Write a language model for transformers, or for llama.cpp and Ollama."""
+    from scratchlm.checkpoints.gguf import save_gguf
+    from scratchlm.checkpoints.huggingface import save_huggingface
+    from scratchlm.checkpoints.native import load_gpt
+    from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
+
+    if output.exists():
+        raise ValueError(f"{output} exists already; name a new one, nothing is overwritten")
+    gpt, text = load_gpt(model), load_tokenizer(tokenizer)
+    if not isinstance(text, BytePairTokenizer):
+        raise ValueError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
+    if format == "huggingface":
+        save_huggingface(output, gpt, tokenizer, text)
+    else:
+        save_gguf(output, gpt, tokenizer, text, half=half)
+    typer.echo(f"wrote {output}")
+
+
+class _Printer:
+    """Prints text as its tokens come; a character that is not complete yet waits for its other bytes."""
+
+    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
+        self._tokenizer, self._token_ids, self._shown = tokenizer, [], ""
+
+    def add(self, token_id: int) -> None:
+        self._token_ids.append(token_id)
+        text = self._tokenizer.decode(self._token_ids)
+        if not text.endswith("\ufffd"):
+            print(text.removeprefix(self._shown), end="", flush=True)
+            self._shown = text
+
+
+def main() -> None:
+    """The entry point: mistakes of the user end in one sentence, status 1."""
+    try:
+        app()
+    except ValueError as error:
+        sys.exit(f"scratchlm: {error}")
+
+
+if __name__ == "__main__":
+    main()

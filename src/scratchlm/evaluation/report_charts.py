@@ -1,0 +1,147 @@
+"""Charts of the report as SVG: the same bytes for the same numbers, in colours that the page's style sheet sets."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+# Drawn in these colours, which then become style sheet variables: so charts follow light and dark.
+INK, FIRST, SECOND, GRID = "#010101", "#0072b2", "#d55e00", "#010203"
+VARIABLES = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", GRID: "var(--line)"}
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+WIDTH_INCHES = 7.6
+PIXELS_PER_POINT = 96 / 72
+Curve = Sequence[Mapping[str, float]]
+
+
+class Panel(NamedTuple):
+    """One pair of axes under a shared x axis. series: legend text -> column of the curve."""
+
+    label: str
+    series: Mapping[str, str]
+    height: float
+
+
+def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
+    """Columns of a training curve over the optimizer step, one panel over the other."""
+    with _style(name):
+        figure = _figure(WIDTH_INCHES, sum(panel.height for panel in panels) + 0.4)
+        axes = figure.subplots(
+            len(panels), sharex=True, squeeze=False, height_ratios=[panel.height for panel in panels]
+        )[:, 0]
+        steps = [row["step"] for row in curve]
+        for axis, panel in zip(axes, panels, strict=True):
+            styles = ((FIRST, "--"), (SECOND, "-")) if len(panel.series) > 1 else ((INK, "-"),)
+            looks = zip(panel.series.items(), styles, strict=True)
+            for (label, column), (colour, line) in looks:
+                axis.plot(
+                    steps, [row[column] for row in curve], line, color=colour, linewidth=1.8, label=label,
+                    marker="o" if len(curve) <= 30 else "", markersize=3,
+                )  # fmt: skip
+            axis.set_ylabel(panel.label)
+            if len(panel.series) > 1:
+                axis.legend()
+        axes[-1].set_xlabel("optimizer step")
+        figure.align_ylabels(axes)
+        return _svg(figure, f"{name}: {', '.join(panel.label for panel in panels)} over optimizer steps")
+
+
+def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: Sequence[str]) -> Markup:
+    """Actual class (rows) against predicted (columns); the shade is the share of the row."""
+    with _style(name):
+        figure = _figure(3.4, 3.1)
+        axis = figure.subplots()
+        axis.grid(False)
+        for y, actual in enumerate(classes):
+            total = sum(counts[actual, predicted] for predicted in classes)
+            for x, predicted in enumerate(classes):
+                count = counts[actual, predicted]
+                share = count / total if total else 0.0
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * share, linewidth=0))
+                axis.text(x, y, f"{count}\n{100 * share:.1f} %", ha="center", va="center", fontsize=11)
+        axis.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="actual", aspect="equal")
+        axis.set_xticks(range(len(classes)), classes)
+        axis.set_yticks(range(len(classes)), classes, rotation=90, va="center")
+        axis.tick_params(length=0)
+        return _svg(figure, f"{name}: confusion matrix")
+
+
+def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
+    """How many responses got which score, in steps of ten and full marks apart, one colour per model."""
+    bins = [*(f"{low}–{low + 9}" for low in range(0, 100, 10)), "100"]
+    with _style(name):
+        figure = _figure(WIDTH_INCHES, 2.6)
+        axis = figure.subplots()
+        axis.grid(False, axis="x")
+        width = 0.8 / len(scores)
+        colours = {"before": SECOND, "after": FIRST}
+        for i, (model, values) in enumerate(scores.items()):
+            heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(bins))]
+            places = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
+            bars = axis.bar(places, heights, width * 0.92, color=colours[model], label=f"{model} finetuning")
+            axis.bar_label(bars, [str(height or "") for height in heights], fontsize=7.5, padding=1)
+        axis.set(xlabel="score", ylabel="responses")
+        axis.set_xticks(range(len(bins)), bins)
+        axis.tick_params(axis="x", length=0)
+        axis.legend()
+        return _svg(figure, f"{name}: number of responses by score")
+
+
+@contextmanager
+def _style(name: str) -> Iterator[None]:
+    """Our style, within which a user's own matplotlibrc counts for nothing. name: keeps ids of charts apart."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+        yield
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure of so many inches with room for labels at its left and bottom."""
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left=0.72 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.12 / height)
+    return figure
+
+
+def _svg(figure: Figure, label: str) -> Markup:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    # several charts share a page, where ids must not repeat
+    used = set(re.findall(r"#([\w-]+)", drawing))
+    drawing = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawing)
+    for colour, variable in VARIABLES.items():
+        drawing = drawing.replace(colour, variable)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
+    assert box
+    width, height = box.groups()
+    opening = (
+        f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
+        f'style="max-width:{float(width) * PIXELS_PER_POINT:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return Markup(re.sub(r"^<svg[^>]*>", opening, drawing))

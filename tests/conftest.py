@@ -1,0 +1,63 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scratchlm.artifacts import read_json
+from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.runtime import RuntimeParams
+
+MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The real data sets, as SCRATCHLM_MIRROR takes them."""
+    if not MIRROR.exists():
+        pytest.skip(f"needs the real data in {MIRROR}")
+    return MIRROR
+
+
+@pytest.fixture(scope="session")
+def gpt2(mirror: Path) -> BytePairTokenizer:
+    """The tokenizer over OpenAI's vocabulary."""
+    folder = mirror / "gpt2-124M"
+    return BytePairTokenizer(read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe"))
+
+
+@pytest.fixture(scope="session")
+def training_values() -> dict[str, Any]:
+    """A valid set of what every training section has."""
+    return {
+        "epochs": 1.0, "batch_size": 4, "max_micro_batch_size": 4, "learning_rate": 0.01, "min_learning_rate": 0.001,
+        "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9,
+        "beta2": 0.99, "max_grad_norm": 1.0, "evaluate_every_steps": 100,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def runtime() -> RuntimeParams:
+    return RuntimeParams(device="cpu", threads=1, precision="float32", seed=7)
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt() -> Callable[..., GPTModel]:
+    """Builds a GPT over 11 tokens with a context of 8; keywords change its configuration."""
+
+    def build(**changes: Any) -> GPTModel:
+        values = {
+            "vocab_size": 11, "context_length": 8, "dropout": 0.0, "qkv_bias": True, "tied_head": False,
+            "initialisation": "torch", "attention": "explicit", "n_layers": 2, "n_heads": 2, "emb_dim": 8,
+        }  # fmt: skip
+        return build_model(GPTConfig(**values | changes), seed=1)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cpu() -> torch.device:
+    return torch.device("cpu")

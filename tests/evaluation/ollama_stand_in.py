@@ -1,0 +1,139 @@
+"""An HTTP server in place of Ollama's, and llama.cpp's own server, which can stand behind it.
+
+Ollama itself cannot run in a test. The stand-in speaks the part of its protocol that the judge uses
+(/api/version, /api/tags, /api/chat without streaming); what it answers comes from the test.
+Source of the protocol: github.com/ollama/ollama, docs/api.md.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xllamacpp
+
+Request = dict[str, Any]
+
+
+class Refusal(NamedTuple):
+    """An HTTP error, as Ollama words it."""
+
+    status: int
+    error: str
+
+
+class RawAnswer(NamedTuple):
+    """Any bytes under status 200: what a program that is not Ollama might send."""
+
+    body: bytes
+
+
+Answer = str | Refusal | RawAnswer
+
+
+class OllamaStandIn(ThreadingHTTPServer):
+    """Answers /api/chat with what `handler` makes of the request; a text becomes the reply's content."""
+
+    daemon_threads = True
+
+    def __init__(self, handler: Callable[[Request], Answer]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.handler = handler
+        self.version: Answer = json.dumps({"version": "0.12.3"})
+        self.tags: Answer | None = None  # instead of the list of `models`
+        self.models = {"llama3:latest": "365c0bd3c000", "llama3:70b": "786f3184aec0"}  # name with tag -> digest
+        self.requests: list[Request] = []
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: OllamaStandIn
+
+    def do_GET(self) -> None:
+        if self.path == "/api/version":
+            self._send(self.server.version)
+        elif self.path == "/api/tags":
+            self._send(self.server.tags or json.dumps({"models": [_tag(*item) for item in self.server.models.items()]}))
+        else:
+            self._send(Refusal(404, "404 page not found"))
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(request)
+        if self.path != "/api/chat":
+            return self._send(Refusal(404, "404 page not found"))
+        if _with_tag(request["model"]) not in self.server.models:
+            return self._send(Refusal(404, f"model '{request['model']}' not found"))
+        answer = self.server.handler(request)
+        return self._send(json.dumps(_chat_reply(request, answer)) if isinstance(answer, str) else answer)
+
+    def _send(self, answer: Answer) -> None:
+        if isinstance(answer, Refusal):
+            self.send_response(answer.status)
+            body = json.dumps({"error": answer.error}).encode()
+        else:
+            self.send_response(200)
+            body = answer.body if isinstance(answer, RawAnswer) else answer.encode()
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def ollama_stand_in(handler: Callable[[Request], Answer]) -> Iterator[OllamaStandIn]:
+    """A running stand-in on a free port of this machine."""
+    server = OllamaStandIn(handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def llama_server(gguf: Path, n_context: int) -> xllamacpp.Server:
+    """llama.cpp's own server over a GGUF file; it stops when the object goes."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.hostnames = ["127.0.0.1"]
+    params.n_ctx = n_context
+    params.n_parallel = 1
+    params.n_gpu_layers = 0
+    params.cpuparams.n_threads = 1
+    params.fit_params = False
+    params.warmup = False
+    params.verbosity = 0
+    return xllamacpp.Server(params)
+
+
+def _with_tag(name: str) -> str:
+    return name if ":" in name else f"{name}:latest"
+
+
+def _tag(name: str, digest: str) -> dict[str, Any]:
+    details = {"format": "gguf", "family": "llama", "parameter_size": "8.0B", "quantization_level": "Q4_0"}
+    moment = "2025-05-04T17:37:44.706015396-07:00"
+    return {"name": name, "model": name, "modified_at": moment, "size": 1, "digest": digest, "details": details}
+
+
+def _chat_reply(request: Request, content: str) -> dict[str, Any]:
+    return {
+        "model": request["model"],
+        "created_at": "2025-05-04T19:22:45.499127Z",
+        "message": {"role": "assistant", "content": content},
+        "done": True,
+        "done_reason": "stop",
+        "total_duration": 1,
+        "prompt_eval_count": 1,
+        "eval_count": 1,
+    }

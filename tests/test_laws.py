@@ -1,0 +1,259 @@
+"""The laws of DESIGN.md, one test each at least."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scratchlm.params import Section
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LIBRARY = REPOSITORY / "src" / "scratchlm"
+STAGES = sorted(path.stem for path in (REPOSITORY / "stages").glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+    for base, folder in ((REPOSITORY / "src", LIBRARY), (REPOSITORY, REPOSITORY / "stages"))
+    for path in folder.rglob("*.py")
+)
+FLOORS = {
+    "params": 0, "artifacts": 0, "runtime": 0, "entry": 0,
+    "data": 1, "model": 1,
+    "training": 2, "checkpoints": 2,
+    "evaluation": 3,
+    "preflight": 4, "cli": 4,
+}  # fmt: skip
+PIPELINE = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+ENVIRONMENT = json.loads((REPOSITORY / "environment.json").read_text(encoding="utf-8"))
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "PIL": "pillow"}  # where the import has another name
+IMPORT_PROBE = """
+import os, sys, logging, random
+import numpy, torch, pandas, scipy.stats, sklearn.metrics, pyarrow.parquet, matplotlib, typer, ollama, httpx
+state = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
+                 torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.cuda.is_initialized(),
+                 dict(os.environ), logging.getLogger().handlers[:], sorted(os.listdir(".")))
+before = state()
+for name in sys.argv[1:]:
+    __import__(name)
+assert state() == before
+"""
+
+
+def definition(stage: str) -> dict:
+    """A stage of dvc.yaml; of a foreach stage, what it does for each item."""
+    return PIPELINE[stage].get("do", PIPELINE[stage])
+
+
+@cache
+def source_of(module: str) -> Path | None:
+    """The file of a module of ours, or None."""
+    for base in (REPOSITORY / "src", REPOSITORY):
+        path = base.joinpath(*module.split(".")).with_suffix(".py")
+        if path.exists():
+            return path
+    return None
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Every name that a file imports, inside functions too; of `from a import b` both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
+
+
+def closure(module: str) -> tuple[set[str], set[str]]:
+    """Files of ours (relative) and top-level names of others that a module imports, directly or through others."""
+    files, others, open_ends = set(), set(), [module]
+    while open_ends:
+        name = open_ends.pop()
+        path = source_of(name)
+        if path is None:
+            others.add(name.split(".")[0])
+        elif (relative := path.relative_to(REPOSITORY).as_posix()) not in files:
+            files.add(relative)
+            open_ends += imports_of(path)
+    return files, others
+
+
+def floor_of(module: str) -> tuple[int, str]:
+    room = module.split(".")[1]
+    return FLOORS[room], room
+
+
+def test_importing_any_module_does_nothing(tmp_path):
+    command = [sys.executable, "-c", IMPORT_PROBE, *MODULES]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.count(".") and name.startswith("scratchlm")])
+def test_imports_go_down_the_floors_only(module):
+    path = source_of(module)
+    if path is None:  # a package's empty __init__
+        return
+    floor, room = floor_of(module)
+    for name in imports_of(path):
+        if name.startswith("scratchlm.") and source_of(name):
+            below, other_room = floor_of(name)
+            assert below < floor or other_room == room, f"{module} imports {name}"
+        assert not name.startswith("stages"), f"{module} imports {name}"
+
+
+def test_the_model_room_knows_tensors_and_nothing_else():
+    for path in (LIBRARY / "model").glob("*.py"):
+        ours = {name for name in imports_of(path) if name.startswith("scratchlm")}
+        assert all(name.startswith("scratchlm.model") for name in ours), path.name
+        assert not imports_of(path) & {"pathlib", "os", "io", "open"}, path.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_yaml_lists_exactly_the_code_that_a_stage_imports(stage):
+    listed = [dep for dep in definition(stage)["deps"] if dep.endswith(".py")]
+    files, _ = closure(f"stages.{stage}")
+    templates = {dep for dep in definition(stage)["deps"] if dep.endswith(".jinja")}
+    assert sorted(listed) == sorted(files)
+    assert all((REPOSITORY / template).exists() for template in templates)
+    assert not [dep for dep in definition(stage)["deps"] if dep.rstrip("/") in ("src", "stages", "src/scratchlm")]
+
+
+def test_packages_are_empty_so_that_no_stage_depends_on_them_unseen():
+    assert [path for path in LIBRARY.rglob("__init__.py") if path.read_text()] == []
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("preflight", "report")])
+def test_a_stage_reads_exactly_the_parameters_that_dvc_yaml_declares(stage):
+    declared = {name for name in definition(stage)["params"] if isinstance(name, str)}
+    module = __import__(f"stages.{stage}", fromlist=["Params"])
+    assert set(module.Params.model_fields) == declared
+
+
+def test_preflight_and_report_depend_on_the_whole_of_params_yaml():
+    for stage in ("preflight", "report"):
+        assert "params.yaml" in definition(stage)["deps"]
+    from stages import preflight
+
+    assert set(preflight.Params.model_fields) == set(yaml.safe_load((REPOSITORY / "params.yaml").read_text()))
+
+
+def test_no_parameter_has_a_default_in_python():
+    for module in MODULES:
+        __import__(module)
+    allowed = {("ModelParams", "custom")}  # it exists only beside size: custom
+    sections = [cls for cls in all_sections() if cls.__module__.startswith(("scratchlm", "stages"))]
+    defaults = {(cls.__name__, name) for cls in sections for name, f in cls.model_fields.items() if not f.is_required()}
+    assert len(sections) > 15
+    assert defaults == allowed
+
+
+def all_sections() -> list[type]:
+    from pydantic import BaseModel
+
+    def below(cls: type) -> list[type]:
+        return [cls, *(deeper for child in cls.__subclasses__() for deeper in below(child))]
+
+    return [cls for cls in below(BaseModel) if cls not in (BaseModel, Section)]
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("preflight", "download")])
+def test_a_stage_reruns_when_a_package_that_it_uses_changes(stage):
+    _, others = closure(f"stages.{stage}")
+    used = {DISTRIBUTIONS.get(name, name) for name in others} & set(ENVIRONMENT)
+    declared = [entry["environment.json"] for entry in definition(stage)["params"] if isinstance(entry, dict)]
+    assert sorted(used) == sorted(declared[0] if declared else [])
+
+
+@pytest.mark.parametrize("package", sorted(ENVIRONMENT))
+def test_what_is_installed_is_what_environment_json_says(package):
+    name = package
+    if package == "tensorflow" and importlib.util.find_spec("tensorflow"):
+        name = importlib.metadata.packages_distributions()["tensorflow"][0]
+    assert importlib.metadata.version(name).split("+")[0] == ENVIRONMENT[package]
+
+
+def test_environment_json_repeats_the_lock_file():
+    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split(";")[0].strip().lower().split("==") for line in lines if "==" in line and line[0] != "#")
+    assert {package: pins.get(package) for package in ENVIRONMENT} == ENVIRONMENT
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_script_is_short_and_contains_no_path(stage):
+    path = REPOSITORY / "stages" / f"{stage}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    docstrings = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef)}
+    paths = {text for text in texts - docstrings if re.search(r"/|\.(json|csv|parquet|yaml|html|safetensors|txt)$", text)}
+    assert not paths
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 75
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_arrives_as_a_named_option(stage):
+    words = definition(stage)["cmd"].split()
+    options = {words[i].removeprefix("--").replace("-", "_") for i in range(3, len(words), 2)}
+    module = __import__(f"stages.{stage}", fromlist=["main"])
+    wanted = set(module.main.__code__.co_varnames[: module.main.__code__.co_argcount]) | {"log"}
+    assert words[:3] == ["python", "-m", f"stages.{stage}"]
+    assert options == wanted
+
+
+def test_files_are_written_through_the_functions_that_make_them_whole():
+    for path in LIBRARY.rglob("*.py"):
+        if path.name in ("artifacts.py", "sources.py", "tensorflow_reader.py"):
+            continue
+        for function in (n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)):
+            calls = {ast.unparse(n.func) for n in ast.walk(function) if isinstance(n, ast.Call)}
+            writes = {c for c in calls if re.search(r"\.(write_text|write_bytes|write_table|to_csv|to_parquet)$", c)}
+            writes |= {c for c in calls if c in ("save_file", "open")}
+            whole = calls & {"whole_file", "whole_folder"} or function.name.startswith("_write")
+            assert not writes or whole, f"{path.name}: {function.name} writes with {writes}"
+
+
+def test_metrics_hold_results_only():
+    files = [path for path in (REPOSITORY / "metrics").rglob("*.json")]
+    assert files
+    for path in files:
+        assert not re.search(r'"[^"]*(seconds|per_second|memory|time|date|host)[^"]*":', path.read_text()), path.name
+
+
+def test_a_result_from_outside_says_so():
+    assert "external" in definition("judge")["meta"]
+
+
+def test_no_module_touches_a_global_random_stream():
+    forbidden = r"(^|[^_])random\.(seed|random|shuffle|choice)\(|np\.random\.(seed|rand|choice|shuffle)|torch\.seed\("
+    for path in [*LIBRARY.rglob("*.py"), *(REPOSITORY / "stages").glob("*.py")]:
+        assert not re.search(forbidden, path.read_text()), path.name
+    seeded = {path.name for path in LIBRARY.rglob("*.py") if "torch.manual_seed(" in path.read_text()}
+    forked = {path.name for path in LIBRARY.rglob("*.py") if "fork_rng(" in path.read_text()}
+    assert seeded - forked == {"loop.py"}  # the loop owns the stream that dropout draws from
+
+
+def test_readme_and_dvc_yaml_and_stages_name_the_same_stages():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)`", readme, flags=re.MULTILINE)
+    assert sorted(PIPELINE) == STAGES
+    assert [name for name in table if name in PIPELINE] == list(PIPELINE)
+
+
+def test_no_room_asks_for_a_wall():
+    long = {path.name: n for path in LIBRARY.rglob("*.py") if (n := len(path.read_text().splitlines())) > 350}
+    assert not long
+    assert max(len(path.relative_to(LIBRARY).parts) for path in LIBRARY.rglob("*.py")) <= 2

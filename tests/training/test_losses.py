@@ -1,0 +1,64 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from scratchlm.training.losses import next_token_loss, summed_next_token_loss
+
+
+def test_the_loss_by_hand() -> None:
+    # softmax of (0, ln 3) is (1/4, 3/4)
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, math.log(3)], [5.0, -5.0]]])
+    loss = next_token_loss(logits, torch.tensor([[1, 0, -100]]))
+    assert loss.item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
+
+
+def test_an_even_guess_costs_the_logarithm_of_the_vocabulary() -> None:
+    assert next_token_loss(torch.zeros(2, 3, 7), torch.zeros(2, 3, dtype=torch.long)).item() == pytest.approx(
+        math.log(7)
+    )
+
+
+def test_the_mean_is_over_tokens_and_not_over_rows() -> None:
+    logits = torch.tensor([[[0.0, 9.0]] * 3, [[0.0, 0.0]] * 3])
+    targets = torch.tensor([[1, 1, 1], [0, -100, -100]])
+    expected = (3 * math.log(1 + math.exp(-9)) + math.log(2)) / 4
+    assert next_token_loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_nothing_scored_is_an_error_and_not_a_nan() -> None:
+    with pytest.raises(ValueError) as caught:
+        next_token_loss(torch.zeros(1, 2, 3), torch.full((1, 2), -100))
+    assert str(caught.value) == (
+        "no target is scored, so there is no mean loss; shorten the prompts or widen the context"
+    )
+
+
+@settings(deadline=None)
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 1000))
+def test_the_sum_over_scored_tokens_has_torchs_value_and_gradients(
+    tiny_gpt: Any, scored: list[bool], seed: int
+) -> None:
+    source = torch.Generator().manual_seed(seed)
+    inputs = torch.randint(11, (2, 3), generator=source)
+    targets = torch.randint(11, (2, 3), generator=source).where(torch.tensor(scored).view(2, 3), -100)
+    gradients, losses = [], []
+    for whole in (True, False):
+        model = tiny_gpt().double()
+        loss = (
+            F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+            if whole
+            else summed_next_token_loss(model, inputs, targets)
+        )
+        loss.backward()
+        losses.append(loss)
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+    if any(scored):
+        mean = next_token_loss(tiny_gpt().double()(inputs), targets)
+        torch.testing.assert_close(mean * sum(scored), losses[1], rtol=1e-12, atol=1e-12)
