@@ -17,7 +17,6 @@ from scratchlm.runtime import RuntimeParams, autocast, set_up
 
 
 class Params(RuntimeParams):
-    gpt2_sizes: list[GPT2Size]
     evaluation: EvaluationParams
 
 

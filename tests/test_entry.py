@@ -32,6 +32,7 @@ def workplace(tmp_path: Path) -> Path:
     """A clone, so to speak, in a folder that has this project's name."""
     folder = tmp_path / "scratchlm" / "clone"
     (folder / "stages").mkdir(parents=True)
+    (folder / "stages" / "__init__.py").touch()
     (folder / "elsewhere.py").write_text("def fail():\n    raise ValueError('a library failed')\n")
     return folder
 

@@ -124,10 +124,16 @@ def test_the_fingerprint_is_this_machines_whatever_the_threads_and_streams(resto
     assert torch_threads == [1, 2, 4]
 
 
-def test_the_fingerprint_sees_other_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = arithmetic_fingerprint()
-    gelu = torch.nn.functional.gelu
-    monkeypatch.setattr(
-        torch.nn.functional, "gelu", lambda x, approximate: gelu(x, approximate=approximate) * (1 + 1e-7)
-    )
+def test_the_fingerprint_sees_other_arithmetic_and_takes_one_thread(
+    monkeypatch: pytest.MonkeyPatch, restore_torch: None
+) -> None:
+    torch.set_num_threads(2)
+    before, gelu, threads = arithmetic_fingerprint(), torch.nn.functional.gelu, []
+
+    def other(x: torch.Tensor, approximate: str) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return gelu(x, approximate=approximate) * (1 + 1e-7)
+
+    monkeypatch.setattr(torch.nn.functional, "gelu", other)
     assert arithmetic_fingerprint() != before
+    assert threads == [1, 1]

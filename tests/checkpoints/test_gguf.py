@@ -19,7 +19,12 @@ TEXT = (
     * 3
 )
 CONTEXT_LENGTH = 256
-PROMPTS = ["Sara was", "Tom had 12", "\n\n", "naïve 🙂"]
+PROMPTS = [
+    "Sara was",
+    "Tom had 12",
+    "\n\n",
+    "She said: it's",
+]  # llama.cpp rounds within GELU: a tie might fall otherwise
 
 
 def random_gpt(**changes: Any) -> GPTModel:

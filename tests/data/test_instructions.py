@@ -71,6 +71,7 @@ def test_a_duplicate_asks_the_same_whatever_the_answer(gpt2: BytePairTokenizer, 
     entries = [same, same, same | {"instruction": "Speak."}, same | {"input": "now"}]  # train
     entries += [same, same | {"output": "hello"}]  # test
     entries += [same | {"instruction": "Speak.", "input": "now"}, same | {"input": "now"}]  # val
+    write_json(tmp_path / "tasks.json", entries)
     params = InstructionsParams(prompt_style="alpaca", train_fraction=0.5, test_fraction=0.25)
     assert write_instructions(tmp_path / "tasks.json", gpt2, tmp_path / "out", params)["duplicates_across_splits"] == 3
 

@@ -110,6 +110,7 @@ def llama_server(gguf: Path, n_context: int) -> xllamacpp.Server:
     params.n_parallel = 1
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # its default is float16
     params.fit_params = False
     params.warmup = False
     params.verbosity = 0

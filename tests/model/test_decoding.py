@@ -1,6 +1,6 @@
 """Decoding: choosing by hand and against transformers, generating against one row at a time without a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -45,6 +45,15 @@ SAMPLED = SamplingParams(temperature=1.3, top_k=20, top_p=0.95, repetition_penal
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 LOGITS = torch.tensor([[4.0, 1.0, 2.0, 1.0]]).log()  # probabilities 4/8, 1/8, 2/8, 1/8
 INF = float("inf")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny operations: handing them to other threads costs many times what it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def model(attention: str = "explicit") -> GPTModel:
@@ -277,16 +286,6 @@ def test_a_rows_result_does_not_depend_on_its_batch(
     assert run(prompts[::-1], seeds[::-1]) == alone[::-1]
 
 
-def test_a_token_inside_the_context_is_computed_once_and_a_finished_row_no_more() -> None:
-    decoder, computed = model(), []
-    decoder.token_embedding.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
-    stop_first_row_after_two = {"is_complete": lambda new: len(new) == 2 and new == first[:2]}
-    first = generate(decoder, [[1, 2]], max_new_tokens=2, end_token_id=None)[0].token_ids
-    computed.clear()
-    generate(decoder, [[1, 2], [4, 5, 6]], max_new_tokens=4, end_token_id=None, **stop_first_row_after_two)
-    assert computed == [(2, 3), (2, 1), (1, 1), (1, 1)]
-
-
 class Script(nn.Module):
     """A head that ignores what it is given and prefers the next token id: the text counts upwards."""
 
@@ -305,6 +304,13 @@ def counting_model() -> GPTModel:
 
     decoder.token_embedding.register_forward_pre_hook(remember)
     return decoder
+
+
+def test_a_token_inside_the_context_is_computed_once_and_a_finished_row_no_more() -> None:
+    decoder, computed = counting_model(), []
+    decoder.token_embedding.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
+    generate(decoder, [[1, 2], [7, 8, 9]], max_new_tokens=4, end_token_id=5)  # the first row: 3, 4, end
+    assert computed == [(2, 3), (2, 1), (2, 1), (1, 1)]
 
 
 def test_the_end_token_ends_its_row_and_stands_in_no_output() -> None:
@@ -377,14 +383,14 @@ def test_another_seed_gives_another_sample_and_the_same_seed_the_same() -> None:
     assert rows[0] == rows[1] != rows[2]
 
 
+class Positive(nn.Module):
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits.exp()
+
+
 def test_a_strong_penalty_keeps_prompt_tokens_out_until_all_were_used() -> None:
     sampling = GREEDY.model_copy(update={"repetition_penalty": 1e6})
     lifted = model()
-    lifted.head = nn.Sequential(lifted.head, _Positive())
+    lifted.head = nn.Sequential(lifted.head, Positive())
     [row] = generate(lifted, [[1, 2, 3]], max_new_tokens=VOCAB - 3, end_token_id=None, sampling=sampling)
     assert sorted([1, 2, 3, *row.token_ids]) == list(range(VOCAB))
-
-
-class _Positive(nn.Module):
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits.exp()

@@ -69,6 +69,11 @@ def test_the_update_is_alpha_times_b_times_a() -> None:
     assert layer.merged().weight.tolist() == [[1.5, 2.5], [4.0, 5.0]]
 
 
+def test_a_layer_freezes_the_weight_that_it_adapts() -> None:
+    layer = LoRALinear(nn.Linear(3, 2), rank=1, alpha=1.0)
+    assert {name for name, parameter in layer.named_parameters() if parameter.requires_grad} == {"A", "B"}
+
+
 def test_a_layer_equals_the_books() -> None:
     linear = nn.Linear(6, 4)
     ours, book = LoRALinear(linear, rank=2, alpha=3.0), LinearWithLoRA(linear, rank=2, alpha=3.0)

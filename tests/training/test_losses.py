@@ -38,7 +38,7 @@ def test_nothing_scored_is_an_error_and_not_a_nan() -> None:
     )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 1000))
 def test_the_sum_over_scored_tokens_has_torchs_value_and_gradients(
     tiny_gpt: Any, scored: list[bool], seed: int
@@ -46,19 +46,28 @@ def test_the_sum_over_scored_tokens_has_torchs_value_and_gradients(
     source = torch.Generator().manual_seed(seed)
     inputs = torch.randint(11, (2, 3), generator=source)
     targets = torch.randint(11, (2, 3), generator=source).where(torch.tensor(scored).view(2, 3), -100)
-    gradients, losses = [], []
+    gradients, losses, model = [], [], tiny_gpt().double()
     for whole in (True, False):
-        model = tiny_gpt().double()
+        model.zero_grad()
         loss = (
             F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
             if whole
             else summed_next_token_loss(model, inputs, targets)
         )
         loss.backward()
-        losses.append(loss)
-        gradients.append([p.grad for p in model.parameters()])
+        losses.append(loss.detach())
+        gradients.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
     if any(scored):
-        mean = next_token_loss(tiny_gpt().double()(inputs), targets)
+        mean = next_token_loss(model(inputs), targets)
         torch.testing.assert_close(mean * sum(scored), losses[1], rtol=1e-12, atol=1e-12)
+
+
+def test_logits_are_made_only_where_something_is_scored(tiny_gpt: Any) -> None:
+    model, rows = tiny_gpt(), []
+    model.head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].numel() // 8))
+    inputs = torch.ones(2, 3, dtype=torch.long)
+    summed_next_token_loss(model, inputs, torch.tensor([[-100, 1, 2], [-100, -100, 3]]))
+    summed_next_token_loss(model, inputs, inputs)
+    assert rows == [3, 6]

@@ -26,7 +26,12 @@ class Losses(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Nats per scored token: every token weighs the same, whatever row it is in."""
+        """Nats per scored token: every token weighs the same, whatever row it is in.
+
+        Raises ValueError if no token is scored, as when prompts fill the whole context.
+        """
+        if not self.counts.sum():
+            raise ValueError("no token is scored, so there is no mean loss; use a model with a longer context")
         return float(self.sums.sum() / self.counts.sum())
 
 
