@@ -6,7 +6,17 @@ from scratchlm.artifacts import write_text
 from scratchlm.entry import run
 from scratchlm.params import read_params
 from scratchlm.preflight import check_together
-from stages import download, finetune_instruct, finetune_spam, generate, judge, load_gpt2, pretrain, tokenize
+from stages import (
+    ablate_spam,
+    download,
+    finetune_instruct,
+    finetune_spam,
+    generate,
+    judge,
+    load_gpt2,
+    pretrain,
+    tokenize,
+)
 
 
 class Params(
@@ -15,6 +25,7 @@ class Params(
     pretrain.Params,
     load_gpt2.Params,
     finetune_spam.Params,
+    ablate_spam.Params,
     finetune_instruct.Params,
     generate.Params,
     judge.Params,

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,15 @@ from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.runtime import RuntimeParams
 
 MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On the tests' small tensors, threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from scratchlm.data.tokenizer import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -102,8 +105,10 @@ def export(
 class _Printer:
     """Prints text as its tokens come; a character that is not complete yet waits for its other bytes."""
 
-    def __init__(self, tokenizer) -> None:  # type: ignore[no-untyped-def]
-        self._tokenizer, self._token_ids, self._shown = tokenizer, [], ""
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._shown = ""
 
     def add(self, token_id: int) -> None:
         self._token_ids.append(token_id)

@@ -1,10 +1,12 @@
 """What must fit together across the sections of params.yaml; each section checks itself when it is read."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE
 from scratchlm.runtime import resolve_device
+from scratchlm.training.spam import varied
 
 NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # the sample's checkpoint, data/sample/README.md
 
@@ -21,6 +23,10 @@ def check_together(params: Any) -> None:
         *_bases(params),
         *_contexts(params),
     ]
+    for variant in params.spam_ablations:
+        if not re.fullmatch(r"[\w-]+", variant):
+            mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")
+        varied(params.finetune_spam, params.spam_ablations, variant)
     if mistakes:
         raise ValueError("\n".join(mistakes))
 
@@ -28,6 +34,8 @@ def check_together(params: Any) -> None:
 def _vocabularies(params: Any) -> Iterator[str]:
     """Every GPT-2 checkpoint that is loaded must have been trained with the tokenizer in use."""
     ours = {"gpt2": params.sources.vocabulary, "bpe": "trained on the corpus", "word": "the corpus' words"}
+    if len(set(params.gpt2_sizes)) < len(params.gpt2_sizes):
+        yield f"gpt2_sizes is {params.gpt2_sizes}; each size may stand in it once, remove the repeated one"
     for size in params.gpt2_sizes:
         theirs, n_tokens = ("gpt2-nano", NANO_VOCAB_SIZE) if size == "nano" else ("gpt2-124M", GPT2_VOCAB_SIZE)
         if params.tokenizer.kind != "gpt2" or params.sources.vocabulary != theirs:

@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         if start >= len(body):
             return self.answer(416, b"")
         start = 0 if server.wrong_range else start
-        self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
+        return self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
 
     def answer(self, status: int, body: bytes, content_range: str = "") -> None:
         cut = self.server.cuts.pop(0) if self.server.cuts and status in (200, 206) else len(body)

@@ -99,6 +99,8 @@ def test_a_batch_without_any_scored_token_counts_nothing(tiny_gpt: Build) -> Non
     nothing = np.full_like(TARGETS, IGNORE_INDEX)
     losses = losses_of(tiny_gpt(), INPUTS, nothing)
     assert losses.sums.tolist() == [0.0] * 7 and losses.counts.tolist() == [0] * 7
+    with pytest.raises(ValueError, match="^no token is scored, so there is no mean loss; "):
+        _ = losses.mean
 
 
 @pytest.mark.parametrize("training", [True, False])

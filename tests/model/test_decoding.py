@@ -1,6 +1,6 @@
 """Decoding: choosing by hand and against transformers, generating against one row at a time without a cache."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -45,15 +45,6 @@ SAMPLED = SamplingParams(temperature=1.3, top_k=20, top_p=0.95, repetition_penal
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 LOGITS = torch.tensor([[4.0, 1.0, 2.0, 1.0]]).log()  # probabilities 4/8, 1/8, 2/8, 1/8
 INF = float("inf")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny operations: handing them to other threads costs many times what it saves."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model(attention: str = "explicit") -> GPTModel:

@@ -22,7 +22,8 @@ ROWS = [{"token_ids": ids, "label": label} for ids, label in [([1, 2, 3], 0), ([
 @pytest.fixture(scope="session")
 def params(training_values: dict[str, Any]) -> Any:
     values = training_values | {
-        "base": "pretrain", "trainable": "last_block", "position": "last_real", "padding": "longest", "dropout": 0.0,
+        "base": "pretrain", "pretrained": True,
+        "trainable": "last_block", "position": "last_real", "padding": "longest", "dropout": 0.0,
         "lora": None,
     }  # fmt: skip
     return lambda **changes: FinetuneSpamParams(**values | changes)

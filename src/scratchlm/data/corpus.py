@@ -105,6 +105,8 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
                 n_shards += 1
         if len(buffer):
             _write_shard(temporary, n_shards, buffer)
+    if not counts["tokens"]:
+        raise ValueError(f"the {folder.name} split of the corpus holds no token; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
     return counts
 

@@ -37,7 +37,7 @@ class CorpusEvaluation:
         return measure_losses(model, lambda i: windows.batch(chosen[i]), len(chosen), self._params.batch_size)
 
 
-def corpus_scores(losses: Losses, n_tokens: int, n_bytes: int) -> dict[str, float]:
+def corpus_scores(losses: Losses, n_tokens: float, n_bytes: float) -> dict[str, float]:
     """loss (nats per token), perplexity and bits per byte; n_tokens and n_bytes are the whole split's."""
     return {
         "loss": losses.mean,

@@ -61,7 +61,7 @@ def perplexity(nats_per_token: float) -> float:
     return math.exp(nats_per_token)
 
 
-def bits_per_byte(nats_per_token: float, n_tokens: int, n_bytes: int) -> float:
+def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> float:
     """The loss per byte of text, which models with different tokenizers share."""
     return nats_per_token * n_tokens / n_bytes / math.log(2)
 

@@ -42,6 +42,7 @@ class Report:
     pipeline: Mapping[str, Any]
     metrics: Mapping[str, Any]
     loaded: Mapping[str, Any]
+    ablations: Mapping[str, Any]
     curves: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Rows
@@ -66,6 +67,7 @@ def collect(
         pipeline=load_yaml(pipeline),
         metrics={stage: read_json(metrics / f"{stage}.json") for stage in STAGES},
         loaded={name: read_json(metrics / "load_gpt2" / f"{name.removeprefix('gpt2-')}.json") for name in loaded},
+        ablations={name: read_json(metrics / "ablate_spam" / f"{name}.json") for name in parameters["spam_ablations"]},
         curves={
             stage: [{key: float(value) for key, value in row.items()} for row in read_csv(_plot(metrics, stage))]
             for stage in TRAINED
@@ -101,6 +103,7 @@ def render(report: Report) -> str:
         },
         charts=charts(report),
         mistakes=mistakes(report.predictions, report.classes),
+        ablations=ablations(report),
         n_predictions=len(report.predictions),
         max_mistakes=MAX_MISTAKES,
         examples=examples(report.responses),
@@ -198,6 +201,16 @@ def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
         if row["label"] != row["predicted"]
     ]
     return sorted(wrong, key=lambda row: (-row["confidence"], row["id"]))
+
+
+def ablations(report: Report) -> list[dict[str, Any]]:
+    """The spam experiment and its variants: what was changed, and the scores on train, val and test."""
+    whole = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])} if report.ablations else {}
+    variants = {name: (report.params["spam_ablations"][name], found) for name, found in report.ablations.items()}
+    return [
+        {"name": name, "changes": ", ".join(f"{key} {value}" for key, value in flattened(changes).items()), **scores}
+        for name, (changes, scores) in (whole | variants).items()
+    ]
 
 
 def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:

@@ -11,21 +11,24 @@ from torch.nn import functional as F
 
 from scratchlm.data.messages import CLASSES, pad
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.params import check_params
 from scratchlm.runtime import stream
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.optimizer import TrainingParams
 
 
 class FinetuneSpamParams(TrainingParams):
-    """base: a folder of data/models. padding: to the longest training message, or to a number of tokens.
+    """base: a folder of data/models; pretrained false draws weights of its shape at random instead.
 
+    padding: to the longest training message, or to a number of tokens.
     With `lora`, its matrices train instead of what `trainable` names; the head trains in any case,
     except under lora.layers `all`, where it too is frozen beside its matrices (as in the book).
     """
 
     base: Annotated[str, Field(min_length=1)]
+    pretrained: bool
     trainable: Trainable
     position: Position
     padding: Literal["longest"] | Annotated[int, Field(ge=1)]
@@ -33,8 +36,25 @@ class FinetuneSpamParams(TrainingParams):
     lora: LoRAParams | None
 
 
+SpamAblations = dict[str, dict[str, Any]]  # by variant, what differs from finetune_spam
+
+
+def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -> FinetuneSpamParams:
+    """The parameters of one variant. Raises ValueError naming the key if its changes are not valid."""
+    changes = ablations[variant]
+    if "base" in changes:
+        raise ValueError(
+            f"spam_ablations.{variant}: base cannot vary, the graph is wired by it; set finetune_spam.base"
+        )
+    return check_params(
+        params.model_dump() | changes, FinetuneSpamParams, source=f"spam_ablations.{variant}", whole=True
+    )
+
+
 def build_spam_classifier(trunk: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:
     """A classifier with a fresh head on `trunk`, with only what `params` names left to train."""
+    if not params.pretrained:
+        trunk = build_model(trunk.config, stream(seed, "initialisation"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "classification head"))
         classifier = GPTClassifier(trunk, len(CLASSES), params.position)

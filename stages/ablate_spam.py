@@ -1,0 +1,36 @@
+"""Repeat the spam experiment with a few of its parameters changed."""
+
+from pathlib import Path
+
+from scratchlm.artifacts import read_splits, write_json, write_table
+from scratchlm.checkpoints.native import load_gpt
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.entry import run
+from scratchlm.evaluation.classification import PREDICTION_SCHEMA, prediction_rows
+from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.evaluation.spam_experiment import run_spam_experiment
+from scratchlm.params import read_params
+from scratchlm.runtime import RuntimeParams
+from scratchlm.training.spam import FinetuneSpamParams, SpamAblations, varied
+
+
+class Params(RuntimeParams):
+    finetune_spam: FinetuneSpamParams
+    evaluation: EvaluationParams
+    spam_ablations: SpamAblations
+
+
+def main(
+    params: Path, tokenizer: Path, messages: Path, base: Path, predictions: Path, metrics: Path, log: Path
+) -> None:
+    p = read_params(params, Params)
+    variant = varied(p.finetune_spam, p.spam_ablations, metrics.stem)
+    splits, pad_token_id = read_splits(messages), load_tokenizer(tokenizer).end_token_id
+    trunk = load_gpt(base, dropout=variant.dropout)
+    found = run_spam_experiment(trunk, splits, pad_token_id, variant, p.evaluation, p, log)
+    write_table(predictions, prediction_rows(splits["test"], found.probabilities["test"]), PREDICTION_SCHEMA)
+    write_json(metrics, found.scores)
+
+
+if __name__ == "__main__":
+    run(main)
