@@ -205,7 +205,9 @@ def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
 
 def ablations(report: Report) -> list[dict[str, Any]]:
     """The spam experiment and its variants: what was changed, and the scores on train, val and test."""
-    whole = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])} if report.ablations else {}
+    if not report.ablations:
+        return []
+    whole: dict[str, tuple[Any, Any]] = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])}
     variants = {name: (report.params["spam_ablations"][name], found) for name, found in report.ablations.items()}
     return [
         {"name": name, "changes": ", ".join(f"{key} {value}" for key, value in flattened(changes).items()), **scores}
