@@ -56,6 +56,11 @@ def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path
     assert done.returncode == 0, done.stderr
     ours, theirs = load_gpt(home / "data/models/finetune_instruct"), load_huggingface(tmp_path / "out")
     assert all((a == b).all() for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    done = scratchlm(home, "import", str(tmp_path / "out"), str(tmp_path / "back"))
+    assert done.returncode == 0, done.stderr
+    weights = "model.safetensors"
+    original = home / "data/models/finetune_instruct" / weights
+    assert (tmp_path / "back" / weights).read_bytes() == original.read_bytes()
 
 
 def test_export_overwrites_nothing(home, tmp_path):

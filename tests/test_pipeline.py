@@ -161,7 +161,7 @@ def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
     main = run(workspace, "git", "rev-parse", "HEAD~1").stdout.strip()
 
     parameters = json.loads(run(workspace, "dvc", "params", "diff", main, "HEAD", "--json").stdout)
-    assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4}}}
+    assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4, "diff": -44}}}
     difference = json.loads(run(workspace, "dvc", "metrics", "diff", main, "HEAD", "--json").stdout)
     assert difference["metrics/judge.json"]["after.mean_score"]["diff"] < 0
     assert set(difference) == {"metrics/generate.json", "metrics/judge.json"}

@@ -8,9 +8,11 @@ import yaml
 
 from scratchlm.artifacts import read_csv, read_json, read_splits, read_table
 from scratchlm.checkpoints.classifier import load_classifier
-from scratchlm.checkpoints.native import load_gpt
+from scratchlm.checkpoints.native import load_gpt, save_gpt
 from scratchlm.checkpoints.openai import hparams
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.model.config import ModelParams
+from scratchlm.model.gpt import build_model
 from stages import (
     download,
     finetune_instruct,
@@ -158,6 +160,34 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
         models, place / "report.html",
     )  # fmt: skip
     assert "finetune_instruct" in (place / "report.html").read_text()
+
+
+def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(place, tmp_path):
+    tokenize_into(place)
+    values = yaml.safe_load((place / "params.yaml").read_text())
+    for section, layers in {"finetune_spam": "all", "finetune_instruct": "blocks"}.items():
+        values[section]["lora"] = {"rank": 2, "alpha": 2.0, "layers": layers}
+    params = tmp_path / "params.yaml"
+    params.write_text(yaml.safe_dump(values))
+    base = tmp_path / "base"
+    save_gpt(base, build_model(ModelParams(**values["model"]).config(300), seed=5))
+    tokens, folder, log = place / "tokens", tmp_path / "out", tmp_path / "log"
+    finetune_spam.main(
+        params, tokens / "tokenizer", tokens / "messages", base, folder / "spam", folder / "predictions.parquet",
+        folder / "spam.json", folder / "spam.csv", folder / "confusion.csv", log,
+    )  # fmt: skip
+    finetune_instruct.main(
+        params, tokens / "tokenizer", tokens / "instructions", base, folder / "instruct", folder / "samples.json",
+        folder / "instruct.json", folder / "instruct.csv", log,
+    )  # fmt: skip
+    curve = read_csv(folder / "instruct.csv")
+    assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])
+    assert (folder / "spam" / "adapter.safetensors").exists()
+    assert (folder / "instruct" / "adapter.safetensors").exists()
+    load_classifier(folder / "spam")
+    tuned, start = load_gpt(folder / "instruct"), load_gpt(base)
+    assert (tuned.token_embedding.weight == start.token_embedding.weight).all()
+    assert (tuned.blocks[0].attention.qkv.weight != start.blocks[0].attention.qkv.weight).any()
 
 
 def test_load_gpt2_measures_the_sample_checkpoint_on_the_corpus(tmp_path, monkeypatch):

@@ -102,6 +102,21 @@ def export(
     typer.echo(f"wrote {output}")
 
 
+@app.command("import")
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="a Hugging Face GPT-2: config.json and model.safetensors")],
+    output: Annotated[Path, typer.Argument(help="a new folder in our format")],
+) -> None:
+    """Read a GPT-2 that transformers wrote."""
+    from scratchlm.checkpoints.huggingface import load_huggingface
+    from scratchlm.checkpoints.native import save_gpt
+
+    if output.exists():
+        raise ValueError(f"{output} exists already; name a new one, nothing is overwritten")
+    save_gpt(output, load_huggingface(folder))
+    typer.echo(f"wrote {output}")
+
+
 class _Printer:
     """Prints text as its tokens come; a character that is not complete yet waits for its other bytes."""
 

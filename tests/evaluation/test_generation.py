@@ -44,7 +44,7 @@ def rows(n: int) -> list[dict[str, Any]]:
 
 
 def params(sampling: SamplingParams, batch_size: int) -> GenerateParams:
-    return GenerateParams(before=True, batch_size=batch_size, max_new_tokens=12, sampling=sampling)
+    return GenerateParams(before=True, batch_size=batch_size, max_new_tokens=12, stop=[], sampling=sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])

@@ -21,10 +21,12 @@ from scratchlm.model.decoding import (
     Generation,
     SamplingParams,
     choose,
+    cut_at,
     generate,
     keep_top_k,
     keep_top_p,
     penalise_repetition,
+    stop_at,
 )
 from scratchlm.model.gpt import GPTModel, build_model
 
@@ -312,13 +314,25 @@ def test_the_end_token_ends_its_row_and_stands_in_no_output() -> None:
 def test_a_complete_row_ends_with_the_token_that_completed_it() -> None:
     asked: list[list[int]] = []
 
-    def is_complete(new: list[int]) -> bool:
+    def is_complete(row: int, new: list[int]) -> bool:
         asked.append(list(new))
         return new[-2:] == [7, 8]
 
     rows = generate(counting_model(), [[6], [7]], max_new_tokens=3, end_token_id=None, is_complete=is_complete)
     assert rows == [Generation([7, 8], True), Generation([8, 9, 10], False)]
     assert asked == [[7], [8], [7, 8], [8, 9], [8, 9, 10]]  # only new tokens count: row 1's prompt ends in 7
+
+
+def test_each_row_ends_at_its_own_stop_strings_which_can_be_cut_off() -> None:
+    def decode(token_ids: list[int]) -> str:
+        return "".join("abcdefghijk"[token_id] for token_id in token_ids)
+
+    rows = generate(
+        counting_model(), [[1], [1], [1]], max_new_tokens=4, end_token_id=None,
+        is_complete=stop_at([["de"], ["x", "c"], []], decode),
+    )  # fmt: skip
+    assert [(decode(row.token_ids), row.finished) for row in rows] == [("cde", True), ("c", True), ("cdef", False)]
+    assert [cut_at("cdef", strings) for strings in (["e", "de"], ["x"], [])] == ["c", "cdef", "cdef"]
 
 
 def test_tokens_are_streamed_step_by_step_as_they_come() -> None:

@@ -83,11 +83,15 @@ def load_openai(folder: Path, size: SizeName) -> tuple[GPTModel, int]:
         arrays = Path(scratch) / "variables.safetensors"
         _read_in_own_process(folder / PREFIX, arrays)
         variables = load_file(arrays)
-    return from_openai(variables, config, str(folder)), len(variables)
+    n_variables = len(variables)
+    return from_openai(variables, config, str(folder)), n_variables
 
 
 def from_openai(variables: dict[str, Tensor], config: GPTConfig, source: str) -> GPTModel:
-    """A model from OpenAI's variables by name; each is used exactly once. Errors as load_openai, naming `source`."""
+    """A model from OpenAI's variables by name; each is used exactly once. Errors as load_openai, naming `source`.
+
+    `variables` is emptied on the way, so that a large model is never held twice.
+    """
     with torch.device("meta"):
         model = GPTModel(config)
     expected = model.state_dict()
@@ -102,8 +106,8 @@ def from_openai(variables: dict[str, Tensor], config: GPTConfig, source: str) ->
                 f"{source}: tensor {mapping.theirs} has shape {got}, but hparams.json asks for {wanted}; "
                 "take both from one checkpoint"
             )
-        weights[mapping.ours] = _TO_OURS[mapping.kind](variables[mapping.theirs]).contiguous()
-    if extra := sorted(set(variables) - {mapping.theirs for mapping in tensor_mappings(config.n_layers)}):
+        weights[mapping.ours] = _TO_OURS[mapping.kind](variables.pop(mapping.theirs)).contiguous()
+    if extra := sorted(variables):
         raise ValueError(f"{source}: tensor {extra[0]} belongs to no part of a GPT-2 of this size; fetch it again")
     return assign_weights(model, weights, source)
 

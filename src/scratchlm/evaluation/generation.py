@@ -8,7 +8,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from scratchlm.data.tokenizer import Tokenizer
-from scratchlm.model.decoding import Generation, SamplingParams, generate
+from scratchlm.model.decoding import Generation, SamplingParams, cut_at, generate, stop_at
 from scratchlm.model.gpt import GPTModel
 from scratchlm.params import Section
 from scratchlm.runtime import stream
@@ -24,11 +24,15 @@ Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_t
 
 
 class GenerateParams(Section):
-    """before: also answer with the base model, to see what finetuning changed."""
+    """before: also answer with the base model, to see what finetuning changed.
+
+    stop: texts that end a response besides the end token, and are not part of it.
+    """
 
     before: bool
     batch_size: Annotated[int, Field(ge=1)]
     max_new_tokens: Annotated[int, Field(ge=1)]
+    stop: list[Annotated[str, Field(min_length=1)]]
     sampling: SamplingParams
 
 
@@ -47,9 +51,12 @@ def generate_responses(
                 end_token_id=tokenizer.end_token_id,
                 sampling=params.sampling,
                 seeds=[stream(seed, f"sampling {row['id']}") for row in batch],
+                is_complete=stop_at([params.stop] * len(batch), tokenizer.decode) if params.stop else None,
             )
             answers = zip(batch, found, strict=True)
-            records += [{"model": name, **response_record(row, answer, tokenizer)} for row, answer in answers]
+            records += [
+                {"model": name, **response_record(row, answer, tokenizer, params.stop)} for row, answer in answers
+            ]
             bar.update(len(batch))
     return records
 
@@ -63,7 +70,10 @@ def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[s
     }
 
 
-def response_record(row: dict[str, Any], answer: Generation, tokenizer: Tokenizer) -> dict[str, Any]:
-    """A row's question, reference answer and response, without surrounding white space."""
+def response_record(
+    row: dict[str, Any], answer: Generation, tokenizer: Tokenizer, stop: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A row's question, reference answer and response, up to what stopped it, without surrounding white space."""
     asked = {field: row[field] for field in ("id", "instruction", "input", "output")}
-    return asked | {"response": tokenizer.decode(answer.token_ids).strip(), "finished": answer.finished}
+    text = cut_at(tokenizer.decode(answer.token_ids), stop).strip()
+    return asked | {"response": text, "finished": answer.finished}

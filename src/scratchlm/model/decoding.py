@@ -79,6 +79,19 @@ def choose(logits: Tensor, sampling: SamplingParams, draws: Tensor | None) -> Te
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def stop_at(strings: Sequence[Sequence[str]], decode: Callable[[list[int]], str]) -> Callable[[int, list[int]], bool]:
+    """An `is_complete` for generate: row i ends once its new text holds one of strings[i].
+
+    The text keeps what ended it; see `cut_at` for taking it off.
+    """
+    return lambda row, token_ids: any(string in decode(token_ids) for string in strings[row])
+
+
+def cut_at(text: str, strings: Sequence[str]) -> str:
+    """`text` up to where the first of `strings` begins."""
+    return text[: min((place for string in strings if (place := text.find(string)) >= 0), default=len(text))]
+
+
 @torch.no_grad()
 def generate(
     model: GPTModel,
@@ -88,14 +101,14 @@ def generate(
     end_token_id: int | None,
     sampling: SamplingParams = GREEDY,
     seeds: Sequence[int] | None = None,
-    is_complete: Callable[[list[int]], bool] | None = None,
+    is_complete: Callable[[int, list[int]], bool] | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Continue each prompt of a batch; the result does not depend on which prompts share the batch.
 
     prompts: token ids, each non-empty, of any lengths; of a long one the last context_length tokens count.
-    seeds: one per prompt, for sampling. is_complete: called with a row's new tokens, True ends the row
-    (stop strings). on_token(row, token_id): called as tokens come (streaming).
+    seeds: one per prompt, for sampling. is_complete(row, new_token_ids): True ends the row, see `stop_at`.
+    on_token(row, token_id): called as tokens come (streaming).
     Raises ValueError for an empty prompt.
     """
     if not all(prompts):
@@ -128,7 +141,7 @@ def generate(
             tokens[row].append(token_id)
             if on_token:
                 on_token(row, token_id)
-            if is_complete and is_complete(tokens[row][len(prompts[row]) :]):
+            if is_complete and is_complete(row, tokens[row][len(prompts[row]) :]):
                 finished[row] = True
                 continue
             going_on.append(place)
