@@ -74,7 +74,7 @@ def spam_probabilities(
     model: GPTClassifier, texts: Sequence[Sequence[int]], pad_token_id: int, width: int, batch_size: int
 ) -> np.ndarray:
     """The probability of class 1 for each text, (N,) float64. texts: token ids; padded to `width`."""
-    device = model.head.weight.device
+    device = model.trunk.token_embedding.weight.device
     was_training = model.training
     model.eval()
     found = []
