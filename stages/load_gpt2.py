@@ -13,10 +13,10 @@ from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_sc
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.gpt import parameter_count
 from scratchlm.params import read_params
-from scratchlm.runtime import RuntimeParams, autocast, set_up
+from scratchlm.runtime import DeviceParams, autocast, set_up
 
 
-class Params(RuntimeParams):
+class Params(DeviceParams):
     evaluation: EvaluationParams
 
 

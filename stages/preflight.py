@@ -1,8 +1,8 @@
-"""Check the whole of params.yaml before any work starts."""
+"""Check the whole of params.yaml before any work starts, and clear away what it no longer names."""
 
 from pathlib import Path
 
-from scratchlm.artifacts import write_text
+from scratchlm.artifacts import remove_others, write_text
 from scratchlm.entry import run
 from scratchlm.params import read_params
 from scratchlm.preflight import check_together
@@ -33,8 +33,15 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(params: Path, marker: Path) -> None:
-    check_together(read_params(params, Params, whole=True))
+def main(params: Path, loaded: Path, ablated: Path, models: Path, marker: Path) -> None:
+    p = read_params(params, Params, whole=True)
+    check_together(p)
+    # What another params.yaml left in folders that report depends on would change its hash
+    remove_others(loaded, p.gpt2_sizes)
+    remove_others(ablated, p.spam_ablations)
+    remove_others(
+        models, {"pretrain", "finetune_spam", "finetune_instruct", *(f"gpt2-{size}" for size in p.gpt2_sizes)}
+    )
     write_text(marker, "params.yaml was checked\n")
 
 

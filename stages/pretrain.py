@@ -13,7 +13,7 @@ from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model, parameter_count
 from scratchlm.params import read_params
-from scratchlm.runtime import RuntimeParams, set_up, stream
+from scratchlm.runtime import RuntimeParams, autocast, set_up, stream
 from scratchlm.training.loop import train
 from scratchlm.training.pretraining import PretrainParams, pretraining_task
 
@@ -36,16 +36,19 @@ def main(
     evaluation = CorpusEvaluation(corpus, p.evaluation)
     sampler = TextSampler(gpt, text, p.pretrain.sample_prompt, p.pretrain.sample_tokens)
     task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)))
+    with autocast(p, device):
+        untrained = evaluation.full(gpt, "val")
     rows = train(gpt, task, p.pretrain, p, device, log)
     counts = read_counts(corpus)
-    measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}
+    with autocast(p, device):
+        measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}
     scores = {
         split: corpus_scores(measured[split], counts[split]["tokens"], counts[split]["bytes"]) for split in measured
     }
     write_table(losses, loss_rows(measured["val"], "val"), LOSS_SCHEMA)
     write_json(samples, sampler.samples)
     write_csv(curve, rows)
-    write_json(metrics, scores | {"parameters": parameter_count(gpt), "untrained_val_loss": rows[0]["val_loss"]})
+    write_json(metrics, scores | {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean})
     save_gpt(model, gpt)
 
 

@@ -60,7 +60,9 @@ def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path
     assert done.returncode == 0, done.stderr
     weights = "model.safetensors"
     original = home / "data/models/finetune_instruct" / weights
-    assert (tmp_path / "back" / weights).read_bytes() == original.read_bytes()
+    assert (tmp_path / "back/model" / weights).read_bytes() == original.read_bytes()
+    for name in ("encoder.json", "vocab.bpe"):
+        assert (tmp_path / "back/tokenizer" / name).read_bytes() == (home / "data/tokens/tokenizer" / name).read_bytes()
 
 
 def test_export_overwrites_nothing(home, tmp_path):
@@ -83,3 +85,12 @@ def test_a_language_model_cannot_classify(home):
     done = scratchlm(home, "classify", "hello", "--model", "data/models/finetune_instruct")
     assert done.returncode == 1
     assert "not a classifier" in done.stderr
+
+
+def test_a_tokenizer_of_another_model_is_refused(home, tmp_path):
+    save_byte_pairs(tmp_path / "other", *train_byte_pairs(["a green frog and a blue bird"] * 9, 265))
+    for command in (["chat"], ["classify", "hello"], ["export", str(tmp_path / "out"), "--format", "gguf"]):
+        done = scratchlm(home, *command, "--tokenizer", str(tmp_path / "other"))
+        assert done.returncode == 1
+        assert "270 tokens" in done.stderr
+        assert "has 265" in done.stderr

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scratchlm.runtime import arithmetic_fingerprint
+from scratchlm.fingerprint import arithmetic_fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FINGERPRINT = json.loads((REPOSITORY / "tests" / "arithmetic.json").read_text())["fingerprint"]
@@ -126,6 +126,7 @@ CONCERNED = [
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
     ("generate.max_new_tokens", 16, {"generate"}),
     ("judge.controls", 3, {"judge"}),
+    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge"}),
     ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
 ]
 

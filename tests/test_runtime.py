@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchlm.fingerprint import arithmetic_fingerprint
 from scratchlm.params import check_params
 from scratchlm.runtime import (
     RuntimeParams,
-    arithmetic_fingerprint,
     autocast,
     generator,
     resolve_device,
@@ -118,7 +118,7 @@ def test_the_fingerprint_is_this_machines_whatever_the_threads_and_streams(resto
         torch.manual_seed(threads)
         prints.add(arithmetic_fingerprint())
         torch_threads.append(torch.get_num_threads())
-    code = "from scratchlm.runtime import arithmetic_fingerprint as f; print(f())"
+    code = "from scratchlm.fingerprint import arithmetic_fingerprint as f; print(f())"
     prints.add(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
     assert len(prints) == 1
     assert torch_threads == [1, 2, 4]

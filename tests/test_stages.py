@@ -1,6 +1,7 @@
 """Each stage's script on tiny input, in the order of the pipeline."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model
 from stages import (
+    ablate_spam,
     download,
     finetune_instruct,
     finetune_spam,
@@ -38,6 +40,7 @@ TINY: dict = {
     "finetune_instruct": {"base": "pretrain", "epochs": 1, "evaluate_every_steps": 2},
     "generate": {"max_new_tokens": 8},
     "judge": {"controls": 2},
+    "spam_ablations": {"first": {"position": "first"}},
 }
 
 
@@ -72,9 +75,21 @@ def tokenize_into(place: Path) -> None:
 
 
 def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
-    preflight.main(place / "params.yaml", place / "one")
-    preflight.main(REPOSITORY / "params.yaml", place / "other")
+    folders = [place / name for name in ("loaded", "ablated", "models")]
+    preflight.main(place / "params.yaml", *folders, place / "one")
+    preflight.main(REPOSITORY / "params.yaml", *folders, place / "other")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
+
+
+def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
+    loaded, ablated, models = (tmp_path / name for name in ("loaded", "ablated", "models"))
+    for left in (loaded / "nano.json", loaded / "124M.json", ablated / "x.json", models / "gpt2-124M" / "config.json"):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_text("{}")
+    (models / "pretrain").mkdir()
+    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, models, tmp_path / "marker")
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain"]
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path, monkeypatch):
@@ -112,7 +127,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
     curve = read_csv(plots / "pretrain.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])
     assert len(read_json(samples / "pretrain.json")) == len(curve)
-    assert read_json(metrics / "pretrain.json")["untrained_val_loss"] == pytest.approx(float(curve[0]["val_loss"]))
+    assert read_json(metrics / "pretrain.json")["untrained_val_loss"] == pytest.approx(math.log(300), abs=0.1)
     windows = read_table(place / "losses.parquet")
     mean = sum(row["loss_nats"] for row in windows) / sum(row["scored_tokens"] for row in windows)
     assert mean == pytest.approx(read_json(metrics / "pretrain.json")["val"]["loss"], rel=1e-5)
@@ -154,12 +169,24 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
     assert scores["control_empty"]["mean_score"] == 0
     assert len(read_table(place / "responses/judge.parquet")) == 12 + 3 * 2
 
+    ablate_spam.main(
+        params, tokens / "tokenizer", tokens / "messages", models / "pretrain", place / "ablated.parquet",
+        metrics / "ablate_spam" / "first.json", log,
+    )  # fmt: skip
+    ids = [row["id"] for row in read_table(place / "ablated.parquet")]
+    assert ids == [row["id"] for row in predictions]
+    varied_scores, scores = (read_json(metrics / name) for name in ("ablate_spam/first.json", "finetune_spam.json"))
+    assert varied_scores["padded_tokens"] == scores["padded_tokens"]
+    assert varied_scores["train"] != scores["train"]
+
     (metrics / "download.json").write_text("{}")
     report.main(
         params, REPOSITORY / "dvc.yaml", metrics, samples, place / "predictions.parquet", place / "responses",
         models, place / "report.html",
     )  # fmt: skip
-    assert "finetune_instruct" in (place / "report.html").read_text()
+    page = (place / "report.html").read_text()
+    assert "<td>position first</td>" in page
+    assert "ablate_spam@first" in page
 
 
 def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(place, tmp_path):

@@ -6,7 +6,6 @@ the pipeline's pretraining does, and writes hparams.json, model.ckpt.*, encoder.
 The text files are the same in every run; the weights are on one class of processor.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,8 +13,9 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from scratchlm.artifacts import whole_folder, write_json
+from scratchlm.artifacts import sha256_of, whole_folder, write_json
 from scratchlm.checkpoints.openai import hparams, to_openai
+from scratchlm.data.catalogue import VOCABULARY_FILES
 from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, format_prompt, read_instructions, split_instructions
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
@@ -82,11 +82,13 @@ def main() -> None:
         train(gpt, task, TRAINING, RUNTIME, device, work / "log.jsonl")
         save_file(to_openai(gpt), work / "variables.safetensors")
         with whole_folder(HERE / "gpt2-nano") as folder:
-            (folder / "encoder.json").write_text(json.dumps(encoder), encoding="utf-8")
-            (folder / "vocab.bpe").write_bytes((work / "tokenizer" / "vocab.bpe").read_bytes())
+            for name in VOCABULARY_FILES:
+                (folder / name).write_bytes((work / "tokenizer" / name).read_bytes())
             write_json(folder / "hparams.json", hparams(config))
             command = [sys.executable, "-c", WRITER, str(folder / "model.ckpt"), str(work / "variables.safetensors")]
             subprocess.run(command, check=True)
+    for path in sorted((HERE / "gpt2-nano").iterdir()):  # for the table _SAMPLE in data/catalogue.py
+        print(f'"data/sample/gpt2-nano/{path.name}": ("{sha256_of(path)}", {path.stat().st_size:_}),')
 
 
 def _shown(figures: dict[str, float]) -> dict[str, float]:

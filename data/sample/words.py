@@ -1,7 +1,7 @@
 """The word lists and sentence templates behind data/sample: tables only, no logic.
 
 Nouns, colours and animals all start with a consonant sound, so that "a" is always the
-right article. Templates are filled by `str.format`; `make_text.Cast` names the slots.
+right article. Templates are filled by `str.format`; `make_text.make_cast` names the slots.
 """
 
 # --- People, animals, things, places -------------------------------------------------

@@ -25,7 +25,7 @@ def scratchlm() -> None:
 def chat(
     model: Model = Path("data/models/finetune_instruct"),
     tokenizer: TokenizerFolder = TOKENIZER,
-    prompt_style: Annotated[Literal["alpaca", "phi3"], typer.Option(help="as in params.yaml")] = "alpaca",
+    prompt_style: Annotated[Literal["alpaca", "phi3"], typer.Option(help="the one it was finetuned with")] = "alpaca",
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
@@ -36,6 +36,7 @@ def chat(
     from scratchlm.model.decoding import GREEDY, generate
 
     gpt, text = load_gpt(model), load_tokenizer(tokenizer)
+    _refuse_strangers(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
     sampling = GREEDY.model_copy(update={"temperature": temperature})
     for turn in range(sys.maxsize):
         try:
@@ -71,6 +72,7 @@ def classify(
 
     classifier, settings = load_classifier(model)
     words = load_tokenizer(tokenizer)
+    _refuse_strangers(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
     tokens = [words.encode(text)]
     (probability,) = spam_probabilities(classifier, tokens, words.end_token_id, settings["padded_tokens"], 1)
     typer.echo(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
@@ -93,6 +95,7 @@ def export(
     if output.exists():
         raise ValueError(f"{output} exists already; name a new one, nothing is overwritten")
     gpt, text = load_gpt(model), load_tokenizer(tokenizer)
+    _refuse_strangers(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
     if not isinstance(text, BytePairTokenizer):
         raise ValueError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
     if format == "huggingface":
@@ -104,17 +107,28 @@ def export(
 
 @app.command("import")
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="a Hugging Face GPT-2: config.json and model.safetensors")],
-    output: Annotated[Path, typer.Argument(help="a new folder in our format")],
+    folder: Annotated[Path, typer.Argument(help="config.json, model.safetensors, vocab.json, merges.txt")],
+    output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in our format")],
 ) -> None:
     """Read a GPT-2 that transformers wrote."""
-    from scratchlm.checkpoints.huggingface import load_huggingface
+    from scratchlm.checkpoints.huggingface import load_huggingface, load_huggingface_tokenizer
     from scratchlm.checkpoints.native import save_gpt
+    from scratchlm.data.tokenizer import save_byte_pairs
 
     if output.exists():
         raise ValueError(f"{output} exists already; name a new one, nothing is overwritten")
-    save_gpt(output, load_huggingface(folder))
-    typer.echo(f"wrote {output}")
+    tokenizer = load_huggingface_tokenizer(folder)
+    save_gpt(output / "model", load_huggingface(folder))
+    save_byte_pairs(output / "tokenizer", *tokenizer)
+    typer.echo(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _refuse_strangers(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
+    if n_model != n_tokenizer:
+        raise ValueError(
+            f"{model} knows {n_model} tokens but {tokenizer} has {n_tokenizer}; "
+            "name with --tokenizer the one that the model was trained with"
+        )
 
 
 class _Printer:
@@ -135,9 +149,13 @@ class _Printer:
 
 def main() -> None:
     """The entry point: mistakes of the user end in one sentence, status 1."""
+    from scratchlm.entry import meant_for_the_user
+
     try:
         app()
     except ValueError as error:
+        if not meant_for_the_user(error):
+            raise
         sys.exit(f"scratchlm: {error}")
 
 

@@ -26,7 +26,6 @@ def check_together(params: Any) -> None:
     for variant in params.spam_ablations:
         if not re.fullmatch(r"[\w-]+", variant):
             mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")
-        varied(params.finetune_spam, params.spam_ablations, variant)
     if mistakes:
         raise ValueError("\n".join(mistakes))
 
@@ -66,6 +65,10 @@ def _contexts(params: Any) -> Iterator[str]:
     spam, instruct = params.finetune_spam, params.finetune_instruct
     if isinstance(spam.padding, int):
         wanted.append(("finetune_spam.padding", spam.padding, spam.base))
+    for name in params.spam_ablations:
+        padding = varied(spam, params.spam_ablations, name).padding
+        if isinstance(padding, int):
+            wanted.append((f"spam_ablations.{name}.padding", padding, spam.base))
     wanted.append(("generate.max_new_tokens", params.generate.max_new_tokens, instruct.base))
     for key, n_tokens, model in wanted:
         if n_tokens > lengths.get(model, n_tokens):

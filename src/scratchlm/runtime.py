@@ -11,16 +11,21 @@ from pydantic import Field
 from scratchlm.params import Section, Seed
 
 
-class RuntimeParams(Section):
+class DeviceParams(Section):
     """Top-level keys of params.yaml that every computing stage reads."""
 
     device: Literal["cpu", "cuda", "mps", "auto"]
     threads: Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["float32", "bfloat16"]
+
+
+class RuntimeParams(DeviceParams):
+    """The same, and the seed, where something is drawn at random."""
+
     seed: Seed
 
 
-def set_up(params: RuntimeParams) -> torch.device:
+def set_up(params: DeviceParams) -> torch.device:
     """Fix threads and deterministic kernels for this process; return the device to compute on.
 
     Raises ValueError if the device is not there.
@@ -48,7 +53,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def autocast(params: RuntimeParams, device: torch.device) -> AbstractContextManager:
+def autocast(params: DeviceParams, device: torch.device) -> AbstractContextManager:
     """Matrix products in bfloat16 where `precision` says so; weights stay in float32."""
     if params.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -64,22 +69,3 @@ def stream(seed: int, purpose: str) -> int:
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator for one purpose; see `stream`."""
     return torch.Generator().manual_seed(stream(seed, purpose))
-
-
-def arithmetic_fingerprint() -> str:
-    """A hash of this machine's float32 arithmetic: equal where rebuilds can be bit-identical.
-
-    Two training steps of a small network: matrix products, softmax, exp and sums in the order
-    that this processor's kernels take them, on one thread.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    source = torch.Generator().manual_seed(0)
-    inputs = torch.randn(64, 129, generator=source)
-    weights = torch.randn(129, 257, generator=source).requires_grad_()
-    for _ in range(2):
-        loss = torch.nn.functional.gelu(inputs @ weights, approximate="tanh").softmax(-1).square().sum()
-        (gradient,) = torch.autograd.grad(loss, weights)
-        weights = (weights - gradient).detach().requires_grad_()
-    torch.set_num_threads(threads)
-    return hashlib.sha256(weights.detach().numpy().tobytes()).hexdigest()[:16]

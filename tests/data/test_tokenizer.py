@@ -288,7 +288,7 @@ def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
     assert words.vocab_size == 1132
     text = "Hello, do you like tea? <|endoftext|> In the sunlit terraces of the palace."  # section 2.4
     ids = [1131, 5, 355, 1126, 628, 975, 10, 1130, 55, 988, 956, 984, 722, 988, 1131, 7]
-    assert words.encode(text) == ids
+    assert words.encode_documents([text]) == [ids]
     assert words.decode(ids) == "<|unk|>, do you like tea? <|endoftext|> In the sunlit terraces of the <|unk|>."
 
 
@@ -297,9 +297,8 @@ def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
 def test_the_word_tokenizer_equals_the_books(verdict: str, text: str) -> None:
     ours = WordTokenizer(collect_words([verdict]))
     book = SimpleTokenizerV2({word: i for i, word in enumerate(ours.words)})
-    assert ours.encode(text) == book.encode(text)
     assert ours.encode_documents([text, text]) == [book.encode(text)] * 2
-    assert ours.decode(ours.encode(text)) == book.decode(book.encode(text))
+    assert ours.decode(ours.encode_documents([text])[0]) == book.decode(book.encode(text))
 
 
 def test_a_word_tokenizer_survives_its_file(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
     mean = read_json(project / "metrics" / "judge.json")["after"]["mean_score"]
     assert f"{mean:.4g}" in page
     assert sha256_of(project / "data" / "models" / "gpt2-nano" / "model.safetensors") in page
-    assert "this repository&#39;s own" in page
+    assert "CC0 1.0" in page
     assert "max_micro_batch_size" in page
     assert "Sara was here 3" in page and "A duck 0" in page
 

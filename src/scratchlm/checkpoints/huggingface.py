@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from scratchlm.artifacts import read_json, whole_folder, write_json
 from scratchlm.checkpoints.native import WEIGHTS_FILE, assign_weights, read_weights
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer
+from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 
@@ -102,6 +103,16 @@ def load_huggingface(folder: Path) -> GPTModel:
     return assign_weights(model, weights, str(path))
 
 
+def load_huggingface_tokenizer(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """encoder and merges of a GPT-2 tokenizer folder (vocab.json, merges.txt).
+
+    Raises ValueError naming the file that is missing, or if the two do not belong together.
+    """
+    encoder, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
+    BytePairTokenizer(encoder, merges)
+    return encoder, merges
+
+
 def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object]:
     """Their config.json of one of our configurations."""
     return {
@@ -146,3 +157,5 @@ def _config(folder: Path) -> GPTConfig:
         )
     except KeyError as error:
         raise ValueError(f"{path}: {error} is missing; export the model again") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error.errors()[0]['msg']}; export the model again") from None

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -140,6 +141,8 @@ def _config(folder: Path, size: SizeName) -> GPTConfig:
         config = gpt2_config(size, found["n_vocab"], found["n_ctx"])
     except KeyError as error:
         raise ValueError(f"{path}: {error} is missing; fetch the file again") from None
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error.errors()[0]['msg']}; fetch the file again") from None
     if found != hparams(config):
         raise ValueError(f"{path} says {found}, but size {size} is {SIZES[size]._asdict()}; correct gpt2_sizes")
     return config

@@ -131,7 +131,7 @@ def _sample(name: str, description: str, *paths: str) -> Source:
         else File(Path(path).name, *_SAMPLE[path], (path,))
         for path in paths
     )
-    return Source(name, description, "this repository's own", "data/sample/README.md", files)
+    return Source(name, description, "CC0 1.0", "data/sample/README.md", files)
 
 
 _SOURCES = (

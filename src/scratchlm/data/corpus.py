@@ -136,7 +136,7 @@ class TokenWindows:
         if len(token_ids) <= context_length:
             raise ValueError(
                 f"{len(token_ids)} tokens do not fill one window of {context_length} + 1; "
-                "lower model.context_length or take a larger corpus"
+                "lower the context_length (of model or evaluation) or take a larger corpus"
             )
         self._windows = np.lib.stride_tricks.sliding_window_view(token_ids, context_length + 1)[::stride]
 

@@ -120,10 +120,14 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         unknown = self.ids[UNKNOWN]
-        return [self.ids.get(word, unknown) for word in split_words(text)]
+        return [unknown if word == END_OF_TEXT else self.ids.get(word, unknown) for word in split_words(text)]
 
     def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
+        return [self._encode_document(text) for text in texts]
+
+    def _encode_document(self, text: str) -> list[int]:
+        first, *others = (self.encode(part) for part in text.split(END_OF_TEXT))
+        return [*first, *(token_id for part in others for token_id in (self.end_token_id, *part))]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text = " ".join(self.words[i] for i in token_ids)

@@ -81,7 +81,7 @@ def spam_probabilities(
     for start in range(0, len(texts), batch_size):
         token_ids, lengths = pad(texts[start : start + batch_size], pad_token_id, width)
         logits = model(torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device))
-        found.append(F.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy())
+        found.append(F.softmax(logits.cpu().double(), dim=-1)[:, 1].numpy())
     model.train(was_training)
     return np.concatenate(found)
 

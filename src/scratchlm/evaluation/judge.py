@@ -202,6 +202,12 @@ class OllamaJudge:
                 reply = f"{error.status_code} {error.error}"
                 if attempt < self._params.retries:
                     time.sleep(BACKOFF_SECONDS * 2**attempt)
+            except httpx.TimeoutException:
+                if attempt == self._params.retries:
+                    raise ValueError(
+                        f"Ollama at {self._params.host} gave no reply within {self._params.timeout_seconds} seconds, "
+                        f"{attempt + 1} times; raise judge.timeout_seconds or choose a smaller judge.model"
+                    ) from None
             except (ValidationError, json.JSONDecodeError):
                 continue
             else:
@@ -222,11 +228,8 @@ class OllamaJudge:
         schema = Verdict.model_json_schema()
         try:
             reply = self._client.chat(self._params.model, messages, format=schema, options=options)
-        except httpx.TimeoutException as error:
-            raise ValueError(
-                f"Ollama at {self._params.host} gave no reply within {self._params.timeout_seconds} seconds "
-                f"({type(error).__name__}); raise judge.timeout_seconds or choose a smaller judge.model"
-            ) from None
+        except httpx.TimeoutException:
+            raise
         except (OSError, httpx.TransportError) as error:  # the client turns refused connections into ConnectionError
             raise ValueError(self._advice(f"cannot be reached ({error})")) from None
         return reply.message.content or ""

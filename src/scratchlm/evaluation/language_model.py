@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, at_least_float32
 
 LOGIT_NUMBERS = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
 
@@ -50,8 +50,8 @@ def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) 
         row_sums, row_counts = _row_losses(
             model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
         )
-        sums.append(row_sums.cpu().numpy())
-        counts.append(row_counts.cpu().numpy())
+        sums.append(row_sums.numpy())
+        counts.append(row_counts.numpy())
     model.train(was_training)
     return Losses(np.concatenate(sums), np.concatenate(counts))
 
@@ -72,9 +72,9 @@ def _row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tenso
     hidden = model.hidden_states(inputs)[keep]  # (N, C)
     block = max(1, LOGIT_NUMBERS // model.config.vocab_size)
     losses = [
-        F.cross_entropy(model.head(part), scored, reduction="none")
+        F.cross_entropy(at_least_float32(model.head(part)), scored, reduction="none")
         for part, scored in zip(hidden.split(block), targets[keep].split(block), strict=True)
     ]
     per_token = torch.zeros(targets.shape, device=targets.device)
     per_token[keep] = torch.cat(losses).float()
-    return per_token.double().sum(dim=1), keep.sum(dim=1)
+    return per_token.cpu().double().sum(dim=1), keep.sum(dim=1).cpu()

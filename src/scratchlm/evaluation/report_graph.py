@@ -185,8 +185,10 @@ def _ancestors(name: str, stages: Sequence[Stage]) -> set[str]:
 def _resolved_stages(stages: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, stage in stages.items():
         if "foreach" in stage:
-            for item in _resolved(stage["foreach"], params):
-                yield f"{name}@{item}", _resolved(stage["do"], {**params, "item": item})
+            items = _resolved(stage["foreach"], params)
+            pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
+            for key, item in pairs:
+                yield f"{name}@{key}", _resolved(stage["do"], {**params, "key": key, "item": item})
         else:
             yield name, _resolved(stage, params)
 

@@ -99,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         n_heads: int,
         dropout: float,
         qkv_bias: bool,
-        implementation: Literal["explicit", "sdpa"] = "sdpa",
+        implementation: Literal["explicit", "sdpa"],
     ) -> None:
         super().__init__()
         assert emb_dim % n_heads == 0

@@ -67,15 +67,16 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def choose(logits: Tensor, sampling: SamplingParams, draws: Tensor | None) -> Tensor:
     """One token id per row: (B, V) logits -> (B,) int64.
 
-    draws: (B,) uniform in [0, 1), one per row, not read when greedy: a token is found by inverting the
-    cumulative distribution, so that a row's choice depends on its own draw and not on its batch.
+    draws: (B,) float64 on the CPU, uniform in [0, 1), one per row, not read when greedy. A token is found by
+    inverting the cumulative distribution, so that a row's choice depends on its own draw and not on its batch.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     assert draws is not None
-    logits = keep_top_p(keep_top_k(logits.float() / sampling.temperature, sampling.top_k), sampling.top_p)
+    logits = logits.float().cpu() / sampling.temperature  # from here on exact and deterministic on every device
+    logits = keep_top_p(keep_top_k(logits, sampling.top_k), sampling.top_p)
     cumulative = logits.double().softmax(-1).cumsum(-1)
-    target = draws.double()[:, None] * cumulative[:, -1:]
+    target = draws[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
@@ -115,7 +116,6 @@ def generate(
         raise ValueError("a prompt has no tokens; give at least one token to continue, such as the end-of-text token")
     was_training = model.training
     model.eval()
-    device = model.token_embedding.weight.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
     assert sampling.temperature == 0 or len(generators) == len(prompts)
     tokens = [list(prompt) for prompt in prompts]
@@ -130,9 +130,7 @@ def generate(
             logits = penalise_repetition(logits, _seen(tokens, active, logits), sampling.repetition_penalty)
         draws = None
         if sampling.temperature:
-            draws = torch.cat([torch.rand(1, generator=generators[row], dtype=torch.float64) for row in active]).to(
-                device
-            )
+            draws = torch.cat([torch.rand(1, generator=generators[row], dtype=torch.float64) for row in active])
         going_on = []
         for place, (row, token_id) in enumerate(zip(active, choose(logits, sampling, draws).tolist(), strict=True)):
             if token_id == end_token_id:

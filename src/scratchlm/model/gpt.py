@@ -130,10 +130,15 @@ class GPTModel(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_STANDARD_DEVIATION / depth)
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Logits as a loss needs them: on the CPU, autocast would compute it in bfloat16, whose eight bits are too few."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def build_model(config: GPTConfig, seed: int) -> GPTModel:
     """A GPTModel with random weights drawn from `seed` alone; the global random stream stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return GPTModel(config)
 
 

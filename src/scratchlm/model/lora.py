@@ -35,10 +35,11 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.alpha = alpha
-        self.A = nn.Parameter(torch.empty(n_parts, rank, linear.in_features, device=linear.weight.device))
-        self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
-        for part in self.A:
+        start = torch.empty(n_parts, rank, linear.in_features)  # drawn on the CPU: the same on every device
+        for part in start:
             nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+        self.A = nn.Parameter(start.to(linear.weight.device))
+        self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         updates = [x @ a.T @ b.T for a, b in zip(self.A, self.B, strict=True)]
@@ -58,7 +59,7 @@ def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
     """
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
             if _chosen(path, params.layers) and not _tied(model, linear):
                 parent, _, name = path.rpartition(".")

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def train(
             )
         for batch in batches:
             with autocast(runtime, device):
-                loss = task.loss(model, *(tensor.to(device, non_blocking=True) for tensor in batch.tensors))
+                loss = task.loss(model, *(tensor.to(device) for tensor in batch.tensors))
             (loss / total).backward()
         if params.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
@@ -96,7 +97,7 @@ def count_steps(n_examples: int, params: TrainingParams) -> int:
 def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
     """The examples of one step, (batch_size,) int64; each epoch is its own shuffle.
 
-    A function of its arguments alone, so that a run can go on from any step.
+    A function of its arguments alone: no state is kept from step to step.
     """
     per_epoch = n_examples // batch_size
     epoch, place = divmod(step, per_epoch)
@@ -104,15 +105,9 @@ def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-_order_cache: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=1)  # one epoch at a time
 def _epoch_order(n_examples: int, seed: int, epoch: int) -> np.ndarray:
-    key = (n_examples, seed, epoch)
-    if key not in _order_cache:
-        _order_cache.clear()  # one epoch at a time
-        _order_cache[key] = torch.randperm(n_examples, generator=generator(seed, f"data order {epoch}")).numpy()
-    return _order_cache[key]
+    return torch.randperm(n_examples, generator=generator(seed, f"data order {epoch}")).numpy()
 
 
 def _evaluate(

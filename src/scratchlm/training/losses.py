@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, at_least_float32
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -29,4 +29,4 @@ def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> 
     hidden, scored = model.hidden_states(inputs).flatten(0, 1), targets.flatten()  # (B * T, C), (B * T,)
     if (keep := scored != IGNORE_INDEX).sum() < len(scored):
         hidden, scored = hidden[keep], scored[keep]
-    return F.cross_entropy(model.head(hidden), scored, reduction="sum")
+    return F.cross_entropy(at_least_float32(model.head(hidden)), scored, reduction="sum")

@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from scratchlm.params import Section
@@ -25,22 +25,30 @@ class TrainingParams(Section):
     batch_size: Positive
     max_micro_batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    min_learning_rate: Annotated[float, Field(ge=0)]
+    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     weight_decay_on: Literal["matrices", "all"]
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
-    max_grad_norm: Annotated[float, Field(gt=0)] | None
+    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     evaluate_every_steps: Positive
+
+    @model_validator(mode="after")
+    def _the_rate_falls(self) -> "TrainingParams":
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}; lower it"
+            )
+        return self
 
 
 def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
     """AdamW over what is trainable, in one fused kernel per step. Source: Loshchilov and Hutter 2019."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    spared = [p for p in trainable if p.dim() < 2] if params.weight_decay_on == "matrices" else []
-    decayed = [p for p in trainable if not any(p is other for other in spared)]
+    decayed = [p for p in trainable if p.dim() >= 2 or params.weight_decay_on == "all"]
+    spared = [p for p in trainable if p.dim() < 2 and params.weight_decay_on == "matrices"]
     groups = [
         {"params": decayed, "weight_decay": params.weight_decay},
         {"params": spared, "weight_decay": 0.0},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from scratchlm.data.messages import CLASSES, pad
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
-from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.model.gpt import GPTModel, at_least_float32, build_model
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.params import check_params
 from scratchlm.runtime import stream
@@ -56,7 +56,7 @@ def build_spam_classifier(trunk: GPTModel, params: FinetuneSpamParams, seed: int
     if not params.pretrained:
         trunk = build_model(trunk.config, stream(seed, "initialisation"))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "classification head"))
+        torch.default_generator.manual_seed(stream(seed, "classification head"))
         classifier = GPTClassifier(trunk, len(CLASSES), params.position)
     if params.lora is None:
         freeze(classifier, params.trainable)
@@ -88,4 +88,4 @@ def spam_task(
 
 def summed_class_loss(model: GPTClassifier, token_ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the class, summed over texts: (B, T), (B,), (B,) int64 -> scalar, in nats."""
-    return F.cross_entropy(model(token_ids, lengths), labels, reduction="sum")
+    return F.cross_entropy(at_least_float32(model(token_ids, lengths)), labels, reduction="sum")
