@@ -15,10 +15,11 @@ MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On the tests' small tensors, threads mostly wait for each other."""
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On the fast tests' small tensors, threads mostly wait for each other."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if not request.node.get_closest_marker("slow"):
+        torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
