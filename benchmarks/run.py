@@ -48,7 +48,10 @@ def book(size: str) -> BookGPT:
 def huggingface(size: str) -> GPT2LMHeadModel:
     n_layers, n_heads, emb_dim = SIZES[size]
     dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    return GPT2LMHeadModel(GPT2Config(VOCAB_SIZE, CONTEXT_LENGTH, emb_dim, n_layers, n_heads, **dropouts))
+    config = GPT2Config(
+        vocab_size=VOCAB_SIZE, n_positions=CONTEXT_LENGTH, n_embd=emb_dim, n_layer=n_layers, n_head=n_heads, **dropouts
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
 
 
 def train_step(size: str) -> tuple[dict[str, Contender], int]:
