@@ -4,53 +4,22 @@ It tests what is committed: commit before you run it.
 """
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scratchlm.fingerprint import arithmetic_fingerprint
+from tests.clones import REPOSITORY, commit, make_clone, run, set_parameter, stages_run
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FINGERPRINT = json.loads((REPOSITORY / "tests" / "arithmetic.json").read_text())["fingerprint"]
 COMPUTED = r"^(metrics/|dvc\.lock)"
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
-def run(clone: Path, *command: str, ok: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command in the clone, with the clone's own library in front."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    inherited = {name: value for name, value in os.environ.items() if name != "SCRATCHLM_MIRROR"}
-    env = inherited | {"PATH": path, "PYTHONPATH": str(clone / "src")} | environment
-    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
-    assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
-
-
-def stages_run(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return re.findall(r"Running stage '([^']+)'", done.stdout)
-
-
 def changed_stages(clone: Path) -> set[str]:
     return set(json.loads(run(clone, "dvc", "status", "--json").stdout))
-
-
-def set_parameter(clone: Path, key: str, value: object) -> None:
-    """Change one parameter; the file is rewritten without its comments."""
-    path = clone / "params.yaml"
-    params = yaml.safe_load(path.read_text())
-    section = params
-    *outer, last = key.split(".")
-    for name in outer:
-        section = section[name]
-    assert last in section
-    section[last] = value
-    path.write_text(yaml.safe_dump(params))
 
 
 def restore(clone: Path) -> None:
@@ -61,8 +30,7 @@ def restore(clone: Path) -> None:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A clone of HEAD in which `dvc repro` has run once, with no cache to draw from."""
-    clone = tmp_path_factory.mktemp("clones") / "scratchlm"
-    run(REPOSITORY, "git", "clone", "-q", str(REPOSITORY), str(clone))
+    clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
     done = run(clone, "dvc", "repro")
     assert len(stages_run(done)) == 10
     return clone
@@ -157,8 +125,7 @@ def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
     run(workspace, "git", "switch", "-q", "-c", "shorter-answers")
     set_parameter(workspace, "generate.max_new_tokens", 4)
     run(workspace, "dvc", "repro")
-    identity = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
-    run(workspace, "git", *identity, "commit", "-qam", "Shorter answers")
+    commit(workspace, "Shorter answers")
     main = run(workspace, "git", "rev-parse", "HEAD~1").stdout.strip()
 
     parameters = json.loads(run(workspace, "dvc", "params", "diff", main, "HEAD", "--json").stdout)

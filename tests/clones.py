@@ -1,0 +1,70 @@
+"""Clones of this repository in which tests run git, dvc and scratchlm as a user would.
+
+They hold what is committed: commit before you run such a test.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
+# What makes the sample's training a matter of a second: for tests of the pipeline and not of what it learns
+FEW_STEPS = {
+    "pretrain.epochs": 0.05,
+    "finetune_spam.epochs": 0.2,
+    "finetune_instruct.epochs": 0.2,
+    "generate.max_new_tokens": 4,
+    "generate.before": False,
+}
+
+
+def environment(clone: Path, **changes: str) -> dict[str, str]:
+    """The environment of a command in the clone: its own library in front, no mirror unless `changes` names one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    inherited = {name: value for name, value in os.environ.items() if name != "SCRATCHLM_MIRROR"}
+    return inherited | {"PATH": path, "PYTHONPATH": str(clone / "src")} | changes
+
+
+def run(clone: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
+    """A command in the clone; asserts that it ends well, or badly where `ok` is False."""
+    done = subprocess.run(command, cwd=clone, env=environment(clone, **changes), capture_output=True, text=True)
+    assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def make_clone(folder: Path, changes: dict[str, object] | None = None) -> Path:
+    """A clone of HEAD in `folder`; with `changes` of parameters, these are committed in it."""
+    run(REPOSITORY, "git", "clone", "-q", str(REPOSITORY), str(folder))
+    if changes:
+        for key, value in changes.items():
+            set_parameter(folder, key, value)
+        commit(folder, "Change parameters")
+    return folder
+
+
+def commit(clone: Path, message: str) -> None:
+    run(clone, "git", "add", "-A")
+    run(clone, "git", *IDENTITY, "commit", "-qm", message)
+
+
+def stages_run(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The stages that a `dvc repro` executed, in order."""
+    return re.findall(r"Running stage '([^']+)'", done.stdout)
+
+
+def set_parameter(clone: Path, key: str, value: object) -> None:
+    """Change one parameter; the file is rewritten without its comments."""
+    path = clone / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    section = params
+    *outer, last = key.split(".")
+    for name in outer:
+        section = section[name]
+    assert last in section
+    section[last] = value
+    path.write_text(yaml.safe_dump(params))
