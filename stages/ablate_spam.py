@@ -10,6 +10,7 @@ from scratchlm.evaluation.classification import PREDICTION_SCHEMA, prediction_ro
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.evaluation.spam_experiment import run_spam_experiment
 from scratchlm.params import read_params
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams
 from scratchlm.training.spam import FinetuneSpamParams, SpamAblations, varied
 
@@ -21,13 +22,20 @@ class Params(RuntimeParams):
 
 
 def main(
-    params: Path, tokenizer: Path, messages: Path, base: Path, predictions: Path, metrics: Path, log: Path
+    params: Path,
+    tokenizer: Path,
+    messages: Path,
+    base: Path,
+    predictions: Path,
+    metrics: Path,
+    log: Path,
+    resume: Resume,
 ) -> None:
     p = read_params(params, Params)
     variant = varied(p.finetune_spam, p.spam_ablations, metrics.stem)
     splits, pad_token_id = read_splits(messages), load_tokenizer(tokenizer).end_token_id
     trunk = load_gpt(base, dropout=variant.dropout)
-    found = run_spam_experiment(trunk, splits, pad_token_id, variant, p.evaluation, p, log)
+    found = run_spam_experiment(trunk, splits, pad_token_id, variant, p.evaluation, p, log, resume)
     write_table(predictions, prediction_rows(splits["test"], found.probabilities["test"]), PREDICTION_SCHEMA)
     write_json(metrics, found.scores)
 

@@ -10,6 +10,7 @@ from scratchlm.evaluation.responses import ResponseEvaluation
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.params import read_params
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, autocast, set_up
 from scratchlm.training.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
 from scratchlm.training.loop import train
@@ -22,7 +23,7 @@ class Params(RuntimeParams):
 
 def main(
     params: Path, tokenizer: Path, instructions: Path, base: Path, model: Path, samples: Path,
-    metrics: Path, curve: Path, log: Path,
+    metrics: Path, curve: Path, log: Path, resume: Resume,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
@@ -35,9 +36,9 @@ def main(
     prepare_assistant(gpt, p.finetune_instruct, p.seed)
     task = instruct_task(
         splits["train"], text.end_token_id, gpt.config.context_length, p.finetune_instruct,
-        lambda: evaluation.quick(gpt),
+        lambda: evaluation.quick(gpt), evaluation.samples,
     )  # fmt: skip
-    rows = train(gpt, task, p.finetune_instruct, p, device, log)
+    rows = train(gpt, task, p.finetune_instruct, p, device, log, resume)
     adapter = adapter_state(gpt)
     merge_lora(gpt)
     with autocast(p, device):

@@ -11,6 +11,7 @@ from scratchlm.evaluation.classification import PREDICTION_SCHEMA, confusion_row
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.evaluation.spam_experiment import run_spam_experiment
 from scratchlm.params import read_params
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams
 from scratchlm.training.spam import FinetuneSpamParams
 
@@ -22,12 +23,12 @@ class Params(RuntimeParams):
 
 def main(
     params: Path, tokenizer: Path, messages: Path, base: Path, model: Path, predictions: Path,
-    metrics: Path, curve: Path, confusion: Path, log: Path,
+    metrics: Path, curve: Path, confusion: Path, log: Path, resume: Resume,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     splits, pad_token_id = read_splits(messages), load_tokenizer(tokenizer).end_token_id
     trunk = load_gpt(base, dropout=p.finetune_spam.dropout)
-    found = run_spam_experiment(trunk, splits, pad_token_id, p.finetune_spam, p.evaluation, p, log)
+    found = run_spam_experiment(trunk, splits, pad_token_id, p.finetune_spam, p.evaluation, p, log, resume)
     rows = prediction_rows(splits["test"], found.probabilities["test"])
     write_table(predictions, rows, PREDICTION_SCHEMA)
     write_csv(confusion, confusion_rows(rows))

@@ -8,7 +8,9 @@ from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
 from scratchlm.evaluation.generation import RESPONSE_SCHEMA, GenerateParams, generate_responses, response_counts
 from scratchlm.evaluation.overlap import normalise
+from scratchlm.fingerprint import arithmetic_fingerprint
 from scratchlm.params import read_params
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, autocast, set_up
 
 
@@ -17,21 +19,32 @@ class Params(RuntimeParams):
 
 
 def main(
-    params: Path, tokenizer: Path, instructions: Path, base: Path, assistant: Path, responses: Path, metrics: Path
-) -> None:
+    params: Path, tokenizer: Path, instructions: Path, base: Path, assistant: Path, responses: Path, metrics: Path,
+    resume: Resume,
+) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
     text = load_tokenizer(tokenizer)
     rows = read_splits(instructions)["test"]
-    records, counts = [], {}
-    for name, folder in {"before": base, "after": assistant}.items():
-        if name == "after" or p.generate.before:
-            with autocast(p, device):
-                found = generate_responses(load_gpt(folder).to(device), rows, text, p.generate, p.seed, name)
-            records += found
-            counts[name] = response_counts(found, normalise)
+    models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
+    resume.only_under(arithmetic_fingerprint())
+    records = resume.records(len(rows) * len(models))
+    with resume.keeping_records(records, RESPONSE_SCHEMA) as keep_if_due, autocast(p, device):
+        for name, folder in models.items():
+            n_done = sum(record["model"] == name for record in records)
+            if n_done < len(rows):
+                gpt = load_gpt(folder).to(device)
+                for batch in generate_responses(gpt, rows, text, p.generate, p.seed, name, n_done):
+                    records += batch
+                    keep_if_due()
     write_table(responses, records, RESPONSE_SCHEMA)
-    write_json(metrics, counts)
+    write_json(
+        metrics,
+        {
+            name: response_counts([record for record in records if record["model"] == name], normalise)
+            for name in models
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from scratchlm.evaluation.judge import (
     judge_scores,
 )
 from scratchlm.params import Section, Seed, read_params
+from scratchlm.resume import Resume
 
 
 class Params(Section):
@@ -20,11 +21,17 @@ class Params(Section):
     judge: JudgeParams
 
 
-def main(params: Path, responses: Path, judgements: Path, metrics: Path, scores: Path) -> None:
+def main(params: Path, responses: Path, judgements: Path, metrics: Path, scores: Path, resume: Resume) -> None:
     p = read_params(params, Params)
     judge = build_judge(p.judge)
     records = read_table(responses)
-    judged = judge_records(judge, [*records, *control_records(records, p.judge.controls)])
+    records += control_records(records, p.judge.controls)
+    resume.only_under(judge.identity)
+    judged = resume.records(len(records))
+    with resume.keeping_records(judged, JUDGEMENT_SCHEMA) as keep_if_due:
+        for row in judge_records(judge, records, len(judged)):
+            judged.append(row)
+            keep_if_due()
     write_table(judgements, judged, JUDGEMENT_SCHEMA)
     write_csv(scores, [{"model": row["model"], "score": row["score"]} for row in judged])
     write_json(metrics, judge_scores(judged, p.seed) | {"judge": judge.identity})

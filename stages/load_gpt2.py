@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import cast
 
-from scratchlm.artifacts import write_json, write_table
+from scratchlm.artifacts import scratch_folder, write_json, write_table
 from scratchlm.checkpoints.native import save_gpt
 from scratchlm.checkpoints.openai import load_openai
 from scratchlm.data.catalogue import GPT2Size
@@ -24,7 +24,8 @@ def main(params: Path, checkpoint: Path, corpus: Path, model: Path, losses: Path
     p = read_params(params, Params)
     device = set_up(p)
     size = cast(GPT2Size, checkpoint.name.removeprefix("gpt2-"))
-    gpt, n_tensors = load_openai(checkpoint, size)
+    with scratch_folder(model) as scratch:
+        gpt, n_tensors = load_openai(checkpoint, size, scratch)
     save_gpt(model, gpt)
     evaluation = CorpusEvaluation(corpus, p.evaluation)
     with autocast(p, device):

@@ -13,6 +13,7 @@ from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model, parameter_count
 from scratchlm.params import read_params
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, autocast, set_up, stream
 from scratchlm.training.loop import train
 from scratchlm.training.pretraining import PretrainParams, pretraining_task
@@ -26,7 +27,7 @@ class Params(RuntimeParams):
 
 def main(
     params: Path, tokenizer: Path, corpus: Path, model: Path, losses: Path, samples: Path,
-    metrics: Path, curve: Path, log: Path,
+    metrics: Path, curve: Path, log: Path, resume: Resume,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
@@ -35,10 +36,10 @@ def main(
     windows = TokenWindows(read_tokens(corpus, "train"), p.model.context_length, p.pretrain.stride)
     evaluation = CorpusEvaluation(corpus, p.evaluation)
     sampler = TextSampler(gpt, text, p.pretrain.sample_prompt, p.pretrain.sample_tokens)
-    task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)))
+    task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)), sampler.samples)
     with autocast(p, device):
         untrained = evaluation.full(gpt, "val")
-    rows = train(gpt, task, p.pretrain, p, device, log)
+    rows = train(gpt, task, p.pretrain, p, device, log, resume)
     counts = read_counts(corpus)
     with autocast(p, device):
         measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}

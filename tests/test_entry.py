@@ -72,7 +72,7 @@ def test_a_stage_that_asks_for_the_log_can_write_to_it(workplace: Path) -> None:
         ("read_json(params)", "example: p.yaml: no such file; `dvc repro` makes every artifact, "
          "`dvc checkout` restores cached ones\n"),
         ("raise KeyboardInterrupt", "example: interrupted; nothing half-written was left, "
-         "`dvc repro` continues here\n"),
+         "`dvc repro` runs this stage again\n"),
     ],
     ids=["stage", "library", "interrupt"],
 )  # fmt: skip

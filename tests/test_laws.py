@@ -25,8 +25,8 @@ MODULES = sorted(
     for path in folder.rglob("*.py")
 )
 FLOORS = {
-    "params": 0, "artifacts": 0, "fingerprint": 0,
-    "runtime": 0.5, "entry": 0.5,  # floor 0 too, on top of the other two
+    "params": 0, "artifacts": 0, "fingerprint": 0, "guard": 0.1,
+    "runtime": 0.5, "pipeline": 0.5, "resume": 0.5, "entry": 0.7,  # floor 0 too, on top of these
     "data": 1, "model": 1,
     "training": 2, "checkpoints": 2,
     "evaluation": 3,

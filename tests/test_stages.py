@@ -14,6 +14,7 @@ from scratchlm.checkpoints.openai import hparams
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model
+from scratchlm.resume import Resume
 from stages import (
     ablate_spam,
     download,
@@ -122,7 +123,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     pretrain.main(
         params, tokens / "tokenizer", tokens / "corpus", models / "pretrain", place / "losses.parquet",
-        samples / "pretrain.json", metrics / "pretrain.json", plots / "pretrain.csv", log,
+        samples / "pretrain.json", metrics / "pretrain.json", plots / "pretrain.csv", log, Resume(),
     )  # fmt: skip
     curve = read_csv(plots / "pretrain.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])
@@ -135,7 +136,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
     finetune_spam.main(
         params, tokens / "tokenizer", tokens / "messages", models / "pretrain", models / "finetune_spam",
         place / "predictions.parquet", metrics / "finetune_spam.json", plots / "finetune_spam.csv",
-        plots / "finetune_spam_confusion.csv", log,
+        plots / "finetune_spam_confusion.csv", log, Resume(),
     )  # fmt: skip
     predictions = read_table(place / "predictions.parquet")
     right = sum(row["label"] == row["predicted"] for row in predictions) / len(predictions)
@@ -147,7 +148,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     finetune_instruct.main(
         params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        samples / "finetune_instruct.json", metrics / "finetune_instruct.json", plots / "finetune_instruct.csv", log,
+        samples / "finetune_instruct.json", metrics / "finetune_instruct.json", plots / "finetune_instruct.csv", log, Resume(),
     )  # fmt: skip
     losses = read_json(metrics / "finetune_instruct.json")
     assert losses["after"]["val_loss"] < losses["before"]["val_loss"]
@@ -155,14 +156,14 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     generate.main(
         params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        place / "responses/generate.parquet", metrics / "generate.json",
+        place / "responses/generate.parquet", metrics / "generate.json", Resume(),
     )  # fmt: skip
     responses = read_table(place / "responses/generate.parquet")
     assert [row["model"] for row in responses] == ["before"] * 6 + ["after"] * 6
 
     judge.main(
         params, place / "responses/generate.parquet", place / "responses/judge.parquet",
-        metrics / "judge.json", plots / "judge_scores.csv",
+        metrics / "judge.json", plots / "judge_scores.csv", Resume(),
     )  # fmt: skip
     scores = read_json(metrics / "judge.json")
     assert scores["control_reference"]["mean_score"] == 100
@@ -171,7 +172,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     ablate_spam.main(
         params, tokens / "tokenizer", tokens / "messages", models / "pretrain", place / "ablated.parquet",
-        metrics / "ablate_spam" / "first.json", log,
+        metrics / "ablate_spam" / "first.json", log, Resume(), Resume(),
     )  # fmt: skip
     ids = [row["id"] for row in read_table(place / "ablated.parquet")]
     assert ids == [row["id"] for row in predictions]
@@ -201,11 +202,11 @@ def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(p
     tokens, folder, log = place / "tokens", tmp_path / "out", tmp_path / "log"
     finetune_spam.main(
         params, tokens / "tokenizer", tokens / "messages", base, folder / "spam", folder / "predictions.parquet",
-        folder / "spam.json", folder / "spam.csv", folder / "confusion.csv", log,
+        folder / "spam.json", folder / "spam.csv", folder / "confusion.csv", log, Resume(),
     )  # fmt: skip
     finetune_instruct.main(
         params, tokens / "tokenizer", tokens / "instructions", base, folder / "instruct", folder / "samples.json",
-        folder / "instruct.json", folder / "instruct.csv", log,
+        folder / "instruct.json", folder / "instruct.csv", log, Resume(),
     )  # fmt: skip
     curve = read_csv(folder / "instruct.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])

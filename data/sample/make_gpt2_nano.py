@@ -24,6 +24,7 @@ from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.config import gpt2_config
 from scratchlm.model.gpt import build_model
 from scratchlm.preflight import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, set_up, stream
 from scratchlm.training.loop import train
 from scratchlm.training.pretraining import PretrainParams, pretraining_task
@@ -78,8 +79,8 @@ def main() -> None:
         gpt = build_model(config, stream(RUNTIME.seed, "initialisation"))
         evaluation = CorpusEvaluation(work / "corpus", EVALUATION)
         windows = TokenWindows(read_tokens(work / "corpus", "train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
-        task = pretraining_task("gpt2-nano", windows, lambda: _shown(evaluation.quick(gpt)))
-        train(gpt, task, TRAINING, RUNTIME, device, work / "log.jsonl")
+        task = pretraining_task("gpt2-nano", windows, lambda: _shown(evaluation.quick(gpt)), [])
+        train(gpt, task, TRAINING, RUNTIME, device, work / "log.jsonl", Resume())
         save_file(to_openai(gpt), work / "variables.safetensors")
         with whole_folder(HERE / "gpt2-nano") as folder:
             for name in VOCABULARY_FILES:

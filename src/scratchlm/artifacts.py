@@ -1,6 +1,7 @@
 """Reading and writing files: whole or not at all, the same bytes for the same content."""
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -52,6 +53,24 @@ def whole_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, for files that are nobody's result; it goes with the block."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    folder = beside.with_name(f".{beside.name}.{os.getpid()}.scratch.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What whole_file, whole_folder and scratch_folder leave beside `target` if the process is killed."""
+    name = f".{glob.escape(target.name)}"
+    return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,14 +2,21 @@
 
 import argparse
 import inspect
+import os
 import resource
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from scratchlm.artifacts import append_log
+from scratchlm.artifacts import append_log, leftovers
+from scratchlm.guard import alone, die_with_parent, guard_lock_file
+from scratchlm.pipeline import identity, read_stage, refuse_other_packages
+from scratchlm.resume import Resume
 
 
 def run(main: Callable[..., None]) -> None:
@@ -17,25 +24,36 @@ def run(main: Callable[..., None]) -> None:
 
     A parameter `model_folder: Path` is the required option --model-folder. Every stage takes --log, a
     JSON-lines file for what is not a result: here seconds and peak memory, and what `main` adds if it asks for it.
+    A parameter `resume: Resume` is the option --resume, a folder for the state of an unfinished run.
     A ValueError that this project raised ends the process with its sentence and status 1;
     anything else is a defect and keeps its traceback.
     """
-    stage = Path(sys.argv[0]).stem
-    parser = argparse.ArgumentParser(prog=f"python -m stages.{stage}", description=inspect.getmodule(main).__doc__)
+    stage = os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=inspect.getmodule(main).__doc__
+    )
     names = list(inspect.signature(main).parameters)
     for name in dict.fromkeys([*names, "log"]):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=True)
     options = vars(parser.parse_args())
     log = options["log"] if "log" in names else options.pop("log")
     start = time.perf_counter()
+    resume = Resume()
     try:
-        main(**options)
+        with alone(log, stage) if "DVC_STAGE" in os.environ else nullcontext():
+            if "DVC_STAGE" in os.environ:
+                resume = _begin_under_dvc(stage, options, log)
+            if "resume" in options:
+                options["resume"] = resume
+            main(**options)
+            resume.clear()
     except ValueError as error:
         if not meant_for_the_user(error):
             raise
         sys.exit(f"{stage}: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"{stage}: interrupted; nothing half-written was left, `dvc repro` continues here")
+        begins = f"goes on from {resume.kept}" if resume.kept else "runs this stage again"
+        sys.exit(f"{stage}: interrupted; nothing half-written was left, `dvc repro` {begins}")
     own_and_children = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # load_gpt2 has TensorFlow in a child
     unit = 1 if sys.platform == "darwin" else 1024
     peak = max(resource.getrusage(who).ru_maxrss for who in own_and_children) * unit
@@ -46,3 +64,14 @@ def meant_for_the_user(error: ValueError) -> bool:
     """Whether the raising line stands in this project (in a library it is a defect, not advice)."""
     raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
     return raised_in.parent.name == "stages" or Path(__file__).resolve().parent in raised_in.parents
+
+
+def _begin_under_dvc(stage: str, options: dict[str, Any], log: Path) -> Resume:
+    """What only a stage that DVC started does: it has a definition in dvc.yaml, and a parent that may be killed."""
+    die_with_parent()
+    for left in (path for target in options.values() for path in leftovers(target)):  # by a killed run of this stage
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    guard_lock_file()
+    definition = read_stage(stage)
+    refuse_other_packages(definition)
+    return Resume(options["resume"], identity(definition), stage, log) if "resume" in options else Resume()

@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from scratchlm.params import Section, Seed
 
@@ -58,6 +60,20 @@ def autocast(params: DeviceParams, device: torch.device) -> AbstractContextManag
     if params.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Where torch's global random streams stand: the CPU's, and that of the device where it has its own."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping[str, Tensor]) -> None:
+    """Put torch's global random streams back to where `random_states` found them."""
+    for name, state in states.items():
+        (torch if name == "cpu" else getattr(torch, name)).set_rng_state(state)
 
 
 def stream(seed: int, purpose: str) -> int:

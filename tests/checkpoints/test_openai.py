@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from scratchlm.artifacts import write_json
+from scratchlm.artifacts import scratch_folder, write_json
 from scratchlm.checkpoints.openai import from_openai, hparams, load_openai, tensor_mappings, to_openai
 from scratchlm.model.config import SIZES, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
@@ -128,7 +128,8 @@ def torch_tensors(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def outcome(folder: Path, size: str = "nano") -> "tuple[GPTModel, int] | str":
     """What load_openai returns, or its sentence."""
     try:
-        return load_openai(folder, size)  # type: ignore[arg-type]
+        with scratch_folder(folder.parent / "model") as scratch:
+            return load_openai(folder, size, scratch)  # type: ignore[arg-type]
     except ValueError as error:
         return str(error)
 
@@ -184,9 +185,9 @@ def checkpoints(
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoints: Path) -> tuple[GPTModel, int]:
+def loaded(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[GPTModel, int]:
     """Through a process of its own, as the stage does it."""
-    return load_openai(checkpoints / "whole", "nano")
+    return load_openai(checkpoints / "whole", "nano", tmp_path_factory.mktemp("scratch"))
 
 
 def test_at_every_size_each_of_our_tensors_has_one_of_theirs() -> None:
@@ -377,10 +378,10 @@ def test_a_model_without_biases_or_with_its_own_head_has_no_openai_form() -> Non
             to_openai(build_model(CONFIG.model_copy(update=change), seed=3))
 
 
-def test_the_committed_sample_checkpoint_loads(started: None) -> None:
+def test_the_committed_sample_checkpoint_loads(started: None, tmp_path: Path) -> None:
     if not (SAMPLE / "model.ckpt.index").exists():
         pytest.skip(f"the sample checkpoint is not made yet: {SAMPLE}")
-    model, n_tensors = load_openai(SAMPLE, "nano")
+    model, n_tensors = load_openai(SAMPLE, "nano", tmp_path)
     assert n_tensors == 40
     assert json.loads((SAMPLE / "hparams.json").read_text()) == hparams(model.config)
     assert model.config.vocab_size == len(json.loads((SAMPLE / "encoder.json").read_text()))
@@ -399,7 +400,7 @@ def test_a_checkpoint_with_the_whole_real_124M_layout_loads_with_every_tensor_us
     save_file(written, tmp_path / "source")
     tensorflow.ask("write", folder, tmp_path / "source")
     shutil.copy(MIRROR / "hparams.json", folder)
-    model, n_tensors = load_openai(folder, "124M")
+    model, n_tensors = load_openai(folder, "124M", tmp_path)
     assert n_tensors == 148
     back = to_openai(model)
     assert sorted(back) == sorted(written)

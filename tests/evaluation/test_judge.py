@@ -160,7 +160,7 @@ def test_controls_are_at_most_as_many_as_there_are_responses_and_may_be_none() -
 def test_the_reference_judge_passes_its_own_controls() -> None:
     tasks = ["the cat sat", "a red house", "seven plus two", "rain fell down"]
     records = [record(f"task-{i}", "after", "?", output=text) for i, text in enumerate(tasks)]
-    scores = judge_scores(judge_records(ReferenceJudge(), control_records(records, 4)), seed=1)
+    scores = judge_scores(list(judge_records(ReferenceJudge(), control_records(records, 4))), seed=1)
     assert {model: row["mean_score"] for model, row in scores.items()} == {
         "control_reference": 100.0,
         "control_shuffled": 0.0,
@@ -169,7 +169,7 @@ def test_the_reference_judge_passes_its_own_controls() -> None:
 
 
 def test_a_record_is_judged_into_one_row_of_the_schema(tmp_path: Path) -> None:
-    rows = judge_records(ReferenceJudge(), [record("a", "after", "Paris"), record("b", "after", "no")])
+    rows = list(judge_records(ReferenceJudge(), [record("a", "after", "Paris"), record("b", "after", "no")]))
     assert rows[0] == {
         "id": "a",
         "model": "after",
@@ -349,7 +349,7 @@ def test_without_retries_there_is_one_question(serve: Serve) -> None:
 
 def test_failed_replies_are_kept_and_counted_in_the_scores(serve: Serve) -> None:
     judge = judge_at(serve(GOOD, "nonsense", '{"reason": "y", "score": 10}'), retries=0)
-    rows = judge_records(judge, [record(name, "after", "Paris") for name in "abc"])
+    rows = list(judge_records(judge, [record(name, "after", "Paris") for name in "abc"]))
     assert [row["score"] for row in rows] == [90.0, None, 10.0]
     assert rows[1]["raw_reply"] == "nonsense"
     scores = judge_scores(rows, seed=1)["after"]

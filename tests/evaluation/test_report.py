@@ -151,7 +151,7 @@ def make_responses(before: bool = True, n: int = 30) -> list[dict[str, Any]]:
 
 def write_responses(root: Path, responses: list[dict[str, Any]], failing: int = 0) -> None:
     judge = ReferenceJudge()
-    judged = judge_records(judge, [*responses, *control_records(responses, 3)])
+    judged = list(judge_records(judge, [*responses, *control_records(responses, 3)]))
     for row in [row for row in judged if row["model"] == "after"][:failing]:
         row |= {"score": None, "reason": "", "raw_reply": "{"}
     write_table(root / "data" / "responses" / "generate.parquet", responses, RESPONSE_SCHEMA)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from scratchlm.model.lora import LoRALinear, LoRAParams, merge_lora
+from scratchlm.resume import Resume
 from scratchlm.training.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
 from scratchlm.training.loop import train
 
@@ -32,7 +33,7 @@ def params(training_values: dict[str, Any]) -> Any:
     ],
 )
 def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_scored: int) -> None:
-    task = instruct_task(ROWS, 0, 8, params(mask_instruction=mask), dict)
+    task = instruct_task(ROWS, 0, 8, params(mask_instruction=mask), dict, [])
     batch = task.batch(np.array([1, 0]))
     assert task.n_examples == 4
     assert [tensor.tolist() for tensor in batch.tensors] == [[[5, 6, 0, 0], [1, 2, 3, 4]], targets]
@@ -40,7 +41,7 @@ def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_sc
 
 
 def test_the_loss_is_torchs_over_response_tokens(tiny_gpt: Any, params: Any) -> None:
-    model, task = tiny_gpt().double(), instruct_task(ROWS, 0, 8, params(), dict)
+    model, task = tiny_gpt().double(), instruct_task(ROWS, 0, 8, params(), dict, [])
     inputs, targets = task.batch(np.arange(4)).tensors
     mean = task.loss(model, inputs, targets) / task.batch(np.arange(4)).n_scored
     torch.testing.assert_close(mean, F.cross_entropy(model(inputs).transpose(1, 2), targets))
@@ -64,7 +65,7 @@ def test_with_lora_training_moves_its_matrices_and_nothing_else(
     assert isinstance(model.head, LoRALinear) != tied
     assert torch.equal(model(inputs), untouched)  # B starts at zero
     before = {name: value.clone() for name, value in model.named_parameters()}
-    train(model, instruct_task(ROWS, 0, 8, p, lambda: {"loss": 0.0}), p, runtime, cpu, tmp_path / "log")
+    train(model, instruct_task(ROWS, 0, 8, p, lambda: {"loss": 0.0}, []), p, runtime, cpu, tmp_path / "log", Resume())
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if name.split(".")[-1] in ("A", "B")}
     learned = model(inputs)

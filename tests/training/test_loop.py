@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scratchlm.data.corpus import TokenWindows
+from scratchlm.resume import Resume
 from scratchlm.training.instruct import FinetuneInstructParams, instruct_task
 from scratchlm.training.loop import Batch, Task, batch_indices, count_steps, train
 from scratchlm.training.optimizer import TrainingParams, learning_rate_at
@@ -30,7 +31,7 @@ def params(training_values: dict[str, Any]) -> Any:
 @pytest.fixture
 def learn(runtime: Any, cpu: torch.device, tmp_path: Path) -> Any:
     def run(model: torch.nn.Module, task: Task, p: TrainingParams) -> list[dict[str, float]]:
-        return train(model, task, p, runtime, cpu, tmp_path / "log.jsonl")
+        return train(model, task, p, runtime, cpu, tmp_path / "log.jsonl", Resume())
 
     return run
 
@@ -40,12 +41,12 @@ def nothing() -> dict[str, float]:
 
 
 def windows_task(evaluate: Any = nothing) -> Task:
-    return pretraining_task("pretrain", TokenWindows(np.arange(60) % 11, 6, 4), evaluate)
+    return pretraining_task("pretrain", TokenWindows(np.arange(60) % 11, 6, 4), evaluate, [])
 
 
 def responses_task(training_values: dict[str, Any]) -> Task:
     p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
-    return instruct_task(ROWS, 0, 8, p, nothing)
+    return instruct_task(ROWS, 0, 8, p, nothing, [])
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -138,10 +139,10 @@ def test_a_micro_batch_may_score_nothing_but_a_whole_batch_may_not(
     long = {"prompt_token_ids": [1] * 9, "response_token_ids": [2]}
     p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
     model = tiny_gpt()
-    learn(model, instruct_task([*ROWS[:3], long], 0, 8, p, nothing), params(max_micro_batch_size=1))
+    learn(model, instruct_task([*ROWS[:3], long], 0, 8, p, nothing, []), params(max_micro_batch_size=1))
     assert all(value.isfinite().all() for value in model.state_dict().values())
     with pytest.raises(ValueError) as caught:
-        learn(model, instruct_task([long] * 4, 0, 8, p, nothing), params())
+        learn(model, instruct_task([long] * 4, 0, 8, p, nothing, []), params())
     assert str(caught.value) == (
         "finetune_instruct: no target is scored in step 1; shorten the prompts or widen the context"
     )
@@ -172,7 +173,9 @@ def test_two_runs_give_the_same_weights_bit_for_bit_and_another_seed_others(
     for seed in (7, 7, 8):
         torch.manual_seed(len(results))  # what happened before must not matter
         model = tiny_gpt(dropout=0.3)
-        train(model, windows_task(), params(), runtime.model_copy(update={"seed": seed}), cpu, tmp_path / "log")
+        train(
+            model, windows_task(), params(), runtime.model_copy(update={"seed": seed}), cpu, tmp_path / "log", Resume()
+        )
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert not torch.equal(results[0]["head.weight"], results[2]["head.weight"])
@@ -237,7 +240,7 @@ def test_gradients_are_clipped_from_the_first_step(params: Any, learn: Any) -> N
         norms.append(model.weight.grad.norm().item())
         return step(self, *arguments)
 
-    task = Task("line", 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing)
+    task = Task("line", 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing, [])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", watched)
         learn(model, task, params(epochs=3, max_grad_norm=0.25))
@@ -263,7 +266,15 @@ def test_bfloat16_trains_weights_that_stay_in_float32(
     model = tiny_gpt()
     seen = set()
     model.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    train(model, windows_task(), params(), runtime.model_copy(update={"precision": "bfloat16"}), cpu, tmp_path / "log")
+    train(
+        model,
+        windows_task(),
+        params(),
+        runtime.model_copy(update={"precision": "bfloat16"}),
+        cpu,
+        tmp_path / "log",
+        Resume(),
+    )
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

@@ -5,7 +5,6 @@ Source of the layout: github.com/openai/gpt-2, src/model.py.
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -73,17 +72,18 @@ def tensor_mappings(n_layers: int) -> Iterator[Mapping]:
             yield Mapping(f"model/h{layer}/{theirs}", f"blocks.{layer}.{ours}", kind)
 
 
-def load_openai(folder: Path, size: SizeName) -> tuple[GPTModel, int]:
+def load_openai(folder: Path, size: SizeName, scratch: Path) -> tuple[GPTModel, int]:
     """The GPT-2 in a checkpoint folder (hparams.json, model.ckpt.*), and how many tensors it took.
+
+    scratch: an empty folder with room for a copy of the weights.
 
     Raises ValueError naming the file and the tensor if the checkpoint is not of this size, is damaged,
     or has a missing, extra or misshapen tensor.
     """
     config = _config(folder, size)
-    with tempfile.TemporaryDirectory() as scratch:
-        arrays = Path(scratch) / "variables.safetensors"
-        _read_in_own_process(folder / PREFIX, arrays)
-        variables = load_file(arrays)
+    arrays = scratch / "variables.safetensors"
+    _read_in_own_process(folder / PREFIX, arrays)
+    variables = load_file(arrays)
     n_variables = len(variables)
     return from_openai(variables, config, str(folder)), n_variables
 

@@ -7,11 +7,14 @@ Run as `python -m scratchlm.checkpoints.tensorflow_reader PREFIX OUTPUT.safetens
 import os
 import sys
 
+from scratchlm.guard import die_with_parent
+
 REFUSED = 2  # exit status when the last line on standard error is a sentence for the user
 
 
 def main(prefix: str, output: str) -> None:
     """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to a safetensors file."""
+    die_with_parent()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import numpy as np
     import tensorflow as tf

@@ -1,6 +1,6 @@
 """The answers that a model writes to instructions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -37,12 +37,14 @@ class GenerateParams(Section):
 
 
 def generate_responses(
-    model: GPTModel, rows: Rows, tokenizer: Tokenizer, params: GenerateParams, seed: int, name: str
-) -> list[dict[str, Any]]:
-    """One record of RESPONSE_SCHEMA per row, under the model's `name`; a row's draws depend on its own place only."""
-    records = []
-    with tqdm(total=len(rows), desc=f"generate {name}", unit="response") as bar:
-        for start in range(0, len(rows), params.batch_size):
+    model: GPTModel, rows: Rows, tokenizer: Tokenizer, params: GenerateParams, seed: int, name: str, n_done: int = 0
+) -> Iterator[list[dict[str, Any]]]:
+    """One record of RESPONSE_SCHEMA per row, under the model's `name`, a batch at a time.
+
+    A row's draws depend on its own id only. n_done: rows, whole batches of them, that are left out.
+    """
+    with tqdm(total=len(rows), initial=n_done, desc=f"generate {name}", unit="response") as bar:
+        for start in range(n_done, len(rows), params.batch_size):
             batch = rows[start : start + params.batch_size]
             found = generate(
                 model,
@@ -54,11 +56,8 @@ def generate_responses(
                 is_complete=stop_at([params.stop] * len(batch), tokenizer.decode) if params.stop else None,
             )
             answers = zip(batch, found, strict=True)
-            records += [
-                {"model": name, **response_record(row, answer, tokenizer, params.stop)} for row, answer in answers
-            ]
+            yield [{"model": name, **response_record(row, answer, tokenizer, params.stop)} for row, answer in answers]
             bar.update(len(batch))
-    return records
 
 
 def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[str], str]) -> dict[str, Any]:

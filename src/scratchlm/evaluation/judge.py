@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -119,14 +119,12 @@ def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[s
     ]
 
 
-def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One record of JUDGEMENT_SCHEMA per response."""
-    judged = []
-    for record in tqdm(records, desc="judge", unit="response"):
+def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]], n_done: int = 0) -> Iterator[dict[str, Any]]:
+    """One record of JUDGEMENT_SCHEMA per response, as it is judged. n_done: responses that are left out."""
+    for record in tqdm(records[n_done:], total=len(records), initial=n_done, desc="judge", unit="response"):
         verdict = judge.score(record, record["response"])
         kept = {field: record[field] for field in ("id", "model", "response")}
-        judged.append(kept | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply})
-    return judged
+        yield kept | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:

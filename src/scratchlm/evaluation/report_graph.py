@@ -1,11 +1,12 @@
 """The graph of stages, read from dvc.yaml and drawn as SVG in layers from top to bottom."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
+
+from scratchlm.pipeline import paths, resolved_stages
 
 BOX_WIDTH, BOX_HEIGHT = 152, 32
 GAP, LANE_WIDTH, LAYER_HEIGHT = 20, 8, 68  # between neighbours; for an arrow that passes a layer; from layer to layer
@@ -25,9 +26,9 @@ def stage_graph(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[
 
     A stage reads from another if a dependency is, holds or lies in one of the other's outputs.
     """
-    resolved = dict(_resolved_stages(pipeline["stages"], params))
+    resolved = resolved_stages(pipeline, params)
     outputs = {
-        name: [path for kind in ("outs", "metrics", "plots") for path in _paths(stage.get(kind, []))]
+        name: [path for kind in ("outs", "metrics", "plots") for path in map(PurePosixPath, paths(stage.get(kind, [])))]
         for name, stage in resolved.items()
     }
     return [
@@ -37,7 +38,8 @@ def stage_graph(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[
             tuple(
                 other
                 for other in resolved
-                if other != name and any(_touch(d, o) for d in _paths(stage.get("deps", [])) for o in outputs[other])
+                if other != name
+                and any(_touch(PurePosixPath(d), o) for d in paths(stage.get("deps", [])) for o in outputs[other])
             ),
         )
         for name, stage in resolved.items()
@@ -180,43 +182,6 @@ def _ancestors(name: str, stages: Sequence[Stage]) -> set[str]:
             found.add(source)
             waiting += sources[source]
     return found
-
-
-def _resolved_stages(stages: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, stage in stages.items():
-        if "foreach" in stage:
-            items = _resolved(stage["foreach"], params)
-            pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
-            for key, item in pairs:
-                yield f"{name}@{key}", _resolved(stage["do"], {**params, "key": key, "item": item})
-        else:
-            yield name, _resolved(stage, params)
-
-
-def _resolved(value: Any, scope: Mapping[str, Any]) -> Any:
-    """`value` with every `${a.b}` replaced; a text that is nothing else becomes the value itself, as in DVC."""
-    if isinstance(value, Mapping):
-        return {_resolved(key, scope): _resolved(item, scope) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolved(item, scope) for item in value]
-    if not isinstance(value, str):
-        return value
-    if whole := re.fullmatch(r"\$\{([^}]+)\}", value):
-        return _looked_up(whole[1], scope)
-    return re.sub(r"\$\{([^}]+)\}", lambda found: str(_looked_up(found[1], scope)), value)
-
-
-def _looked_up(key: str, scope: Any) -> Any:
-    for part in key.strip().split("."):
-        if not isinstance(scope, Mapping) or part not in scope:
-            raise ValueError(f"dvc.yaml uses ${{{key}}}, which params.yaml does not have; correct one of them")
-        scope = scope[part]
-    return scope
-
-
-def _paths(entries: Sequence[Any]) -> list[PurePosixPath]:
-    """The paths of deps, outs, metrics or plots: each is a text, or a mapping from it to options."""
-    return [PurePosixPath(next(iter(entry)) if isinstance(entry, Mapping) else entry) for entry in entries]
 
 
 def _touch(a: PurePosixPath, b: PurePosixPath) -> bool:

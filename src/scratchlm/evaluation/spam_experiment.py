@@ -12,6 +12,7 @@ from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, autocast, set_up
 from scratchlm.training.loop import train
 from scratchlm.training.spam import FinetuneSpamParams, build_spam_classifier, padded_width, spam_task
@@ -35,6 +36,7 @@ def run_spam_experiment(
     evaluation_params: EvaluationParams,
     runtime: RuntimeParams,
     log: Path,
+    resume: Resume,
 ) -> SpamExperiment:
     """Finetune `trunk` on the train split and measure all three. splits: rows of MESSAGE_SCHEMA."""
     device = set_up(runtime)
@@ -44,7 +46,7 @@ def run_spam_experiment(
     evaluation = SpamEvaluation(splits, pad_token_id, width, evaluation_params)
     task = spam_task(splits["train"], width, pad_token_id, lambda: evaluation.quick(classifier))
     sizes = {"padded_tokens": width, "trainable_parameters": parameter_count(classifier, trainable_only=True)}
-    curve = train(classifier, task, params, runtime, device, log)
+    curve = train(classifier, task, params, runtime, device, log, resume)
     adapter = adapter_state(classifier)
     merge_lora(classifier)
     with autocast(runtime, device):

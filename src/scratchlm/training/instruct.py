@@ -41,6 +41,7 @@ def instruct_task(
     context_length: int,
     params: FinetuneInstructParams,
     evaluate: Callable[[], Mapping[str, float]],
+    samples: list[dict[str, Any]],
 ) -> Task:
     """The loop's task for rows with prompt_token_ids and response_token_ids."""
 
@@ -50,4 +51,4 @@ def instruct_task(
         )
         return Batch((torch.from_numpy(inputs), torch.from_numpy(targets)), int((targets != IGNORE_INDEX).sum()))
 
-    return Task("finetune_instruct", len(rows), batch, summed_next_token_loss, evaluate)
+    return Task("finetune_instruct", len(rows), batch, summed_next_token_loss, evaluate, samples)

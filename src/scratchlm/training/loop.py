@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from scratchlm.artifacts import append_log
-from scratchlm.runtime import RuntimeParams, autocast, generator, stream
+from scratchlm.fingerprint import arithmetic_fingerprint
+from scratchlm.resume import Resume
+from scratchlm.runtime import RuntimeParams, autocast, generator, random_states, restore_random_states, stream
 from scratchlm.training.optimizer import TrainingParams, build_optimizer, learning_rate_at
 
 
@@ -29,6 +31,7 @@ class Task(NamedTuple):
 
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: the figures of a curve row, computed without touching the training's random streams.
+    samples: what evaluate collects beside, one entry a call.
     """
 
     name: str
@@ -36,50 +39,105 @@ class Task(NamedTuple):
     batch: Callable[[np.ndarray], Batch]
     loss: Callable[..., Tensor]
     evaluate: Callable[[], Mapping[str, float]]
+    samples: list[dict[str, Any]]
 
 
 def train(
-    model: nn.Module, task: Task, params: TrainingParams, runtime: RuntimeParams, device: torch.device, log: Path
+    model: nn.Module,
+    task: Task,
+    params: TrainingParams,
+    runtime: RuntimeParams,
+    device: torch.device,
+    log: Path,
+    resume: Resume,
 ) -> list[dict[str, float]]:
     """Train `model` in place; return the curve: step, epoch, learning rate and the evaluation's figures.
 
     The mean gradient of a step is over scored items, however the batch is cut into micro batches.
+    Goes on from what `resume` holds, to the same bits as if it had never stopped.
     Raises ValueError if there are fewer examples than one batch, or if the loss stops being a number.
     """
     n_steps = count_steps(task.n_examples, params)
-    optimizer = build_optimizer(model, params)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    curve = [_evaluate(model, task, 0, n_steps, params, runtime, device)]
-    start, n_scored = time.perf_counter(), 0
     torch.manual_seed(stream(runtime.seed, f"{task.name} dropout"))
+    state = TrainingState(model, build_optimizer(model, params), task.samples, device)
+    resume.only_under(arithmetic_fingerprint())
+    if kept := resume.load():
+        state.read(kept)
+        resume.resumed(f"step {state.step} of {n_steps}")
+    start, n_scored = time.perf_counter(), 0
     model.train()
-    for step in tqdm(range(n_steps), desc=task.name, unit="step"):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, n_steps, params)
-        indices = batch_indices(step, task.n_examples, params.batch_size, runtime.seed)
-        n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
-        batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
-        total = sum(batch.n_scored for batch in batches)
-        if not total:
-            raise ValueError(
-                f"{task.name}: no target is scored in step {step + 1}; shorten the prompts or widen the context"
-            )
-        for batch in batches:
-            with autocast(runtime, device):
-                loss = task.loss(model, *(tensor.to(device) for tensor in batch.tensors))
-            (loss / total).backward()
-        if params.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        n_scored += total
-        if (step + 1) % params.evaluate_every_steps == 0 or step + 1 == n_steps:
-            seconds = time.perf_counter() - start
-            append_log(log, {"step": step + 1, "scored_per_second": n_scored / seconds, "training_seconds": seconds})
-            curve.append(_evaluate(model, task, step + 1, n_steps, params, runtime, device))
-            start, n_scored = time.perf_counter(), 0
+
+    def position() -> str | None:
+        return f"step {state.step} of {n_steps}" if state.whole else None
+
+    with (
+        tqdm(total=n_steps, initial=state.step, desc=task.name, unit="step") as bar,
+        resume.keeping(state.write, position, state.size_bytes) as keep_if_due,
+    ):
+        while True:
+            evaluation_due = state.step % params.evaluate_every_steps == 0 or state.step == n_steps
+            if evaluation_due and not (state.curve and state.curve[-1]["step"] == state.step):
+                if n_scored:
+                    seconds = time.perf_counter() - start
+                    speed = {"scored_per_second": n_scored / seconds, "training_seconds": seconds}
+                    append_log(log, {"step": state.step, **speed})
+                state.curve.append(_evaluate(model, task, state.step, n_steps, params, runtime, device))
+                start, n_scored = time.perf_counter(), 0
+            if state.step == n_steps:
+                break
+            keep_if_due()
+            n_scored += _step(model, task, state, n_steps, params, runtime, device)
+            bar.update()
     model.eval()
-    return curve
+    return state.curve
+
+
+class TrainingState:
+    """All that the rest of a training depends on, between two optimizer steps.
+
+    Data order and learning rate are functions of the step, so the step stands for them.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, samples: list[dict[str, Any]], device: torch.device
+    ) -> None:
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.optimizer = optimizer
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.whole = True  # False while the weights are between two steps
+        self._samples, self._device = samples, device
+        self._random = random_states(device)
+        self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self.weights.values())  # AdamW has two moments
+
+    def begin_step(self) -> None:
+        """Note where the random streams stand: a step that is given up leaves them further on."""
+        self._random = random_states(self._device)
+
+    def write(self, path: Path) -> None:
+        """The state as it was when the last step ended."""
+        torch.save(
+            {
+                "step": self.step,
+                "curve": self.curve,
+                "samples": self._samples[: len(self.curve)],
+                "weights": {name: p.detach() for name, p in self.weights.items()},
+                "optimizer": self.optimizer.state_dict(),
+                "random": self._random,
+            },
+            path,
+        )
+
+    def read(self, path: Path) -> None:
+        """Take over what `write` wrote."""
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        self.step, self.curve, self._random = found["step"], found["curve"], found["random"]
+        self._samples[:] = found["samples"]
+        with torch.no_grad():
+            for name, weight in self.weights.items():
+                weight.copy_(found["weights"][name])
+        self.optimizer.load_state_dict(found["optimizer"])
+        restore_random_states(self._random)
 
 
 def count_steps(n_examples: int, params: TrainingParams) -> int:
@@ -103,6 +161,41 @@ def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.
     epoch, place = divmod(step, per_epoch)
     order = _epoch_order(n_examples, seed, epoch)
     return order[place * batch_size : (place + 1) * batch_size]
+
+
+def _step(
+    model: nn.Module,
+    task: Task,
+    state: TrainingState,
+    n_steps: int,
+    params: TrainingParams,
+    runtime: RuntimeParams,
+    device: torch.device,
+) -> int:
+    """One optimizer step; returns how many items it scored."""
+    state.begin_step()
+    indices = batch_indices(state.step, task.n_examples, params.batch_size, runtime.seed)
+    n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
+    batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
+    total = sum(batch.n_scored for batch in batches)
+    if not total:
+        raise ValueError(
+            f"{task.name}: no target is scored in step {state.step + 1}; shorten the prompts or widen the context"
+        )
+    for batch in batches:
+        with autocast(runtime, device):
+            loss = task.loss(model, *(tensor.to(device) for tensor in batch.tensors))
+        (loss / total).backward()
+    if params.max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(state.weights.values(), params.max_grad_norm)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate_at(state.step, n_steps, params)
+    state.whole = False
+    state.optimizer.step()
+    state.step += 1
+    state.whole = True
+    state.optimizer.zero_grad(set_to_none=True)
+    return total
 
 
 @lru_cache(maxsize=1)  # one epoch at a time

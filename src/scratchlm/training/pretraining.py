@@ -1,7 +1,7 @@
 """Pretraining: next-token prediction on sliding windows. The book's chapter 5."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,11 +21,13 @@ class PretrainParams(TrainingParams):
     sample_tokens: Annotated[int, Field(ge=1)]
 
 
-def pretraining_task(name: str, windows: TokenWindows, evaluate: Callable[[], Mapping[str, float]]) -> Task:
+def pretraining_task(
+    name: str, windows: TokenWindows, evaluate: Callable[[], Mapping[str, float]], samples: list[dict[str, Any]]
+) -> Task:
     """The loop's task for windows of (B, T) inputs and targets."""
 
     def batch(indices: np.ndarray) -> Batch:
         inputs, targets = (torch.from_numpy(part) for part in windows.batch(indices))
         return Batch((inputs, targets), targets.numel())
 
-    return Task(name, len(windows), batch, summed_next_token_loss, evaluate)
+    return Task(name, len(windows), batch, summed_next_token_loss, evaluate, samples)

@@ -83,7 +83,7 @@ def spam_task(
         labels = torch.tensor([row["label"] for row in chosen])
         return Batch((torch.from_numpy(token_ids), torch.from_numpy(lengths), labels), len(chosen))
 
-    return Task("finetune_spam", len(rows), batch, summed_class_loss, evaluate)
+    return Task("finetune_spam", len(rows), batch, summed_class_loss, evaluate, samples=[])
 
 
 def summed_class_loss(model: GPTClassifier, token_ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
