@@ -148,7 +148,8 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     finetune_instruct.main(
         params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        samples / "finetune_instruct.json", metrics / "finetune_instruct.json", plots / "finetune_instruct.csv", log, Resume(),
+        samples / "finetune_instruct.json", metrics / "finetune_instruct.json", plots / "finetune_instruct.csv", log,
+        Resume(),
     )  # fmt: skip
     losses = read_json(metrics / "finetune_instruct.json")
     assert losses["after"]["val_loss"] < losses["before"]["val_loss"]
@@ -172,7 +173,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     ablate_spam.main(
         params, tokens / "tokenizer", tokens / "messages", models / "pretrain", place / "ablated.parquet",
-        metrics / "ablate_spam" / "first.json", log, Resume(), Resume(),
+        metrics / "ablate_spam" / "first.json", log, Resume(),
     )  # fmt: skip
     ids = [row["id"] for row in read_table(place / "ablated.parquet")]
     assert ids == [row["id"] for row in predictions]

@@ -120,7 +120,7 @@ class Resume:
         start = time.perf_counter()
         self._folder.mkdir(parents=True, exist_ok=True)
         older = list(self._folder.glob(f"{self._identity}-*"))
-        temporary = self._folder / ".unfinished"
+        temporary = self._folder / "unfinished"
         write(temporary)
         newest = temporary.replace(self._folder / f"{self._identity}-{sha256_of(temporary)}")
         for path in older:
