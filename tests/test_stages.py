@@ -76,21 +76,23 @@ def tokenize_into(place: Path) -> None:
 
 
 def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
-    folders = [place / name for name in ("loaded", "ablated", "models")]
+    folders = [place / name for name in ("loaded", "ablated", "models", "states")]
     preflight.main(place / "params.yaml", *folders, place / "one")
     preflight.main(REPOSITORY / "params.yaml", *folders, place / "other")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
 
 
 def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
-    loaded, ablated, models = (tmp_path / name for name in ("loaded", "ablated", "models"))
-    for left in (loaded / "nano.json", loaded / "124M.json", ablated / "x.json", models / "gpt2-124M" / "config.json"):
+    loaded, ablated, models, states = (tmp_path / name for name in ("loaded", "ablated", "models", "states"))
+    files = (loaded / "nano.json", loaded / "124M.json", ablated / "x.json", models / "gpt2-124M" / "config.json")
+    for left in (*files, states / "ablate_spam-x" / "state", states / "pretrain" / "state"):
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_text("{}")
     (models / "pretrain").mkdir()
-    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, models, tmp_path / "marker")
+    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, models, states, tmp_path / "marker")
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain"]
+    kept = ["states", "states/pretrain", "states/pretrain/state"]
+    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", *kept]
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path, monkeypatch):

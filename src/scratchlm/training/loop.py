@@ -110,9 +110,13 @@ class TrainingState:
         self._random = random_states(device)
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self.weights.values())  # AdamW has two moments
 
-    def begin_step(self) -> None:
-        """Note where the random streams stand: a step that is given up leaves them further on."""
+    def update(self) -> None:
+        """The optimizer's step, after which the random streams are noted: a step that is given up moves them too."""
+        self.whole = False
+        self.optimizer.step()
         self._random = random_states(self._device)
+        self.step += 1
+        self.whole = True
 
     def write(self, path: Path) -> None:
         """The state as it was when the last step ended."""
@@ -173,7 +177,6 @@ def _step(
     device: torch.device,
 ) -> int:
     """One optimizer step; returns how many items it scored."""
-    state.begin_step()
     indices = batch_indices(state.step, task.n_examples, params.batch_size, runtime.seed)
     n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
     batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
@@ -187,13 +190,11 @@ def _step(
             loss = task.loss(model, *(tensor.to(device) for tensor in batch.tensors))
         (loss / total).backward()
     if params.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(state.weights.values(), params.max_grad_norm)
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, n_steps, params)
-    state.whole = False
-    state.optimizer.step()
-    state.step += 1
-    state.whole = True
+    state.update()
     state.optimizer.zero_grad(set_to_none=True)
     return total
 
