@@ -78,7 +78,7 @@ def guard_lock_file() -> None:
 
 
 def restore_lock_file() -> None:
-    """Put the copy back if dvc.lock cannot be read or lacks stages that the copy has."""
+    """Put the copy back if DVC cannot read dvc.lock, or if it lacks stages that the copy has."""
     from scratchlm.artifacts import whole_file
 
     if _stages(LOCK_COPY) - _stages(LOCK_FILE):
@@ -102,11 +102,15 @@ def _dvc() -> psutil.Process:
 
 
 def _stages(lock: Path) -> set[str]:
+    """The stages that DVC finds in a lock file; none if it would refuse the file."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
     from scratchlm.params import load_yaml
 
     try:
-        return set(load_yaml(lock)["stages"])
-    except (ValueError, TypeError, KeyError):  # missing, not YAML, or not what DVC writes
+        return set(COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))["stages"])
+    except (ValueError, Invalid):  # missing, not YAML, or not what DVC writes
         return set()
 
 

@@ -1,0 +1,161 @@
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scratchlm import guard
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LOCK = "schema: '2.0'\nstages:\n  a:\n    cmd: x\n  b:\n    cmd: y\n    deps:\n    - path: z\n"
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    return tmp_path
+
+
+STAGE_UNDER_DVC = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", '''
+import time
+from scratchlm.guard import die_with_parent, guard_lock_file
+die_with_parent()
+guard_lock_file()
+print("ready", flush=True)
+time.sleep(600)
+'''])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.fixture
+def dvc_with_stage(workspace: Path) -> tuple[psutil.Process, psutil.Process]:
+    """A process that stands for DVC and one below it that stands for a stage, with a guard."""
+    process = subprocess.Popen([sys.executable, "-c", STAGE_UNDER_DVC], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    stage = psutil.Process(int(process.stdout.readline()))
+    assert process.stdout.readline() == "ready\n"
+    wait_for(lambda: guards(process.pid) != [])
+    return psutil.Process(process.pid), stage
+
+
+def guards(pid: int) -> list[psutil.Process]:
+    command = ["-m", "scratchlm.guard", str(pid)]
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == command]
+
+
+BROKEN = {
+    "empty": "",
+    "cut within a line": LOCK[: LOCK.rindex("md: y")],
+    "cut behind a key": LOCK[: LOCK.rindex("    - path")],
+    "cut between stages": LOCK[: LOCK.index("  b:")],
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("state", BROKEN)
+def test_a_lock_file_that_a_killed_dvc_left_broken_is_put_back(
+    dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path, state: str
+) -> None:
+    dvc, stage = dvc_with_stage
+    (watcher,) = guards(dvc.pid)
+    text = BROKEN[state]
+    (workspace / "dvc.lock").unlink()
+    if text is not None:
+        (workspace / "dvc.lock").write_text(text)
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    wait_for(lambda: gone(stage) and gone(watcher))
+    assert (workspace / "dvc.lock").read_text() == LOCK
+
+
+def test_a_lock_file_with_more_in_it_stays_as_dvc_left_it(
+    dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
+) -> None:
+    dvc, stage = dvc_with_stage
+    (watcher,) = guards(dvc.pid)
+    (workspace / "dvc.lock").write_text(LOCK + "  c:\n    cmd: z\n")
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    wait_for(lambda: gone(stage) and gone(watcher))
+    assert (workspace / "dvc.lock").read_text() == LOCK + "  c:\n    cmd: z\n"
+
+
+def test_one_guard_is_enough_for_one_dvc(
+    dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
+) -> None:
+    dvc, stage = dvc_with_stage
+    wait_for(lambda: not free(workspace / guard.GUARD_NOTE))
+    guard.guard_lock_file()
+    assert len(guards(dvc.pid)) == 1
+    assert guards(psutil.Process().ppid()) == []
+    dvc.kill()
+    dvc.wait()
+    wait_for(lambda: gone(stage))
+
+
+def free(lock: Path) -> bool:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def test_a_guard_imports_little() -> None:
+    """It waits for hours beside the computation."""
+    code = "import sys, scratchlm.guard; print(*(name for name in ('torch', 'pyarrow', 'yaml') if name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_a_stage_runs_once_at_a_time_in_a_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PATIENCE_SECONDS", 0.2)
+    lock = workspace / "logs" / "stage.jsonl"
+    with (
+        guard.alone(lock, "pretrain"),
+        pytest.raises(ValueError, match="another process runs pretrain in this workspace; only one may"),
+        guard.alone(lock, "pretrain"),
+    ):
+        raise AssertionError("two at once")
+    with guard.alone(lock, "pretrain"):
+        pass
+
+
+STAGE_THAT_HOLDS_ITS_LOCK = """
+import pathlib, time
+from scratchlm.guard import alone
+with alone(pathlib.Path("log"), "s"):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_killed_process_does_not_hold_its_stage(workspace: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", STAGE_THAT_HOLDS_ITS_LOCK], stdout=subprocess.PIPE)
+    assert process.stdout and process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    with guard.alone(workspace / "log", "s"):
+        pass
+    process.wait()
