@@ -40,6 +40,7 @@ class Clone:
         self.variables = {"SCRATCHLM_RESUME_SECONDS": "0.2", "TMPDIR": str(self.temporary)}
         run(self.path, "dvc", "repro", **self.variables)
         self.reference = self.results()
+        self.usual = set(self.temporary.iterdir())  # folders of torch's own
 
     def results(self) -> dict[str, bytes]:
         files = [self.path / "dvc.lock", *sorted((self.path / "metrics").rglob("*.*"))]
@@ -84,7 +85,7 @@ class Clone:
         ends = (".tmp", ".old", ".part")
         in_clone = [p for p in self.path.rglob("*") if p.name.endswith(ends) and ".git" not in p.parts]
         states = [p for p in (self.path / ".scratchlm" / "resume").rglob("*") if p.is_file()]
-        return [str(path) for path in [*in_clone, *states, *self.temporary.iterdir()]]
+        return [str(path) for path in [*in_clone, *states, *(set(self.temporary.iterdir()) - self.usual)]]
 
     def resumed(self) -> Counter[str]:
         """How often each stage went on from a state that an unfinished run had kept, by its log."""

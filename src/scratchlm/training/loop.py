@@ -68,7 +68,7 @@ def train(
     model.train()
 
     def position() -> str | None:
-        return f"step {state.step} of {n_steps}" if state.whole else None
+        return f"step {state.step} of {n_steps}" if state.step and state.whole else None
 
     with (
         tqdm(total=n_steps, initial=state.step, desc=task.name, unit="step") as bar,
