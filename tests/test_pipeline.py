@@ -110,6 +110,25 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
     assert changed_stages(workspace) == stages | {"preflight", "report"}
 
 
+USERS = [
+    ("torch", {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
+    ("tensorflow", {"load_gpt2@nano"}),
+    ("matplotlib", {"report"}),
+]
+
+
+@pytest.mark.parametrize(("package", "stages"), USERS, ids=[package for package, _ in USERS])
+def test_another_version_of_a_package_concerns_the_stages_that_use_it_and_must_be_installed(workspace, package, stages):
+    path = workspace / "environment.json"
+    pinned = json.loads(path.read_text())
+    path.write_text(json.dumps(pinned | {package: "0.1"}))
+    assert changed_stages(workspace) == stages
+    first = sorted(stages)[-1]
+    done = run(workspace, "dvc", "repro", "-s", first, ok=False)
+    assert f"{first}: {package} {pinned[package]} is installed, but environment.json says 0.1; " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_changed_judge_reruns_the_judge_and_the_report_only(workspace):
     set_parameter(workspace, "judge.controls", 3)
     assert stages_run(run(workspace, "dvc", "repro")) == ["preflight", "judge", "report"]

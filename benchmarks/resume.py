@@ -1,0 +1,75 @@
+"""What keeping states for a resume costs: the same training with and without them, alternating, in one run.
+
+Run as `python -m benchmarks.resume --size small --repeats 3`. States are kept as often as they ever may be
+(SCRATCHLM_RESUME_SECONDS is 0), for trainings long enough for some. Writes benchmarks/results/resume-<size>.json.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.run import CONTEXT_LENGTH, RESULTS, VOCAB_SIZE
+from scratchlm.artifacts import write_json
+from scratchlm.data.corpus import TokenWindows
+from scratchlm.model.config import SIZES, gpt2_config
+from scratchlm.model.gpt import GPTModel, parameter_count
+from scratchlm.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, LARGEST_SHARE, Resume
+from scratchlm.runtime import RuntimeParams
+from scratchlm.training.loop import train
+from scratchlm.training.optimizer import TrainingParams
+from scratchlm.training.pretraining import pretraining_task
+
+BATCH_SIZE, WINDOW = 2, 256
+STATES = 3  # about how many a training is long enough for
+
+
+def seconds_of(model: GPTModel, n_steps: int, resume: Resume) -> float:
+    """One training of `n_steps` steps."""
+    windows = TokenWindows(torch.randint(VOCAB_SIZE, (n_steps * BATCH_SIZE + WINDOW,)).numpy(), WINDOW, 1)
+    params = TrainingParams(
+        epochs=1.0, batch_size=BATCH_SIZE, max_micro_batch_size=BATCH_SIZE, learning_rate=1e-5, min_learning_rate=1e-5,
+        schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices", beta1=0.9, beta2=0.95,
+        max_grad_norm=1.0, evaluate_every_steps=n_steps,
+    )  # fmt: skip
+    runtime = RuntimeParams(device="cpu", threads=torch.get_num_threads(), precision="float32", seed=0)
+    task = pretraining_task("training", windows, lambda: {"loss": 0.0}, [])
+    start = time.perf_counter()
+    train(model, task, params, runtime, torch.device("cpu"), Path(os.devnull), resume)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.environ[INTERVAL_VARIABLE] = "0"
+    model = GPTModel(gpt2_config(options.size, VOCAB_SIZE, CONTEXT_LENGTH))
+    step_seconds = seconds_of(model, 6, Resume()) / 6
+    state_seconds = 12 * parameter_count(model) / ASSUMED_BYTES_PER_SECOND
+    n_steps = math.ceil(STATES * state_seconds / LARGEST_SHARE / step_seconds)
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
+        for repeat in range(options.repeats):
+            resume = Resume(Path(folder) / str(repeat), "benchmark")
+            with_states, without = seconds_of(model, n_steps, resume), seconds_of(model, n_steps, Resume())
+            assert resume.kept, "no state was kept, so nothing was measured"
+            resume.clear()
+            ratios.append(with_states / without)
+            print(f"{n_steps} steps: {with_states:.1f} s with states, {without:.1f} s without: {ratios[-1]:.4f}")
+    found = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    print(f"with states / without, {options.size}, {options.threads} threads: {found}")
+    machine = {"threads": options.threads, "torch": torch.__version__}
+    write_json(RESULTS / f"resume-{options.size}.json", {"seconds_ratio": found, "steps": n_steps, "machine": machine})
+
+
+if __name__ == "__main__":
+    main()
