@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test slow check bench
+.PHONY: help repro test slow torture check bench
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
@@ -24,6 +24,9 @@ test: $(READY)  ## the fast test suite, the sample pipeline in a clone included
 
 slow: $(READY)  ## the tests that compute for minutes
 	python -m pytest -m slow
+
+torture: $(READY)  ## kill dvc repro 40 times at random instants; every build must still give the same bytes
+	python -m tests.kills --kills 40
 
 check: $(READY)  ## format, lint, types and the laws of the house
 	ruff format --check

@@ -52,6 +52,12 @@ def commit(clone: Path, message: str) -> None:
     run(clone, "git", *IDENTITY, "commit", "-qm", message)
 
 
+def results(clone: Path) -> dict[str, bytes]:
+    """dvc.lock and all of metrics/, by path."""
+    files = [clone / "dvc.lock", *sorted((clone / "metrics").rglob("*.*"))]
+    return {file.relative_to(clone).as_posix(): file.read_bytes() for file in files}
+
+
 def stages_run(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The stages that a `dvc repro` executed, in order."""
     return re.findall(r"Running stage '([^']+)'", done.stdout)

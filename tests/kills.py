@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from tests.clones import environment, make_clone, run
+from tests.clones import environment, make_clone, results, run
 
 STAGE_COMMAND = "stages."
 HOWS = ("group", "dvc", "stage")
@@ -39,12 +39,8 @@ class Clone:
         self.temporary.mkdir()
         self.variables = {"SCRATCHLM_RESUME_SECONDS": "0.2", "TMPDIR": str(self.temporary)}
         run(self.path, "dvc", "repro", **self.variables)
-        self.reference = self.results()
+        self.reference = results(self.path)
         self.usual = set(self.temporary.iterdir())  # folders of torch's own
-
-    def results(self) -> dict[str, bytes]:
-        files = [self.path / "dvc.lock", *sorted((self.path / "metrics").rglob("*.*"))]
-        return {file.relative_to(self.path).as_posix(): file.read_bytes() for file in files}
 
     def forget(self) -> None:
         """Back to a fresh clone: no output, no cache, nothing to restore from."""
@@ -67,7 +63,7 @@ class Clone:
     def finish(self) -> None:
         """`dvc repro` to its end; asserts that all is as if nothing had happened."""
         run(self.path, "dvc", "repro", **self.variables)
-        assert self.results() == self.reference
+        assert results(self.path) == self.reference
         wait_for(lambda: not self.processes(), "a process is left over")
         assert self.leftovers() == []
 
