@@ -89,8 +89,8 @@ def tensors_apart(old: Path, new: Path) -> Difference | None:
             if one.shape != other.shape or one.dtype != other.dtype:
                 lost.add(name)
             elif not torch.equal(one, other):
-                gap = (one.double() - other.double()).abs().max().item()
-                gaps[name] = math.inf if math.isnan(gap) else gap
+                distance = (one.double() - other.double()).abs().max().item()
+                gaps[name] = math.inf if math.isnan(distance) else distance
     if not gaps and not lost:
         return None
     parts = []
@@ -143,7 +143,7 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     items = list(value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ())
     for key, item in items:
         yield from leaves(item, f"{prefix}.{key}" if prefix else str(key))
-    if not items:
+    if not items and (prefix or not isinstance(value, Mapping | list)):
         yield prefix, value
 
 
