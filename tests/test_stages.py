@@ -95,17 +95,8 @@ def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
         REPOSITORY / "params.yaml", loaded, ablated, models, states, tmp_path / "marker", tmp_path / "preflight.json"
     )
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    kept = ["states", "states/pretrain", "states/pretrain/state"]
-    assert left == [
-        "ablated",
-        "loaded",
-        "loaded/nano.json",
-        "marker",
-        "models",
-        "models/pretrain",
-        "preflight.json",
-        *kept,
-    ]
+    kept = ["preflight.json", "states", "states/pretrain", "states/pretrain/state"]
+    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", *kept]
 
 
 def test_preflight_says_how_this_machine_computes(place):

@@ -136,9 +136,8 @@ def verify(
     from scratchlm.revisions.verification_text import as_json, as_text
     from scratchlm.revisions.verify import verify
 
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit("scratchlm: terminated")
-    )  # so that the clone goes in this case too
+    # Terminated, as by a CI that runs out of time: the clone goes as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scratchlm: terminated"))
     result = verify(Path(), against, stages or [])
     typer.echo(as_json(result) if format == "json" else as_text(result))
     raise typer.Exit(bool(result.faults))

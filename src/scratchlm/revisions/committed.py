@@ -35,15 +35,16 @@ class Output:
 class Stage:
     """One stage of dvc.yaml and what dvc.lock recorded of it.
 
-    upstream: every stage that it needs, directly or through others. inputs: the recorded hash of each dependency.
-    stale: by file, how the commit differs from what the stage was built from. packages: from environment.json.
+    upstream: every stage that it needs, directly or through others.
+    inputs: the recorded hash of each output of another stage that it was built from.
+    stale: by file, how the commit differs from what it was built from. packages: those of environment.json it uses.
     external: the result comes from outside (`meta` in dvc.yaml names the parameter that says so).
     """
 
     name: str
     upstream: frozenset[str]
     outputs: tuple[Output, ...]
-    inputs: Mapping[str, str | None]
+    inputs: Mapping[str, str]
     stale: Mapping[str, str]
     packages: frozenset[str]
     external: bool
@@ -113,13 +114,13 @@ def chosen(commit: Commit, names: Sequence[str]) -> tuple[Stage, ...]:
 
     `load_gpt2` stands for each of its items, such as load_gpt2@nano. Raises ValueError naming an unknown stage.
     """
-    known = [stage.name for stage in commit.stages]
     wanted: set[str] = set()
     for name in names:
-        found = {stage for stage in commit.stages if name in (stage.name, stage.name.partition("@")[0])}
+        found = [stage for stage in commit.stages if name in (stage.name, stage.name.partition("@")[0])]
         if not found:
-            raise ValueError(f"{commit.revision} has no stage {name!r}; it has {', '.join(known)}")
-        wanted |= {name for stage in found for name in (stage.name, *stage.upstream)}
+            known = ", ".join(stage.name for stage in commit.stages)
+            raise ValueError(f"{commit.revision} has no stage {name!r}; name one of {known}")
+        wanted = wanted.union(*({stage.name, *stage.upstream} for stage in found))
     return tuple(stage for stage in commit.stages if not names or stage.name in wanted)
 
 
@@ -143,8 +144,8 @@ def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequen
             )
             for output in stage.outs
         ),
-        inputs={dep.def_path: dep.hash_info.value for dep in files},
-        stale=dict(_stale(stage, parameters, [dep for dep in files if dep not in built])),
+        inputs={dep.def_path: dep.hash_info.value for dep in built if dep.hash_info},
+        stale=dict(_stale(stage, parameters, [dep for dep in files if dep not in built or not dep.hash_info])),
         packages=frozenset(name for values in packages for name in values),
         external=_is_external(stage, parameters),
     )
@@ -169,7 +170,9 @@ def _stale(
         if changes:
             yield dep.def_path, first_few(changes)
     for dep in files:
-        if dep.workspace_status():
+        if not dep.hash_info:
+            yield dep.def_path, "is no file that it was built from"
+        elif dep.workspace_status():
             yield dep.def_path, "is another than it was built from" if dep.exists else "is not in git any more"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from scratchlm.revisions.committed import Commit, Output, Stage
 from scratchlm.revisions.differences import Difference, difference
 from scratchlm.revisions.findings import Finding
-from scratchlm.revisions.rebuild import Rebuild
+from scratchlm.revisions.rebuild import LOCK, Rebuild
 
 FOLDER = ".dir"  # ends the hash of a folder, whose object lists its files
 
@@ -41,9 +41,9 @@ class Copies:
     def __init__(self, commit: Commit, rebuild: Rebuild) -> None:
         self._commit, self._rebuild = commit, rebuild
         self._seen: set[Path] = set()
-        lock = commit.root / "dvc.lock"
-        built = rebuild.committed / "dvc.lock"
-        self._workspace_too = lock.exists() and built.exists() and filecmp.cmp(lock, built, shallow=False)
+        here, committed = commit.root / LOCK, rebuild.committed / LOCK
+        both = here.exists() and committed.exists()
+        self._workspace_too = both and filecmp.cmp(here, committed, shallow=False)
 
     @property
     def n_checked(self) -> int:

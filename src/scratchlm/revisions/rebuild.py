@@ -16,6 +16,7 @@ from scratchlm.artifacts import write_text
 from scratchlm.params import load_yaml
 from scratchlm.revisions.committed import Commit, Stage, git, neutral_environment
 
+LOCK = "dvc.lock"
 KEPT_BYTES = 1 << 16  # of the output's end, where a failing stage says why
 GRACE_SECONDS = 10
 FAILED = r"ERROR: failed to reproduce '([^']+)': (.*?(?:, exited with (-?\d+))?)$"
@@ -34,7 +35,7 @@ class Built:
 class Rebuild:
     """A clone after its `dvc repro`.
 
-    committed: a folder with the outputs that are in git, as the commit has them. stages: those that were built.
+    committed: a folder with dvc.lock and the outputs that are in git, as the commit has them. stages: what was built.
     failed: the stage that could not be built and its sentence, or None.
     """
 
@@ -61,11 +62,11 @@ def rebuilt(commit: Commit, stages: Sequence[Stage]) -> Iterator[Rebuild]:
         git(clone, "checkout", "--quiet", "--detach", commit.sha)
         # The strongest of DVC's configurations: whatever cache the others name, this clone starts with an empty one
         write_text(clone / ".dvc" / "config.local", "[cache]\n    dir = cache\n")
-        for output in (output for stage in stages for output in stage.outputs if not output.cached):
-            if (clone / output.path).is_file():
-                (committed / output.path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(clone / output.path, committed / output.path)
-        lock = clone / "dvc.lock"
+        in_git = [output.path for stage in stages for output in stage.outputs if not output.cached]
+        for path in (path for path in (LOCK, *in_git) if (clone / path).is_file()):
+            (committed / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(clone / path, committed / path)
+        lock = clone / LOCK
         lock.unlink(missing_ok=True)  # so that everything is built, and the new one holds what was built now
         status, end = _streamed(
             [sys.executable, "-m", "dvc", "repro", *(stage.name for stage in stages)],
@@ -79,8 +80,23 @@ def rebuilt(commit: Commit, stages: Sequence[Stage]) -> Iterator[Rebuild]:
             stages={
                 name: Built(_hashes(entry.get("deps")), _hashes(entry.get("outs"))) for name, entry in built.items()
             },
-            failed=_failure(end) if status else None,
+            failed=failure_in(end) if status else None,
         )
+
+
+def failure_in(end: str) -> tuple[str, str]:
+    """From the end of what DVC printed: the stage that failed and the last thing that it said, or DVC's reason."""
+    lines = [text for line in end.splitlines() if (text := line.strip())]
+    errors = [(n, found) for n, line in enumerate(lines) if (found := re.match(FAILED, line))]
+    if not errors:
+        return "", lines[-1] if lines else "dvc repro failed without a word"
+    place, found = errors[-1]
+    stage, reason, status = found.groups()
+    if status is None:
+        return stage, reason
+    said = lines[place - 1] if place else ""
+    spoke = int(status) > 0 and said and not said.startswith("> ") and not re.search(PROGRESS, said)
+    return stage, said if spoke else f"exited with {status}"
 
 
 def _environment(folder: Path, clone: Path) -> dict[str, str]:
@@ -123,21 +139,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-
-
-def _failure(end: str) -> tuple[str, str]:
-    """From the end of what DVC printed: the stage that failed and the last thing that it said, or DVC's reason."""
-    lines = [text for line in end.splitlines() if (text := line.strip())]
-    errors = [(n, found) for n, line in enumerate(lines) if (found := re.match(FAILED, line))]
-    if not errors:
-        return "", lines[-1] if lines else "dvc repro failed without a word"
-    place, found = errors[-1]
-    stage, reason, status = found.groups()
-    if status is None:
-        return stage, reason
-    said = lines[place - 1] if place else ""
-    spoke = int(status) > 0 and said and not said.startswith("> ") and not re.search(PROGRESS, said)
-    return stage, said if spoke else f"exited with {status}"
 
 
 def _hashes(entries: Sequence[Mapping[str, str]] | None) -> dict[str, str]:
