@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test slow torture check bench
+.PHONY: help repro verify test slow torture check bench
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
@@ -18,6 +18,9 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 	dvc metrics show
 	@echo
 	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'dvc metrics diff'."
+
+verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
+	scratchlm verify
 
 test: $(READY)  ## the fast test suite, the sample pipeline in a clone included
 	python -m pytest

@@ -1,11 +1,13 @@
-"""Check the whole of params.yaml before any work starts, and clear away what it no longer names."""
+"""Check the whole of params.yaml before any work starts; clear away what it no longer names; say how this computes."""
 
 from pathlib import Path
 
-from scratchlm.artifacts import remove_others, write_text
+from scratchlm.artifacts import remove_others, write_json, write_text
 from scratchlm.entry import run
+from scratchlm.fingerprint import describe_arithmetic
 from scratchlm.params import read_params
 from scratchlm.preflight import check_together
+from scratchlm.runtime import resolve_device
 from stages import (
     ablate_spam,
     download,
@@ -33,7 +35,7 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(params: Path, loaded: Path, ablated: Path, models: Path, states: Path, marker: Path) -> None:
+def main(params: Path, loaded: Path, ablated: Path, models: Path, states: Path, marker: Path, metrics: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
     # What another params.yaml left in folders that report depends on would change its hash
@@ -49,6 +51,7 @@ def main(params: Path, loaded: Path, ablated: Path, models: Path, states: Path, 
             *(f"ablate_spam-{variant}" for variant in p.spam_ablations),
         },
     )
+    write_json(metrics, describe_arithmetic(resolve_device(p.device)))
     write_text(marker, "params.yaml was checked\n")
 
 

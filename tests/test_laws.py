@@ -30,7 +30,8 @@ FLOORS = {
     "data": 1, "model": 1,
     "training": 2, "checkpoints": 2,
     "evaluation": 3,
-    "preflight": 4, "cli": 4,
+    "preflight": 4, "revisions": 4,
+    "cli": 5,
 }  # fmt: skip
 PIPELINE = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ENVIRONMENT = json.loads((REPOSITORY / "environment.json").read_text(encoding="utf-8"))
@@ -177,6 +178,10 @@ def test_a_stage_reruns_when_a_package_that_it_uses_changes(stage):
     used = {DISTRIBUTIONS.get(name, name) for name in others} & set(ENVIRONMENT)
     declared = [entry["environment.json"] for entry in definition(stage)["params"] if isinstance(entry, dict)]
     assert sorted(used) == sorted(declared[0] if declared else [])
+
+
+def test_preflight_looks_at_the_arithmetic_again_when_torch_changes():
+    assert definition("preflight")["params"] == [{"environment.json": ["torch"]}]
 
 
 @pytest.mark.parametrize("package", sorted(ENVIRONMENT))

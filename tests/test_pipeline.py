@@ -13,7 +13,7 @@ import pytest
 from scratchlm.fingerprint import arithmetic_fingerprint
 from tests.clones import REPOSITORY, commit, make_clone, run, set_parameter, stages_run
 
-FINGERPRINT = json.loads((REPOSITORY / "tests" / "arithmetic.json").read_text())["fingerprint"]
+FINGERPRINT = json.loads((REPOSITORY / "metrics" / "preflight.json").read_text())["arithmetic"]
 COMPUTED = r"^(metrics/|dvc\.lock)"
 UP_TO_DATE = "Data and pipelines are up to date."
 

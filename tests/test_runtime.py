@@ -137,3 +137,13 @@ def test_the_fingerprint_sees_other_arithmetic_and_takes_one_thread(
     monkeypatch.setattr(torch.nn.functional, "gelu", other)
     assert arithmetic_fingerprint() != before
     assert threads == [1, 1]
+
+
+def test_the_fingerprint_sees_the_arithmetic_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, attend = arithmetic_fingerprint(), torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *heads, is_causal: attend(*heads, is_causal=is_causal) * (1 + 1e-7),
+    )
+    assert arithmetic_fingerprint() != before

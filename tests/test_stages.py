@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from scratchlm.artifacts import read_csv, read_json, read_splits, read_table
@@ -12,6 +13,7 @@ from scratchlm.checkpoints.classifier import load_classifier
 from scratchlm.checkpoints.native import load_gpt, save_gpt
 from scratchlm.checkpoints.openai import hparams
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fingerprint import describe_arithmetic
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model
 from scratchlm.resume import Resume
@@ -77,8 +79,8 @@ def tokenize_into(place: Path) -> None:
 
 def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
     folders = [place / name for name in ("loaded", "ablated", "models", "states")]
-    preflight.main(place / "params.yaml", *folders, place / "one")
-    preflight.main(REPOSITORY / "params.yaml", *folders, place / "other")
+    preflight.main(place / "params.yaml", *folders, place / "one", place / "one.json")
+    preflight.main(REPOSITORY / "params.yaml", *folders, place / "other", place / "other.json")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
 
 
@@ -89,10 +91,18 @@ def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_text("{}")
     (models / "pretrain").mkdir()
-    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, models, states, tmp_path / "marker")
+    preflight.main(
+        REPOSITORY / "params.yaml", loaded, ablated, models, states, tmp_path / "marker", tmp_path / "preflight.json"
+    )
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    kept = ["states", "states/pretrain", "states/pretrain/state"]
+    kept = ["preflight.json", "states", "states/pretrain", "states/pretrain/state"]
     assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", *kept]
+
+
+def test_preflight_says_how_this_machine_computes(place):
+    folders = [place / name for name in ("loaded", "ablated", "models", "states")]
+    preflight.main(place / "params.yaml", *folders, place / "marker", place / "preflight.json")
+    assert read_json(place / "preflight.json") == describe_arithmetic(torch.device("cpu"))
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The command line: talk to what the pipeline made, and hand it to other tools."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -121,6 +122,25 @@ def import_model(
     save_gpt(output / "model", load_huggingface(folder))
     save_byte_pairs(output / "tokenizer", *tokenizer)
     typer.echo(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+@app.command()
+def verify(
+    against: Annotated[
+        str, typer.Option(help="the revision to rebuild; what is not committed is not looked at")
+    ] = "HEAD",
+    stages: Annotated[list[str] | None, typer.Option(help="only this stage and what it needs; may be repeated")] = None,
+    format: Annotated[Literal["text", "json"], typer.Option(help="the table, or everything for a program")] = "text",
+) -> None:
+    """Rebuild a revision in a clean clone and compare every output and metric; status 1 if one is not as committed."""
+    from scratchlm.revisions.verification_text import as_json, as_text
+    from scratchlm.revisions.verify import verify
+
+    # Terminated, as by a CI that runs out of time: the clone goes as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("scratchlm: terminated"))
+    result = verify(Path(), against, stages or [])
+    typer.echo(as_json(result) if format == "json" else as_text(result))
+    raise typer.Exit(bool(result.faults))
 
 
 def _refuse_strangers(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:

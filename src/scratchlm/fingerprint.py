@@ -3,22 +3,43 @@
 import hashlib
 
 import torch
+from torch.nn import functional
+
+CPU = torch.device("cpu")
 
 
-def arithmetic_fingerprint() -> str:
-    """A hash of this machine's float32 arithmetic: equal where rebuilds can be bit-identical.
+def describe_arithmetic(device: torch.device) -> dict[str, str]:
+    """The fingerprint of a device, and the name of what computes there, for a person to read."""
+    if device.type == "cuda":
+        kernels = torch.cuda.get_device_name(device)
+    else:
+        kernels = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+    return {"arithmetic": arithmetic_fingerprint(device), "kernels": kernels}
 
-    Two training steps of a small network: matrix products, softmax, exp and sums in the order
-    that this processor's kernels take them, on one thread.
+
+def arithmetic_fingerprint(device: torch.device = CPU) -> str:
+    """A hash of this machine's arithmetic: equal where rebuilds can be bit-identical.
+
+    Two training steps of a small network in float32, attention, and a product in bfloat16: matrix products, softmax,
+    exp and sums in the order that the kernels take them, on one thread. The last two on the processor in any case,
+    whose libraries choose their kernels for each of them on their own.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     source = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, 129, generator=source)
-    weights = torch.randn(129, 257, generator=source).requires_grad_()
+    start = torch.randn(129, 257, generator=source)
+    rows = inputs.to(device)
+    weights = start.to(device).requires_grad_()
     for _ in range(2):
-        loss = torch.nn.functional.gelu(inputs @ weights, approximate="tanh").softmax(-1).square().sum()
+        loss = functional.gelu(rows @ weights, approximate="tanh").softmax(-1).square().sum()
         (gradient,) = torch.autograd.grad(loss, weights)
         weights = (weights - gradient).detach().requires_grad_()
+    heads = torch.randn(2, 4, 64, 32, generator=source)
+    attended = functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    halved = inputs.bfloat16() @ start.bfloat16()
     torch.set_num_threads(threads)
-    return hashlib.sha256(weights.detach().numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for result in (weights, attended, halved):
+        digest.update(result.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
