@@ -27,7 +27,7 @@ def main(
     text = load_tokenizer(tokenizer)
     rows = read_splits(instructions)["test"]
     models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
-    resume.only_under(arithmetic_fingerprint())
+    resume.only_under(arithmetic_fingerprint(device))
     records = resume.records(len(rows) * len(models))
     with resume.keeping_records(records, RESPONSE_SCHEMA) as keep_if_due, autocast(p, device):
         for name, folder in models.items():

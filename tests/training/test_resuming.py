@@ -177,6 +177,6 @@ def test_a_state_of_a_processor_with_other_arithmetic_is_not_used(
 ) -> None:
     with pytest.raises(Killed):
         learn(Run(dense(tiny_gpt), ("batch", 8, Killed)), "states")
-    monkeypatch.setattr("scratchlm.training.loop.arithmetic_fingerprint", lambda: "other")
+    monkeypatch.setattr("scratchlm.training.loop.arithmetic_fingerprint", lambda device: "other")
     learn(Run(dense(tiny_gpt)), "states")
     assert "resumed_from" not in (tmp_path / "log").read_text()

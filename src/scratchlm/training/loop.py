@@ -60,7 +60,7 @@ def train(
     n_steps = count_steps(task.n_examples, params)
     torch.manual_seed(stream(runtime.seed, f"{task.name} dropout"))
     state = TrainingState(model, build_optimizer(model, params), task.samples, device)
-    resume.only_under(arithmetic_fingerprint())
+    resume.only_under(arithmetic_fingerprint(device))
     if kept := resume.load():
         state.read(kept)
         resume.resumed(f"step {state.step} of {n_steps}")
