@@ -18,7 +18,7 @@ HASH_CHARACTERS = 8
 STAGES_NAMED = 3
 DERIVED = ("_low", "_high")  # ends of the intervals of other figures
 MEANING = (
-    "The 95 % interval of a difference is that of a paired bootstrap over n test examples: it covers the choice of "
+    "The 95 % interval of a change is that of a paired bootstrap over n test examples: it covers the choice of "
     "these examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are "
     "truly tied, one is expected to get a verdict all the same. In brackets: how many examples would show a difference "
     "of the observed size with a chance of 80 %."
@@ -62,12 +62,12 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     parts = [f"### {title}" if markdown else title]
     if judged:
         cells = [_judged_cells(row, notes) for row in judged]
-        parts.append(_table(["metric", *names, "difference", "95 % interval", "n", "verdict"], cells, markdown))
+        parts.append(_table(["metric", *names, "change", "95 % interval", "n", "verdict"], cells, markdown))
     if same:
         parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
     if other:
         cells = [[row.metric, figure(row.first), figure(row.second), difference_cells(row)[0]] for row in other]
-        table = _table(["other tracked figures", *names, "difference"], cells, markdown)
+        table = _table(["other tracked figures", *names, "change"], cells, markdown)
         folded = f"<details><summary>other tracked figures: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)
     parts.append("\n".join(_bullets(["What differs:", *_change_lines(comparison.changes)])))

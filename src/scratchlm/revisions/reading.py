@@ -39,7 +39,7 @@ class Revision:
             if name == WORKSPACE:
                 self.commit = None
             elif not name or ":" in name:  # to git, HEAD:params.yaml names a file
-                raise RevError(name)
+                raise RevError(repr(name))
             else:
                 self.commit = resolve_rev(self._repo.scm, name)
                 self._repo = Repo(rev=self.commit)

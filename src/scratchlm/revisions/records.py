@@ -83,7 +83,8 @@ def pair_up(family: Family, first: Records, second: Records, names: tuple[str, s
     Raises Unpaired with a sentence if the two are not of the same examples. names: of the revisions.
     """
     if first.examples != second.examples:
-        shared = sum(second.examples.get(name) == content for name, content in first.examples.items())
+        other = second.examples
+        shared = sum(name in other and other[name] == content for name, content in first.examples.items())
         raise Unpaired(
             f"{family.prefix} is measured on other {family.examples}: {len(first.examples)} at {names[0]}, "
             f"{len(second.examples)} at {names[1]}, {shared} the same; to compare, build both with the same "
