@@ -17,7 +17,7 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 	@echo
 	dvc metrics show
 	@echo
-	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'dvc metrics diff'."
+	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'scratchlm compare main'."
 
 test: $(READY)  ## the fast test suite, the sample pipeline in a clone included
 	python -m pytest
