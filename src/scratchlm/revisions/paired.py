@@ -98,7 +98,8 @@ def observed(statistic: Statistic) -> float:
 def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict[str, Difference]:
     """The difference of every pair of statistics over the same N examples in the same order.
 
-    The interval, chosen because its coverage was measured to be right at 100 to 300 examples:
+    The interval, chosen because its coverage was measured to be right at 100 to 300 examples (LOG.md; not for an
+    AUROC near 1, where it is too narrow):
 
     - For means and for AUROC it reaches as far on both sides as the percentile interval (Efron 1979) does on its
       longer one. The percentile interval alone leans to the wrong side where a few examples decide.
