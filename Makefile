@@ -17,7 +17,7 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 	@echo
 	dvc metrics show
 	@echo
-	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'dvc metrics diff'."
+	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'scratchlm compare main'."
 
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_splits, write_csv, write_json
+from scratchlm.artifacts import read_splits, write_csv, write_json, write_table
 from scratchlm.checkpoints.native import load_gpt, save_gpt
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
-from scratchlm.evaluation.responses import ResponseEvaluation
+from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
+from scratchlm.evaluation.responses import ResponseEvaluation, mean_losses
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.params import read_params
@@ -22,8 +23,8 @@ class Params(RuntimeParams):
 
 
 def main(
-    params: Path, tokenizer: Path, instructions: Path, base: Path, model: Path, samples: Path,
-    metrics: Path, curve: Path, log: Path, resume: Resume,
+    params: Path, tokenizer: Path, instructions: Path, base: Path, model: Path, losses: Path,
+    samples: Path, metrics: Path, curve: Path, log: Path, resume: Resume,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     device = set_up(p)
@@ -43,9 +44,10 @@ def main(
     merge_lora(gpt)
     with autocast(p, device):
         after = evaluation.full(gpt)
+    write_table(losses, loss_rows(evaluation.test_ids(), after["test"]), LOSS_SCHEMA)
     write_json(samples, evaluation.samples)
     write_csv(curve, rows)
-    write_json(metrics, {"before": before, "after": after})
+    write_json(metrics, {"before": mean_losses(before), "after": mean_losses(after)})
     save_gpt(model, gpt, adapter)
 
 

@@ -9,7 +9,8 @@ from scratchlm.checkpoints.openai import load_openai
 from scratchlm.data.catalogue import GPT2Size
 from scratchlm.data.corpus import read_counts
 from scratchlm.entry import run
-from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
+from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
+from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.gpt import parameter_count
 from scratchlm.params import read_params
@@ -31,7 +32,7 @@ def main(params: Path, checkpoint: Path, corpus: Path, model: Path, losses: Path
     with autocast(p, device):
         measured = evaluation.full(gpt.to(device), "val")
     counts = read_counts(corpus)["val"]
-    write_table(losses, loss_rows(measured, "val"), LOSS_SCHEMA)
+    write_table(losses, loss_rows(evaluation.val_ids(), measured), LOSS_SCHEMA)
     scores = {"val": corpus_scores(measured, counts["tokens"], counts["bytes"])}
     write_json(metrics, scores | {"parameters": parameter_count(gpt), "tensors_mapped": n_tensors})
 

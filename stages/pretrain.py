@@ -7,7 +7,8 @@ from scratchlm.checkpoints.native import save_gpt
 from scratchlm.data.corpus import TokenWindows, read_counts, read_tokens
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
-from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
+from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
+from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
 from scratchlm.evaluation.samples import TextSampler
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.config import ModelParams
@@ -46,7 +47,7 @@ def main(
     scores = {
         split: corpus_scores(measured[split], counts[split]["tokens"], counts[split]["bytes"]) for split in measured
     }
-    write_table(losses, loss_rows(measured["val"], "val"), LOSS_SCHEMA)
+    write_table(losses, loss_rows(evaluation.val_ids(), measured["val"]), LOSS_SCHEMA)
     write_json(samples, sampler.samples)
     write_csv(curve, rows)
     write_json(metrics, scores | {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean})

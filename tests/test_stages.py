@@ -160,11 +160,16 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
 
     finetune_instruct.main(
         params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        samples / "finetune_instruct.json", metrics / "finetune_instruct.json", plots / "finetune_instruct.csv", log,
-        Resume(),
+        place / "response_losses.parquet", samples / "finetune_instruct.json", metrics / "finetune_instruct.json",
+        plots / "finetune_instruct.csv", log, Resume(),
     )  # fmt: skip
     losses = read_json(metrics / "finetune_instruct.json")
     assert losses["after"]["val_loss"] < losses["before"]["val_loss"]
+    answers = read_table(place / "response_losses.parquet")
+    mean = sum(row["loss_nats"] for row in answers) / sum(row["scored_tokens"] for row in answers)
+    assert mean == pytest.approx(losses["after"]["test_loss"], rel=1e-5)
+    tasks = [row["id"] for row in read_splits(tokens / "instructions")["test"]]
+    assert [row["id"].rpartition("-")[0] for row in answers] == tasks
     assert load_gpt(models / "finetune_instruct").config == load_gpt(models / "pretrain").config
 
     generate.main(
@@ -218,8 +223,8 @@ def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(p
         folder / "spam.json", folder / "spam.csv", folder / "confusion.csv", log, Resume(),
     )  # fmt: skip
     finetune_instruct.main(
-        params, tokens / "tokenizer", tokens / "instructions", base, folder / "instruct", folder / "samples.json",
-        folder / "instruct.json", folder / "instruct.csv", log, Resume(),
+        params, tokens / "tokenizer", tokens / "instructions", base, folder / "instruct", folder / "losses.parquet",
+        folder / "samples.json", folder / "instruct.json", folder / "instruct.csv", log, Resume(),
     )  # fmt: skip
     curve = read_csv(folder / "instruct.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])

@@ -19,7 +19,7 @@ TOKENIZER = Path("data/tokens/tokenizer")
 
 @app.callback()
 def scratchlm() -> None:
-    """Use the models that `dvc repro` built."""
+    """Use what `dvc repro` built, and compare it between revisions."""
 
 
 @app.command()
@@ -141,6 +141,30 @@ def verify(
     result = verify(Path(), against, stages or [])
     typer.echo(as_json(result) if format == "json" else as_text(result))
     raise typer.Exit(bool(result.faults))
+
+
+@app.command()
+def compare(
+    revisions: Annotated[list[str], typer.Argument(help="branches, tags or commits; the first is the baseline")],
+    format: Annotated[Literal["text", "json", "markdown"], typer.Option(help="json holds everything")] = "text",
+    all: Annotated[bool, typer.Option("--all", help="also figures that are the same or derived")] = False,
+    plot: Annotated[Path | None, typer.Option(help="a new .png or .svg: the intervals as a picture")] = None,
+) -> None:
+    """Say of each metric whether a branch is better, worse, or not to be told apart (alone: against the workspace)."""
+    from scratchlm.revisions.compare import compare_revisions
+    from scratchlm.revisions.comparison_text import comparison_json, comparison_markdown, comparison_text
+
+    if plot:
+        from scratchlm.revisions.comparison_chart import check_chart_path, write_comparison_chart
+
+        check_chart_path(plot)
+    comparisons = compare_revisions(revisions)
+    if format == "json":
+        typer.echo(comparison_json(comparisons))
+    else:
+        typer.echo((comparison_text if format == "text" else comparison_markdown)(comparisons, everything=all))
+    if plot:
+        write_comparison_chart(plot, comparisons)
 
 
 def _refuse_strangers(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:

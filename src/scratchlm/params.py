@@ -47,12 +47,17 @@ def load_yaml(path: Path) -> Any:
     Raises ValueError if the file is missing or is not YAML.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            return yaml.load(file, _Loader)  # noqa: S506 - a SafeLoader
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; copy one from profiles/") from None
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """`text` as load_yaml reads files. Raises ValueError naming its `source` if it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,3 +1,4 @@
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from scratchlm.artifacts import read_table, write_table
 from scratchlm.data.corpus import SHARD_SCHEMA
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
-from scratchlm.evaluation.corpus import LOSS_SCHEMA, CorpusEvaluation, corpus_scores, loss_rows
+from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
 from scratchlm.evaluation.language_model import Losses
 from scratchlm.evaluation.samples import TextSampler
 from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
@@ -76,14 +76,13 @@ def test_scores_are_loss_perplexity_and_bits_per_byte() -> None:
     )
 
 
-def test_each_window_becomes_one_row_of_the_schema(tmp_path: Path) -> None:
-    rows = loss_rows(Losses(np.array([1.5, 2.5]), np.array([8, 7])), "val")
-    assert rows == [
-        {"id": "val-00000", "loss_nats": 1.5, "scored_tokens": 8},
-        {"id": "val-00001", "loss_nats": 2.5, "scored_tokens": 7},
-    ]
-    write_table(tmp_path / "losses.parquet", rows, LOSS_SCHEMA)
-    assert read_table(tmp_path / "losses.parquet") == rows
+def test_a_windows_id_says_which_tokens_are_predicted_in_it(corpus: Path) -> None:
+    ids = CorpusEvaluation(corpus, PARAMS).val_ids()
+    tokens = np.random.default_rng(35).integers(11, size=35)
+    hashes = [hashlib.sha256(tokens[8 * i + 1 : 8 * i + 9].astype("<i8").tobytes()).hexdigest() for i in range(4)]
+    assert ids == [f"val-0000{i}-{hashes[i][:8]}" for i in range(4)]
+    shorter = CorpusEvaluation(corpus, PARAMS.model_copy(update={"context_length": 7})).val_ids()
+    assert not set(ids) & set(shorter)
 
 
 # settings

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,10 +8,19 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from scratchlm.artifacts import read_table, write_table
 from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.evaluation import language_model
-from scratchlm.evaluation.language_model import Losses, bits_per_byte, measure_losses, perplexity
+from scratchlm.evaluation.language_model import (
+    LOSS_SCHEMA,
+    Losses,
+    bits_per_byte,
+    example_id,
+    loss_rows,
+    measure_losses,
+    perplexity,
+)
 from scratchlm.model.gpt import GPTModel
 
 Build = Callable[..., GPTModel]
@@ -114,3 +124,18 @@ def test_measuring_draws_nothing_drops_nothing_and_leaves_the_mode(training: boo
     assert np.array_equal(first.sums, second.sums)
     assert np.array_equal(first.sums, losses_of(tiny_gpt(), INPUTS, TARGETS).sums)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_example_becomes_one_row_of_the_schema(tmp_path: Path) -> None:
+    rows = loss_rows(["one", "two"], Losses(np.array([1.5, 2.5]), np.array([8, 7])))
+    assert rows == [
+        {"id": "one", "loss_nats": 1.5, "scored_tokens": 8},
+        {"id": "two", "loss_nats": 2.5, "scored_tokens": 7},
+    ]
+    write_table(tmp_path / "losses.parquet", rows, LOSS_SCHEMA)
+    assert read_table(tmp_path / "losses.parquet") == rows
+
+
+def test_an_id_ends_in_eight_digits_of_its_contents_hash() -> None:
+    # sha256 of "abc": FIPS 180-4, the standard's own example
+    assert example_id("val-00000", b"abc") == "val-00000-ba7816bf"

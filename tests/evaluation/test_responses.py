@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
-from scratchlm.evaluation.responses import N_SAMPLES, SAMPLE_TOKENS, ResponseEvaluation
+from scratchlm.evaluation.responses import N_SAMPLES, SAMPLE_TOKENS, ResponseEvaluation, mean_losses
 from scratchlm.evaluation.settings import EvaluationParams
 from scratchlm.model.decoding import generate
 from scratchlm.model.gpt import GPTModel
@@ -36,9 +36,9 @@ def rows(n: int) -> list[dict[str, Any]]:
 SPLITS = {"train": rows(9), "val": rows(5), "test": rows(4)}
 
 
-def evaluation(max_rows: int = 2, batch_size: int = 3) -> ResponseEvaluation:
+def evaluation(max_rows: int = 2, batch_size: int = 3, splits: Any = None) -> ResponseEvaluation:
     params = EvaluationParams(context_length=CONTEXT_LENGTH, batch_size=batch_size, max_rows=max_rows)
-    return ResponseEvaluation(SPLITS, WORDS, CONTEXT_LENGTH, params)
+    return ResponseEvaluation(splits or SPLITS, WORDS, CONTEXT_LENGTH, params)
 
 
 def loss_by_hand(model: GPTModel, chosen: list[dict[str, Any]]) -> float:
@@ -55,7 +55,7 @@ def loss_by_hand(model: GPTModel, chosen: list[dict[str, Any]]) -> float:
 
 def test_full_figures_are_the_loss_per_response_token_of_every_split(tiny_gpt: Build) -> None:
     model = tiny_gpt()
-    figures = evaluation().full(model)
+    figures = mean_losses(evaluation().full(model))
     assert set(figures) == {"train_loss", "val_loss", "test_loss"}
     for split, chosen in SPLITS.items():
         assert figures[f"{split}_loss"] == pytest.approx(loss_by_hand(model, chosen), rel=1e-5)
@@ -63,7 +63,20 @@ def test_full_figures_are_the_loss_per_response_token_of_every_split(tiny_gpt: B
 
 def test_the_batch_size_does_not_change_the_loss(tiny_gpt: Build) -> None:
     model = tiny_gpt()
-    assert evaluation(batch_size=1).full(model) == pytest.approx(evaluation(batch_size=9).full(model), abs=1e-6)
+    one, nine = (mean_losses(evaluation(batch_size=n).full(model)) for n in (1, 9))
+    assert one == pytest.approx(nine, abs=1e-6)
+
+
+def test_a_test_response_keeps_its_id_as_long_as_the_task_and_its_answer_are_the_same() -> None:
+    def ids(**changes: Any) -> list[str]:
+        short = {"prompt_token_ids": [1, 2, 3], "response_token_ids": [4, 5]}
+        return evaluation(splits={"test": [row | short | changes for row in rows(4)]}).test_ids()
+
+    assert [name.rpartition("-")[0] for name in ids()] == [row["id"] for row in rows(4)]
+    assert ids(prompt_token_ids=[6, 2]) == ids()  # another style of prompt
+    cut_by_the_context = {"prompt_token_ids": [1] * 7}
+    for change in ({"instruction": "other"}, {"input": "other"}, {"response_token_ids": [4]}, cut_by_the_context):
+        assert not set(ids(**change)) & set(ids()), change
 
 
 def test_quick_figures_are_of_the_same_few_rows_and_responses_to_read(tiny_gpt: Build) -> None:

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 
 from scratchlm.data.corpus import TokenWindows, read_tokens
-from scratchlm.evaluation.language_model import Losses, bits_per_byte, measure_losses, perplexity
+from scratchlm.evaluation.language_model import Losses, bits_per_byte, example_id, measure_losses, perplexity
 from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
 from scratchlm.model.gpt import GPTModel
-
-LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 
 
 class CorpusEvaluation:
@@ -31,6 +29,12 @@ class CorpusEvaluation:
         """Every val window, or as many of train."""
         return self._measure(model, split, len(self._windows["val"]))
 
+    def val_ids(self) -> list[str]:
+        """The id of every val window: its number, and which tokens are predicted in it."""
+        windows = self._windows["val"]
+        targets = (windows.batch(np.array([i]))[1] for i in range(len(windows)))
+        return [example_id(f"val-{i:05d}", tokens.tobytes()) for i, tokens in enumerate(targets)]
+
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         windows = self._windows[split]
         chosen = evenly_spaced(len(windows), at_most)
@@ -44,11 +48,3 @@ def corpus_scores(losses: Losses, n_tokens: float, n_bytes: float) -> dict[str, 
         "perplexity": perplexity(losses.mean),
         "bits_per_byte": bits_per_byte(losses.mean, n_tokens, n_bytes),
     }
-
-
-def loss_rows(losses: Losses, split: str) -> list[dict[str, object]]:
-    """One record per row, of LOSS_SCHEMA: what a paired comparison of two models needs."""
-    return [
-        {"id": f"{split}-{row:05d}", "loss_nats": float(total), "scored_tokens": int(count)}
-        for row, (total, count) in enumerate(zip(losses.sums, losses.counts, strict=True))
-    ]

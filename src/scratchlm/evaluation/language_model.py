@@ -1,10 +1,12 @@
 """Language-model loss, exact over tokens, one figure per window or response too."""
 
+import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.gpt import GPTModel, at_least_float32
 
+LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 LOGIT_NUMBERS = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
 
 
@@ -54,6 +57,19 @@ def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) 
         counts.append(row_counts.numpy())
     model.train(was_training)
     return Losses(np.concatenate(sums), np.concatenate(counts))
+
+
+def loss_rows(ids: Sequence[str], losses: Losses) -> list[dict[str, object]]:
+    """One record per row, of LOSS_SCHEMA: what a paired comparison of two models needs."""
+    return [
+        {"id": name, "loss_nats": float(total), "scored_tokens": int(count)}
+        for name, total, count in zip(ids, losses.sums, losses.counts, strict=True)
+    ]
+
+
+def example_id(name: str, content: bytes) -> str:
+    """`name` and eight digits of the content's hash: two runs measured the same example only if both agree."""
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
 def perplexity(nats_per_token: float) -> float:

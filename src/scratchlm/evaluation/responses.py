@@ -1,12 +1,13 @@
 """How well a model knows the reference answers: loss per response token, and a few responses to read."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from scratchlm.data.instructions import collate
-from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.evaluation.generation import Rows, response_record
-from scratchlm.evaluation.language_model import Losses, measure_losses
+from scratchlm.evaluation.language_model import Losses, example_id, measure_losses
 from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
 from scratchlm.model.decoding import generate
 from scratchlm.model.gpt import GPTModel
@@ -36,9 +37,19 @@ class ResponseEvaluation:
         self.samples.append({"evaluation": len(self.samples), **figures, "responses": texts})
         return figures
 
-    def full(self, model: GPTModel) -> dict[str, float]:
-        """The loss of every split, whole."""
-        return {f"{split}_loss": self._measure(model, split, len(rows)).mean for split, rows in self._splits.items()}
+    def full(self, model: GPTModel) -> dict[str, Losses]:
+        """The losses of every split, whole."""
+        return {split: self._measure(model, split, len(rows)) for split, rows in self._splits.items()}
+
+    def test_ids(self) -> list[str]:
+        """The id of every test response: its task's, and which tokens answer what."""
+        end = self._tokenizer.end_token_id
+        ids = []
+        for row in self._splits["test"]:
+            _, targets = collate([row], end, self._context_length, mask_instruction=True)
+            content = json.dumps([row["instruction"], row["input"], targets[targets != IGNORE_INDEX].tolist()])
+            ids.append(example_id(row["id"], content.encode()))
+        return ids
 
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         rows = self._splits[split]
@@ -49,3 +60,8 @@ class ResponseEvaluation:
             return collate([chosen[i] for i in indices], end, self._context_length, mask_instruction=True)
 
         return measure_losses(model, batch, len(chosen), self._params.batch_size)
+
+
+def mean_losses(losses: Mapping[str, Losses]) -> dict[str, float]:
+    """The loss per response token of each split, as the metrics name it."""
+    return {f"{split}_loss": measured.mean for split, measured in losses.items()}

@@ -1,0 +1,120 @@
+"""What differs between two revisions besides their results: parameters, packages, data and code, as they were built."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from scratchlm.evaluation.report_tables import flattened
+from scratchlm.revisions.reading import MissingArtifact, Revision
+
+LOCK = "dvc.lock"
+PARAMETERS, PACKAGES = "params.yaml", "environment.json"
+CODE = (".py", ".jinja")
+
+
+class Change(NamedTuple):
+    """old, new: None where a revision lacks it. stages: those that use it, where that is told."""
+
+    name: str
+    old: Any
+    new: Any
+    stages: tuple[str, ...] = ()
+
+
+class Changes(NamedTuple):
+    """What is not the same in two builds."""
+
+    parameters: list[Change]
+    packages: list[Change]
+    data: list[Change]
+    code: list[Change]
+
+
+class Build(NamedTuple):
+    """What dvc.lock says was built at a revision, as far as metrics come from it.
+
+    parameters, packages: flat. code: file -> md5; a stage's command stands under `command of STAGE`.
+    users: file -> stages. outs: what those stages made -> md5. behind: stages not built from the parameters and code,
+    or not into the metrics, that the revision holds.
+    """
+
+    parameters: dict[str, Any]
+    packages: dict[str, Any]
+    code: dict[str, str]
+    users: dict[str, tuple[str, ...]]
+    outs: dict[str, str]
+    behind: list[str]
+
+
+def read_build(revision: Revision) -> Build:
+    """The stages that make metrics, from dvc.lock. Raises ValueError if the revision has none."""
+    locked = (revision.yaml(LOCK) or {}).get("stages", {})
+    now = {name: revision.yaml(name) for name in (PARAMETERS, PACKAGES)}
+    hashes: dict[str, str | None] = {}
+    build = Build({}, {}, {}, {}, {}, [])
+    for stage in revision.stages():
+        entry = locked.get(stage)
+        if entry is None:
+            build.behind.append(stage)
+            continue
+        metrics = _hashes(entry.get("outs", []), "metrics/", "")
+        if not metrics:
+            continue
+        code = _hashes(entry.get("deps", []), "", CODE)
+        parameters = {name: entry.get("params", {}).get(name, {}) for name in now}
+        build.parameters.update(flattened(parameters[PARAMETERS]))
+        build.packages.update(flattened(parameters[PACKAGES]))
+        build.code.update(code)
+        build.outs.update(_hashes(entry["outs"], "", ""))
+        build.code[f"command of {stage}"] = " ".join(str(entry.get("cmd")).split())
+        for name in (*code, f"command of {stage}"):
+            build.users[name] = (*build.users.get(name, ()), stage)
+        for path in {**code, **metrics}.keys() - hashes:
+            hashes[path] = _md5(revision, path)
+        values = [(_at(now[name], key), value) for name in now for key, value in parameters[name].items()]
+        files = [(hashes[path], md5) for path, md5 in {**code, **metrics}.items()]
+        if any(is_now != was for is_now, was in (*values, *files)):
+            build.behind.append(stage)
+    return build
+
+
+def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Changes:
+    """What differs from the first to the second. sources: what metrics/download.json of each holds."""
+    users = [first.users, second.users]
+    return Changes(
+        _different(first.parameters, second.parameters),
+        _different(first.packages, second.packages),
+        _different(*(_files(source) for source in sources)),
+        [
+            change._replace(stages=tuple(dict.fromkeys(stage for used in users for stage in used.get(change.name, ()))))
+            for change in _different(first.code, second.code)
+        ],
+    )
+
+
+def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+    names = dict.fromkeys((*first, *second))
+    return [Change(name, first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)]
+
+
+def _files(sources: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{source}/{name}": sha for source, entry in sources.items() for name, sha in entry["sha256"].items()}
+
+
+def _hashes(entries: Iterable[Mapping[str, Any]], start: str, end: str | tuple[str, ...]) -> dict[str, str]:
+    """path -> md5 of the entries of dvc.lock whose path starts and ends so."""
+    return {e["path"]: e.get("md5", "") for e in entries if e["path"].startswith(start) and e["path"].endswith(end)}
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value at a dotted key, None if there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _md5(revision: Revision, path: str) -> str | None:
+    try:
+        return hashlib.md5(revision.read(path), usedforsecurity=False).hexdigest()
+    except MissingArtifact:
+        return None
