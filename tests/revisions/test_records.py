@@ -102,6 +102,10 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
     ]
 
 
+def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
+    assert families(["judge.after.failures", "judge.after.responses"]) == []
+
+
 @pytest.mark.parametrize(
     ("metric", "up_is_better"),
     [("pretrain.val.loss", False), ("pretrain.val.perplexity", False), ("pretrain.val.bits_per_byte", False),

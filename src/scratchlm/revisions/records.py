@@ -50,7 +50,8 @@ class Unpaired(ValueError):
 
 def families(metrics: Iterable[str]) -> list[Family]:
     """The families among these metrics, which are named like load_gpt2/nano.val.loss, in the pipeline's order."""
-    prefixes = {name.rpartition(".")[0] for name in metrics}
+    present = set(metrics)
+    prefixes = {name.rpartition(".")[0] for name in present}
     found = []
     if "pretrain.val" in prefixes:
         found.append(_corpus_losses("pretrain.val", "data/losses/pretrain.parquet"))
@@ -69,7 +70,7 @@ def families(metrics: Iterable[str]) -> list[Family]:
     for model in ("before", "after"):
         if f"judge.{model}" in prefixes:
             found.append(_judgements(f"judge.{model}", model))
-    return found
+    return [family for family in found if any(f"{family.prefix}.{name}" in present for name in family.names)]
 
 
 def better(metric: str, difference: float) -> bool:
