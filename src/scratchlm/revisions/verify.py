@@ -5,10 +5,10 @@ from pathlib import Path
 
 from scratchlm.artifacts import read_json
 from scratchlm.revisions.committed import Commit, Stage, chosen, git, read_commit
-from scratchlm.revisions.comparison import ARITHMETIC, Comparison
 from scratchlm.revisions.copies import Copies
 from scratchlm.revisions.findings import Finding, Verification
 from scratchlm.revisions.rebuild import Rebuild, rebuilt
+from scratchlm.revisions.stage_check import ARITHMETIC, StageCheck
 
 
 def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verification:
@@ -28,11 +28,11 @@ def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verificati
             findings.append(Finding(rebuild.failed[0], "dvc.yaml", "failed", rebuild.failed[1]))
         for stage in stages:
             astray = [found.stage for found in findings if found.is_other_result and found.stage in stage.upstream]
-            comparison = Comparison(
+            check = StageCheck(
                 stage, rebuild, commit.cache,
                 other_machine=machines is not None, outside=stage.name in outside, start=astray[0] if astray else "",
             )  # fmt: skip
-            findings += comparison.findings()
+            findings += check.findings()
             findings += copies.damaged(stage)
         remarks = tuple(_remarks(commit, rebuild))
     return Verification(revision, commit.sha, machines, outside, tuple(findings), copies.n_checked, remarks)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scratchlm.revisions.committed import Output, Stage
-from scratchlm.revisions.comparison import Comparison
 from scratchlm.revisions.findings import Finding
 from scratchlm.revisions.rebuild import Built, Rebuild
+from scratchlm.revisions.stage_check import StageCheck
 
 
 class Place:
@@ -39,7 +39,7 @@ class Place:
         """Findings where the rebuild of `stage` gave `outputs`, hashes by path."""
         rebuild = replace(self.rebuild, stages={stage.name: Built(inputs or {}, outputs)})
         how = {"other_machine": False, "outside": False, "start": ""} | how
-        return list(Comparison(stage, rebuild, self.cache, **how).findings())
+        return list(StageCheck(stage, rebuild, self.cache, **how).findings())
 
 
 def write(path: Path, content: str) -> None:
@@ -122,7 +122,7 @@ def test_an_edited_metric_is_found_even_if_its_stage_was_not_rebuilt(place):
     write(place.committed / "metrics/m.json", '{"loss": 3.0}')
     stage = stage_of(metric("metrics/m.json", "old", edited=True))
     (finding,) = list(
-        Comparison(stage, place.rebuild, place.cache, other_machine=True, outside=False, start="").findings()
+        StageCheck(stage, place.rebuild, place.cache, other_machine=True, outside=False, start="").findings()
     )
     assert (finding.verdict, finding.detail) == ("edited", "is not what dvc.lock records")
 

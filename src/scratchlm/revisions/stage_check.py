@@ -17,7 +17,7 @@ INEXACT = {"scipy", "tensorflow", "torch"}  # packages whose results have last b
 NOT_HERE = Difference("the hashes differ; the committed file is not in the cache here")
 
 
-class Comparison:
+class StageCheck:
     """Compares one stage.
 
     cache: where objects of the committed outputs may be. other_machine: the arithmetic here is not that of the
