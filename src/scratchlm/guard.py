@@ -25,6 +25,7 @@ LOCK_COPY = Path(".scratchlm/dvc.lock")
 GUARD_NOTE = Path(".scratchlm/guard")  # locked by the guard at work
 SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
 PATIENCE_SECONDS = 10.0  # for a killed stage's process to be gone
+WRITING_SECONDS = 0.3  # longer than DVC takes to write dvc.lock
 PR_SET_PDEATHSIG = 1
 
 
@@ -81,7 +82,11 @@ def restore_lock_file() -> None:
     """Put the copy back if DVC cannot read dvc.lock, or if it lacks stages that the copy has."""
     from scratchlm.artifacts import whole_file
 
-    if _stages(LOCK_COPY) - _stages(LOCK_FILE):
+    if _stages(LOCK_COPY) <= _stages(LOCK_FILE):
+        return
+    before = _changed_at(LOCK_FILE)
+    time.sleep(WRITING_SECONDS)
+    if _changed_at(LOCK_FILE) == before:  # else another DVC is at work on it
         with whole_file(LOCK_FILE) as temporary:
             shutil.copyfile(LOCK_COPY, temporary)
 
@@ -112,6 +117,10 @@ def _stages(lock: Path) -> set[str]:
         return set(COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))["stages"])
     except (ValueError, Invalid):  # missing, not YAML, or not what DVC writes
         return set()
+
+
+def _changed_at(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _locked(descriptor: int) -> bool:
