@@ -38,9 +38,9 @@ STAGE_UNDER_DVC = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", '''
 import time
-from scratchlm.guard import die_with_parent, guard_lock_file
+from scratchlm.guard import die_with_parent, dvc_above, guard_lock_file
 die_with_parent()
-guard_lock_file()
+guard_lock_file(dvc_above())
 print("ready", flush=True)
 time.sleep(600)
 '''])
@@ -107,12 +107,40 @@ def test_one_guard_is_enough_for_one_dvc(
 ) -> None:
     dvc, stage = dvc_with_stage
     wait_for(lambda: not free(workspace / guard.GUARD_NOTE))
-    guard.guard_lock_file()
+    guard.guard_lock_file(psutil.Process())
     assert len(guards(dvc.pid)) == 1
-    assert guards(psutil.Process().ppid()) == []
+    assert guards(os.getpid()) == []
     dvc.kill()
     dvc.wait()
     wait_for(lambda: gone(stage))
+
+
+ORPHAN = """
+import pathlib, sys, time
+from scratchlm.guard import dvc_above
+while pathlib.Path(f"/proc/{sys.argv[1]}").exists():  # until the one that started it is gone
+    time.sleep(0.02)
+try:
+    dvc_above()
+except ValueError as error:
+    pathlib.Path("said").write_text(str(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_stage_whose_dvc_ended_before_it_began_does_not_go_on(workspace: Path) -> None:
+    code = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}, str(os.getpid())])"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    wait_for(lambda: (workspace / "said").exists() and (workspace / "said").read_text() != "")
+    assert (workspace / "said").read_text().startswith("the DVC that started this stage has ended")
+
+
+def test_the_dvc_above_is_found_through_a_shell(workspace: Path) -> None:
+    code = "from scratchlm.guard import dvc_above; print(dvc_above().pid)"
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -c "{code}"; true'], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) == os.getpid()
 
 
 def free(lock: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.artifacts import append_log, leftovers
-from scratchlm.guard import alone, die_with_parent, guard_lock_file
+from scratchlm.guard import alone, die_with_parent, dvc_above, guard_lock_file
 from scratchlm.pipeline import identity, read_stage, refuse_other_packages
 from scratchlm.resume import Resume
 
@@ -69,9 +69,10 @@ def meant_for_the_user(error: ValueError) -> bool:
 def _begin_under_dvc(stage: str, options: dict[str, Any], log: Path) -> Resume:
     """What only a stage that DVC started does: it has a definition in dvc.yaml, and a parent that may be killed."""
     die_with_parent()
+    dvc = dvc_above()
     for left in (path for target in options.values() for path in leftovers(target)):  # by a killed run of this stage
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    guard_lock_file()
+    guard_lock_file(dvc)
     definition = read_stage(stage)
     refuse_other_packages(definition)
     return Resume(options["resume"], identity(definition), stage, log) if "resume" in options else Resume()

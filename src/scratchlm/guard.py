@@ -60,7 +60,24 @@ def alone(lock: Path, stage: str) -> Iterator[None]:
         yield
 
 
-def guard_lock_file() -> None:
+def dvc_above() -> psutil.Process:
+    """The DVC that started this stage; some shells stay between the two.
+
+    Raises ValueError if it has ended already: then whoever adopts orphans is above, and no signal will come.
+    """
+    for process in psutil.Process().parents():
+        try:
+            name = Path(process.exe()).name
+        except psutil.Error:  # another user's, or just gone
+            break
+        if name.startswith(("python", "dvc")):
+            return process
+        if name not in SHELLS:
+            break
+    raise ValueError("the DVC that started this stage has ended, and nothing goes on without it; run `dvc repro` again")
+
+
+def guard_lock_file(dvc: psutil.Process) -> None:
     """Copy dvc.lock, which is whole while a stage runs, and see that a guard waits for the end of this DVC."""
     from scratchlm.artifacts import whole_file  # not above: the guard waits for hours and should stay small
 
@@ -72,7 +89,7 @@ def guard_lock_file() -> None:
         if not _locked(note.fileno()):
             return  # it is at work already
     subprocess.Popen(
-        [sys.executable, "-m", __name__, str(_dvc().pid)],
+        [sys.executable, "-m", __name__, str(dvc.pid)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,  # a signal to DVC's process group must not end it
     )  # fmt: skip
@@ -98,12 +115,6 @@ def main(pid: str) -> None:
             with suppress(psutil.NoSuchProcess):
                 psutil.Process(int(pid)).wait()
             restore_lock_file()
-
-
-def _dvc() -> psutil.Process:
-    """The DVC above this stage; some shells stay between the two."""
-    parents = psutil.Process().parents()
-    return next((process for process in parents if process.name() not in SHELLS), parents[0])
 
 
 def _stages(lock: Path) -> set[str]:
