@@ -30,7 +30,8 @@ FLOORS = {
     "data": 1, "model": 1,
     "training": 2, "checkpoints": 2,
     "evaluation": 3,
-    "preflight": 4, "cli": 4,
+    "preflight": 4, "revisions": 4,
+    "cli": 5,
 }  # fmt: skip
 PIPELINE = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 ENVIRONMENT = json.loads((REPOSITORY / "environment.json").read_text(encoding="utf-8"))

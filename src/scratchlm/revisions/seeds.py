@@ -1,0 +1,129 @@
+"""One stage again under other seeds: DVC experiments in a private copy of the workspace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.experiments.refs import ExpRefInfo
+
+from scratchlm.artifacts import read_json
+from scratchlm.params import Section, Seed, read_params
+from scratchlm.revisions.snapshot import dvc, dvc_command, environment, git, snapshot
+
+SEED = "seed"
+CONSTANT_OUTPUT = "preflight"  # it is stale after every edit of params.yaml, and its marker is always the same
+SECONDS_TO_STOP = 10
+
+
+class _SeedParams(Section):
+    seed: Seed
+
+
+class _Project(NamedTuple):
+    """What is asked of dvc.yaml. metrics: by stage that reads the seed, its metrics file relative to root."""
+
+    root: Path
+    cache: Path
+    stages: list[str]
+    metrics: dict[str, Path]
+
+
+def run_seeds(folder: Path, stage: str, n: int, *, keep: bool = False) -> dict[int, Any]:
+    """The metrics of `stage`, by seed, from n runs with the seeds s, s + 1, …; s is the one in params.yaml.
+
+    Only this stage runs; what it reads is as it was built, so that all runs share data, splits and base model.
+    A run that DVC has in its cache, the one of the workspace first of all, is not computed again. What dvc and the
+    stage say goes to standard error.
+    keep: put the experiments into the project, where `dvc exp show` lists them.
+    Raises ValueError for less than two runs, an unknown stage, one that reads no seed, inputs that are not built, and
+    a run that fails.
+    """
+    if n < 2:
+        raise ValueError(f"{n} run shows no spread; at least 2 are needed: give --seeds 5, for example")
+    project = _read_project(folder)
+    if stage not in project.metrics:
+        what = "reads no seed" if stage in project.stages else "is no stage of dvc.yaml"
+        raise ValueError(f"{stage} {what}; stages that read one are {', '.join(project.metrics)}: name one of these")
+    first = read_params(project.root / "params.yaml", _SeedParams).seed
+    results = {}
+    with _stoppable(), snapshot(project.root, project.cache) as copy:
+        _check_inputs(copy, stage)
+        names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
+        for number, (seed, name) in enumerate(names.items(), start=1):
+            print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
+            if _experiment(copy, stage, seed, name):
+                raise ValueError(
+                    f"{stage} failed with seed {seed}; what it said stands above: correct that, then call this again"
+                )
+            results[seed] = read_json(copy / project.metrics[stage])
+        if keep:
+            baseline = git(copy, "rev-parse", "HEAD").strip()
+            refs = [str(ExpRefInfo(baseline, name)) for name in names.values()]
+            git(project.root, "fetch", "--quiet", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
+    return results
+
+
+def _read_project(folder: Path) -> _Project:
+    try:
+        with Repo(os.fspath(folder)) as repo:
+            root, stages = Path(repo.root_dir), repo.index.stages
+            metrics = {
+                stage.addressing: Path(out.fspath).relative_to(root)
+                for stage in stages
+                if any(SEED in dep.params for dep in stage.params)
+                for out in stage.outs
+                if out.metric
+            }
+            return _Project(root, Path(repo.cache.local_cache_dir), [stage.addressing for stage in stages], metrics)
+    except DvcException as error:
+        raise ValueError(f"{folder}: {error}; call this in a project with a valid dvc.yaml") from None
+
+
+def _check_inputs(copy: Path, stage: str) -> None:
+    """Bring the data of the stage and of all before it; refuse if any of that is not what its stage would build."""
+    dvc(copy, "checkout", "--quiet", "--with-deps", "--allow-missing", stage)
+    changed = json.loads(dvc(copy, "status", "--json", "--with-deps", stage))
+    stale = sorted(set(changed) - {stage, CONSTANT_OUTPUT})
+    if stale:
+        raise ValueError(
+            f"{stage} reads what {', '.join(stale)} would build anew; "
+            "seeds are compared on inputs that are built: run dvc repro first"
+        )
+
+
+def _experiment(copy: Path, stage: str, seed: int, name: str) -> int:
+    """The exit status of one run. An interruption ends the run's processes before it goes on."""
+    command = dvc_command("exp", "run", "--single-item", stage, "--set-param", f"{SEED}={seed}", "--name", name)
+    # In a session of their own, so that one signal reaches dvc and the stage, from whatever the interruption came
+    with subprocess.Popen(
+        command, cwd=copy, env=environment(copy), stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(SECONDS_TO_STOP)
+            with suppress(ProcessLookupError):  # nobody is left
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A request to end and a closed terminal interrupt as Ctrl-C does: the block cleans up behind itself."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
