@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -184,5 +183,5 @@ def test_a_fresh_clone_is_told_to_build_first(built, tmp_path):
 
 
 def test_outside_a_project_it_says_where_to_call_it(tmp_path):
-    with pytest.raises(ValueError, match="call this in a project with a valid dvc.yaml"):
+    with pytest.raises(ValueError, match="has no dvc.yaml; call this in the project's own folder"):
         run_seeds(tmp_path, "finetune_spam", 2)

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
 from scratchlm.artifacts import read_json
-from scratchlm.params import Section, Seed, read_params
+from scratchlm.params import Section, Seed, load_yaml, read_params
+from scratchlm.pipeline import paths, resolved_stages
 from scratchlm.revisions.snapshot import dvc, dvc_command, environment, git, snapshot
 
 SEED = "seed"
@@ -27,18 +26,10 @@ class _SeedParams(Section):
     seed: Seed
 
 
-class _Project(NamedTuple):
-    """What is asked of dvc.yaml. metrics: by stage that reads the seed, its metrics file relative to root."""
+def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int, Any]:
+    """The metrics of a stage by seed, from n runs with the seeds s, s + 1, …, where s is the one in params.yaml.
 
-    root: Path
-    cache: Path
-    stages: list[str]
-    metrics: dict[str, Path]
-
-
-def run_seeds(folder: Path, stage: str, n: int, *, keep: bool = False) -> dict[int, Any]:
-    """The metrics of `stage`, by seed, from n runs with the seeds s, s + 1, …; s is the one in params.yaml.
-
+    root: the project's folder. stage: as `dvc dag` names it.
     Only this stage runs; what it reads is as it was built, so that all runs share data, splits and base model.
     A run that DVC has in its cache, the one of the workspace first of all, is not computed again. What dvc and the
     stage say goes to standard error.
@@ -48,13 +39,16 @@ def run_seeds(folder: Path, stage: str, n: int, *, keep: bool = False) -> dict[i
     """
     if n < 2:
         raise ValueError(f"{n} run shows no spread; at least 2 are needed: give --seeds 5, for example")
-    project = _read_project(folder)
-    if stage not in project.metrics:
-        what = "reads no seed" if stage in project.stages else "is no stage of dvc.yaml"
-        raise ValueError(f"{stage} {what}; stages that read one are {', '.join(project.metrics)}: name one of these")
-    first = read_params(project.root / "params.yaml", _SeedParams).seed
+    stages = _stages(root)
+    measured = {
+        address: paths(what["metrics"])[0] for address, what in stages.items() if SEED in what.get("params", [])
+    }
+    if stage not in measured:
+        wrong = "reads no seed" if stage in stages else "is no stage of dvc.yaml"
+        raise ValueError(f"{stage} {wrong}; stages that read one are {', '.join(measured)}: name one of these")
+    first = read_params(root / "params.yaml", _SeedParams).seed
     results = {}
-    with _stoppable(), snapshot(project.root, project.cache) as copy:
+    with _stoppable(), snapshot(root) as copy:
         _check_inputs(copy, stage)
         names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
@@ -63,28 +57,18 @@ def run_seeds(folder: Path, stage: str, n: int, *, keep: bool = False) -> dict[i
                 raise ValueError(
                     f"{stage} failed with seed {seed}; what it said stands above: correct that, then call this again"
                 )
-            results[seed] = read_json(copy / project.metrics[stage])
+            results[seed] = read_json(copy / measured[stage])
         if keep:
             baseline = git(copy, "rev-parse", "HEAD").strip()
             refs = [str(ExpRefInfo(baseline, name)) for name in names.values()]
-            git(project.root, "fetch", "--quiet", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
+            git(root, "fetch", "--quiet", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
     return results
 
 
-def _read_project(folder: Path) -> _Project:
-    try:
-        with Repo(os.fspath(folder)) as repo:
-            root, stages = Path(repo.root_dir), repo.index.stages
-            metrics = {
-                stage.addressing: Path(out.fspath).relative_to(root)
-                for stage in stages
-                if any(SEED in dep.params for dep in stage.params)
-                for out in stage.outs
-                if out.metric
-            }
-            return _Project(root, Path(repo.cache.local_cache_dir), [stage.addressing for stage in stages], metrics)
-    except DvcException as error:
-        raise ValueError(f"{folder}: {error}; call this in a project with a valid dvc.yaml") from None
+def _stages(root: Path) -> dict[str, Any]:
+    if not (root / "dvc.yaml").exists():
+        raise ValueError(f"{root.resolve()} has no dvc.yaml; call this in the project's own folder")
+    return resolved_stages(load_yaml(root / "dvc.yaml"), load_yaml(root / "params.yaml"))
 
 
 def _check_inputs(copy: Path, stage: str) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 
 @contextmanager
-def snapshot(root: Path, cache: Path) -> Iterator[Path]:
+def snapshot(root: Path) -> Iterator[Path]:
     """Yield a clone of the project at `root` that holds every file that git does not ignore, uncommitted ones too.
 
-    It shares the project's DVC cache, the folder `cache`; its other data comes by `dvc checkout`. It lies in
+    It shares the project's DVC cache; its data comes by `dvc checkout`. It lies in
     .scratchlm, on the file system of the project, and is gone when the block ends, however it ends.
     `dvc exp run --temp` is no substitute: it rewrites the user's files for a moment, and takes a new copy for each run.
     Raises ValueError if `root` is not the top of a git repository with a commit.
@@ -22,6 +22,7 @@ def snapshot(root: Path, cache: Path) -> Iterator[Path]:
     if git(root, "rev-parse", "--show-prefix").strip():
         raise ValueError(f"{root} is a folder inside a git repository; experiments need it at the top: clone it alone")
     git(root, "rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+    root = root.resolve()
     store = root / ".scratchlm"
     store.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="snapshot-", dir=store) as folder:
@@ -34,7 +35,7 @@ def snapshot(root: Path, cache: Path) -> Iterator[Path]:
         git(copy, "add", "--all")
         git(copy, "config", "user.name", "scratchlm")  # an experiment is a commit, and not everybody has a name
         git(copy, "config", "user.email", "scratchlm@localhost")
-        dvc(copy, "config", "--local", "cache.dir", os.fspath(cache))
+        dvc(copy, "config", "--local", "cache.dir", dvc(root, "cache", "dir").strip())
         yield copy
 
 
