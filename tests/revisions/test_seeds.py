@@ -119,12 +119,12 @@ def test_a_variant_of_a_stage_goes_by_its_address_and_its_experiments_are_remove
 
 
 def test_a_run_that_fails_is_one_sentence_with_its_seed_and_stage(workspace):
-    set_parameter(workspace, "finetune_spam.padding", 5)
+    set_parameter(workspace, "finetune_spam.dropout", 2.0)
     done = run(workspace, *COMMAND, "finetune_spam", "--seeds", "2", ok=False)
     assert done.stderr.splitlines()[-1] == (
         "scratchlm: finetune_spam failed with seed 123; what it said stands above: correct that, then call this again"
     )
-    assert "finetune_spam.padding" in done.stderr
+    assert "finetune_spam.dropout is 2.0" in done.stderr
     assert done.stdout == ""
     assert left_behind(workspace) == []
 
