@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dvc.repo import Repo
+
+from scratchlm.artifacts import write_text
+
 
 @contextmanager
 def snapshot(root: Path) -> Iterator[Path]:
@@ -35,7 +39,8 @@ def snapshot(root: Path) -> Iterator[Path]:
         git(copy, "add", "--all")
         git(copy, "config", "user.name", "scratchlm")  # an experiment is a commit, and not everybody has a name
         git(copy, "config", "user.email", "scratchlm@localhost")
-        dvc(copy, "config", "--local", "cache.dir", dvc(root, "cache", "dir").strip())
+        with Repo(os.fspath(root)) as repo:
+            write_text(copy / ".dvc" / "config.local", f"[cache]\n    dir = {repo.cache.local_cache_dir}\n")
         yield copy
 
 
