@@ -7,7 +7,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 
 from tests.clones import commit, run, set_parameter, stages_run
@@ -78,16 +77,23 @@ def assert_same_data(one: Path, other: Path) -> None:
     assert filecmp.cmpfiles(one, other, files, shallow=False) == (files, [], [])
 
 
-def test_a_newcomer_computes_nothing_with_a_folder_as_remote(builder, tmp_path):
+def test_with_a_folder_as_remote_everything_is_computed_once_in_the_team(builder, tmp_path):
     share(builder, str(tmp_path / "shared"))
     newcomer = join(builder, tmp_path)
-    done = run(newcomer, "dvc", "repro", "--pull")
-    assert stages_run(done) == []
+    assert stages_run(run(newcomer, "dvc", "repro", "--pull")) == []
     assert_same_data(builder, newcomer)
     assert run(newcomer, "git", "status", "--porcelain").stdout == ""
     assert "up to date" in run(newcomer, "dvc", "status").stdout
     # Metrics and curves came with git; the remote holds what dvc.lock names besides
     assert objects(tmp_path / "shared") < objects(builder / ".dvc" / "cache")
+
+    set_parameter(newcomer, "judge.controls", 3)
+    assert stages_run(run(newcomer, "dvc", "repro", "--pull")) == ["preflight", "judge", "report"]
+    commit(newcomer, "Fewer controls")
+    run(newcomer, "dvc", "push")
+    run(builder, "git", "pull", "-q", str(newcomer), "HEAD")
+    assert stages_run(run(builder, "dvc", "repro", "--pull")) == []
+    assert_same_data(builder, newcomer)
 
 
 def test_a_newcomer_computes_nothing_with_s3_as_remote(builder, s3, tmp_path):
@@ -101,25 +107,3 @@ def test_a_newcomer_computes_nothing_with_s3_as_remote(builder, s3, tmp_path):
         entry["Key"].removeprefix("scratchlm/") for entry in client(s3).list_objects_v2(Bucket=BUCKET)["Contents"]
     }
     assert stored == objects(newcomer / ".dvc" / "cache")
-
-
-def test_only_what_the_remote_lacks_is_computed(builder, tmp_path):
-    share(builder, str(tmp_path / "shared"))
-    lock = yaml.safe_load((builder / "dvc.lock").read_text())["stages"]["judge"]
-    (judgements,) = [out["md5"] for out in lock["outs"] if out["path"] == "data/responses/judge.parquet"]
-    (tmp_path / "shared" / "files" / "md5" / judgements[:2] / judgements[2:]).unlink()
-    newcomer = join(builder, tmp_path)
-    assert stages_run(run(newcomer, "dvc", "repro", "--pull")) == ["judge"]
-    assert_same_data(builder, newcomer)
-
-
-def test_what_a_colleague_changed_and_pushed_is_not_computed_again(builder, tmp_path):
-    share(builder, str(tmp_path / "shared"))
-    colleague = join(builder, tmp_path)
-    set_parameter(colleague, "judge.controls", 3)
-    assert stages_run(run(colleague, "dvc", "repro", "--pull")) == ["preflight", "judge", "report"]
-    commit(colleague, "Fewer controls")
-    run(colleague, "dvc", "push")
-    run(builder, "git", "pull", "-q", str(colleague), "HEAD")
-    assert stages_run(run(builder, "dvc", "repro", "--pull")) == []
-    assert_same_data(builder, colleague)
