@@ -151,6 +151,16 @@ def seeds(
         draw(plot, f"{stage}, {seeds} seeds", figures)
 
 
+@app.command()
+def build(
+    revision: Annotated[str, typer.Argument(help="a branch, tag or commit")],
+) -> None:
+    """Put a revision's results into DVC's cache, where `compare` finds them; prints the revision that has them."""
+    from scratchlm.revisions.build import build
+
+    typer.echo(build(Path(), revision))
+
+
 def _refuse_strangers(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
     if n_model != n_tokenizer:
         raise ValueError(

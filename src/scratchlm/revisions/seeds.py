@@ -2,11 +2,7 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +11,10 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from scratchlm.artifacts import read_json
 from scratchlm.params import Section, Seed, load_yaml, read_params
 from scratchlm.pipeline import paths, resolved_stages
-from scratchlm.revisions.snapshot import dvc, dvc_command, environment, git, snapshot
+from scratchlm.revisions.snapshot import dvc, git, run_dvc, snapshot
 
 SEED = "seed"
 CONSTANT_OUTPUT = "preflight"  # it is stale after every edit of params.yaml, and its marker is always the same
-SECONDS_TO_STOP = 10
 
 
 class _SeedParams(Section):
@@ -48,20 +43,20 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
         raise ValueError(f"{stage} {wrong}; stages that read one are {', '.join(measured)}: name one of these")
     first = read_params(root / "params.yaml", _SeedParams).seed
     results = {}
-    with _stoppable(), snapshot(root) as copy:
+    with snapshot(root) as copy:
         _check_inputs(copy, stage)
         names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
             print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
-            if _experiment(copy, stage, seed, name):
+            if run_dvc(copy, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name):
                 raise ValueError(
                     f"{stage} failed with seed {seed}; what it said stands above: correct that, then call this again"
                 )
             results[seed] = read_json(copy / measured[stage])
         if keep:
-            baseline = git(copy, "rev-parse", "HEAD").strip()
+            baseline = git(copy, "rev-parse", "HEAD")
             refs = [str(ExpRefInfo(baseline, name)) for name in names.values()]
-            git(root, "fetch", "--quiet", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
+            git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
     return results
 
 
@@ -81,33 +76,3 @@ def _check_inputs(copy: Path, stage: str) -> None:
             f"{stage} reads what {', '.join(stale)} would build anew; "
             "seeds are compared on inputs that are built: run dvc repro first"
         )
-
-
-def _experiment(copy: Path, stage: str, seed: int, name: str) -> int:
-    """The exit status of one run. An interruption ends the run's processes before it goes on."""
-    command = dvc_command("exp", "run", "--single-item", stage, "--set-param", f"{SEED}={seed}", "--name", name)
-    # In a session of their own, so that one signal reaches dvc and the stage, from whatever the interruption came
-    with subprocess.Popen(
-        command, cwd=copy, env=environment(copy), stdout=sys.stderr, stdin=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(SECONDS_TO_STOP)
-            with suppress(ProcessLookupError):  # nobody is left
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """A request to end and a closed terminal interrupt as Ctrl-C does: the block cleans up behind itself."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
