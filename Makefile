@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify test slow torture check bench
+.PHONY: help repro verify compare test slow torture check bench
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
@@ -39,6 +39,12 @@ check: $(READY)  ## format, lint, types and the laws of the house
 
 bench: $(READY)  ## side-by-side measurements against other implementations
 	python -m benchmarks.run
+
+BASE ?= origin/main
+# To standard error goes what DVC and the stages say, so that the table can be sent to a file: make --silent compare > x
+compare: $(READY)  ## what is here against another revision, BASE=origin/main, both built before: a Markdown table
+	@base=$$(scratchlm build $(BASE)) && dvc repro $$(dvc remote default >/dev/null 2>&1 && echo --pull) >&2 && \
+		scratchlm compare "$$base" --format markdown
 
 $(READY): requirements.lock requirements-nodeps.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \

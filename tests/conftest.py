@@ -10,6 +10,7 @@ from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.runtime import RuntimeParams
+from tests.clones import FEW_STEPS, commit, make_clone, run
 
 MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"
 
@@ -22,6 +23,15 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which the pipeline was built with few steps and committed, cache included: copy it to change it."""
+    clone = make_clone(tmp_path_factory.mktemp("built") / "scratchlm", FEW_STEPS)
+    run(clone, "dvc", "repro")
+    commit(clone, "Build with few steps")
+    return clone
 
 
 @pytest.fixture(scope="session")

@@ -198,6 +198,12 @@ def test_environment_json_repeats_the_lock_file():
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_no_output_keeps_a_stage_out_of_the_run_cache(stage):
+    options = [entry for entry in definition(stage)["outs"] if isinstance(entry, dict)]
+    assert not [entry for entry in options if {"cache", "persist"} & set(*entry.values())]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_script_is_short_and_contains_no_path(stage):
     path = REPOSITORY / "stages" / f"{stage}.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """The command line: talk to what the pipeline made, and hand it to other tools."""
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -165,6 +166,43 @@ def compare(
         typer.echo((comparison_text if format == "text" else comparison_markdown)(comparisons, everything=all))
     if plot:
         write_comparison_chart(plot, comparisons)
+
+
+@app.command()
+def seeds(
+    stage: Annotated[str, typer.Option(help="a stage that reads the seed, such as finetune_spam or ablate_spam@lora")],
+    seeds: Annotated[int, typer.Option(help="how many runs: with the seed of params.yaml and those after it")] = 5,
+    format: Annotated[Literal["text", "json"], typer.Option(help="for people or for programs")] = "text",
+    plot: Annotated[Path | None, typer.Option(help="also draw the values: a .png, .svg or .pdf file")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="leave the experiments for `dvc exp show`")] = False,
+) -> None:
+    """Rerun one stage under several seeds: the spread of its metrics, and how large a difference must be to count."""
+    from scratchlm.revisions.seeds import run_seeds
+    from scratchlm.revisions.spread import as_json, as_text, check_plot, draw, spreads
+
+    if plot:
+        check_plot(plot)
+    results = run_seeds(Path(), stage, seeds, keep=keep)
+    figures = spreads(list(results.values()))
+    if format == "json":
+        typer.echo(json.dumps({"stage": stage, "seeds": list(results), "metrics": as_json(figures)}, indent=2))
+    else:
+        typer.echo(
+            f"{stage}, {seeds} runs with the seeds {min(results)} to {max(results)}, data and base model the same"
+        )
+        typer.echo(f"\n{as_text(figures)}")
+    if plot:
+        draw(plot, f"{stage}, {seeds} seeds", figures)
+
+
+@app.command()
+def build(
+    revision: Annotated[str, typer.Argument(help="a branch, tag or commit")],
+) -> None:
+    """Put a revision's results into DVC's cache, where `compare` finds them; prints the revision that has them."""
+    from scratchlm.revisions.build import build
+
+    typer.echo(build(Path(), revision))
 
 
 def _refuse_strangers(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
