@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from scratchlm.revisions.snapshot import find_commit, git, run_dvc, snapshot
+from scratchlm.revisions.commands import find_commit, git, run_dvc
+from scratchlm.revisions.snapshot import snapshot
 
 RESULTS = ("dvc.lock", "metrics")
 
@@ -23,7 +24,7 @@ def build(root: Path, revision: str) -> str:
     with snapshot(root, revision) as copy:
         with Repo(os.fspath(copy)) as repo:
             from_remote = ["--pull"] if repo.config["core"].get("remote") else []
-        if run_dvc(copy, "repro", *from_remote):
+        if run_dvc(copy, "repro", *from_remote)[0]:
             raise ValueError(
                 f"{revision} cannot be built; what it said stands above: correct that, then call this again"
             )

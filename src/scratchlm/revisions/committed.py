@@ -1,20 +1,17 @@
 """What a commit says of its own build: dvc.yaml, dvc.lock and the files in git, read without checking them out."""
 
-import os
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scratchlm.revisions.commands import find_commit, git
 from scratchlm.revisions.differences import first_few, leaves
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency, ParamsDependency
     from dvc.output import Output as DvcOutput
     from dvc.stage import PipelineStage
-
-BINDING = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 
 
 @dataclass(frozen=True)
@@ -61,19 +58,6 @@ class Commit:
     cache: Path
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """What git prints in `folder`. Raises ValueError with git's own words if it fails."""
-    done = subprocess.run(["git", *arguments], cwd=folder, env=neutral_environment(), capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"git {' '.join(arguments)} failed in {folder}: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def neutral_environment() -> dict[str, str]:
-    """This process' environment, without what binds git to one repository where git called us, as in a hook."""
-    return {name: value for name, value in os.environ.items() if name not in BINDING}
-
-
 def read_commit(folder: Path, revision: str) -> Commit:
     """What `revision` of the repository around `folder` says.
 
@@ -87,10 +71,7 @@ def read_commit(folder: Path, revision: str) -> Commit:
         root = Path(git(folder, "rev-parse", "--show-toplevel"))
     except ValueError:
         raise ValueError(f"{folder.resolve()} is in no git repository; run this in a clone of the project") from None
-    try:
-        sha = git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except ValueError:
-        raise ValueError(f"{revision!r} is no revision of {root}; name a commit, branch or tag of it") from None
+    sha = find_commit(root, revision)
     try:
         with Repo(str(root), rev=sha) as repo:
             graph = repo.index.graph  # its edges lead from a stage to the stages that it needs

@@ -3,9 +3,6 @@
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +11,10 @@ from pathlib import Path
 
 from scratchlm.artifacts import write_text
 from scratchlm.params import load_yaml
-from scratchlm.revisions.committed import Commit, Stage, git, neutral_environment
+from scratchlm.revisions.commands import git, run_dvc
+from scratchlm.revisions.committed import Commit, Stage
 
 LOCK = "dvc.lock"
-KEPT_BYTES = 1 << 16  # of the output's end, where a failing stage says why
-GRACE_SECONDS = 10
 FAILED = r"ERROR: failed to reproduce '([^']+)': (.*?(?:, exited with (-?\d+))?)$"
 PROGRESS = r"\d%\|"
 
@@ -68,11 +64,10 @@ def rebuilt(commit: Commit, stages: Sequence[Stage]) -> Iterator[Rebuild]:
             shutil.copy(clone / path, committed / path)
         lock = clone / LOCK
         lock.unlink(missing_ok=True)  # so that everything is built, and the new one holds what was built now
-        status, end = _streamed(
-            [sys.executable, "-m", "dvc", "repro", *(stage.name for stage in stages)],
-            clone,
-            _environment(folder, clone),
-        )
+        variables = {"DVC_SITE_CACHE_DIR": str(folder / "site")}
+        if (mirror := os.environ.get("SCRATCHLM_MIRROR")) and Path(mirror).is_dir():
+            variables["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())
+        status, end = run_dvc(clone, "repro", *(stage.name for stage in stages), **variables)
         built = load_yaml(lock)["stages"] if lock.exists() else {}
         yield Rebuild(
             clone=clone,
@@ -97,48 +92,6 @@ def failure_in(end: str) -> tuple[str, str]:
     said = lines[place - 1] if place else ""
     spoke = int(status) > 0 and said and not said.startswith("> ") and not re.search(PROGRESS, said)
     return stage, said if spoke else f"exited with {status}"
-
-
-def _environment(folder: Path, clone: Path) -> dict[str, str]:
-    """This process' environment, with the clone's library, this Python and nothing of another repository."""
-    environment = neutral_environment()
-    paths = {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}
-    for name, first in paths.items():
-        environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
-    mirror = Path(environment.get("SCRATCHLM_MIRROR", ""))
-    if environment.get("SCRATCHLM_MIRROR") and mirror.is_dir():
-        environment["SCRATCHLM_MIRROR"] = str(mirror.resolve())
-    return environment | {"DVC_SITE_CACHE_DIR": str(folder / "site")}
-
-
-def _streamed(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-    """Run a command with its output on stderr; its status and the output's end.
-
-    It has a process group of its own: if this process is interrupted, all that it started ends before its folder goes.
-    """
-    kept = b""
-    with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        assert process.stdout
-        try:
-            while chunk := process.stdout.read1(KEPT_BYTES):  # type: ignore[attr-defined]
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.flush()
-                kept = (kept + chunk)[-KEPT_BYTES:]
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                _end(process)
-    return status, kept.decode("utf-8", errors="replace")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _hashes(entries: Sequence[Mapping[str, str]] | None) -> dict[str, str]:

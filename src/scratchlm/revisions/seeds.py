@@ -1,17 +1,18 @@
 """One stage again under other seeds: DVC experiments in a private copy of the workspace."""
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
 from scratchlm.artifacts import read_json
 from scratchlm.params import Section, Seed, load_yaml, read_params
 from scratchlm.pipeline import paths, resolved_stages
-from scratchlm.revisions.snapshot import dvc, git, run_dvc, snapshot
+from scratchlm.revisions.commands import git, run_dvc
+from scratchlm.revisions.snapshot import snapshot
 
 SEED = "seed"
 CONSTANT_OUTPUT = "preflight"  # it is stale after every edit of params.yaml, and its marker is always the same
@@ -48,7 +49,7 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
         names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
             print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
-            if run_dvc(copy, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name):
+            if run_dvc(copy, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)[0]:
                 raise ValueError(
                     f"{stage} failed with seed {seed}; what it said stands above: correct that, then call this again"
                 )
@@ -68,9 +69,11 @@ def _stages(root: Path) -> dict[str, Any]:
 
 def _check_inputs(copy: Path, stage: str) -> None:
     """Bring the data of the stage and of all before it; refuse if any of that is not what its stage would build."""
-    dvc(copy, "checkout", "--quiet", "--with-deps", "--allow-missing", stage)
-    changed = json.loads(dvc(copy, "status", "--json", "--with-deps", stage))
-    stale = sorted(set(changed) - {stage, CONSTANT_OUTPUT})
+    with Repo(os.fspath(copy)) as repo:
+        target = f"{copy / 'dvc.yaml'}:{stage}"
+        repo.checkout(targets=[target], with_deps=True, allow_missing=True)
+        changed = repo.status(targets=[target], with_deps=True)
+    stale = sorted({address.rpartition(":")[2] for address in changed} - {stage, CONSTANT_OUTPUT})
     if stale:
         raise ValueError(
             f"{stage} reads what {', '.join(stale)} would build anew; "
