@@ -13,6 +13,7 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
 
 repro: $(READY)  ## rebuild everything that params.yaml describes, then show the metrics
+	@scratchlm mend
 	dvc repro
 	@echo
 	dvc metrics show

@@ -35,7 +35,7 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(params: Path, loaded: Path, ablated: Path, models: Path, states: Path, marker: Path, metrics: Path) -> None:
+def main(params: Path, loaded: Path, ablated: Path, models: Path, marker: Path, metrics: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
     # What another params.yaml left in folders that report depends on would change its hash
@@ -43,13 +43,6 @@ def main(params: Path, loaded: Path, ablated: Path, models: Path, states: Path, 
     remove_others(ablated, p.spam_ablations)
     remove_others(
         models, {"pretrain", "finetune_spam", "finetune_instruct", *(f"gpt2-{size}" for size in p.gpt2_sizes)}
-    )
-    remove_others(
-        states,
-        {
-            *("pretrain", "finetune_spam", "finetune_instruct", "generate", "judge"),
-            *(f"ablate_spam-{variant}" for variant in p.spam_ablations),
-        },
     )
     write_json(metrics, describe_arithmetic(resolve_device(p.device)))
     write_text(marker, "params.yaml was checked\n")

@@ -34,25 +34,32 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-STAGE_UNDER_DVC = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", '''
-import time
-from scratchlm.guard import die_with_parent, dvc_above, guard_lock_file
-die_with_parent()
-guard_lock_file(dvc_above())
-print("ready", flush=True)
-time.sleep(600)
-'''])
+DVC_STAND_IN = """
+import json, os, pathlib, subprocess, sys
+note = pathlib.Path(".dvc/tmp/rwlock")
+note.parent.mkdir(parents=True)
+note.write_text(json.dumps({"read": {}, "write": {"data/models": {"pid": os.getpid(), "cmd": "dvc repro"}}}))
+child = subprocess.Popen(sys.argv[1:])
 print(child.pid, flush=True)
 child.wait()
+"""
+STAGE = """
+import time
+from scratchlm.guard import guard_lock_file, stay_below_dvc
+guard_lock_file(stay_below_dvc())
+print("ready", flush=True)
+time.sleep(600)
 """
 
 
 @pytest.fixture
 def dvc_with_stage(workspace: Path) -> tuple[psutil.Process, psutil.Process]:
     """A process that stands for DVC and one below it that stands for a stage, with a guard."""
-    process = subprocess.Popen([sys.executable, "-c", STAGE_UNDER_DVC], stdout=subprocess.PIPE, text=True)
+    return start_dvc([sys.executable, "-c", STAGE])
+
+
+def start_dvc(command: list[str]) -> tuple[psutil.Process, psutil.Process]:
+    process = subprocess.Popen([sys.executable, "-c", DVC_STAND_IN, *command], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     stage = psutil.Process(int(process.stdout.readline()))
     assert process.stdout.readline() == "ready\n"
@@ -68,38 +75,22 @@ def guards(pid: int) -> list[psutil.Process]:
 BROKEN = {
     "empty": "",
     "cut within a line": LOCK[: LOCK.rindex("md: y")],
-    "cut behind a key": LOCK[: LOCK.rindex("    - path")],
-    "cut between stages": LOCK[: LOCK.index("  b:")],
-    "gone": None,
+    "cut behind a key": LOCK[: LOCK.rindex("    - ")],
 }
+READABLE = {"cut between stages": LOCK[: LOCK.index("  b:")], "longer": LOCK + "  c:\n    cmd: z\n"}
 
 
-@pytest.mark.parametrize("state", BROKEN)
-def test_a_lock_file_that_a_killed_dvc_left_broken_is_put_back(
+@pytest.mark.parametrize("state", [*BROKEN, *READABLE])
+def test_a_lock_file_that_dvc_would_refuse_is_put_back_after_its_end_and_only_such_a_one(
     dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path, state: str
 ) -> None:
     dvc, stage = dvc_with_stage
     (watcher,) = guards(dvc.pid)
-    text = BROKEN[state]
-    (workspace / "dvc.lock").unlink()
-    if text is not None:
-        (workspace / "dvc.lock").write_text(text)
+    (workspace / "dvc.lock").write_text((BROKEN | READABLE)[state])
     dvc.send_signal(signal.SIGKILL)
     dvc.wait()
     wait_for(lambda: gone(stage) and gone(watcher))
-    assert (workspace / "dvc.lock").read_text() == LOCK
-
-
-def test_a_lock_file_with_more_in_it_stays_as_dvc_left_it(
-    dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
-) -> None:
-    dvc, stage = dvc_with_stage
-    (watcher,) = guards(dvc.pid)
-    (workspace / "dvc.lock").write_text(LOCK + "  c:\n    cmd: z\n")
-    dvc.send_signal(signal.SIGKILL)
-    dvc.wait()
-    wait_for(lambda: gone(stage) and gone(watcher))
-    assert (workspace / "dvc.lock").read_text() == LOCK + "  c:\n    cmd: z\n"
+    assert (workspace / "dvc.lock").read_text() == READABLE.get(state, LOCK)
 
 
 def test_one_guard_is_enough_for_one_dvc(
@@ -115,13 +106,54 @@ def test_one_guard_is_enough_for_one_dvc(
     wait_for(lambda: gone(stage))
 
 
+def test_a_lock_file_that_is_being_written_is_left_alone(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = workspace / "dvc.lock"
+    (workspace / guard.LOCK_COPY).parent.mkdir()
+    (workspace / guard.LOCK_COPY).write_text("schema: '2.0'\n")
+    lock.write_text("")
+    monkeypatch.setattr(guard.time, "sleep", lambda seconds: lock.write_text(LOCK))
+    guard.mend()
+    assert lock.read_text() == LOCK
+
+
+def test_a_note_of_what_runs_that_was_cut_goes(
+    dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
+) -> None:
+    dvc, stage = dvc_with_stage
+    (watcher,) = guards(dvc.pid)
+    (workspace / guard.RUNNING_FILE).write_text('{"read": {}, "wri')
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    wait_for(lambda: gone(stage) and gone(watcher))
+    assert not (workspace / guard.RUNNING_FILE).exists()
+
+
+def test_mending_by_hand_touches_nothing_that_is_whole(workspace: Path) -> None:
+    running = workspace / guard.RUNNING_FILE
+    running.parent.mkdir(parents=True)
+    running.write_text("{}")
+    guard.mend()
+    assert (running.read_text(), (workspace / "dvc.lock").read_text()) == ("{}", LOCK)
+    running.write_text("")
+    guard.mend()
+    assert not running.exists()
+
+
+def test_a_stage_dies_with_its_dvc_though_a_shell_stands_between(workspace: Path) -> None:
+    dvc, shell = start_dvc(["sh", "-c", f"'{sys.executable}' -c '{STAGE}'; true"])
+    (stage,) = shell.children()
+    dvc.send_signal(signal.SIGKILL)
+    dvc.wait()
+    wait_for(lambda: gone(stage))
+
+
 ORPHAN = """
 import pathlib, sys, time
-from scratchlm.guard import dvc_above
+from scratchlm.guard import stay_below_dvc
 while pathlib.Path(f"/proc/{sys.argv[1]}").exists():  # until the one that started it is gone
     time.sleep(0.02)
 try:
-    dvc_above()
+    stay_below_dvc()
 except ValueError as error:
     pathlib.Path("said").write_text(str(error))
 """
@@ -129,18 +161,17 @@ except ValueError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_stage_whose_dvc_ended_before_it_began_does_not_go_on(workspace: Path) -> None:
-    code = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {ORPHAN!r}, str(os.getpid())])"
+    running = workspace / guard.RUNNING_FILE
+    running.parent.mkdir(parents=True)
+    code = (
+        "import json, os, pathlib, subprocess, sys;"
+        "note = {'write': {'x': {'pid': os.getpid(), 'cmd': 'dvc'}}, 'read': {}};"
+        f"pathlib.Path({str(running)!r}).write_text(json.dumps(note));"
+        f"subprocess.Popen([sys.executable, '-c', {ORPHAN!r}, str(os.getpid())])"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     wait_for(lambda: (workspace / "said").exists() and (workspace / "said").read_text() != "")
     assert (workspace / "said").read_text().startswith("the DVC that started this stage has ended")
-
-
-def test_the_dvc_above_is_found_through_a_shell(workspace: Path) -> None:
-    code = "from scratchlm.guard import dvc_above; print(dvc_above().pid)"
-    done = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -c "{code}"; true'], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) == os.getpid()
 
 
 def free(lock: Path) -> bool:

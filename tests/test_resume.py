@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from scratchlm.artifacts import read_table
-from scratchlm.resume import Resume
+from scratchlm.resume import STATES, Resume, forget_finished
 
 SCHEMA = pa.schema([("id", pa.string()), ("score", pa.float64())])
 
@@ -52,15 +52,16 @@ def test_keeping_the_same_state_twice_keeps_it(tmp_path: Path) -> None:
     assert [path.read_text() for path in kept(tmp_path)] == ["same"]
 
 
-def test_a_state_of_another_run_is_said_to_be_of_no_use_and_goes(
+def test_a_state_of_another_run_is_said_to_be_of_no_use_and_stays_for_that_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep(resume(tmp_path), "state")
     assert resume(tmp_path, "b" * 64).load() is None
-    assert kept(tmp_path) == []
     assert capsys.readouterr().err == (
         "train: what an unfinished run kept belongs to other inputs, parameters or code and is not used\n"
     )
+    found = resume(tmp_path).load()
+    assert found and found.read_text() == "state"
 
 
 def test_a_condition_that_dvc_does_not_know_tells_runs_apart(tmp_path: Path) -> None:
@@ -104,7 +105,6 @@ def test_what_a_kill_left_of_writing_a_state_goes_without_a_word(
     (tmp_path / "states" / "unfinished").write_text("sta")
     found = resume(tmp_path).load()
     assert found and found.read_text() == "state"
-    assert len(kept(tmp_path)) == 1
     assert capsys.readouterr().err == ""
 
 
@@ -195,11 +195,39 @@ def test_nothing_kept_is_nothing_to_go_on_from(tmp_path: Path) -> None:
     assert not (tmp_path / "log.jsonl").exists()
 
 
-def test_a_finished_stage_keeps_nothing(tmp_path: Path) -> None:
-    state = resume(tmp_path)
-    keep(state, "state")
-    state.clear()
-    assert not (tmp_path / "states").exists()
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the states of three stages; `train` is done."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "vary-a", "vary-b"):
+        state = Resume(STATES / name, "a" * 64, name)
+        keep(state, name)
+        if name == "train":
+            state.done()
+    return tmp_path
+
+
+def states(folder: Path) -> set[str]:
+    return {path.name for path in (folder / STATES).iterdir()}
+
+
+def test_the_states_of_a_stage_that_is_done_go_when_the_next_stage_starts(project: Path) -> None:
+    forget_finished("vary@a", ["train", "vary@a", "vary@b"])
+    assert states(project) == {"vary-a", "vary-b"}
+
+
+def test_a_stage_that_is_done_and_must_run_again_goes_on_from_its_state(project: Path) -> None:
+    """As when DVC was killed before it recorded the result; killed again, the stage still has it."""
+    forget_finished("train", ["train", "vary@a", "vary@b"])
+    found = Resume(STATES / "train", "a" * 64, "train").load()
+    assert found and found.read_text() == "train"
+    forget_finished("vary@a", ["train", "vary@a", "vary@b"])
+    assert states(project) == {"train", "vary-a", "vary-b"}
+
+
+def test_the_states_of_a_stage_that_is_no_more_go(project: Path) -> None:
+    forget_finished("train", ["train", "vary@b"])
+    assert states(project) == {"train", "vary-b"}
 
 
 def test_without_a_folder_nothing_is_written_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +237,7 @@ def test_without_a_folder_nothing_is_written_or_found(tmp_path: Path, monkeypatc
     keep(state, "state")
     with pytest.raises(KeyboardInterrupt), state.keeping(lambda path: None, lambda: "step 1"):
         raise KeyboardInterrupt
-    state.clear()
+    state.done()
     assert state.load() is None
     assert state.kept is None
     assert list(tmp_path.iterdir()) == []

@@ -78,29 +78,28 @@ def tokenize_into(place: Path) -> None:
 
 
 def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
-    folders = [place / name for name in ("loaded", "ablated", "models", "states")]
+    folders = [place / name for name in ("loaded", "ablated", "models")]
     preflight.main(place / "params.yaml", *folders, place / "one", place / "one.json")
     preflight.main(REPOSITORY / "params.yaml", *folders, place / "other", place / "other.json")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
 
 
 def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
-    loaded, ablated, models, states = (tmp_path / name for name in ("loaded", "ablated", "models", "states"))
+    loaded, ablated, models = (tmp_path / name for name in ("loaded", "ablated", "models"))
     files = (loaded / "nano.json", loaded / "124M.json", ablated / "x.json", models / "gpt2-124M" / "config.json")
-    for left in (*files, states / "ablate_spam-x" / "state", states / "pretrain" / "state"):
+    for left in files:
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_text("{}")
     (models / "pretrain").mkdir()
     preflight.main(
-        REPOSITORY / "params.yaml", loaded, ablated, models, states, tmp_path / "marker", tmp_path / "preflight.json"
+        REPOSITORY / "params.yaml", loaded, ablated, models, tmp_path / "marker", tmp_path / "preflight.json"
     )
     left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    kept = ["preflight.json", "states", "states/pretrain", "states/pretrain/state"]
-    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", *kept]
+    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", "preflight.json"]
 
 
 def test_preflight_says_how_this_machine_computes(place):
-    folders = [place / name for name in ("loaded", "ablated", "models", "states")]
+    folders = [place / name for name in ("loaded", "ablated", "models")]
     preflight.main(place / "params.yaml", *folders, place / "marker", place / "preflight.json")
     assert read_json(place / "preflight.json") == describe_arithmetic(torch.device("cpu"))
 

@@ -24,7 +24,7 @@ def whole_file(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():
-                _flush(path)
+                flush(path)
         if target.exists():
             target.rename(old)  # deleting it in place would leave half of it if interrupted
         try:
@@ -184,6 +184,7 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file's content is on disk: a power cut must not leave its name without it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -126,6 +126,14 @@ def import_model(
 
 
 @app.command()
+def mend() -> None:
+    """Make readable again what a killed DVC left half-written, if `dvc repro` says that it cannot read it."""
+    from scratchlm.guard import mend
+
+    mend()
+
+
+@app.command()
 def verify(
     against: Annotated[
         str, typer.Option(help="the revision to rebuild; what is not committed is not looked at")

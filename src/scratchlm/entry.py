@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.artifacts import append_log, leftovers
-from scratchlm.guard import alone, die_with_parent, dvc_above, guard_lock_file
-from scratchlm.pipeline import identity, read_stage, refuse_other_packages
-from scratchlm.resume import Resume
+from scratchlm.guard import alone, guard_lock_file, stay_below_dvc
+from scratchlm.pipeline import identity, read_stages, refuse_other_packages
+from scratchlm.resume import Resume, forget_finished
 
 
 def run(main: Callable[..., None]) -> None:
@@ -28,7 +28,8 @@ def run(main: Callable[..., None]) -> None:
     A ValueError that this project raised ends the process with its sentence and status 1;
     anything else is a defect and keeps its traceback.
     """
-    stage = os.environ.get("DVC_STAGE", Path(sys.argv[0]).stem)
+    address = os.environ.get("DVC_STAGE")  # set by DVC, such as load_gpt2@nano
+    stage = address or Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(
         prog=f"python -m stages.{Path(sys.argv[0]).stem}", description=inspect.getmodule(main).__doc__
     )
@@ -40,13 +41,13 @@ def run(main: Callable[..., None]) -> None:
     start = time.perf_counter()
     resume = Resume()
     try:
-        with alone(log, stage) if "DVC_STAGE" in os.environ else nullcontext():
-            if "DVC_STAGE" in os.environ:
-                resume = _begin_under_dvc(stage, options, log)
+        with alone(log, stage) if address else nullcontext():
+            if address:
+                resume = _begin_under_dvc(address, options, log)
             if "resume" in options:
                 options["resume"] = resume
             main(**options)
-            resume.clear()
+            resume.done()
     except ValueError as error:
         if not meant_for_the_user(error):
             raise
@@ -67,12 +68,21 @@ def meant_for_the_user(error: ValueError) -> bool:
 
 
 def _begin_under_dvc(stage: str, options: dict[str, Any], log: Path) -> Resume:
-    """What only a stage that DVC started does: it has a definition in dvc.yaml, and a parent that may be killed."""
-    die_with_parent()
-    dvc = dvc_above()
-    for left in (path for target in options.values() for path in leftovers(target)):  # by a killed run of this stage
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
-    guard_lock_file(dvc)
-    definition = read_stage(stage)
+    """What only a stage that DVC started does: it has a definition in dvc.yaml, and a parent that may be killed.
+
+    Raises ValueError if the definition is no longer the one that DVC read: the stage would be taken for another run.
+    """
+    guard_lock_file(stay_below_dvc())
+    stages = read_stages()
+    forget_finished(stage, stages)
+    for target in options.values():
+        for left in leftovers(target):  # of a killed run of this stage
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    definition = stages.get(stage)
+    if definition is None or definition["cmd"].split()[3:] != sys.argv[1:]:  # python -m stages.NAME, options
+        raise ValueError("dvc.yaml or params.yaml has changed since DVC began; run `dvc repro` again")
     refuse_other_packages(definition)
     return Resume(options["resume"], identity(definition), stage, log) if "resume" in options else Resume()

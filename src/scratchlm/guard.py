@@ -1,12 +1,14 @@
 """Nothing is left running or broken when DVC or a stage is killed.
 
-DVC rewrites dvc.lock in place after each stage: killed while it does so, it leaves a file that the next
-`dvc repro` cannot read. So the first stage of a `dvc repro` starts this module as a process of its own,
-which waits for the end of that DVC and puts back the copy made at the last stage's start if it is needed.
+DVC rewrites dvc.lock (and .dvc/tmp/rwlock) in place: killed while it does so, it leaves a file that the next
+`dvc repro` cannot read. So the first stage of a `dvc repro` starts this module as a process of its own, which
+waits for the end of that DVC and mends what is broken. It imports little: it waits for hours.
+Before a first stage has run nobody guards: `make repro` mends before it calls DVC, `scratchlm mend` does by hand.
 """
 
 import ctypes
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -15,33 +17,42 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 LOCK_FILE = Path("dvc.lock")
+RUNNING_FILE = Path(".dvc/tmp/rwlock")  # where DVC notes which of its processes works on which path
 LOCK_COPY = Path(".scratchlm/dvc.lock")
 GUARD_NOTE = Path(".scratchlm/guard")  # locked by the guard at work
-SHELLS = {"sh", "bash", "dash", "zsh", "fish", "ksh", "busybox"}
-PATIENCE_SECONDS = 10.0  # for a killed stage's process to be gone
-WRITING_SECONDS = 0.3  # longer than DVC takes to write dvc.lock
+PATIENCE_SECONDS = 10.0  # for a killed stage's process to be gone, for a file to be whole
+POLL_SECONDS = 0.05
+WRITING_SECONDS = 0.2  # about as long as DVC takes to write dvc.lock
 PR_SET_PDEATHSIG = 1
 
 
+def stay_below_dvc() -> psutil.Process:
+    """End this process when the DVC that started it ends, which cannot take its stages along; return that DVC.
+
+    Raises ValueError if it has ended already: then no process above is one that DVC notes as running.
+    """
+    die_with_parent()
+    running, parents = _running_dvcs(), psutil.Process().parents()
+    dvc = next((process for process in parents if process.pid in running), None)
+    if dvc is None:
+        raise ValueError("the DVC that started this stage has ended, and nothing goes on without it; run dvc repro")
+    if dvc.pid != os.getppid():  # a shell stays between the two
+        threading.Thread(target=_end_with, args=[dvc], daemon=True).start()
+    return dvc
+
+
 def die_with_parent() -> None:
-    """End this process when the one that started it ends: killed, it cannot take its children along."""
+    """End this process when the one that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         return
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_end_with, args=[psutil.Process(os.getppid())], daemon=True).start()
 
 
 @contextmanager
@@ -56,35 +67,15 @@ def alone(lock: Path, stage: str) -> Iterator[None]:
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
                 raise ValueError(f"another process runs {stage} in this workspace; only one may, wait for it or end it")
-            time.sleep(0.1)
+            time.sleep(POLL_SECONDS)
         yield
 
 
-def dvc_above() -> psutil.Process:
-    """The DVC that started this stage; some shells stay between the two.
-
-    Raises ValueError if it has ended already: then whoever adopts orphans is above, and no signal will come.
-    """
-    for process in psutil.Process().parents():
-        try:
-            name = Path(process.exe()).name
-        except psutil.Error:  # another user's, or just gone
-            break
-        if name.startswith(("python", "dvc")):
-            return process
-        if name not in SHELLS:
-            break
-    raise ValueError("the DVC that started this stage has ended, and nothing goes on without it; run `dvc repro` again")
-
-
 def guard_lock_file(dvc: psutil.Process) -> None:
-    """Copy dvc.lock, which is whole while a stage runs, and see that a guard waits for the end of this DVC."""
-    from scratchlm.artifacts import whole_file  # not above: the guard waits for hours and should stay small
-
+    """Copy dvc.lock, which is whole while a stage runs, and see that a guard waits for the end of `dvc`."""
     if not LOCK_FILE.exists():
         return
-    with whole_file(LOCK_COPY) as temporary:
-        shutil.copyfile(LOCK_FILE, temporary)
+    _copy(LOCK_FILE, LOCK_COPY)
     with GUARD_NOTE.open("a") as note:
         if not _locked(note.fileno()):
             return  # it is at work already
@@ -95,43 +86,80 @@ def guard_lock_file(dvc: psutil.Process) -> None:
     )  # fmt: skip
 
 
-def restore_lock_file() -> None:
-    """Put the copy back if DVC cannot read dvc.lock, or if it lacks stages that the copy has."""
-    from scratchlm.artifacts import whole_file
+def mend() -> None:
+    """Make what a killed DVC left readable again: its note of what runs, and dvc.lock.
 
-    if _stages(LOCK_COPY) <= _stages(LOCK_FILE):
-        return
-    before = _changed_at(LOCK_FILE)
-    time.sleep(WRITING_SECONDS)
-    if _changed_at(LOCK_FILE) == before:  # else another DVC is at work on it
-        with whole_file(LOCK_FILE) as temporary:
-            shutil.copyfile(LOCK_COPY, temporary)
+    dvc.lock becomes the copy again if DVC would refuse it. If it only lacks stages, it stays: it may be another
+    branch's, and DVC takes the results of stages that it lacks from its cache.
+    """
+    lock, running = _content(LOCK_FILE), _content(RUNNING_FILE)
+    refused = LOCK_FILE.exists() and not _dvc_can_read(lock)
+    time.sleep(WRITING_SECONDS)  # a file that changes meanwhile is being written by another DVC
+    if _is_broken(running) and _content(RUNNING_FILE) == running:
+        RUNNING_FILE.unlink(missing_ok=True)
+    if refused and LOCK_COPY.exists() and _content(LOCK_FILE) == lock:
+        _copy(LOCK_COPY, LOCK_FILE)
 
 
 def main(pid: str) -> None:
-    """Wait until the process `pid` is gone, then see to dvc.lock."""
+    """Wait until the process `pid` is gone, then mend what it left."""
     with GUARD_NOTE.open("a") as note:
         if _locked(note.fileno()):
-            with suppress(psutil.NoSuchProcess):
-                psutil.Process(int(pid)).wait()
-            restore_lock_file()
+            if psutil.pid_exists(int(pid)):
+                _wait_for_end(psutil.Process(int(pid)))
+            mend()
 
 
-def _stages(lock: Path) -> set[str]:
-    """The stages that DVC finds in a lock file; none if it would refuse the file."""
+def _end_with(process: psutil.Process) -> None:
+    _wait_for_end(process)
+    os._exit(1)
+
+
+def _wait_for_end(process: psutil.Process) -> None:
+    """Not psutil's own wait: it waits for a zombie until somebody buries it."""
+    try:
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(POLL_SECONDS)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _running_dvcs() -> set[int]:
+    """The process numbers that DVC notes beside the paths that it is writing."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while _is_broken(content := _content(RUNNING_FILE)) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)  # another DVC is writing the file
+    return set() if _is_broken(content) else {entry["pid"] for entry in json.loads(content)["write"].values()}
+
+
+def _is_broken(content: bytes) -> bool:
+    try:
+        return not isinstance(json.loads(content or b"?"), dict)
+    except ValueError:
+        return True
+
+
+def _dvc_can_read(lock: bytes) -> bool:
+    import yaml
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
-    from scratchlm.params import load_yaml
-
     try:
-        return set(COMPILED_LOCKFILE_SCHEMA(load_yaml(lock))["stages"])
-    except (ValueError, Invalid):  # missing, not YAML, or not what DVC writes
-        return set()
+        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock))
+    except (yaml.YAMLError, Invalid):
+        return False
+    return True
 
 
-def _changed_at(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = LOCK_COPY.with_suffix(".tmp")
+    temporary.parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
 
 
 def _locked(descriptor: int) -> bool:

@@ -11,13 +11,14 @@ from typing import Any
 from scratchlm.artifacts import read_json, sha256_of
 from scratchlm.params import load_yaml
 
+ENVIRONMENT = Path("environment.json")
 # Where pip knows a package by other names too
 DISTRIBUTIONS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
 
 
-def read_stage(address: str, pipeline: Path = Path("dvc.yaml"), params: Path = Path("params.yaml")) -> dict[str, Any]:
-    """The definition of one stage, such as `pretrain` or `load_gpt2@nano`, resolved."""
-    return resolved_stages(load_yaml(pipeline), load_yaml(params))[address]
+def read_stages(folder: Path = Path()) -> dict[str, Any]:
+    """The definitions of the stages in a folder's dvc.yaml, resolved, by name, such as `load_gpt2@nano`."""
+    return resolved_stages(load_yaml(folder / "dvc.yaml"), load_yaml(folder / "params.yaml"))
 
 
 def resolved_stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,9 +37,6 @@ def paths(entries: Sequence[Any]) -> list[str]:
 def packages(stage: Mapping[str, Any]) -> list[str]:
     """The packages of environment.json that the stage depends on."""
     return [name for entry in stage.get("params", []) if isinstance(entry, Mapping) for name in entry[ENVIRONMENT.name]]
-
-
-ENVIRONMENT = Path("environment.json")
 
 
 def refuse_other_packages(stage: Mapping[str, Any]) -> None:

@@ -6,15 +6,17 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.artifacts import append_log, read_table, sha256_of, write_table
+from scratchlm.artifacts import append_log, flush, read_table, sha256_of, write_table
 
+STATES = Path(".scratchlm/resume")
+DONE = "done"  # in a folder of states: the stage ended, but DVC may not have recorded it yet
 INTERVAL_VARIABLE = "SCRATCHLM_RESUME_SECONDS"  # when a state is kept changes no result, so it is no parameter
 INTERVAL_SECONDS = 30.0
 LARGEST_SHARE = 0.02  # of the running time may go into keeping states
@@ -48,23 +50,27 @@ class Resume:
         ).hexdigest()
 
     def load(self) -> Path | None:
-        """The newest sound state of this very run, if there is one; every other file of the folder goes."""
+        """The newest sound state of this very run, if there is one.
+
+        Others of it go. Those of other runs stay until this one ends: the user may go back to what they belong to.
+        """
         found = None
-        files = sorted(self._folder.glob("*"), key=lambda p: p.stat().st_mtime_ns) if self._folder else []
+        if self._folder:
+            (self._folder / DONE).unlink(missing_ok=True)  # DVC has no result, else it would not run the stage
+        files = sorted(self._folder.glob("*-*"), key=lambda p: p.stat().st_mtime_ns) if self._folder else []
         for path in reversed(files):
             run, _, digest = path.name.partition("-")
-            ours = run == self._identity
-            if found is None and ours and sha256_of(path) == digest:
-                found = path
-                continue
-            path.unlink()
-            if ours and found is None:
-                self._say(f"the state in {path} is damaged and is not used")
-            elif not ours and digest:
+            if run != self._identity:
                 self._say("what an unfinished run kept belongs to other inputs, parameters or code and is not used")
+            elif found is None and sha256_of(path) == digest:
+                found = path
+            else:
+                path.unlink()
+                if found is None:
+                    self._say(f"the state in {path} is damaged and is not used")
         return found
 
-    def resumed(self, position: str) -> None:
+    def resumed(self, position: str | None) -> None:
         """Say and log from where the stage goes on."""
         self.kept = position
         self._say(f"goes on from {position}, where an unfinished run was")
@@ -109,10 +115,10 @@ class Resume:
             self._keep(write, position())
             raise
 
-    def clear(self) -> None:
-        """The stage is done: nothing is kept any more."""
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+    def done(self) -> None:
+        """The stage has ended well: its states go when the next stage starts, for by then DVC has its results."""
+        if self._folder and self._folder.exists():
+            (self._folder / DONE).touch()
 
     def _keep(self, write: Write, position: str | None) -> None:
         if not self._folder or position is None:
@@ -122,6 +128,7 @@ class Resume:
         older = list(self._folder.glob(f"{self._identity}-*"))
         temporary = self._folder / "unfinished"
         write(temporary)
+        flush(temporary)
         newest = temporary.replace(self._folder / f"{self._identity}-{sha256_of(temporary)}")
         for path in older:
             if path != newest:
@@ -133,6 +140,14 @@ class Resume:
 
     def _say(self, sentence: str) -> None:
         print(f"{self._stage}: {sentence}", file=sys.stderr, flush=True)
+
+
+def forget_finished(stage: str, stages: Iterable[str]) -> None:
+    """Remove the states of every other stage that is done, or that is none of `stages` any more."""
+    own, known = stage.replace("@", "-"), {name.replace("@", "-") for name in stages}
+    for folder in STATES.glob("*"):
+        if folder.name != own and (folder.name not in known or (folder / DONE).exists()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _interval_seconds() -> float:

@@ -9,8 +9,8 @@ from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
 from scratchlm.artifacts import read_json
-from scratchlm.params import Section, Seed, load_yaml, read_params
-from scratchlm.pipeline import paths, resolved_stages
+from scratchlm.params import Section, Seed, read_params
+from scratchlm.pipeline import paths, read_stages
 from scratchlm.revisions.commands import git, run_dvc
 from scratchlm.revisions.snapshot import snapshot
 
@@ -64,7 +64,7 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
 def _stages(root: Path) -> dict[str, Any]:
     if not (root / "dvc.yaml").exists():
         raise ValueError(f"{root.resolve()} has no dvc.yaml; call this in the project's own folder")
-    return resolved_stages(load_yaml(root / "dvc.yaml"), load_yaml(root / "params.yaml"))
+    return read_stages(root)
 
 
 def _check_inputs(copy: Path, stage: str) -> None:

@@ -60,16 +60,16 @@ def train(
     n_steps = count_steps(task.n_examples, params)
     torch.manual_seed(stream(runtime.seed, f"{task.name} dropout"))
     state = TrainingState(model, build_optimizer(model, params), task.samples, device)
-    resume.only_under(arithmetic_fingerprint(device))
-    if kept := resume.load():
-        state.read(kept)
-        resume.resumed(f"step {state.step} of {n_steps}")
-    start, n_scored = time.perf_counter(), 0
-    model.train()
 
     def position() -> str | None:
         return f"step {state.step} of {n_steps}" if state.step and state.whole else None
 
+    resume.only_under(arithmetic_fingerprint(device))
+    if kept := resume.load():
+        state.read(kept)
+        resume.resumed(position())
+    start, n_scored = time.perf_counter(), 0
+    model.train()
     with (
         tqdm(total=n_steps, initial=state.step, desc=task.name, unit="step") as bar,
         resume.keeping(state.write, position, state.size_bytes) as keep_if_due,
@@ -104,11 +104,11 @@ class TrainingState:
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.optimizer = optimizer
-        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.whole = True  # False while the weights are between two steps
         self._samples, self._device = samples, device
         self._random = random_states(device)
-        self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self.weights.values())  # AdamW has two moments
+        self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
 
     def update(self) -> None:
         """The optimizer's step, after which the random streams are noted: a step that is given up moves them too."""
@@ -125,7 +125,7 @@ class TrainingState:
                 "step": self.step,
                 "curve": self.curve,
                 "samples": self._samples[: len(self.curve)],
-                "weights": {name: p.detach() for name, p in self.weights.items()},
+                "weights": {name: p.detach() for name, p in self._weights.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "random": self._random,
             },
@@ -138,7 +138,7 @@ class TrainingState:
         self.step, self.curve, self._random = found["step"], found["curve"], found["random"]
         self._samples[:] = found["samples"]
         with torch.no_grad():
-            for name, weight in self.weights.items():
+            for name, weight in self._weights.items():
                 weight.copy_(found["weights"][name])
         self.optimizer.load_state_dict(found["optimizer"])
         restore_random_states(self._random)
