@@ -6,9 +6,9 @@ import pytest
 from scratchlm.revisions.spread import as_json, as_text, check_plot, draw, spread, spreads
 
 RESULTS = [
-    {"test": {"accuracy": 0.90, "loss": 0.5}, "parameters": 7, "judge": "reference", "masked": True},
-    {"test": {"accuracy": 0.92, "loss": 0.7}, "parameters": 7, "judge": "reference", "masked": True},
-    {"test": {"accuracy": 0.94, "loss": 0.6}, "parameters": 7, "judge": "reference", "masked": True},
+    {"test": {"accuracy": 0.90, "loss": 0.5}, "parameters": 17_670_914, "judge": "reference", "masked": True},
+    {"test": {"accuracy": 0.92, "loss": 0.7}, "parameters": 17_670_914, "judge": "reference", "masked": True},
+    {"test": {"accuracy": 0.94, "loss": 0.6}, "parameters": 17_670_914, "judge": "reference", "masked": True},
 ]
 
 
@@ -42,7 +42,7 @@ def test_the_table_shows_what_varies_and_names_what_does_not():
         "test.accuracy  0.92  0.02  0.9  0.94       0.1217",
         "test.loss       0.6   0.1  0.5   0.7       0.6085",
         "",
-        "the same in all runs: parameters 7",
+        "the same in all runs: parameters 17670914",
         "",
         "counts from: two single runs must be this far apart before their difference counts (95%);",
         "t(2) · √2 · sd, which for 3 runs is 6.08 · sd",
@@ -50,7 +50,9 @@ def test_the_table_shows_what_varies_and_names_what_does_not():
 
 
 def test_runs_that_agree_in_everything_say_so():
-    assert as_text(spreads(RESULTS[:1] * 2)) == ("the same in all runs: test.accuracy 0.9, test.loss 0.5, parameters 7")
+    assert as_text(spreads(RESULTS[:1] * 2)) == (
+        "the same in all runs: test.accuracy 0.9, test.loss 0.5, parameters 17670914"
+    )
 
 
 def test_programs_get_the_values_too():

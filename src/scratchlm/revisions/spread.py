@@ -68,7 +68,7 @@ def as_text(figures: Mapping[str, Spread]) -> str:
         )
     if constant:
         parts.insert(
-            1, "the same in all runs: " + ", ".join(f"{name} {row.mean:.6g}" for name, row in constant.items())
+            1, "the same in all runs: " + ", ".join(f"{name} {row.mean:.10g}" for name, row in constant.items())
         )
     return "\n\n".join(parts)
 
