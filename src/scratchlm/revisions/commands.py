@@ -40,6 +40,8 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
     environment = _neutral_environment()
     for name, first in {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}.items():
         environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
+    if (mirror := environment.get("SCRATCHLM_MIRROR")) and Path(mirror).is_dir():
+        environment["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())  # it may be relative to the folder of the call
     kept = b""
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", *words], cwd=clone, env=environment | variables, stdin=subprocess.DEVNULL,

@@ -1,6 +1,5 @@
 """A commit built again from nothing: a clean clone, an empty cache, one `dvc repro`."""
 
-import os
 import re
 import shutil
 import tempfile
@@ -64,10 +63,8 @@ def rebuilt(commit: Commit, stages: Sequence[Stage]) -> Iterator[Rebuild]:
             shutil.copy(clone / path, committed / path)
         lock = clone / LOCK
         lock.unlink(missing_ok=True)  # so that everything is built, and the new one holds what was built now
-        variables = {"DVC_SITE_CACHE_DIR": str(folder / "site")}
-        if (mirror := os.environ.get("SCRATCHLM_MIRROR")) and Path(mirror).is_dir():
-            variables["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())
-        status, end = run_dvc(clone, "repro", *(stage.name for stage in stages), **variables)
+        names = [stage.name for stage in stages]
+        status, end = run_dvc(clone, "repro", *names, DVC_SITE_CACHE_DIR=str(folder / "site"))
         built = load_yaml(lock)["stages"] if lock.exists() else {}
         yield Rebuild(
             clone=clone,

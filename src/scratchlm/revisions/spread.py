@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dvc.utils.flatten import flatten
 from scipy import stats
 
 from scratchlm.artifacts import whole_file
 from scratchlm.evaluation.statistics import CONFIDENCE
+from scratchlm.revisions.differences import leaves
 
 PLOT_ENDINGS = (".png", ".svg", ".pdf")
 
@@ -50,7 +50,7 @@ def difference_factor(n: int) -> float:
 
 def spreads(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
     """The spread of each number that all the metrics files `results` hold, by its dotted name, in their order."""
-    runs = [flatten(result) for result in results]
+    runs = [dict(leaves(result)) for result in results]
     names = [name for name in runs[0] if all(_is_number(run.get(name)) for run in runs)]
     return {name: spread([float(run[name]) for run in runs]) for name in names}
 
