@@ -111,7 +111,8 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
 
 
 USERS = [
-    ("torch", {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
+    # preflight too: it computes the fingerprint of the arithmetic
+    ("torch", {"preflight", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
     ("tensorflow", {"load_gpt2@nano"}),
     ("matplotlib", {"report"}),
 ]
