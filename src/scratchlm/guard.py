@@ -156,7 +156,7 @@ def _content(path: Path) -> bytes:
 
 
 def _copy(source: Path, target: Path) -> None:
-    temporary = LOCK_COPY.with_suffix(".tmp")
+    temporary = LOCK_COPY.with_name(f"{LOCK_COPY.name}.{os.getpid()}.tmp")  # stages of two DVCs may start at once
     temporary.parent.mkdir(exist_ok=True)
     shutil.copyfile(source, temporary)
     temporary.replace(target)

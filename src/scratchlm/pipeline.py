@@ -34,18 +34,13 @@ def paths(entries: Sequence[Any]) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
 
 
-def packages(stage: Mapping[str, Any]) -> list[str]:
-    """The packages of environment.json that the stage depends on."""
-    return [name for entry in stage.get("params", []) if isinstance(entry, Mapping) for name in entry[ENVIRONMENT.name]]
-
-
 def refuse_other_packages(stage: Mapping[str, Any]) -> None:
     """Raises ValueError if what is installed is not what environment.json says: the result would not be what it claims.
 
     Only the packages that the stage uses are asked for; a local part of a version (2.13.0+cpu) does not count.
     """
     pinned = read_json(ENVIRONMENT)
-    for package in packages(stage):
+    for package in _packages(stage.get("params", [])):
         installed = installed_version(package)
         if installed != pinned[package]:
             raise ValueError(
@@ -72,20 +67,21 @@ def identity(stage: Mapping[str, Any]) -> str:
     known = {
         "cmd": stage["cmd"],
         "deps": {path: _content_hash(Path(path)) for path in paths(stage.get("deps", []))},
-        "params": [_parameter_values(entry) for entry in stage.get("params", [])],
+        "params": _parameter_values(stage.get("params", [])),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
-def _parameter_values(entry: Any) -> dict[str, Any]:
-    """The values behind an entry of `params:`: a key of params.yaml, or keys of another file under its name."""
-    if isinstance(entry, Mapping):
-        return {file: _chosen(read_json(Path(file)), names) for file, names in entry.items()}
-    return _chosen(load_yaml(Path("params.yaml")), [entry])
+def _parameter_values(entries: Sequence[Any]) -> dict[str, Any]:
+    """The values behind the entries of `params:`: keys of params.yaml, and packages of environment.json."""
+    params = load_yaml(Path("params.yaml"))
+    values = {name: _looked_up(name, params) for name in entries if isinstance(name, str)}
+    pinned = read_json(ENVIRONMENT)
+    return values | {ENVIRONMENT.name: {name: pinned[name] for name in _packages(entries)}}
 
 
-def _chosen(values: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: _looked_up(name, values) for name in names}
+def _packages(entries: Sequence[Any]) -> list[str]:
+    return [name for entry in entries if isinstance(entry, Mapping) for name in entry[ENVIRONMENT.name]]
 
 
 def _content_hash(path: Path) -> Any:

@@ -54,20 +54,22 @@ class Resume:
 
         Others of it go. Those of other runs stay until this one ends: the user may go back to what they belong to.
         """
-        found = None
+        found, foreign = None, False
         if self._folder:
             (self._folder / DONE).unlink(missing_ok=True)  # DVC has no result, else it would not run the stage
         files = sorted(self._folder.glob("*-*"), key=lambda p: p.stat().st_mtime_ns) if self._folder else []
         for path in reversed(files):
             run, _, digest = path.name.partition("-")
             if run != self._identity:
-                self._say("what an unfinished run kept belongs to other inputs, parameters or code and is not used")
+                foreign = True
             elif found is None and sha256_of(path) == digest:
                 found = path
             else:
                 path.unlink()
                 if found is None:
                     self._say(f"the state in {path} is damaged and is not used")
+        if foreign and found is None:
+            self._say("what an unfinished run kept belongs to other inputs, parameters or code and is not used")
         return found
 
     def resumed(self, position: str | None) -> None:
