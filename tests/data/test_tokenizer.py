@@ -292,8 +292,17 @@ def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
     assert words.decode(ids) == "<|unk|>, do you like tea? <|endoftext|> In the sunlit terraces of the <|unk|>."
 
 
+def test_the_end_token_of_the_word_tokenizer_needs_no_spaces_around_it() -> None:
+    """The book's takes a<|endoftext|>b for one unknown word: it joins documents with spaces."""
+    words = WordTokenizer(["a", "b", END_OF_TEXT, UNKNOWN])
+    assert words.encode_documents([f"a{END_OF_TEXT}b"]) == words.encode_documents([f"a {END_OF_TEXT} b"]) == [[0, 2, 1]]
+
+
+JOINT = f" {END_OF_TEXT} "
+
+
 @settings(deadline=None)
-@given(st.lists(st.sampled_from([*PIECES, "the ", "--", "--", " _", END_OF_TEXT, UNKNOWN, "picture "])).map("".join))
+@given(st.lists(st.sampled_from([*PIECES, "the ", "--", "--", " _", JOINT, UNKNOWN, "picture "])).map("".join))
 def test_the_word_tokenizer_equals_the_books(verdict: str, text: str) -> None:
     ours = WordTokenizer(collect_words([verdict]))
     book = SimpleTokenizerV2({word: i for i, word in enumerate(ours.words)})
