@@ -34,7 +34,7 @@ def set_up(params: DeviceParams) -> torch.device:
     """
     device = resolve_device(params.device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for determinism
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without importing torch's compiler
     torch.set_num_threads(params.threads)
     return device
 

@@ -14,7 +14,7 @@ from scratchlm.data.corpus import TokenWindows
 from scratchlm.resume import Resume
 from scratchlm.training.instruct import FinetuneInstructParams, instruct_task
 from scratchlm.training.loop import Batch, Task, batch_indices, count_steps, train
-from scratchlm.training.optimizer import TrainingParams, learning_rate_at
+from scratchlm.training.optimizer import AdamW, TrainingParams, learning_rate_at
 from scratchlm.training.pretraining import pretraining_task
 
 ROWS = [
@@ -234,15 +234,15 @@ def test_gradients_are_clipped_from_the_first_step(params: Any, learn: Any) -> N
         return (model.weight * x).sum() * 100
 
     model = Line()
-    step = torch.optim.AdamW.step
+    step = AdamW.step
 
-    def watched(self: torch.optim.AdamW, *arguments: Any) -> Any:
+    def watched(self: AdamW, *arguments: Any) -> Any:
         norms.append(model.weight.grad.norm().item())
         return step(self, *arguments)
 
     task = Task("line", 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing, [])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", watched)
+        patch.setattr(AdamW, "step", watched)
         learn(model, task, params(epochs=3, max_grad_norm=0.25))
     assert norms == pytest.approx([0.25] * 3, rel=1e-4)
 

@@ -15,7 +15,7 @@ from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams
 from scratchlm.training.loop import Batch, Task, train
 from scratchlm.training.losses import summed_next_token_loss
-from scratchlm.training.optimizer import TrainingParams
+from scratchlm.training.optimizer import AdamW, TrainingParams
 
 WINDOWS = TokenWindows(np.arange(90) * 7 % 11, 6, 4)
 IDENTITY = "f" * 64
@@ -147,7 +147,7 @@ def test_an_interrupt_within_the_optimizer_keeps_the_state_before_it(
     build = dense(tiny_gpt)
     whole = learn(Run(build))
     steps = [0]
-    real = torch.optim.AdamW.step
+    real = AdamW.step
 
     def step(self: Any, *args: Any) -> Any:
         result = real(self, *args)
@@ -157,7 +157,7 @@ def test_an_interrupt_within_the_optimizer_keeps_the_state_before_it(
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.AdamW, "step", step)
+        patched.setattr(AdamW, "step", step)
         with pytest.raises(KeyboardInterrupt):
             learn(Run(build), "states")
     assert learn(Run(build), "states") == whole

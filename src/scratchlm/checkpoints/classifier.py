@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scratchlm.artifacts import read_json
-from scratchlm.checkpoints.native import CONFIG_FILE, assign_tensors, read_config, read_weights, save_folder
+from scratchlm.checkpoints.native import (
+    CONFIG_FILE,
+    assign_tensors,
+    read_config,
+    read_weights,
+    save_folder,
+    shapes_only,
+)
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 
@@ -26,7 +32,7 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, dict[str, Any]]:
     if "classifier" not in config:
         raise ValueError(f"{folder} holds a language model, not a classifier; name one that finetune_spam made")
     own = config["classifier"]
-    with torch.device("meta"):
+    with shapes_only():
         model = GPTClassifier(GPTModel(read_config(folder)), own["n_classes"], own["position"])
     assign_tensors(model, read_weights(folder), str(folder))
     return model.eval(), own

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scratchlm.artifacts import read_json, whole_folder, write_json
-from scratchlm.checkpoints.native import WEIGHTS_FILE, assign_weights, read_weights
+from scratchlm.checkpoints.native import WEIGHTS_FILE, assign_weights, read_weights, shapes_only
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
@@ -87,7 +87,7 @@ def load_huggingface(folder: Path) -> GPTModel:
     theirs = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
     # our weights are float32, whatever precision they were stored in
     theirs = {name: tensor.float() for name, tensor in theirs.items() if not name.endswith(_BUFFERS)}
-    with torch.device("meta"):
+    with shapes_only():
         model = GPTModel(config)
     weights: dict[str, Tensor] = {}
     for name, ours, transposed in tensor_names(config.n_layers):

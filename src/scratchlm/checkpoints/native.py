@@ -1,5 +1,7 @@
 """Our own format: a folder of config.json and model.safetensors, the same bytes for the same model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scratchlm.artifacts import missing, read_json, whole_folder, write_json
 from scratchlm.model.config import GPTConfig
@@ -42,13 +45,29 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
     Raises ValueError naming the folder and the tensor if the weights do not fit the configuration.
     """
     config = read_config(folder).model_copy(update=changes)
-    with torch.device("meta"):
+    with shapes_only():
         model = GPTModel(config)
     return assign_weights(model, read_weights(folder), str(folder))
 
 
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Within the block modules are made of shapes without numbers (the meta device), to be given their weights."""
+    with torch.device("meta"), _NoInitialisation():
+        yield
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """torch.nn.init does nothing: on the meta device it has nothing to fill, but imports torch's compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def assign_weights(model: GPTModel, weights: dict[str, Tensor], source: str) -> GPTModel:
-    """Give a model that was built on the meta device its weights, without a second copy; evaluation mode.
+    """Give a model that was built under shapes_only its weights, without a second copy; evaluation mode.
 
     Raises ValueError naming `source` and the first missing, unknown or misshapen tensor.
     """

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from scratchlm.artifacts import read_json
 from scratchlm.checkpoints import tensorflow_reader
-from scratchlm.checkpoints.native import assign_weights
+from scratchlm.checkpoints.native import assign_weights, shapes_only
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel
 
@@ -93,7 +92,7 @@ def from_openai(variables: dict[str, Tensor], config: GPTConfig, source: str) ->
 
     `variables` is emptied on the way, so that a large model is never held twice.
     """
-    with torch.device("meta"):
+    with shapes_only():
         model = GPTModel(config)
     expected = model.state_dict()
     weights = {}

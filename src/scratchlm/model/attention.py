@@ -107,10 +107,12 @@ class MultiHeadAttention(nn.Module):
         parts = [nn.Linear(emb_dim, emb_dim, bias=qkv_bias) for _ in range(3)]
         with torch.random.fork_rng(devices=[]):  # the fused layer's own draw is overwritten: it must not count
             self.qkv = nn.Linear(emb_dim, 3 * emb_dim, bias=qkv_bias)
-        with torch.no_grad():
-            self.qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+        with torch.no_grad():  # not by torch.cat: on the meta device that imports torch's compiler, for a second
+            for third, part in zip(self.qkv.weight.chunk(3), parts, strict=True):
+                third.copy_(part.weight)
             if qkv_bias:
-                self.qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+                for third, part in zip(self.qkv.bias.chunk(3), parts, strict=True):
+                    third.copy_(part.bias)
         self.projection = nn.Linear(emb_dim, emb_dim)
 
     def forward(

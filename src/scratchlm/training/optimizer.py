@@ -1,5 +1,6 @@
 """AdamW, its weight decay, and how the learning rate moves."""
 
+import inspect
 import math
 from typing import Annotated, Literal
 
@@ -44,7 +45,15 @@ class TrainingParams(Section):
         return self
 
 
-def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """torch's, without the wrappers that keep torch's compiler out: they import all of it first, for a second."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
+def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
     """AdamW over what is trainable, in one fused kernel per step. Source: Loshchilov and Hutter 2019."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.dim() >= 2 or params.weight_decay_on == "all"]
@@ -53,7 +62,7 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Ada
         {"params": decayed, "weight_decay": params.weight_decay},
         {"params": spared, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return AdamW(
         [group for group in groups if group["params"]],
         lr=params.learning_rate,
         betas=(params.beta1, params.beta2),
