@@ -16,6 +16,7 @@ def main(prefix: str, output: str) -> None:
     """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to a safetensors file."""
     die_with_parent()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # else TensorFlow imports Keras 3, with it scikit-learn and matplotlib
     import numpy as np
     import tensorflow as tf
     from safetensors.numpy import save_file
