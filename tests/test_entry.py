@@ -58,6 +58,11 @@ def test_options_reach_main_as_paths_and_a_line_is_logged(workplace: Path) -> No
     assert record["seconds"] >= 0
 
 
+def test_the_end_of_a_stage_does_not_wait_for_a_search_for_garbage(workplace: Path) -> None:
+    body = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > len(gc.get_objects())))"
+    assert run_stage(workplace, body, *ALL).stdout == "True\n"
+
+
 def test_a_stage_that_asks_for_the_log_can_write_to_it(workplace: Path) -> None:
     done = run_stage(workplace, "append_log(log, {'step': 1})", *ALL, log=", log: Path")
     assert done.returncode == 0

@@ -1,6 +1,7 @@
 """How every stage script starts: named options in, one sentence out when the user must act."""
 
 import argparse
+import gc
 import inspect
 import os
 import resource
@@ -59,6 +60,7 @@ def run(main: Callable[..., None]) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = max(resource.getrusage(who).ru_maxrss for who in own_and_children) * unit
     append_log(log, {"stage": stage, "seconds": time.perf_counter() - start, "peak_memory_bytes": peak})
+    gc.freeze()  # else the interpreter, on its way out, searches all of torch for cycles: half a second
 
 
 def meant_for_the_user(error: ValueError) -> bool:
