@@ -4,14 +4,8 @@ from pathlib import Path
 
 from scratchlm.artifacts import read_table, write_csv, write_json, write_table
 from scratchlm.entry import run
-from scratchlm.evaluation.judge import (
-    JUDGEMENT_SCHEMA,
-    JudgeParams,
-    build_judge,
-    control_records,
-    judge_records,
-    judge_scores,
-)
+from scratchlm.evaluation.judge import JUDGEMENT_SCHEMA, build_judge, control_records, judge_records, judge_scores
+from scratchlm.evaluation.judgement import JudgeParams
 from scratchlm.params import Section, Seed, read_params
 from scratchlm.resume import Resume
 

@@ -16,21 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from scratchlm.artifacts import write_table
 from scratchlm.checkpoints.gguf import save_gguf
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
-from scratchlm.evaluation import judge as judging
+from scratchlm.evaluation import ollama_judge
 from scratchlm.evaluation.judge import (
-    INSTRUCTIONS,
     JUDGEMENT_SCHEMA,
-    Judgement,
-    JudgeParams,
-    OllamaJudge,
-    OllamaJudgeParams,
     ReferenceJudge,
-    ReferenceJudgeParams,
     build_judge,
     control_records,
     judge_records,
     judge_scores,
 )
+from scratchlm.evaluation.judgement import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
+from scratchlm.evaluation.ollama_judge import INSTRUCTIONS, OllamaJudge
 from scratchlm.evaluation.statistics import mean_interval
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import build_model
@@ -362,7 +358,7 @@ def test_failed_replies_are_kept_and_counted_in_the_scores(serve: Serve) -> None
 def test_a_busy_server_is_waited_for_longer_each_time(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, waits: list[float]
 ) -> None:
-    monkeypatch.setattr(judging, "BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(ollama_judge, "BACKOFF_SECONDS", 0.5)
     busy = Refusal(503, "server busy, please try again.  maximum pending requests exceeded")
     server = serve(busy, busy, GOOD)
     assert judge_at(server).score(ENTRY, "Paris").score == 90
@@ -377,7 +373,7 @@ def test_a_server_that_stays_busy_is_a_failure_and_nobody_waits_after_the_last_a
     assert verdict.score is None
     assert "503" in verdict.raw_reply and "server busy" in verdict.raw_reply
     assert len(server.requests) == 2
-    assert waits == [judging.BACKOFF_SECONDS]
+    assert waits == [ollama_judge.BACKOFF_SECONDS]
 
 
 def test_an_error_of_the_server_ends_the_run_with_its_own_words(serve: Serve) -> None:
@@ -512,7 +508,7 @@ def test_identity_says_which_server_model_and_prompt_judged(serve: Serve, monkey
     assert OllamaJudge(ollama_params(host=server.host + "/")).identity == identity
     for name in ("INSTRUCTIONS", "QUESTION"):
         with monkeypatch.context() as patch:
-            patch.setattr(judging, name, getattr(judging, name) + " ")
+            patch.setattr(ollama_judge, name, getattr(ollama_judge, name) + " ")
             assert judge_at(server).identity["prompt_sha256"] != identity["prompt_sha256"]
 
 

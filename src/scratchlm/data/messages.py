@@ -3,10 +3,9 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from pydantic import Field, model_validator
 
@@ -14,6 +13,9 @@ from scratchlm.artifacts import missing, whole_folder, write_table
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.params import Section
+
+if TYPE_CHECKING:  # only `tokenize` reads the collection, and others import this module too
+    import pandas as pd
 
 CLASSES = ("ham", "spam")
 MESSAGE_SCHEMA = pa.schema(
@@ -58,11 +60,13 @@ def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: Messa
     return counts | {"duplicates_across_splits": count_crossing_duplicates(texts)}
 
 
-def read_messages(path: Path, reading: Literal["strict", "book"]) -> pd.DataFrame:
+def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFrame":
     """One row per message: id (`sms-` and the row's number), label (1 is spam) and text.
 
     Raises ValueError naming the file and the first line that is not `ham` or `spam`, a tab and a text.
     """
+    import pandas as pd
+
     quoting = csv.QUOTE_NONE if reading == "strict" else csv.QUOTE_MINIMAL
     try:
         messages = pd.read_csv(
@@ -85,18 +89,20 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> pd.DataFram
     )
 
 
-def balance_by_undersampling(messages: pd.DataFrame, seed: int) -> pd.DataFrame:
+def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":
     """As many ham, drawn at random, as there is spam; all of the spam, behind it. The draw is the book's (section 6.2).
 
     Raises ValueError if there is more spam than ham.
     """
+    import pandas as pd
+
     ham, spam = messages[messages["label"] == 0], messages[messages["label"] == 1]
     if len(spam) > len(ham):
         raise ValueError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
     return pd.concat([ham.sample(len(spam), random_state=seed), spam])
 
 
-def split_messages(messages: pd.DataFrame, params: MessagesParams, seed: int) -> dict[str, pd.DataFrame]:
+def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) -> "dict[str, pd.DataFrame]":
     """Shuffled, then cut into train, val and test in this order (the book's section 6.2).
 
     Raises ValueError if a split would be empty.

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn import metrics
 from torch.nn import functional as F
 
 from scratchlm.data.messages import CLASSES, pad
@@ -91,6 +90,8 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
 
     labels, probabilities: (N,). AUROC is absent where only one class occurs: it is undefined.
     """
+    from sklearn import metrics  # a second that preflight, which only reads this stage's parameters, need not wait
+
     predicted = (probabilities > 0.5).astype(int)
     (tn, fp), (fn, tp) = metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
     low, high = share_interval(tp + tn, len(labels))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # scipy.stats, half a second, is loaded where it is first used
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -13,7 +13,7 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     """A 95 % percentile-bootstrap interval of the mean; a single value is its own interval. Efron 1979."""
     if len(values) < 2:
         return float(values[0]), float(values[0])
-    interval = stats.bootstrap(
+    interval = scipy.stats.bootstrap(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=RESAMPLES,
@@ -26,5 +26,5 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
 
 def share_interval(successes: int, n: int) -> tuple[float, float]:
     """A 95 % interval of a share, such as an accuracy. Wilson 1927."""
-    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
