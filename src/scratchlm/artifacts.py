@@ -127,7 +127,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Rows of a Parquet file. Raises ValueError naming the file and what is wrong with it."""
     try:
-        return pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as file:
+            return file.read().to_pylist()
     except FileNotFoundError:
         raise missing(path) from None
     except (pa.ArrowInvalid, OSError) as error:
