@@ -62,7 +62,6 @@ def main() -> None:
             resume = Resume(Path(folder) / str(repeat), "benchmark")
             with_states, without = seconds_of(model, n_steps, resume), seconds_of(model, n_steps, Resume())
             assert resume.kept, "no state was kept, so nothing was measured"
-            resume.clear()
             ratios.append(with_states / without)
             print(f"{n_steps} steps: {with_states:.1f} s with states, {without:.1f} s without: {ratios[-1]:.4f}")
     found = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
