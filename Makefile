@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
+BENCH := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
@@ -38,8 +39,9 @@ check: $(READY)  ## format, lint, types and the laws of the house
 	mypy
 	python -m pytest tests/test_laws.py
 
-bench: $(READY)  ## side-by-side measurements against other implementations
-	python -m benchmarks.run
+# ROW=decode_1_float32 measures only that
+bench: $(BENCH)/ready  ## side-by-side measurements against other implementations
+	@PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" python -m benchmarks.run $(if $(ROW),--row $(ROW))
 
 BASE ?= origin/main
 # To standard error goes what DVC and the stages say, so that the table can be sent to a file: make --silent compare > x
@@ -48,9 +50,18 @@ compare: $(READY)  ## what is here against another revision, BASE=origin/main, b
 		scratchlm compare "$$base" --format markdown
 
 $(READY): requirements.lock requirements-nodeps.lock
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
-		f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
-	$(PYTHON) -m venv --clear $(VENV)
-	python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
-	python -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-nodeps.lock --editable .
-	@touch $@
+	$(make-environment)
+
+# Apart, so that what only the measurements need is not in the environment that results come from
+$(BENCH)/ready: requirements.lock benchmarks/requirements.lock
+	$(make-environment)
+
+# With every pin of the rule's first file, then those of its second one without what they say they need
+define make-environment
+@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
+$(PYTHON) -m venv --clear $(@D)
+$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $(word 1,$^)
+$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $(word 2,$^) --editable .
+@touch $@
+endef

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.run import CONTEXT_LENGTH, RESULTS, VOCAB_SIZE
+from benchmarks.harness import RESULTS
 from scratchlm.artifacts import write_json
 from scratchlm.data.corpus import TokenWindows
-from scratchlm.model.config import SIZES, gpt2_config
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, LARGEST_SHARE, Resume
 from scratchlm.runtime import RuntimeParams
@@ -31,7 +31,7 @@ STATES = 3  # about how many a training is long enough for
 
 def seconds_of(model: GPTModel, n_steps: int, resume: Resume) -> float:
     """One training of `n_steps` steps."""
-    windows = TokenWindows(torch.randint(VOCAB_SIZE, (n_steps * BATCH_SIZE + WINDOW,)).numpy(), WINDOW, 1)
+    windows = TokenWindows(torch.randint(GPT2_VOCAB_SIZE, (n_steps * BATCH_SIZE + WINDOW,)).numpy(), WINDOW, 1)
     params = TrainingParams(
         epochs=1.0, batch_size=BATCH_SIZE, max_micro_batch_size=BATCH_SIZE, learning_rate=1e-5, min_learning_rate=1e-5,
         schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices", beta1=0.9, beta2=0.95,
@@ -52,7 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     os.environ[INTERVAL_VARIABLE] = "0"
-    model = GPTModel(gpt2_config(options.size, VOCAB_SIZE, CONTEXT_LENGTH))
+    model = GPTModel(gpt2_config(options.size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH))
     step_seconds = seconds_of(model, 6, Resume()) / 6
     state_seconds = 12 * parameter_count(model) / ASSUMED_BYTES_PER_SECOND
     n_steps = math.ceil(STATES * state_seconds / LARGEST_SHARE / step_seconds)
@@ -62,7 +62,6 @@ def main() -> None:
             resume = Resume(Path(folder) / str(repeat), "benchmark")
             with_states, without = seconds_of(model, n_steps, resume), seconds_of(model, n_steps, Resume())
             assert resume.kept, "no state was kept, so nothing was measured"
-            resume.clear()
             ratios.append(with_states / without)
             print(f"{n_steps} steps: {with_states:.1f} s with states, {without:.1f} s without: {ratios[-1]:.4f}")
     found = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}

@@ -1,0 +1,136 @@
+"""One GPT-2 drawn from a seed, as ours, the book's, transformers' and llama.cpp's: all with the same weights.
+
+A peer's package is imported where it is used: each process is to hold its own contender's and no other.
+"""
+
+import multiprocessing
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+
+from scratchlm.checkpoints.gguf import save_gguf
+from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
+from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName, gpt2_config
+from scratchlm.model.gpt import GPTModel, build_model
+
+SEED = 0
+
+
+def our_model(size: SizeName) -> GPTModel:
+    return build_model(gpt2_config(size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH), SEED)
+
+
+def book_model(size: SizeName) -> torch.nn.Module:
+    """The book's GPTModel. Its head is not tied: it has the embedding's values, and its own gradient and moments."""
+    from llms_from_scratch.ch04 import GPTModel as BookGPT
+
+    ours = our_model(size)
+    config, weights = ours.config, ours.state_dict()
+    with torch.device("meta"):
+        model = BookGPT(
+            {
+                "vocab_size": config.vocab_size, "context_length": config.context_length, "emb_dim": config.emb_dim,
+                "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
+            }
+        )  # fmt: skip
+    mask = torch.ones(config.context_length, config.context_length).triu(diagonal=1)
+    theirs = {
+        "tok_emb.weight": weights["token_embedding.weight"],
+        "pos_emb.weight": weights["position_embedding.weight"],
+        "final_norm.scale": weights["final_norm.scale"],
+        "final_norm.shift": weights["final_norm.shift"],
+        "out_head.weight": weights["token_embedding.weight"].clone(),
+    }
+    for layer in range(config.n_layers):
+        block = {name.removeprefix(p): t for name, t in weights.items() if name.startswith(p := f"blocks.{layer}.")}
+        found = {"att.mask": mask}
+        for kind in ("weight", "bias"):
+            query, key, value = (part.clone() for part in block[f"attention.qkv.{kind}"].chunk(3))
+            found |= {f"att.W_query.{kind}": query, f"att.W_key.{kind}": key, f"att.W_value.{kind}": value}
+            found[f"att.out_proj.{kind}"] = block[f"attention.projection.{kind}"]
+            found[f"ff.layers.0.{kind}"] = block[f"feed_forward.expansion.{kind}"]
+            found[f"ff.layers.2.{kind}"] = block[f"feed_forward.projection.{kind}"]
+        found |= {name: block[name] for name in ("norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift")}
+        theirs |= {f"trf_blocks.{layer}.{name}": tensor for name, tensor in found.items()}
+    model.load_state_dict(theirs, assign=True)
+    return model
+
+
+def huggingface_model(size: SizeName, precision: str = "float32") -> Any:
+    """transformers' GPT2LMHeadModel with its defaults, but for dropout, which is off everywhere here."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    ours = our_model(size)
+    weights, dtype = ours.state_dict(), getattr(torch, precision)
+    theirs = {
+        f"transformer.{name}": (weights[our].T if transposed else weights[our]).to(dtype).contiguous()
+        for name, our, transposed in tensor_names(ours.config.n_layers)
+    }
+    config = GPT2Config(**huggingface_config(ours.config, GPT2_VOCAB_SIZE - 1))  # type: ignore[arg-type]
+    model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=theirs, dtype=dtype)
+    assert model.config._attn_implementation == "sdpa"
+    return model
+
+
+class LlamaServer:
+    """llama.cpp's own server in this process, on the weights of `size` as a GGUF file that no other process sees.
+
+    half: matrices and cached keys and values in float16, its default; else all in float32. slots: requests at once.
+    """
+
+    def __init__(self, size: SizeName, *, half: bool, slots: int, slot_tokens: int) -> None:
+        import xllamacpp
+
+        params = xllamacpp.CommonParams()
+        params.hostnames = ["127.0.0.1"]
+        params.n_parallel, params.n_ctx = slots, slots * slot_tokens
+        params.n_gpu_layers = 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        if not half:
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.fit_params = False
+        params.cache_ram_mib = 0
+        params.verbosity = 0
+        with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
+            path = Path(folder) / "model.gguf"
+            # in another process: the memory that writing takes is not llama.cpp's
+            writing = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(path, size, half))
+            writing.start()
+            writing.join()
+            params.model.path = str(path)
+            self._server = xllamacpp.Server(params)  # maps the file, which may go then
+        self._slots = slots
+
+    def continued(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
+        """n_tokens greedy tokens after each prompt, all requests sent at once."""
+        with ThreadPoolExecutor(self._slots) as pool:
+            return list(pool.map(lambda prompt: self._continued(prompt, n_tokens), prompts))
+
+    def _continued(self, prompt: list[int], n_tokens: int) -> list[int]:
+        wanted = {"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "ignore_eos": True}
+        reply = requests.post(
+            f"{self._server.listening_address}/completion",
+            json=wanted | {"cache_prompt": False, "return_tokens": True},
+            timeout=600,
+        )
+        reply.raise_for_status()
+        return reply.json()["tokens"]
+
+
+def write_gguf(path: Path, size: SizeName, half: bool) -> None:
+    """The file asks for a vocabulary of GPT-2's size; these prompts are token ids, so any will do."""
+    letters = list(byte_alphabet().values())
+    merges = [(first, second) for first in letters for second in letters][: GPT2_VOCAB_SIZE - len(letters) - 1]
+    tokens = [*letters, *map("".join, merges), END_OF_TEXT]
+    encoder = {token: token_id for token_id, token in enumerate(tokens)}
+    folder = path.with_suffix(".tokenizer")
+    save_byte_pairs(folder, encoder, merges)
+    save_gguf(path, our_model(size), folder, BytePairTokenizer(encoder, merges), half=half)

@@ -1,0 +1,183 @@
+"""Greedy decoding: prompts of random tokens one at a time and sixteen at once, and answers to the test instructions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Contender, Row, Run
+from benchmarks.peers import SEED, LlamaServer, book_model, huggingface_model, our_model
+from benchmarks.sources import source_file
+from scratchlm.data.instructions import InstructionsParams, format_prompt, read_instructions, split_instructions
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
+from scratchlm.model.decoding import generate
+from scratchlm.runtime import DeviceParams, autocast, set_up
+
+NOTES = (
+    "Equal: weights, prompts as token ids, greedy choice, how many tokens are made; prompts are read anew in each "
+    "call, and reading them is part of the time. "
+)
+PRECISIONS = {
+    "float32": "llama.cpp: float32 weights and cache.",
+    "bfloat16": "scratchlm: autocast. transformers: the model in bfloat16. llama.cpp: matrices and cache in float16.",
+}
+
+
+def random_prompts(n_prompts: int, n_tokens: int) -> list[list[int]]:
+    source = torch.Generator().manual_seed(SEED)
+    return torch.randint(GPT2_VOCAB_SIZE - 1, (n_prompts, n_tokens), generator=source).tolist()
+
+
+def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+    """As stages/generate.py decodes a batch."""
+    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
+    device = set_up(params)
+    model, prompts = our_model(size).to(device).eval(), random_prompts(n_prompts, prompt_tokens)
+
+    def run() -> float:
+        with autocast(params, device):
+            found = generate(model, prompts, max_new_tokens=new_tokens, end_token_id=None)
+        return sum(len(generation.token_ids) for generation in found)
+
+    return run
+
+
+def book(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int) -> Run:
+    """The book's function, which takes one prompt and keeps no cache."""
+    from llms_from_scratch.ch05 import generate as book_generate
+
+    model, prompts = book_model(size).eval(), random_prompts(n_prompts, prompt_tokens)
+
+    def run() -> float:
+        continued = [book_generate(model, torch.tensor([p]), new_tokens, GPT2_CONTEXT_LENGTH) for p in prompts]
+        return sum(found.shape[1] - prompt_tokens for found in continued)
+
+    return run
+
+
+def huggingface(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+    model = huggingface_model(size, precision).eval()
+    model.generation_config.eos_token_id = None
+    prompts = torch.tensor(random_prompts(n_prompts, prompt_tokens))
+
+    def run() -> float:
+        found = model.generate(
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False,
+            pad_token_id=GPT2_VOCAB_SIZE - 1,
+        )  # fmt: skip
+        return found.shape[0] * (found.shape[1] - prompt_tokens)
+
+    return run
+
+
+def llama(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+    """llama.cpp's HTTP server, one slot a prompt; what it made is counted from its replies."""
+    context = 256 * -(-(prompt_tokens + new_tokens + 1) // 256)  # its unit
+    server = LlamaServer(size, half=precision != "float32", slots=n_prompts, slot_tokens=context)
+    prompts = random_prompts(n_prompts, prompt_tokens)
+    return lambda: sum(len(found) for found in server.continued(prompts, new_tokens))
+
+
+def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
+    """Each test instruction's prompt and how many tokens its reference answer has, with the end token."""
+    encoder, _ = (source_file(vocabulary, name) for name in ("encoder.json", "vocab.bpe"))
+    tokenizer = load_tokenizer(encoder.parent)
+    params = InstructionsParams(prompt_style="alpaca", train_fraction=0.85, test_fraction=0.1)
+    entries = split_instructions(read_instructions(source_file(source, "instruction-data.json")), params)["test"]
+    return [
+        (tokenizer.encode(format_prompt(entry, "alpaca")), len(tokenizer.encode(entry["output"])) + 1)
+        for entry in entries
+    ]
+
+
+def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:
+    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32")
+    device = set_up(params)
+    model, asked = our_model(size).to(device).eval(), test_set(source, vocabulary)
+    asked.sort(key=lambda pair: len(pair[0]))
+    batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
+
+    def run() -> float:
+        return sum(len(found.token_ids) for batch in batches for found in answered(batch))
+
+    def answered(batch: Sequence[tuple[list[int], int]]) -> list:
+        prompts, lengths = zip(*batch, strict=True)
+        with autocast(params, device):
+            return generate(
+                model, prompts, max_new_tokens=max(lengths), end_token_id=None,
+                is_complete=lambda row, token_ids: len(token_ids) == lengths[row],
+            )  # fmt: skip
+
+    return run
+
+
+def book_responses(size: SizeName, source: str, vocabulary: str, n_responses: int) -> Run:
+    """Evenly spaced ones of the test set: what a response costs does not depend on the others."""
+    from llms_from_scratch.ch05 import generate as book_generate
+
+    model, asked = book_model(size).eval(), test_set(source, vocabulary)
+    some = [asked[i * len(asked) // n_responses] for i in range(n_responses)]
+
+    def run() -> float:
+        return sum(
+            book_generate(model, torch.tensor([prompt]), length, GPT2_CONTEXT_LENGTH).shape[1] - len(prompt)
+            for prompt, length in some
+        )
+
+    return run
+
+
+def decode_row(size: SizeName, n_prompts: int, n_tokens: int, precision: str, bars: dict[str, float]) -> Row:
+    """n_tokens new ones for each of n_prompts prompts, which have as many."""
+    shape: dict[str, Any] = {
+        "size": size, "n_prompts": n_prompts, "prompt_tokens": n_tokens, "new_tokens": n_tokens, "precision": precision,
+    }  # fmt: skip
+    contenders = {
+        "scratchlm": Contender(ours, shape),
+        "llama.cpp": Contender(llama, shape),
+        "transformers": Contender(huggingface, shape),
+    }
+    notes = f"{NOTES}Prompts at once: {n_prompts}; prompt and new tokens: {n_tokens} each. {PRECISIONS[precision]}"
+    return Row("new tokens", contenders, bars, notes)
+
+
+def with_book(row: Row) -> Row:
+    """The row and the book, which is much slower."""
+    _, options = row.contenders["scratchlm"]
+    shape = {key: value for key, value in options.items() if key != "precision"}
+    notes = f"{row.notes} llms-from-scratch: the book's generate, which keeps no cache."
+    return row._replace(contenders={**row.contenders, "llms-from-scratch": Contender(book, shape)}, notes=notes)
+
+
+def responses_row(size: SizeName, source: str, vocabulary: str, some: int) -> Row:
+    shape: dict[str, Any] = {"size": size, "source": source, "vocabulary": vocabulary}
+    contenders = {
+        "scratchlm": Contender(our_responses, shape | {"batch_size": 16}),
+        "llms-from-scratch": Contender(book_responses, shape | {"n_responses": some}),
+    }
+    notes = (
+        "Equal: weights, float32, prompts of the test instructions, greedy choice; each response is as long as its "
+        "reference answer and the end token, for random weights never end. scratchlm answers all of them, 16 at once "
+        f"in order of length; llms-from-scratch {some} evenly spaced ones, one by one without a cache."
+    )
+    return Row("new tokens", contenders, {"llms-from-scratch": 15.0}, notes, repeats=3)
+
+
+def make_rows(
+    small: SizeName, large: SizeName, source: str, vocabulary: str, n_tokens: int, some: int
+) -> dict[str, Row]:
+    many = {"llama.cpp": 2.0, "transformers": 2.5}
+    return {
+        "decode_1_float32": with_book(
+            decode_row(small, 1, n_tokens, "float32", {"llama.cpp": 0.6, "transformers": 1.5})
+        ),
+        "decode_1_bfloat16": decode_row(small, 1, n_tokens, "bfloat16", {"llama.cpp": 0.65, "transformers": 1.5}),
+        "decode_16_float32": decode_row(small, 16, n_tokens, "float32", many),
+        "decode_16_bfloat16": decode_row(small, 16, n_tokens, "bfloat16", many),
+        "responses_355M": responses_row(large, source, vocabulary, some),
+    }
+
+
+ROWS = make_rows("124M", "355M", "instruction-data", "gpt2-124M", n_tokens=64, some=10)
+TINY = make_rows("nano", "nano", "sample-instructions", "gpt2-nano", n_tokens=4, some=2)

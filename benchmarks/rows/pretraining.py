@@ -1,0 +1,118 @@
+"""Pretraining steps on GPT-2's shape: forward, backward, optimizer, with windows of random tokens."""
+
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Contender, Row, Run
+from benchmarks.peers import book_model, huggingface_model, our_model
+from scratchlm.data.corpus import TokenWindows
+from scratchlm.model.config import GPT2_VOCAB_SIZE, SizeName
+from scratchlm.runtime import RuntimeParams, set_up
+from scratchlm.training.loop import TrainingState, _step
+from scratchlm.training.optimizer import TrainingParams, build_optimizer
+from scratchlm.training.pretraining import pretraining_task
+
+LEARNING_RATE = 4e-4  # the book's, like the optimizer settings below
+NOTES = (
+    "Equal: weights, shape of the batch, AdamW, float32 master weights, dropout 0, the loss over every token. "
+    "scratchlm: the step of its own training loop, batches from its windows, deterministic kernels. "
+    "transformers: model(labels=...), AdamW with torch's defaults."
+)
+BOOK_NOTES = (
+    " llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; its head is not tied to its "
+    "embedding, so it trains 39 million numbers more."
+)
+AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
+
+
+def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, steps: int, precision: str) -> Run:
+    """What stages/pretrain.py runs between two evaluations."""
+    threads = torch.get_num_threads()
+    runtime = RuntimeParams(device="cpu", threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
+    params = TrainingParams(
+        epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=LEARNING_RATE,
+        min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",
+        beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1,
+    )  # fmt: skip
+    device = set_up(runtime)
+    model = our_model(size).to(device).train()
+    tokens = torch.randint(GPT2_VOCAB_SIZE, (8 * batch_size * window + 1,)).numpy()
+    task = pretraining_task("pretrain", TokenWindows(tokens, window, window), lambda: {}, [])
+    state = TrainingState(model, build_optimizer(model, params), task.samples, device)
+
+    def run() -> float:
+        return sum(_step(model, task, state, 1, params, runtime, device) for _ in range(steps))
+
+    return run
+
+
+def book(size: SizeName, batch_size: int, window: int, steps: int) -> Run:
+    """The body of train_model_simple."""
+    from llms_from_scratch.ch05 import calc_loss_batch
+
+    model = book_model(size).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
+    inputs, targets = torch.randint(GPT2_VOCAB_SIZE, (2, batch_size, window))
+
+    def run() -> float:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            calc_loss_batch(inputs, targets, model, "cpu").backward()
+            optimizer.step()
+        return steps * inputs.numel()
+
+    return run
+
+
+def huggingface(size: SizeName, batch_size: int, window: int, steps: int, precision: str) -> Run:
+    model = huggingface_model(size).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    inputs = torch.randint(GPT2_VOCAB_SIZE, (batch_size, window))
+
+    def run() -> float:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = model(inputs, labels=inputs).loss
+            loss.backward()
+            optimizer.step()
+        return steps * inputs.numel()
+
+    return run
+
+
+def short_windows(size: SizeName, window: int, steps: int, precision: str, bars: dict[str, float]) -> Row:
+    """Batches of two windows, as the book trains on a laptop."""
+    shape: dict[str, Any] = {"size": size, "batch_size": 2, "window": window, "steps": steps}
+    contenders = {
+        "scratchlm": Contender(ours, shape | {"precision": precision, "micro_batch_size": 2}),
+        "transformers": Contender(huggingface, shape | {"precision": precision}),
+        "llms-from-scratch": Contender(book, shape),
+    }
+    return Row("tokens", contenders, bars, NOTES + BOOK_NOTES + (AUTOCAST if precision == "bfloat16" else ""))
+
+
+def long_windows(size: SizeName, window: int, precision: str) -> Row:
+    """Batches of eight windows that fill the context."""
+    shape: dict[str, Any] = {"size": size, "batch_size": 8, "window": window, "steps": 1, "precision": precision}
+    contenders = {
+        "scratchlm": Contender(ours, shape | {"micro_batch_size": 2}),
+        "transformers": Contender(huggingface, shape),
+    }
+    notes = f"{NOTES} scratchlm's loop takes the 8 windows of {window} tokens 2 at a time, transformers all at once."
+    return Row("tokens", contenders, {"transformers": 1.2}, notes, repeats=3)
+
+
+def make_rows(size: SizeName, short: int, long: int, steps: int) -> dict[str, Row]:
+    float32, bfloat16 = {"llms-from-scratch": 1.5, "transformers": 1.3}, {"llms-from-scratch": 2.5, "transformers": 1.3}
+    return {
+        "pretrain_float32": short_windows(size, short, steps, "float32", float32),
+        "pretrain_bfloat16": short_windows(size, short, steps, "bfloat16", bfloat16),
+        "pretrain_1024_float32": long_windows(size, long, "float32"),
+        "pretrain_1024_bfloat16": long_windows(size, long, "bfloat16"),
+    }
+
+
+ROWS = make_rows("124M", short=256, long=1024, steps=2)
+TINY = make_rows("nano", short=8, long=16, steps=1)
