@@ -1,0 +1,91 @@
+"""What `dvc repro` of the sample takes from nothing, and what each stage takes before its work begins.
+
+Run as `python -m benchmarks.pipeline --repeats 3`. There is no peer, so the goals are seconds. What is built is the
+last commit, in a clean clone with an empty cache. Writes benchmarks/results/stage_start.json and repro_sample.json.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from benchmarks.harness import REPOSITORY, RESULTS, commit, machine, summary
+from scratchlm.artifacts import write_json
+from scratchlm.params import load_yaml
+from scratchlm.revisions.committed import read_commit
+from scratchlm.revisions.rebuild import rebuilt
+
+Seconds = Mapping[str, float]  # by what took them
+
+
+class Measurement(NamedTuple):
+    """goal_seconds: what the median of each of its figures may be at most."""
+
+    measure: Callable[[], Seconds]
+    goal_seconds: float
+
+
+def stage_start() -> Seconds:
+    """From the start of each stage's process until all of its imports are there."""
+    found = {}
+    for stage in load_yaml(REPOSITORY / "dvc.yaml")["stages"]:
+        program = f"import time, stages.{stage}; print(time.time())"
+        start = time.time()
+        done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
+        found[stage] = float(done.stdout) - start
+    return found
+
+
+def repro_sample() -> Seconds:
+    """The whole; that the clone is made, a fraction of a second, counts too."""
+    built = read_commit(REPOSITORY, "HEAD")
+    start = time.perf_counter()
+    with rebuilt(built, built.stages) as build:
+        seconds = time.perf_counter() - start
+        if build.failed:
+            raise RuntimeError(f"{': '.join(build.failed)}; only a build that succeeds is measured, so mend it first")
+    return {"dvc repro": seconds}
+
+
+MEASUREMENTS = {"stage_start": Measurement(stage_start, 2.5), "repro_sample": Measurement(repro_sample, 60.0)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=list(MEASUREMENTS), action="append", help="measure only this (repeatable)")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    about = {
+        "command": " ".join(["python -m benchmarks.pipeline", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(load_yaml(REPOSITORY / "params.yaml")["threads"]),
+        "repeats": options.repeats,
+    }
+    for name in options.row or MEASUREMENTS:
+        measure, goal_seconds = MEASUREMENTS[name]
+        found = summed_up([measure() for _ in tqdm(range(options.repeats), desc=name, unit="round")], goal_seconds)
+        print(f"\n{table(name, found)}\n")
+        write_json(RESULTS / f"{name}.json", about | {"row": name, "goal_seconds": goal_seconds, "seconds": found})
+
+
+def summed_up(rounds: Sequence[Seconds], goal_seconds: float) -> dict[str, dict[str, Any]]:
+    """Of each figure the median, lowest and highest, and whether the median meets the goal."""
+    summaries = {what: summary([seconds[what] for seconds in rounds]) for what in rounds[0]}
+    return {what: {**found, "met": found["median"] <= goal_seconds} for what, found in summaries.items()}
+
+
+def table(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        [what, *(f"{it[key]:.2f}" for key in ("median", "lowest", "highest")), "met" if it["met"] else "not met"]
+        for what, it in found.items()
+    ]
+    return tabulate(lines, [name, "seconds", "lowest", "highest", "goal"], disable_numparse=True)
+
+
+if __name__ == "__main__":
+    main()
