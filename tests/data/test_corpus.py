@@ -56,8 +56,8 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
         chunks = list(text_chunks(scratch))
     assert "".join(chunks) == text
     for tokenizer in (gpt2, greedy, words):
-        pieces = [token for piece in tokenizer.encode_documents(chunks) for token in piece]
-        assert pieces == tokenizer.encode_documents([text])[0]
+        pieces = [token for chunk in chunks for token in tokenizer.encode_documents(chunk)]
+        assert pieces == tokenizer.encode_documents(text).tolist()
 
 
 @settings(deadline=None)
