@@ -131,8 +131,9 @@ def read_tokens(folder: Path, split: str) -> np.ndarray:
         raise missing(folder / split / "*.parquet")
     with tempfile.TemporaryFile(dir=folder.parent) as file:
         for shard in shards:
-            for row_group in pq.ParquetFile(shard).iter_batches(ROW_GROUP_TOKENS):
-                file.write(row_group["token_id"].to_numpy())
+            with pq.ParquetFile(shard) as parquet:
+                for i in range(parquet.num_row_groups):
+                    file.write(parquet.read_row_group(i)["token_id"].to_numpy())
         file.flush()
         return np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
 
