@@ -110,10 +110,20 @@ def test_a_run_without_white_space_is_cut_after_sixteen_pieces(tmp_path: Path, m
     assert list(map(len, text_chunks(tmp_path / "text"))) == [68, 4]
 
 
-def test_a_piece_ends_where_white_space_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 6)
-    (tmp_path / "text").write_text("aa bb  cc dd")
-    assert list(text_chunks(tmp_path / "text")) == ["aa bb", "  cc", " dd"]
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (6, ["aa bb", "  cc", " dd"]),
+        (4, ["aaaa", " bbb"]),  # between what is read at once and what is read next
+        (4, ["é", " xyyyyy"]),  # seen before there was enough for a piece
+    ],
+)
+def test_a_piece_ends_where_white_space_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, pieces: list[str]
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", size)
+    (tmp_path / "text").write_text("".join(pieces), encoding="utf-8")
+    assert list(text_chunks(tmp_path / "text")) == pieces
 
 
 @pytest.mark.parametrize("content", [b"abc\xff", b"abc\xe4\xb8", b"ab\xe4\xb8cdef", b"\xe4"])
@@ -188,8 +198,9 @@ def test_tokens_stay_in_order_though_a_later_piece_is_ready_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
-    write_shards(["30", "12", "4"], Faltering(), tmp_path / "train", 2)  # type: ignore[arg-type]
-    assert read_tokens(tmp_path, "train").tolist() == [3, 3, 4]
+    pieces = ["90", *map(str, range(11, 99, 11)), "7"]
+    write_shards(pieces, Faltering(), tmp_path / "train", 2)  # type: ignore[arg-type]
+    assert read_tokens(tmp_path, "train").tolist() == [9, 2, 4, 6, 8, 10, 12, 14, 16, 7]
 
 
 def test_a_piece_that_cannot_be_tokenized_stops_the_work_and_leaves_nothing(tmp_path: Path) -> None:
