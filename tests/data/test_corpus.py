@@ -1,17 +1,20 @@
 import random
 import subprocess
 import sys
+import threading
+import tracemalloc
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from llms_from_scratch.ch02 import GPTDatasetV1
 
-from scratchlm.artifacts import sha256_of
+from scratchlm.artifacts import PARQUET_OPTIONS, sha256_of
 from scratchlm.data import corpus
 from scratchlm.data.corpus import (
     CorpusParams,
@@ -56,8 +59,8 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
         chunks = list(text_chunks(scratch))
     assert "".join(chunks) == text
     for tokenizer in (gpt2, greedy, words):
-        pieces = [token for piece in tokenizer.encode_documents(chunks) for token in piece]
-        assert pieces == tokenizer.encode_documents([text])[0]
+        pieces = [token for chunk in chunks for token in tokenizer.encode_documents(chunk)]
+        assert pieces == tokenizer.encode_documents(text).tolist()
 
 
 @settings(deadline=None)
@@ -66,6 +69,27 @@ def test_no_character_is_lost_whatever_the_size_of_a_piece(scratch: Path, text: 
     scratch.write_bytes(text.encode())
     with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
         assert "".join(text_chunks(scratch)) == text
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*SIGNS, "x" * 90, "中文" * 40]), min_size=1, max_size=25).map("".join),
+    st.integers(16, 100),
+    st.integers(1, 60),
+    st.integers(1, 20),
+)
+def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
+    gpt2: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int, shard_tokens: int, row_group_tokens: int
+) -> None:
+    scratch.write_bytes(text.encode())
+    sizes = {"CHUNK_CHARACTERS": chunk_characters, "ROW_GROUP_TOKENS": row_group_tokens}
+    longest = max(map(len, text.split()), default=0)  # a run longer than sixteen pieces may be cut inside
+    assume(longest < 16 * chunk_characters)
+    with mock.patch.multiple(corpus, **sizes):
+        counts = write_shards(text_chunks(scratch), gpt2, scratch.parent / "read" / "train", shard_tokens)
+    expected = gpt2.encoding.encode(text, allowed_special={END_OF_TEXT})
+    assert read_tokens(scratch.parent / "read", "train").tolist() == expected
+    assert (counts["tokens"], counts["bytes"]) == (len(expected), len(text.encode()))
 
 
 def test_a_separator_that_only_python_takes_for_white_space_is_no_place_to_cut(
@@ -86,10 +110,20 @@ def test_a_run_without_white_space_is_cut_after_sixteen_pieces(tmp_path: Path, m
     assert list(map(len, text_chunks(tmp_path / "text"))) == [68, 4]
 
 
-def test_a_piece_ends_where_white_space_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 6)
-    (tmp_path / "text").write_text("aa bb  cc dd")
-    assert list(text_chunks(tmp_path / "text")) == ["aa bb", "  cc", " dd"]
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (6, ["aa bb", "  cc", " dd"]),
+        (4, ["aaaa", " bbb"]),  # between what is read at once and what is read next
+        (4, ["é", " xyyyyy"]),  # seen before there was enough for a piece
+    ],
+)
+def test_a_piece_ends_where_white_space_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, pieces: list[str]
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", size)
+    (tmp_path / "text").write_text("".join(pieces), encoding="utf-8")
+    assert list(text_chunks(tmp_path / "text")) == pieces
 
 
 @pytest.mark.parametrize("content", [b"abc\xff", b"abc\xe4\xb8", b"ab\xe4\xb8cdef", b"\xe4"])
@@ -128,6 +162,51 @@ def test_shards_hold_exactly_what_was_asked_for(gpt2: BytePairTokenizer, tmp_pat
     assert [pq.read_table(path).num_rows for path in shards] == [3, 3, 1]
     assert read_tokens(tmp_path, "train").tolist() == gpt2.encode(text)
     assert counts == {"tokens": 7, "bytes": 33, "documents": 1, "bytes_per_token": 33 / 7}
+
+
+def test_a_shard_written_as_its_tokens_come_has_the_bytes_of_one_written_at_once(
+    gpt2: BytePairTokenizer, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1_000)
+    text = (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
+    write_shards([text[i : i + 700] for i in range(0, len(text), 700)], gpt2, tmp_path / "train", 2_300)
+    token_ids = read_tokens(tmp_path, "train")
+    for i, shard in enumerate(sorted((tmp_path / "train").iterdir())):
+        table = pa.table([token_ids[i * 2_300 : (i + 1) * 2_300]], schema=corpus.SHARD_SCHEMA)
+        pq.write_table(table, tmp_path / "once", row_group_size=1_000, use_dictionary=False, **PARQUET_OPTIONS)
+        assert shard.read_bytes() == (tmp_path / "once").read_bytes()
+    assert i == 2
+
+
+class Faltering:
+    """Encodes a text of digits as their sum; a text holding 0 only once another was encoded."""
+
+    def __init__(self) -> None:
+        self.another = threading.Event()
+
+    def encode_documents(self, text: str) -> np.ndarray:
+        if "x" in text:
+            raise ValueError("x is no digit")
+        if "0" in text:
+            assert self.another.wait(timeout=60)
+        else:
+            self.another.set()
+        return np.array([sum(map(int, text))], dtype=np.uint32)
+
+
+def test_tokens_stay_in_order_though_a_later_piece_is_ready_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
+    pieces = ["90", *map(str, range(11, 99, 11)), "7"]
+    write_shards(pieces, Faltering(), tmp_path / "train", 2)  # type: ignore[arg-type]
+    assert read_tokens(tmp_path, "train").tolist() == [9, 2, 4, 6, 8, 10, 12, 14, 16, 7]
+
+
+def test_a_piece_that_cannot_be_tokenized_stops_the_work_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^x is no digit$"):
+        write_shards(["1"] * 50 + ["x"] + ["2"] * 50, Faltering(), tmp_path / "train", 10)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_empty_shard_follows_a_full_one(gpt2: BytePairTokenizer, tmp_path: Path) -> None:
@@ -205,13 +284,13 @@ import os, resource, sys
 from pathlib import Path
 from scratchlm.data import corpus
 from scratchlm.data.tokenizer import BytePairTokenizer, train_byte_pairs
-corpus.CHUNK_CHARACTERS = 1 << 16
+corpus.CHUNK_CHARACTERS = corpus.ROW_GROUP_TOKENS = 1 << 16
 corpus.os.cpu_count = lambda: 2
 for path in map(Path, sys.argv[1:]):
     child = os.fork()  # a process' peak counts from its fork
     if not child:
         tokenizer = BytePairTokenizer(*train_byte_pairs(["the cat sat on the mat"] * 3, 260))
-        params = corpus.CorpusParams(train_fraction=0.9, shard_tokens=100_000)
+        params = corpus.CorpusParams(train_fraction=0.9, shard_tokens=10**9)
         corpus.write_corpus(path, tokenizer, path.with_suffix(""), params)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
         os._exit(0)
@@ -222,9 +301,37 @@ for path in map(Path, sys.argv[1:]):
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     line = "It sat there, and there it sat; nobody knew for how long.\n"
     paths = [tmp_path / "small.txt", tmp_path / "large.txt"]
-    for path, n_bytes in zip(paths, (1_000_000, 12_000_000), strict=True):
+    for path, n_bytes in zip(paths, (2_000_000, 24_000_000), strict=True):
         path.write_text(line * (n_bytes // len(line)))
     command = [sys.executable, "-c", WRITE, *map(str, paths)]
     peaks = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    # KiB; the larger text and its tokens as Python numbers would add about 300,000
-    assert int(peaks[1]) - int(peaks[0]) < 40_000, peaks
+    # KiB; what the larger text adds would be 20,000, its tokens as uint32, all in one shard, 60,000
+    assert int(peaks[1]) - int(peaks[0]) < 15_000, peaks
+
+
+def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1 << 16)
+    tokens = np.random.default_rng(0).integers(50_000, size=1 << 22, dtype=np.uint32)  # 16 MiB
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    corpus._write_shards(np.array_split(tokens, 50), tmp_path / "corpus" / "train", 10**9)
+    before, pool, default = (
+        sorted(tmp_path.rglob("*")),
+        pa.proxy_memory_pool(pa.default_memory_pool()),
+        pa.default_memory_pool(),
+    )
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        windows = TokenWindows(read_tokens(tmp_path / "corpus", "train"), 255, 256)
+        for i in range(0, len(windows), 8):
+            inputs, _ = windows.batch(np.arange(i, i + 8))
+            assert np.array_equal(inputs, tokens[i * 256 : (i + 8) * 256].reshape(8, 256)[:, :-1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(default)
+    assert 0 < pool.max_memory() < tokens.nbytes / 8
+    assert 0 < peak < tokens.nbytes / 8
+    assert sorted(tmp_path.rglob("*")) == before

@@ -66,9 +66,9 @@ def test_known_texts_get_gpt2s_published_ids(gpt2: BytePairTokenizer) -> None:
     assert gpt2.encode("Hello, I am") == [15496, 11, 314, 716]  # the book, section 4.7
     assert gpt2.encode("Akwirw ier") == [33901, 86, 343, 86, 220, 959]  # the book, exercise 2.1
     text = "Hello, do you like tea? <|endoftext|> In the sunlit terraces of someunknownPlace."  # section 2.5
-    assert gpt2.encode_documents([text]) == [
-        [15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554, 262, 4252, 18250, 8812, 2114, 286, 617, 34680, 27271, 13]
-    ]
+    assert gpt2.encode_documents(text).tolist() == [
+        15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554, 262, 4252, 18250, 8812, 2114, 286, 617, 34680, 27271, 13,
+    ]  # fmt: skip
 
 
 def test_ten_thousand_odd_strings_get_the_ids_of_transformers(
@@ -78,7 +78,7 @@ def test_ten_thousand_odd_strings_get_the_ids_of_transformers(
     # transformers refuses half surrogate pairs, so it gets what we take them for
     expected = reference([repaired(text) for text in texts])["input_ids"]
     assert [gpt2.encode(text) for text in texts] == expected
-    assert gpt2.encode_documents(texts) == expected
+    assert [gpt2.encode_documents(text).tolist() for text in texts] == expected
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_half_a_surrogate_pair_counts_as_the_replacement_character(
 ) -> None:
     for tokenizer in (gpt2, trained):
         assert tokenizer.encode(text) == tokenizer.encode(same_as)
-        assert tokenizer.encode_documents([text]) == [tokenizer.encode(same_as)]
+        assert tokenizer.encode_documents(text).tolist() == tokenizer.encode(same_as)
 
 
 @settings(deadline=None)
@@ -104,7 +104,7 @@ def test_decoding_gives_the_text_back(gpt2: BytePairTokenizer, trained: BytePair
     for tokenizer in (gpt2, trained):
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
-        assert tokenizer.encode_documents([text]) == [ids]
+        assert tokenizer.encode_documents(text).tolist() == ids
         assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
 
 
@@ -120,7 +120,7 @@ def test_the_end_token_is_text_in_a_text_and_a_token_in_documents(
         assert tokenizer.end_token_id == tokenizer.vocab_size - 1
         assert tokenizer.end_token_id not in tokenizer.encode(text)
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        (ids,) = tokenizer.encode_documents([text])
+        ids = tokenizer.encode_documents(text).tolist()
         assert ids == [*tokenizer.encode("one"), tokenizer.end_token_id, *tokenizer.encode("two")]
         assert tokenizer.decode(ids) == text
 
@@ -288,14 +288,15 @@ def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
     assert words.vocab_size == 1132
     text = "Hello, do you like tea? <|endoftext|> In the sunlit terraces of the palace."  # section 2.4
     ids = [1131, 5, 355, 1126, 628, 975, 10, 1130, 55, 988, 956, 984, 722, 988, 1131, 7]
-    assert words.encode_documents([text]) == [ids]
+    assert words.encode_documents(text).tolist() == ids
     assert words.decode(ids) == "<|unk|>, do you like tea? <|endoftext|> In the sunlit terraces of the <|unk|>."
 
 
 def test_the_end_token_of_the_word_tokenizer_needs_no_spaces_around_it() -> None:
     """The book's takes a<|endoftext|>b for one unknown word: it joins documents with spaces."""
     words = WordTokenizer(["a", "b", END_OF_TEXT, UNKNOWN])
-    assert words.encode_documents([f"a{END_OF_TEXT}b"]) == words.encode_documents([f"a {END_OF_TEXT} b"]) == [[0, 2, 1]]
+    for text in (f"a{END_OF_TEXT}b", f"a {END_OF_TEXT} b"):
+        assert words.encode_documents(text).tolist() == [0, 2, 1]
 
 
 JOINT = f" {END_OF_TEXT} "
@@ -306,8 +307,9 @@ JOINT = f" {END_OF_TEXT} "
 def test_the_word_tokenizer_equals_the_books(verdict: str, text: str) -> None:
     ours = WordTokenizer(collect_words([verdict]))
     book = SimpleTokenizerV2({word: i for i, word in enumerate(ours.words)})
-    assert ours.encode_documents([text, text]) == [book.encode(text)] * 2
-    assert ours.decode(ours.encode_documents([text])[0]) == book.decode(book.encode(text))
+    ids = ours.encode_documents(text).tolist()
+    assert ids == book.encode(text)
+    assert ours.decode(ids) == book.decode(book.encode(text))
 
 
 def test_a_word_tokenizer_survives_its_file(tmp_path: Path) -> None:

@@ -2,7 +2,13 @@
 
 import codecs
 import os
+import re
+import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +24,8 @@ from scratchlm.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
-SEPARATORS = "\x1c\x1d\x1e\x1f"  # white space to Python, but signs to the byte-pair pattern (Unicode's White_Space)
+# \x1c to \x1f are white space to Python, but signs to the byte-pair pattern, which goes by Unicode's White_Space
+UP_TO_LAST_BOUNDARY = re.compile(r"(?s:.*)\S(?=[^\S\x1c-\x1f])")
 COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
@@ -38,21 +45,22 @@ def text_chunks(path: Path) -> Iterator[str]:
     Raises ValueError if the file is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    pending = ""
+    pending, boundary = "", 0
     with path.open("rb") as file:
         at_end = False
         while not at_end:
             block = file.read(CHUNK_CHARACTERS)
-            at_end = not block
+            at_end, n_searched = not block, len(pending)
             try:
                 pending += decoder.decode(block, final=at_end)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+            boundary = _last_boundary(pending, n_searched) or boundary
             if len(pending) >= CHUNK_CHARACTERS:
-                cut = _last_boundary(pending) or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
+                cut = boundary or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
                 if cut:
                     yield pending[:cut]
-                    pending = pending[cut:]
+                    pending, boundary = pending[cut:], 0
     if pending:
         yield pending
 
@@ -85,26 +93,22 @@ def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
 def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shard_tokens: int) -> dict[str, float]:
     """Tokenize a stream of text into `folder`/00000.parquet, … of `shard_tokens` tokens each.
 
+    Every core tokenizes while this thread writes; memory holds some pieces of text and one row group.
     Returns the counts of tokens, bytes (of UTF-8 text) and documents (pieces between end tokens).
     """
     counts: dict[str, float] = {"tokens": 0, "bytes": 0, "documents": 1}
-    buffer = np.empty(0, dtype=np.uint32)
-    n_shards = 0
     with whole_folder(folder) as temporary, tqdm(unit="B", unit_scale=True, desc=f"tokenize {folder.name}") as bar:
-        for batch in _batched(chunks, os.cpu_count() or 1):
-            pieces = tokenizer.encode_documents(batch)
-            buffer = np.concatenate([buffer, *(np.array(piece, dtype=np.uint32) for piece in pieces)])
-            n_bytes = sum(len(text.encode()) for text in batch)
-            counts["tokens"] += sum(map(len, pieces))
-            counts["bytes"] += n_bytes
-            counts["documents"] += sum(text.count(END_OF_TEXT) for text in batch)
-            bar.update(n_bytes)
-            while len(buffer) >= shard_tokens:
-                _write_shard(temporary, n_shards, buffer[:shard_tokens])
-                buffer = buffer[shard_tokens:]
-                n_shards += 1
-        if len(buffer):
-            _write_shard(temporary, n_shards, buffer)
+
+        def counted() -> Iterator[np.ndarray]:
+            for text, token_ids in _tokenized(chunks, tokenizer):
+                n_bytes = len(text.encode())
+                counts["tokens"] += len(token_ids)
+                counts["bytes"] += n_bytes
+                counts["documents"] += text.count(END_OF_TEXT)
+                bar.update(n_bytes)
+                yield token_ids
+
+        _write_shards(counted(), temporary, shard_tokens)
     if not counts["tokens"]:
         raise ValueError(f"the {folder.name} split of the corpus holds no token; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
@@ -117,11 +121,21 @@ def read_counts(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def read_tokens(folder: Path, split: str) -> np.ndarray:
-    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises ValueError if there is none."""
+    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises ValueError if there is none.
+
+    They lie in a nameless file beside `folder` that goes with the array, not in memory: windows can start anywhere,
+    which the compressed row groups of Parquet would make slow, and the corpus may be larger than memory.
+    """
     shards = sorted((folder / split).glob("*.parquet"))
     if not shards:
         raise missing(folder / split / "*.parquet")
-    return np.concatenate([pq.read_table(shard)["token_id"].to_numpy() for shard in shards])
+    with tempfile.TemporaryFile(dir=folder.parent) as file:
+        for shard in shards:
+            with pq.ParquetFile(shard) as parquet:
+                for i in range(parquet.num_row_groups):
+                    file.write(parquet.read_row_group(i)["token_id"].to_numpy())
+        file.flush()
+        return np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
 
 
 class TokenWindows:
@@ -149,22 +163,45 @@ class TokenWindows:
         return windows[:, :-1], windows[:, 1:]
 
 
-def _write_shard(folder: Path, number: int, token_ids: np.ndarray) -> None:
-    pq.write_table(
-        pa.table([token_ids], schema=SHARD_SCHEMA),
-        folder / f"{number:05d}.parquet",
-        row_group_size=ROW_GROUP_TOKENS,
-        use_dictionary=False,
-        **PARQUET_OPTIONS,
-    )
+def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
+    """Each piece of text and its token ids, in order; every core is kept busy, a few pieces ahead."""
+    n_threads = os.cpu_count() or 1
+    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(tokenizer.encode_documents, chunk)))
+            if len(waiting) > 2 * n_threads:
+                text, token_ids = waiting.popleft()
+                yield text, token_ids.result()
+        for text, token_ids in waiting:
+            yield text, token_ids.result()
 
 
-def _last_boundary(text: str) -> int:
-    """The last index at which white space follows something else; 0 if there is none."""
-    for i in range(len(text) - 1, 0, -1):
-        if text[i].isspace() and text[i] not in SEPARATORS and not text[i - 1].isspace():
-            return i
-    return 0
+def _row_groups(pieces: Iterable[np.ndarray], shard_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The stream of token ids cut into row groups, each with the number of its shard."""
+    rest, n_tokens = np.empty(0, dtype=np.uint32), 0
+    for piece in pieces:
+        rest = np.concatenate([rest, piece])
+        while len(rest) >= (size := min(ROW_GROUP_TOKENS, shard_tokens - n_tokens % shard_tokens)):
+            yield n_tokens // shard_tokens, rest[:size]
+            rest = rest[size:]
+            n_tokens += size
+    if len(rest):
+        yield n_tokens // shard_tokens, rest
+
+
+def _write_shards(pieces: Iterable[np.ndarray], folder: Path, shard_tokens: int) -> None:
+    for number, row_groups in groupby(_row_groups(pieces, shard_tokens), key=itemgetter(0)):
+        path = folder / f"{number:05d}.parquet"
+        with pq.ParquetWriter(path, SHARD_SCHEMA, use_dictionary=False, **PARQUET_OPTIONS) as writer:
+            for _, token_ids in row_groups:
+                writer.write_table(pa.table([token_ids], schema=SHARD_SCHEMA))
+
+
+def _last_boundary(text: str, start: int) -> int:
+    """The last index from `start` on at which white space follows something else; 0 if there is none."""
+    found = UP_TO_LAST_BOUNDARY.match(text, max(0, start - 1))
+    return found.end() if found else 0
 
 
 def _between(path: Path, start: int, end: int) -> Iterator[str]:
@@ -175,14 +212,5 @@ def _between(path: Path, start: int, end: int) -> Iterator[str]:
         seen += len(chunk)
         if piece:
             yield piece
-
-
-def _batched(chunks: Iterable[str], size: int) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for chunk in chunks:
-        batch.append(chunk)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        if seen >= end:
+            return

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
+import numpy as np
 import tiktoken
 from pydantic import Field
 
@@ -58,8 +59,8 @@ class Tokenizer(Protocol):
         Half of a surrogate pair, which is no character, counts as U+FFFD.
         """
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, in which `<|endoftext|>` is the end token."""
+    def encode_documents(self, text: str) -> np.ndarray:
+        """(N,) uint32, token ids of a text in which `<|endoftext|>` is the end token; many threads may call it."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -101,8 +102,11 @@ class BytePairTokenizer:
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.encoding.encode_batch(list(texts), allowed_special={END_OF_TEXT})
+    def encode_documents(self, text: str) -> np.ndarray:
+        try:
+            return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+        except UnicodeEncodeError:  # half of a surrogate pair, which only tiktoken's lists repair
+            return np.array(self.encoding.encode(text, allowed_special={END_OF_TEXT}), dtype=np.uint32)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.encoding.decode(list(token_ids))
@@ -122,12 +126,10 @@ class WordTokenizer:
         unknown = self.ids[UNKNOWN]
         return [unknown if word == END_OF_TEXT else self.ids.get(word, unknown) for word in split_words(text)]
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode_document(text) for text in texts]
-
-    def _encode_document(self, text: str) -> list[int]:
+    def encode_documents(self, text: str) -> np.ndarray:
         first, *others = (self.encode(part) for part in text.split(END_OF_TEXT))
-        return [*first, *(token_id for part in others for token_id in (self.end_token_id, *part))]
+        token_ids = [*first, *(token_id for part in others for token_id in (self.end_token_id, *part))]
+        return np.array(token_ids, dtype=np.uint32)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text = " ".join(self.words[i] for i in token_ids)
