@@ -20,7 +20,7 @@ NOTES = (
 )
 PRECISIONS = {
     "float32": "llama.cpp: float32 weights; its cache is float16, its default and its fastest.",
-    "bfloat16": "scratchlm: autocast. transformers: the model in bfloat16. llama.cpp: matrices and cache in float16, which it has fast products for.",
+    "bfloat16": "scratchlm: autocast. transformers: the model in bfloat16. llama.cpp: matrices and cache in float16.",
 }
 
 
