@@ -165,6 +165,10 @@ def matrix_products(precision: str) -> Run:
     return run
 
 
+def command() -> str:
+    return " ".join(["python -m benchmarks.run", *sys.argv[1:]])
+
+
 def commit() -> str:
     """The revision that is measured; `-dirty` if the code here differs from it."""
     git = ["git", "-C", str(REPOSITORY)]
@@ -251,7 +255,3 @@ def _peak_memory_bytes() -> int | None:
         return None
     lines = PROCESS_STATUS.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def command() -> str:
-    return " ".join(["python -m benchmarks.run", *sys.argv[1:]])

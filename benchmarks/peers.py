@@ -83,7 +83,8 @@ def huggingface_model(size: SizeName, precision: str = "float32") -> Any:
 class LlamaServer:
     """llama.cpp's own server in this process, on the weights of `size` as a GGUF file that no other process sees.
 
-    half: matrices and cached keys and values in float16, its default; else all in float32. slots: requests at once.
+    half: matrices in float16, else in float32. Cached keys and values are in float16 in any case, its default: it
+    has no fast attention over others. slots: requests at once.
     """
 
     def __init__(self, size: SizeName, *, half: bool, slots: int, slot_tokens: int) -> None:
@@ -94,8 +95,6 @@ class LlamaServer:
         params.n_parallel, params.n_ctx = slots, slots * slot_tokens
         params.n_gpu_layers = 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-        if not half:
-            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.fit_params = False
         params.cache_ram_mib = 0
         params.verbosity = 0

@@ -19,7 +19,7 @@ NOTES = (
     "call, and reading them is part of the time. "
 )
 PRECISIONS = {
-    "float32": "llama.cpp: float32 weights and cache.",
+    "float32": "llama.cpp: float32 weights; its cache is float16, its default and its fastest.",
     "bfloat16": "scratchlm: autocast. transformers: the model in bfloat16. llama.cpp: matrices and cache in float16.",
 }
 
@@ -159,7 +159,7 @@ def responses_row(size: SizeName, source: str, vocabulary: str, some: int) -> Ro
     notes = (
         "Equal: weights, float32, prompts of the test instructions, greedy choice; each response is as long as its "
         "reference answer and the end token, for random weights never end. scratchlm answers all of them, 16 at once "
-        f"in order of length; llms-from-scratch {some} evenly spaced ones, one by one without a cache."
+        f"in order of their prompts' length; llms-from-scratch {some} evenly spaced ones, one by one without a cache."
     )
     return Row("new tokens", contenders, {"llms-from-scratch": 15.0}, notes, repeats=3)
 
