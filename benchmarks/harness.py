@@ -165,8 +165,10 @@ def matrix_products(precision: str) -> Run:
     return run
 
 
-def command() -> str:
-    return " ".join(["python -m benchmarks.run", *sys.argv[1:]])
+def about(module: str, threads: int) -> dict[str, Any]:
+    """What a result file says of its origin; `module` is the one that was called."""
+    command = " ".join([f"python -m {module}", *sys.argv[1:]])
+    return {"command": command, "commit": commit(), "machine": machine(threads)}
 
 
 def commit() -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks.harness import REPOSITORY, RESULTS, commit, machine, summary
+from benchmarks.harness import REPOSITORY, RESULTS, about, summary
 from scratchlm.artifacts import write_json
 from scratchlm.params import load_yaml
 from scratchlm.revisions.committed import read_commit
@@ -60,17 +60,13 @@ def main() -> None:
     parser.add_argument("--row", choices=list(MEASUREMENTS), action="append", help="measure only this (repeatable)")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    about = {
-        "command": " ".join(["python -m benchmarks.pipeline", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(load_yaml(REPOSITORY / "params.yaml")["threads"]),
-        "repeats": options.repeats,
-    }
+    origin = about("benchmarks.pipeline", load_yaml(REPOSITORY / "params.yaml")["threads"])
     for name in options.row or MEASUREMENTS:
         measure, goal_seconds = MEASUREMENTS[name]
         found = summed_up([measure() for _ in tqdm(range(options.repeats), desc=name, unit="round")], goal_seconds)
         print(f"\n{table(name, found)}\n")
-        write_json(RESULTS / f"{name}.json", about | {"row": name, "goal_seconds": goal_seconds, "seconds": found})
+        what = {"row": name, "repeats": options.repeats, "goal_seconds": goal_seconds, "seconds": found}
+        write_json(RESULTS / f"{name}.json", origin | what)
 
 
 def summed_up(rounds: Sequence[Seconds], goal_seconds: float) -> dict[str, dict[str, Any]]:

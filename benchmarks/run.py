@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Literal
 
 from benchmarks import rows
-from benchmarks.harness import RESULTS, Row, command, commit, machine, measure, table
+from benchmarks.harness import RESULTS, Row, about, measure, table
 from scratchlm.artifacts import write_json
 
 
@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="rounds that count, instead of the row's own number")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    about = {"machine": machine(options.threads), "command": command(), "commit": commit()}
+    origin = about("benchmarks.run", options.threads)
     for name in options.row or known:
         repeats = options.repeats or known[name].repeats
         found = measure(name, known[name], repeats, options.threads)
         print(f"\n{table(name, found)}\n{known[name].notes}\n")
-        write_json(RESULTS / f"{name}.json", found | about | {"row": name, "repeats": repeats})
+        write_json(RESULTS / f"{name}.json", found | origin | {"row": name, "repeats": repeats})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks.harness import RESULTS, Contender, Row, commit, machine, measure
+from benchmarks.harness import RESULTS, Contender, Row, about, measure
 from benchmarks.rows.corpus import opening, reading, tokenizing, write_text
 from scratchlm.artifacts import write_json
 
@@ -67,8 +67,7 @@ def main() -> None:
         for row in rows
     ]  # fmt: skip
     print(tabulate(lines, ["work", "text", "time", "rate", "peak memory", "of it mapped"], disable_numparse=True))
-    about = {"machine": machine(options.threads), "commit": commit()}
-    write_json(RESULTS / "scaling_corpus.json", {"rows": rows} | about)
+    write_json(RESULTS / "scaling_corpus.json", {"rows": rows} | about("benchmarks.scaling_corpus", options.threads))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pipeline
+from benchmarks import harness, pipeline
 from benchmarks.pipeline import Measurement, main, stage_start
 from scratchlm.artifacts import read_json
 
@@ -16,7 +16,7 @@ def test_medians_and_spread_are_written_beside_the_goal_and_whether_it_is_met(
     rounds: Iterator[dict[str, float]] = iter([{"a": 1.0, "b": 4.0}, {"a": 3.0, "b": 2.0}, {"a": 2.0, "b": 9.0}])
     monkeypatch.setattr(pipeline, "MEASUREMENTS", {"example": Measurement(lambda: next(rounds), 2.0)})
     monkeypatch.setattr(pipeline, "RESULTS", tmp_path)
-    monkeypatch.setattr(pipeline, "machine", lambda threads: {"threads": threads})
+    monkeypatch.setattr(harness, "machine", lambda threads: {"threads": threads})
     monkeypatch.setattr("sys.argv", ["pipeline.py", "--repeats", "3"])
     main()
     found = read_json(tmp_path / "example.json")
