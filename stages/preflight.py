@@ -7,7 +7,7 @@ from scratchlm.entry import run
 from scratchlm.fingerprint import describe_arithmetic
 from scratchlm.params import read_params
 from scratchlm.preflight import check_together
-from scratchlm.runtime import resolve_device
+from scratchlm.runtime import set_up
 from stages import (
     ablate_spam,
     download,
@@ -44,7 +44,7 @@ def main(params: Path, loaded: Path, ablated: Path, models: Path, marker: Path, 
     remove_others(
         models, {"pretrain", "finetune_spam", "finetune_instruct", *(f"gpt2-{size}" for size in p.gpt2_sizes)}
     )
-    write_json(metrics, describe_arithmetic(resolve_device(p.device)))
+    write_json(metrics, describe_arithmetic(set_up(p)))
     write_text(marker, "params.yaml was checked\n")
 
 

@@ -68,15 +68,18 @@ def classify(
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
     """Say whether a message is spam, and how sure the model is."""
+    import numpy as np
+
     from scratchlm.checkpoints.classifier import load_classifier
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.evaluation.classification import spam_probabilities
+    from scratchlm.training.spam import padded_texts
 
     classifier, settings = load_classifier(model)
     words = load_tokenizer(tokenizer)
     _refuse_strangers(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
-    tokens = [words.encode(text)]
-    (probability,) = spam_probabilities(classifier, tokens, words.end_token_id, settings["padded_tokens"], 1)
+    texts = padded_texts([words.encode(text)], words.end_token_id, settings["padded_tokens"])
+    (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
     typer.echo(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
 
 

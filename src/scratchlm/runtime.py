@@ -1,5 +1,6 @@
 """Where and how numbers are computed: device, threads, precision, determinism, random streams."""
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Mapping
@@ -28,14 +29,18 @@ class RuntimeParams(DeviceParams):
 
 
 def set_up(params: DeviceParams) -> torch.device:
-    """Fix threads and deterministic kernels for this process; return the device to compute on.
+    """Fix threads, fast and deterministic kernels for this process; return the device to compute on.
 
     Raises ValueError if the device is not there.
     """
     device = resolve_device(params.device)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for determinism
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without importing torch's compiler
+    # An aid for finding defects, paid at every allocation
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(params.threads)
+    _choose_float32_kernels()
+    _keep_freed_memory()
     return device
 
 
@@ -60,6 +65,30 @@ def autocast(params: DeviceParams, device: torch.device) -> AbstractContextManag
     if params.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def _choose_float32_kernels() -> None:
+    """Let oneDNN multiply float32 matrices where it does so in float32.
+
+    MKL, torch's choice, takes slower kernels on processors that are not Intel's. torch asks oneDNN only if that may
+    round to bfloat16, which it does on processors with matrix units (AMX); these are left to MKL.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    matmul.fp32_precision = "bf16"
+    exact = torch.full((512, 512), 1 + 2**-12)  # the last bit needs 13 bits of precision; bfloat16 has eight
+    if not torch.equal(exact @ torch.eye(512), exact):
+        matmul.fp32_precision = "none"
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep freed memory for the next step: given back, each page of it would be cleared and mapped again.
+
+    glibc only; elsewhere nothing changes. The numbers are M_MMAP_MAX and M_TRIM_THRESHOLD of its malloc.h.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)
+        mallopt(-1, -1)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

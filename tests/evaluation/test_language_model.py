@@ -101,7 +101,7 @@ def test_logits_made_block_by_block_give_the_same_losses(tiny_gpt: Build, monkey
     model = tiny_gpt()
     whole = losses_of(model, INPUTS, MASKED)
     for numbers in (1, 5 * 11):
-        monkeypatch.setattr(language_model, "LOGIT_NUMBERS", numbers)
+        monkeypatch.setattr(gpt, "LOGIT_NUMBERS", numbers)
         np.testing.assert_allclose(losses_of(model, INPUTS, MASKED).sums, whole.sums, rtol=1e-6)
 
 

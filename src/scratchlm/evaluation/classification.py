@@ -8,10 +8,10 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from scratchlm.data.messages import CLASSES, pad
+from scratchlm.data.messages import CLASSES
 from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
 from scratchlm.evaluation.statistics import share_interval
-from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.classifier import GPTClassifier, Texts
 
 PREDICTION_SCHEMA = pa.schema(
     [
@@ -23,36 +23,37 @@ PREDICTION_SCHEMA = pa.schema(
     ]
 )
 
-Rows = Sequence[Mapping[str, Any]]  # messages with id, label, text and token_ids
+Rows = Sequence[Mapping[str, Any]]  # messages with id, label and text
 
 
 class SpamEvaluation:
     """Scores of a classifier on the three splits."""
 
-    def __init__(self, splits: Mapping[str, Rows], pad_token_id: int, width: int, params: EvaluationParams) -> None:
-        self._splits, self._pad_token_id, self._width, self._params = splits, pad_token_id, width, params
+    def __init__(
+        self, texts: Mapping[str, Texts], labels: Mapping[str, Sequence[int]], params: EvaluationParams
+    ) -> None:
+        self._texts, self._params = texts, params
+        self._labels = {split: np.array(classes) for split, classes in labels.items()}
 
     def quick(self, model: GPTClassifier) -> dict[str, float]:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
         figures: dict[str, float] = {}
         for split in ("train", "val"):
-            rows = self._splits[split]
-            chosen = [rows[i] for i in evenly_spaced(len(rows), self._params.max_rows)]
-            scores = classification_scores(_labels(chosen), self._probabilities(model, chosen))
+            chosen = evenly_spaced(len(self._texts[split]), self._params.max_rows)
+            probabilities = spam_probabilities(model, self._texts[split], chosen, self._params.batch_size)
+            scores = classification_scores(self._labels[split][chosen], probabilities)
             figures |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         return figures
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every split, whole."""
-        probabilities = {split: self._probabilities(model, rows) for split, rows in self._splits.items()}
-        scores = {
-            split: classification_scores(_labels(rows), probabilities[split]) for split, rows in self._splits.items()
+        batch_size = self._params.batch_size
+        probabilities = {
+            split: spam_probabilities(model, texts, np.arange(len(texts)), batch_size)
+            for split, texts in self._texts.items()
         }
+        scores = {split: classification_scores(self._labels[split], found) for split, found in probabilities.items()}
         return scores, probabilities
-
-    def _probabilities(self, model: GPTClassifier, rows: Rows) -> np.ndarray:
-        texts = [row["token_ids"] for row in rows]
-        return spam_probabilities(model, texts, self._pad_token_id, self._width, self._params.batch_size)
 
 
 def prediction_rows(rows: Rows, probabilities: np.ndarray) -> list[dict[str, Any]]:
@@ -69,17 +70,15 @@ def confusion_rows(predictions: Rows) -> list[dict[str, str]]:
 
 
 @torch.no_grad()
-def spam_probabilities(
-    model: GPTClassifier, texts: Sequence[Sequence[int]], pad_token_id: int, width: int, batch_size: int
-) -> np.ndarray:
-    """The probability of class 1 for each text, (N,) float64. texts: token ids; padded to `width`."""
-    device = model.trunk.token_embedding.weight.device
+def spam_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
+    """The probability of class 1 for some of the texts, in their order: (N,) float64."""
+    device = model.head.weight.device
     was_training = model.training
     model.eval()
     found = []
-    for start in range(0, len(texts), batch_size):
-        token_ids, lengths = pad(texts[start : start + batch_size], pad_token_id, width)
-        logits = model(torch.from_numpy(token_ids).to(device), torch.from_numpy(lengths).to(device))
+    for start in range(0, len(indices), batch_size):
+        inputs, lengths = texts.batch(indices[start : start + batch_size].tolist())
+        logits = model(inputs.to(device), lengths.to(device))
         found.append(F.softmax(logits.cpu().double(), dim=-1)[:, 1].numpy())
     model.train(was_training)
     return np.concatenate(found)
@@ -108,7 +107,3 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
     if len(set(labels.tolist())) == 2:
         scores["auroc"] = metrics.roc_auc_score(labels, probabilities)
     return scores
-
-
-def _labels(rows: Rows) -> np.ndarray:
-    return np.array([row["label"] for row in rows])

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel, at_least_float32
+from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
+from scratchlm.training.losses import scored_states
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
-LOGIT_NUMBERS = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
 
 
 Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -84,13 +84,13 @@ def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> flo
 
 def _row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Per row the summed loss and the number of scored tokens: (B, T), (B, T) -> (B,), (B,)."""
-    keep = targets != IGNORE_INDEX
-    hidden = model.hidden_states(inputs)[keep]  # (N, C)
-    block = max(1, LOGIT_NUMBERS // model.config.vocab_size)
+    hidden, scored = scored_states(model, inputs, targets)
+    block = logit_rows(model.config.vocab_size)
     losses = [
-        F.cross_entropy(at_least_float32(model.head(part)), scored, reduction="none")
-        for part, scored in zip(hidden.split(block), targets[keep].split(block), strict=True)
+        F.cross_entropy(at_least_float32(model.head(part)), wanted, reduction="none")
+        for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
     ]
+    keep = targets != IGNORE_INDEX
     per_token = torch.zeros(targets.shape, device=targets.device)
     per_token[keep] = torch.cat(losses).float()
     return per_token.cpu().double().sum(dim=1), keep.sum(dim=1).cpu()

@@ -1,21 +1,24 @@
 """The spam experiment from a base model to scores: what finetune_spam and its ablations share."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+from tqdm import tqdm
 
-from scratchlm.evaluation.classification import Rows, SpamEvaluation
+from scratchlm.evaluation.classification import SpamEvaluation
 from scratchlm.evaluation.settings import EvaluationParams
-from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.classifier import GPTClassifier, Texts
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, autocast, set_up
 from scratchlm.training.loop import train
-from scratchlm.training.spam import FinetuneSpamParams, build_spam_classifier, padded_width, spam_task
+from scratchlm.training.spam import FinetuneSpamParams, build_spam_classifier, padded_texts, padded_width, spam_task
+
+REMEMBERED_BYTES = 4 << 30  # of what frozen blocks give
 
 
 class SpamExperiment(NamedTuple):
@@ -30,7 +33,7 @@ class SpamExperiment(NamedTuple):
 
 def run_spam_experiment(
     trunk: GPTModel,
-    splits: Mapping[str, Rows],
+    splits: Mapping[str, Sequence[Mapping[str, Any]]],
     pad_token_id: int,
     params: FinetuneSpamParams,
     evaluation_params: EvaluationParams,
@@ -40,11 +43,17 @@ def run_spam_experiment(
 ) -> SpamExperiment:
     """Finetune `trunk` on the train split and measure all three. splits: rows of MESSAGE_SCHEMA."""
     device = set_up(runtime)
-    texts = [row["token_ids"] for row in splits["train"]]
-    width = padded_width(params.padding, texts, trunk.config.context_length)
+    token_ids = {split: [row["token_ids"] for row in rows] for split, rows in splits.items()}
+    labels = {split: [row["label"] for row in rows] for split, rows in splits.items()}
+    width = padded_width(params.padding, token_ids["train"], trunk.config.context_length)
+    texts = {split: padded_texts(found, pad_token_id, width) for split, found in token_ids.items()}
     classifier = build_spam_classifier(trunk, params, runtime.seed).to(device)
-    evaluation = SpamEvaluation(splits, pad_token_id, width, evaluation_params)
-    task = spam_task(splits["train"], width, pad_token_id, lambda: evaluation.quick(classifier))
+    if _worth_remembering(classifier, texts.values()):
+        with autocast(runtime, device):
+            for split in tqdm(texts, desc="finetune_spam frozen blocks", unit="split"):
+                texts[split].remember(classifier, evaluation_params.batch_size)
+    evaluation = SpamEvaluation(texts, labels, evaluation_params)
+    task = spam_task(texts["train"], labels["train"], lambda: evaluation.quick(classifier))
     sizes = {"padded_tokens": width, "trainable_parameters": parameter_count(classifier, trainable_only=True)}
     curve = train(classifier, task, params, runtime, device, log, resume)
     adapter = adapter_state(classifier)
@@ -52,3 +61,10 @@ def run_spam_experiment(
     with autocast(runtime, device):
         scores, probabilities = evaluation.full(classifier)
     return SpamExperiment(classifier, adapter, curve, scores | sizes, probabilities)
+
+
+def _worth_remembering(classifier: GPTClassifier, texts: Iterable[Texts]) -> bool:
+    """Whether frozen blocks would do the same work in every epoch, and what they give fits into memory."""
+    config = classifier.trunk.config
+    n_bytes = 4 * config.emb_dim * sum(found.token_ids.numel() for found in texts)
+    return classifier.n_frozen_blocks > 0 and config.dropout == 0 and n_bytes <= REMEMBERED_BYTES

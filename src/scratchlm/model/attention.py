@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scratchlm.model.packing import Packing
+
+SHORT = 512  # tokens up to which torch's fused kernel is the slower form on the CPU
+
 
 def self_attention(x: Tensor) -> Tensor:
     """Each position as the average of all, weighted by the softmax of dot products. (…, T, C) -> (…, T, C)."""
@@ -121,23 +125,43 @@ class MultiHeadAttention(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
         positions: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """x: (B, T, C); without mask, position t sees 0..t.
 
         With a cache: positions (B, T) of the new tokens, and mask (B, 1, T, S) bool, True where visible.
+        With a packing: x is (N, C), and so is what is returned.
         """
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_heads, C // self.n_heads).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        query, key, value = qkv.unbind(0)
+        query, key, value = self._heads(x, packing)  # (B, H, T, D) each
+        T = query.shape[2]
         if cache is not None:
             assert positions is not None
             key, value = cache.extend(key, value, positions, T if mask is None else mask.shape[-1])
+        context = self._attend(query, key, value, mask)
+        context = context.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
+        return self.projection(context if packing is None else packing.pack(context))
+
+    def read(self, x: Tensor, packing: Packing, columns: Tensor) -> Tensor:
+        """What `forward` gives at one position of each sequence: (N, C), columns (B,) int64 -> (B, C)."""
+        query, key, value = self._heads(x, packing)
+        query = query[torch.arange(len(columns), device=x.device), :, columns, None]  # (B, H, 1, D)
+        visible = torch.arange(packing.width, device=x.device) <= columns[:, None]  # (B, T)
+        return self.projection(self._attend(query, key, value, visible[:, None, None]).flatten(1))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, H, T, D) queries on (B, H, S, D) keys and values -> (B, H, T, D); causal without a mask."""
+        T, S = query.shape[2], key.shape[2]
         dropout = self.dropout if self.training else 0.0
-        if self.implementation == "sdpa":
-            context = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
-        else:
-            context = explicit_attention(query, key, value, causal_mask(T, x.device) if mask is None else mask, dropout)
-        return self.projection(context.transpose(1, 2).reshape(B, T, C))  # (B, H, T, D) -> (B, T, C)
+        if self.implementation == "explicit" or (query.device.type == "cpu" and T * S <= SHORT**2):
+            return explicit_attention(query, key, value, causal_mask(T, query.device) if mask is None else mask, dropout)
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
+
+    def _heads(self, x: Tensor, packing: Packing | None) -> tuple[Tensor, ...]:
+        """Query, key and value, (B, H, T, D) each."""
+        qkv = self.qkv(x)
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        return qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (3, B, H, T, D)
 
 
 def explicit_attention(
@@ -148,9 +172,9 @@ def explicit_attention(
     query: (…, T, D); key, value: (…, S, D); mask: broadcastable to (…, T, S), True where visible.
     Returns (…, T, D). Source: Vaswani et al. 2017, equation 1.
     """
-    scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (…, T, S)
+    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (…, T, S)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return weights @ value
 

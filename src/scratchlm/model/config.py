@@ -49,7 +49,7 @@ class GPTConfig(ArchitectureParams):
 
     initialisation: `torch` draws as torch's layers do, in the book's order; `gpt2` as OpenAI did
     (normal 0.02, residual projections scaled by depth). attention: `explicit` writes out scores, mask
-    and softmax; `sdpa` is torch's fused kernel for the same function.
+    and softmax; `sdpa` is torch's fused kernel for the same function, except where that is the slower form.
     """
 
     vocab_size: Positive

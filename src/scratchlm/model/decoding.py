@@ -71,7 +71,7 @@ def choose(logits: Tensor, sampling: SamplingParams, draws: Tensor | None) -> Te
     inverting the cumulative distribution, so that a row's choice depends on its own draw and not on its batch.
     """
     if sampling.temperature == 0:
-        return logits.argmax(-1)
+        return logits.float().argmax(-1)  # several times as fast as in bfloat16
     assert draws is not None
     logits = logits.float().cpu() / sampling.temperature  # from here on exact and deterministic on every device
     logits = keep_top_p(keep_top_k(logits, sampling.top_k), sampling.top_p)
@@ -108,6 +108,7 @@ def generate(
     """Continue each prompt of a batch; the result does not depend on which prompts share the batch.
 
     prompts: token ids, each non-empty, of any lengths; of a long one the last context_length tokens count.
+    model: as it is, or what `for_inference` made of it, which pays from a few tokens on.
     seeds: one per prompt, for sampling. is_complete(row, new_token_ids): True ends the row, see `stop_at`.
     on_token(row, token_id): called as tokens come (streaming).
     Raises ValueError for an empty prompt.
@@ -222,9 +223,8 @@ class _Prefilled:
 
 
 def _cache_dtype(model: GPTModel) -> torch.dtype:
-    if torch.is_autocast_enabled(model.token_embedding.weight.device.type):
-        return torch.get_autocast_dtype(model.token_embedding.weight.device.type)
-    return model.token_embedding.weight.dtype
+    device = model.token_embedding.weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:

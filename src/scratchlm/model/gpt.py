@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from scratchlm.model.attention import LayerCache, MultiHeadAttention
 from scratchlm.model.config import GPTConfig
+from scratchlm.model.packing import Packing
 
 INITIAL_STANDARD_DEVIATION = 0.02  # Radford et al. 2018, section 4.1
+LOGIT_NUMBERS = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
 
 
 class LayerNorm(nn.Module):
@@ -66,8 +68,16 @@ class TransformerBlock(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
         positions: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), mask, cache, positions))
+        """For the arguments see MultiHeadAttention; with a packing, (N, C) -> (N, C)."""
+        x = x + self.dropout(self.attention(self.norm1(x), mask, cache, positions, packing))
+        return x + self.dropout(self.feed_forward(self.norm2(x)))
+
+    def read(self, x: Tensor, packing: Packing, columns: Tensor) -> Tensor:
+        """What `forward` gives at one position of each sequence, and no work for the others: (N, C) -> (B, C)."""
+        attended = self.attention.read(self.norm1(x), packing, columns)
+        x = x[packing.starts + columns] + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
 
@@ -111,13 +121,41 @@ class GPTModel(nn.Module):
         positions: (B, T) int64 where they are not 0..T-1; mask, caches: see MultiHeadAttention.
         """
         T = token_ids.shape[1]
-        if self.config.context_length < T:
-            raise ValueError(f"{T} tokens do not fit the model's context_length of {self.config.context_length}")
+        self._refuse_more_than_context(T)
         places = torch.arange(T, device=token_ids.device) if positions is None else positions
         x = self.dropout(self.token_embedding(token_ids) + self.position_embedding(places))
         for index, block in enumerate(self.blocks):
             x = block(x, mask, caches[index] if caches else None, positions)
         return self.final_norm(x)
+
+    def packed_states(self, token_ids: Tensor, packing: Packing) -> Tensor:
+        """hidden_states of packed sequences: (N,) int64 -> (N, C). Raises ValueError as it does."""
+        return self.finish(self.encode(token_ids, packing, 0), packing, 0)
+
+    def encode(self, token_ids: Tensor, packing: Packing, n_blocks: int) -> Tensor:
+        """What the embeddings and the first `n_blocks` make of packed tokens: (N,) int64 -> (N, C)."""
+        self._refuse_more_than_context(packing.width)
+        x = self.dropout(self.token_embedding(token_ids) + self.position_embedding(packing.positions))
+        for block in self.blocks[:n_blocks]:
+            x = block(x, packing=packing)
+        return x
+
+    def finish(self, x: Tensor, packing: Packing, n_blocks: int, columns: Tensor | None = None) -> Tensor:
+        """The other blocks and the final norm on what `encode` gave: (N, C) -> (N, C).
+
+        columns: (B,) int64, the one position of each sequence that is asked for -> (B, C).
+        """
+        blocks: list[TransformerBlock] = [*self.blocks[n_blocks:]]  # type: ignore[list-item]
+        reader = blocks.pop() if blocks and columns is not None else None
+        for block in blocks:
+            x = block(x, packing=packing)
+        if columns is not None:
+            x = reader.read(x, packing, columns) if reader else x[packing.starts + columns]
+        return self.final_norm(x)
+
+    def _refuse_more_than_context(self, n_tokens: int) -> None:
+        if self.config.context_length < n_tokens:
+            raise ValueError(f"{n_tokens} tokens do not fit the model's context_length of {self.config.context_length}")
 
     def _initialise_as_gpt2(self) -> None:
         for name, parameter in self.named_parameters():
@@ -128,6 +166,11 @@ class GPTModel(nn.Module):
                 residual = name.endswith("projection.weight")
                 depth = math.sqrt(2 * self.config.n_layers) if residual else 1.0
                 nn.init.normal_(parameter, std=INITIAL_STANDARD_DEVIATION / depth)
+
+
+def logit_rows(vocab_size: int) -> int:
+    """Positions whose logits are held at a time."""
+    return max(1, LOGIT_NUMBERS // vocab_size)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

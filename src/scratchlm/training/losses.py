@@ -1,10 +1,14 @@
 """What training minimises. Every loss is a sum with the number of scored items, so that means are exact."""
 
-from torch import Tensor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel, at_least_float32
+from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
+from scratchlm.model.packing import Packing
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -24,9 +28,59 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
     """next_token_loss times the number of scored tokens: (B, T), (B, T) -> scalar, in nats.
 
-    Logits are made only where something is scored: over a large vocabulary the head is most of the work.
+    What stands behind a row's last scored target cannot influence it and is not computed, and logits are made only
+    where something is scored: over a large vocabulary the head is most of the work.
     """
-    hidden, scored = model.hidden_states(inputs).flatten(0, 1), targets.flatten()  # (B * T, C), (B * T,)
-    if (keep := scored != IGNORE_INDEX).sum() < len(scored):
-        hidden, scored = hidden[keep], scored[keep]
-    return F.cross_entropy(at_least_float32(model.head(hidden)), scored, reduction="sum")
+    hidden, scored = scored_states(model, inputs, targets)
+    return summed_head_loss(model.head, hidden, scored, logit_rows(model.config.vocab_size))
+
+
+def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The hidden states that the head predicts the scored targets from, and these: (B, T), (B, T) -> (K, C), (K,).
+
+    In order of rows, then columns.
+    """
+    is_scored = targets != IGNORE_INDEX
+    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    packing = Packing((is_scored * places).amax(dim=1).clamp(min=1))  # a row's length, up to its last scored target
+    hidden = model.packed_states(packing.pack(inputs), packing)  # (N, C)
+    keep = packing.pack(is_scored)
+    return (hidden if keep.all() else hidden[keep]), targets[is_scored]
+
+
+def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: int) -> Tensor:
+    """Cross-entropy of head(hidden), summed: (N, C), (N,) int64 -> scalar, in nats.
+
+    Only `block` rows of logits exist at a time. Where that is not all, gradients are computed together with the loss,
+    so that nothing of the size of the logits is kept for the backward pass or made a second time in it.
+    """
+    if len(targets) <= block:
+        return F.cross_entropy(at_least_float32(head(hidden)), targets, reduction="sum")
+    weights = [p for p in head.parameters() if p.requires_grad]
+    return _BlockwiseHeadLoss.apply(head, block, targets, hidden, *weights)
+
+
+class _BlockwiseHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, head: nn.Module, block: int, targets: Tensor, hidden: Tensor, *weights: nn.Parameter
+    ) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        weight_gradients: list[Tensor] = []
+        hidden_gradients = []
+        for part, scored in zip(hidden.detach().split(block), targets.split(block), strict=True):
+            with torch.enable_grad():
+                loss = summed_head_loss(head, part.requires_grad_(), scored, block)
+            part_gradient, *gradients = torch.autograd.grad(loss, (part, *weights))
+            total += loss.detach()
+            hidden_gradients.append(part_gradient)
+            if weight_gradients:
+                torch._foreach_add_(weight_gradients, gradients)
+            else:
+                weight_gradients = gradients
+        ctx.gradients = (torch.cat(hidden_gradients), *weight_gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *torch._foreach_mul(ctx.gradients, factor)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.data.messages import CLASSES, pad
-from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
+from scratchlm.model.classifier import GPTClassifier, Position, Texts, Trainable, freeze
 from scratchlm.model.gpt import GPTModel, at_least_float32, build_model
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.params import check_params
@@ -72,20 +72,22 @@ def padded_width(padding: int | str, train: Sequence[Sequence[int]], context_len
     return min(context_length, max(map(len, train)) if isinstance(padding, str) else padding)
 
 
-def spam_task(
-    rows: Sequence[Mapping[str, Any]], width: int, pad_token_id: int, evaluate: Callable[[], Mapping[str, float]]
-) -> Task:
-    """The loop's task for messages with token_ids and label."""
+def padded_texts(token_ids: Sequence[Sequence[int]], pad_token_id: int, width: int) -> Texts:
+    """Messages as a classifier takes them, cut and padded to `width` tokens."""
+    padded, lengths = pad(token_ids, pad_token_id, width)
+    return Texts(torch.from_numpy(padded), torch.from_numpy(lengths))
+
+
+def spam_task(texts: Texts, labels: Sequence[int], evaluate: Callable[[], Mapping[str, float]]) -> Task:
+    """The loop's task for messages and their classes, one each."""
+    classes = torch.tensor(labels)
 
     def batch(indices: np.ndarray) -> Batch:
-        chosen = [rows[i] for i in indices]
-        token_ids, lengths = pad([row["token_ids"] for row in chosen], pad_token_id, width)
-        labels = torch.tensor([row["label"] for row in chosen])
-        return Batch((torch.from_numpy(token_ids), torch.from_numpy(lengths), labels), len(chosen))
+        return Batch((*texts.batch(indices.tolist()), classes[indices]), len(indices))
 
-    return Task("finetune_spam", len(rows), batch, summed_class_loss, evaluate, samples=[])
+    return Task("finetune_spam", len(texts), batch, summed_class_loss, evaluate, samples=[])
 
 
-def summed_class_loss(model: GPTClassifier, token_ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the class, summed over texts: (B, T), (B,), (B,) int64 -> scalar, in nats."""
-    return F.cross_entropy(at_least_float32(model(token_ids, lengths)), labels, reduction="sum")
+def summed_class_loss(model: GPTClassifier, texts: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the class, summed over texts: what GPTClassifier takes, (B,) int64 -> scalar, in nats."""
+    return F.cross_entropy(at_least_float32(model(texts, lengths)), labels, reduction="sum")

@@ -1,0 +1,42 @@
+"""A model's weights as decoding reads them fastest."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from scratchlm.model.gpt import GPTModel
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weights are converted once, into the blocks that oneDNN's kernels read. (…, C) -> (…, C').
+
+    With one or a few rows the time goes into reading the weights, which these kernels do two to three times as fast
+    as those for a plain matrix. No gradients.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+
+
+def for_inference(model: GPTModel) -> GPTModel:
+    """The model with its linear layers packed, where that helps: on a CPU with oneDNN. Else the model itself.
+
+    Takes the precision of the products from the autocast that it is called in, and needs memory for the copy. It does
+    not see later changes of the model's matrices. Made in about the time of three decoding steps.
+    """
+    if model.head.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for path, module in [*twin.named_modules()]:
+        if type(module) is nn.Linear:
+            parent, _, name = path.rpartition(".")
+            setattr(twin.get_submodule(parent), name, PackedLinear(module, dtype))
+    return twin.eval()
