@@ -19,8 +19,9 @@ from scratchlm.evaluation.classification import (
     spam_probabilities,
 )
 from scratchlm.evaluation.settings import EvaluationParams
-from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.classifier import GPTClassifier, Texts
 from scratchlm.model.gpt import GPTModel
+from scratchlm.training.spam import padded_texts
 
 Build = Callable[..., GPTModel]
 PAD = 10
@@ -28,6 +29,16 @@ PAD = 10
 
 def message(number: int, label: int, token_ids: list[int]) -> dict[str, Any]:
     return {"id": f"sms-{number:05d}", "label": label, "text": f"text {number}", "token_ids": token_ids}
+
+
+def texts_of(rows: list[dict[str, Any]]) -> Texts:
+    return padded_texts([row["token_ids"] for row in rows], PAD, 8)
+
+
+def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> SpamEvaluation:
+    texts = {split: texts_of(rows) for split, rows in splits.items()}
+    labels = {split: [row["label"] for row in rows] for split, rows in splits.items()}
+    return SpamEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
 
 
 def random_messages(n: int, seed: int) -> list[dict[str, Any]]:
@@ -103,34 +114,37 @@ def test_scores_hold_together(pairs: list[tuple[bool, float]]) -> None:
 
 
 def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClassifier) -> None:
-    texts = [row["token_ids"] for row in random_messages(9, seed=1)]
+    messages = random_messages(9, seed=1)
+    texts, everyone = texts_of(messages), np.arange(9)
     classifier.train()
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    found = spam_probabilities(classifier, texts, PAD, 8, batch_size=4)
+    found = spam_probabilities(classifier, texts, everyone, batch_size=4)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert classifier.training
     assert found.shape == (9,) and found.dtype == np.float64
     for batch_size in (1, 9, 20):
-        np.testing.assert_allclose(spam_probabilities(classifier, texts, PAD, 8, batch_size), found, atol=1e-6)
+        np.testing.assert_allclose(spam_probabilities(classifier, texts, everyone, batch_size), found, atol=1e-6)
     classifier.eval()
-    for text, probability in zip(texts, found, strict=True):
-        cut = text[:8]
+    for message, probability in zip(messages, found, strict=True):
+        cut = message["token_ids"][:8]
         with torch.no_grad():  # without padding: a causal model's last real position does not see it
             logits = classifier(torch.tensor([cut]), torch.tensor([len(cut)]))[0]
         ham, spam = logits.exp().tolist()
         assert probability == pytest.approx(spam / (ham + spam), abs=1e-6)
-    assert spam_probabilities(classifier, texts, PAD, 8, 4).tolist() == found.tolist()
+    assert spam_probabilities(classifier, texts, everyone, 4).tolist() == found.tolist()
+    some = np.array([7, 0, 3])
+    np.testing.assert_allclose(spam_probabilities(classifier, texts, some, 4), found[some], atol=1e-6)
     assert not classifier.training
 
 
 def test_quick_figures_are_of_the_same_few_messages_of_train_and_val(classifier: GPTClassifier) -> None:
     splits = {name: random_messages(n, seed=n) for name, n in {"train": 11, "val": 5, "test": 4}.items()}
-    evaluation = SpamEvaluation(splits, PAD, 8, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
+    evaluation = evaluation_of(splits)
     figures = evaluation.quick(classifier)
     assert figures == evaluation.quick(classifier)
     chosen = [splits["train"][i] for i in (0, 5, 10)]
-    probabilities = spam_probabilities(classifier, [row["token_ids"] for row in chosen], PAD, 8, 2)
+    probabilities = spam_probabilities(classifier, texts_of(chosen), np.arange(3), 2)
     expected = classification_scores(np.array([row["label"] for row in chosen]), probabilities)
     assert figures["train_loss"] == expected["loss"]
     assert figures["train_accuracy"] == expected["accuracy"]
@@ -139,7 +153,7 @@ def test_quick_figures_are_of_the_same_few_messages_of_train_and_val(classifier:
 
 def test_full_figures_are_of_every_message_of_every_split(classifier: GPTClassifier) -> None:
     splits = {name: random_messages(n, seed=n) for name, n in {"train": 11, "val": 5, "test": 4}.items()}
-    evaluation = SpamEvaluation(splits, PAD, 8, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
+    evaluation = evaluation_of(splits)
     scores, probabilities = evaluation.full(classifier)
     assert {split: len(found) for split, found in probabilities.items()} == {"train": 11, "val": 5, "test": 4}
     for split, rows in splits.items():

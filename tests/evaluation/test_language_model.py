@@ -11,7 +11,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scratchlm.artifacts import read_table, write_table
 from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.evaluation import language_model
 from scratchlm.evaluation.language_model import (
     LOSS_SCHEMA,
     Losses,
@@ -21,6 +20,7 @@ from scratchlm.evaluation.language_model import (
     measure_losses,
     perplexity,
 )
+from scratchlm.model import gpt
 from scratchlm.model.gpt import GPTModel
 
 Build = Callable[..., GPTModel]

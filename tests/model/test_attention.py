@@ -10,6 +10,7 @@ from llms_from_scratch import ch03
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scratchlm.model import attention as attention_module
 from scratchlm.model.attention import (
     CausalAttention,
     LayerCache,
@@ -20,6 +21,7 @@ from scratchlm.model.attention import (
     explicit_attention,
     self_attention,
 )
+from scratchlm.model.packing import Packing
 
 IMPLEMENTATIONS = ["explicit", "sdpa"]
 
@@ -300,3 +302,29 @@ def test_rows_of_different_lengths_share_a_cache(implementation: str) -> None:
     for row, length in enumerate(lengths):
         alone = attention(x[row : row + 1, : length + 1])[:, -1:]
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_on_the_cpu_short_texts_are_attended_to_in_the_written_out_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, kernel = [], F.scaled_dot_product_attention
+
+    def noted(query: Tensor, *rest: object, **options: object) -> Tensor:
+        lengths.append(query.shape[2])
+        return kernel(query, *rest, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    monkeypatch.setattr(attention_module, "SHORT", 4)
+    for n_positions in (3, 4, 5):
+        x = torch.randn(2, n_positions, 8, generator=seeded())
+        torch.testing.assert_close(multi_head("sdpa")(x), multi_head("explicit")(x))
+    assert lengths == [5]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_reading_one_position_gives_what_the_whole_gives_there(implementation: str) -> None:
+    attention, lengths = multi_head(implementation), torch.tensor([5, 2, 3])
+    x, packing = torch.randn(3, 5, 8, generator=seeded()), Packing(lengths)
+    columns = torch.tensor([4, 0, 1])
+    expected = attention(x)[torch.arange(3), columns]
+    torch.testing.assert_close(attention.read(packing.pack(x), packing, columns), expected)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from scratchlm.training.losses import next_token_loss, summed_next_token_loss
+from scratchlm.training.losses import next_token_loss, summed_head_loss, summed_next_token_loss
 
 
 def test_the_loss_by_hand() -> None:
@@ -71,3 +71,34 @@ def test_logits_are_made_only_where_something_is_scored(tiny_gpt: Any) -> None:
     summed_next_token_loss(model, inputs, torch.tensor([[-100, 1, 2], [-100, -100, 3]]))
     summed_next_token_loss(model, inputs, inputs)
     assert rows == [3, 6]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_loss_by_blocks_has_the_value_and_gradients_of_the_whole(precision: str, bias: bool) -> None:
+    source = torch.Generator().manual_seed(0)
+    states = torch.randn(23, 16, generator=source, dtype=torch.float64)
+    targets = torch.randint(31, (23,), generator=source)
+    found = []
+    for block in (23, 5, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            head = torch.nn.Linear(16, 31, bias=bias).to(torch.float64 if precision == "float64" else torch.float32)
+        hidden = states.to(head.weight.dtype, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            loss = summed_head_loss(head, hidden, targets, block)
+        (loss / 7).backward()
+        found.append([loss.detach(), hidden.grad, *(p.grad for p in head.parameters())])
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 1e-2}[precision]
+    for by_blocks in found[1:]:
+        torch.testing.assert_close(by_blocks, found[0], rtol=tolerance, atol=tolerance)
+
+
+def test_a_loss_by_blocks_never_holds_more_logits_than_a_block_and_trains_only_what_learns() -> None:
+    head, rows = torch.nn.Linear(4, 9), []
+    head.bias.requires_grad_(False)
+    head.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    hidden = torch.ones(7, 4, requires_grad=True)
+    summed_head_loss(head, hidden, torch.zeros(7, dtype=torch.int64), block=3).backward()
+    assert rows == [3, 3, 1]
+    assert head.bias.grad is None and head.weight.grad is not None and hidden.grad is not None

@@ -11,12 +11,13 @@ from scratchlm.params import check_params
 from scratchlm.training.spam import (
     FinetuneSpamParams,
     build_spam_classifier,
+    padded_texts,
     padded_width,
     spam_task,
     summed_class_loss,
 )
 
-ROWS = [{"token_ids": ids, "label": label} for ids, label in [([1, 2, 3], 0), ([4], 1), ([], 0), ([5, 6, 7, 8, 9], 1)]]
+TOKEN_IDS, LABELS = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9]], [0, 1, 0, 1]
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +92,7 @@ def test_the_width_is_the_longest_training_message_or_what_was_asked_for_within_
 
 
 def test_a_batch_by_hand() -> None:
-    task = spam_task(ROWS, 4, 0, dict)
+    task = spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, dict)
     batch = task.batch(np.array([3, 0, 2]))
     assert (task.n_examples, batch.n_scored) == (4, 3)
     assert [tensor.tolist() for tensor in batch.tensors] == [
@@ -104,7 +105,7 @@ def test_a_batch_by_hand() -> None:
 
 def test_the_loss_is_summed_over_messages(tiny_gpt: Any, params: Any) -> None:
     classifier = build_spam_classifier(tiny_gpt(), params(), 1).eval()
-    tensors = spam_task(ROWS, 4, 0, dict).batch(np.arange(4)).tensors
+    tensors = spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, dict).batch(np.arange(4)).tensors
     loss = summed_class_loss(classifier, *tensors)
     assert loss.item() == pytest.approx(4 * F.cross_entropy(classifier(*tensors[:2]), tensors[2]).item(), rel=1e-6)
     with torch.no_grad():

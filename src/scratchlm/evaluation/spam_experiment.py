@@ -64,7 +64,7 @@ def run_spam_experiment(
 
 
 def _worth_remembering(classifier: GPTClassifier, texts: Iterable[Texts]) -> bool:
-    """Whether frozen blocks would do the same work in every epoch, and what they give fits into memory."""
+    """Whether frozen blocks give the same in every epoch, and what they give fits into memory."""
     config = classifier.trunk.config
     n_bytes = 4 * config.emb_dim * sum(found.token_ids.numel() for found in texts)
-    return classifier.n_frozen_blocks > 0 and config.dropout == 0 and n_bytes <= REMEMBERED_BYTES
+    return config.dropout == 0 and n_bytes <= REMEMBERED_BYTES

@@ -153,7 +153,8 @@ class MultiHeadAttention(nn.Module):
         T, S = query.shape[2], key.shape[2]
         dropout = self.dropout if self.training else 0.0
         if self.implementation == "explicit" or (query.device.type == "cpu" and T * S <= SHORT**2):
-            return explicit_attention(query, key, value, causal_mask(T, query.device) if mask is None else mask, dropout)
+            mask = causal_mask(T, query.device) if mask is None else mask
+            return explicit_attention(query, key, value, mask, dropout)
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
 
     def _heads(self, x: Tensor, packing: Packing | None) -> tuple[Tensor, ...]:

@@ -84,7 +84,12 @@ class Texts:
 
     @torch.no_grad()
     def remember(self, classifier: GPTClassifier, batch_size: int) -> None:
-        """Run the frozen blocks once, for as long as they stay frozen. The random streams are not touched."""
+        """Run the frozen blocks once, for as long as they stay frozen; without any, nothing is remembered.
+
+        The random streams are not touched.
+        """
+        if not classifier.n_frozen_blocks:
+            return
         device, was_training = classifier.head.weight.device, classifier.training
         classifier.eval()
         states: list[Tensor] = []

@@ -223,8 +223,9 @@ class _Prefilled:
 
 
 def _cache_dtype(model: GPTModel) -> torch.dtype:
-    device = model.token_embedding.weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    weight = model.token_embedding.weight
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:

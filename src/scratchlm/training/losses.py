@@ -65,21 +65,20 @@ class _BlockwiseHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, head: nn.Module, block: int, targets: Tensor, hidden: Tensor, *weights: nn.Parameter
     ) -> Tensor:
-        total = torch.zeros((), device=hidden.device)
+        losses, hidden_gradients = [], []
         weight_gradients: list[Tensor] = []
-        hidden_gradients = []
         for part, scored in zip(hidden.detach().split(block), targets.split(block), strict=True):
             with torch.enable_grad():
                 loss = summed_head_loss(head, part.requires_grad_(), scored, block)
             part_gradient, *gradients = torch.autograd.grad(loss, (part, *weights))
-            total += loss.detach()
+            losses.append(loss.detach())
             hidden_gradients.append(part_gradient)
             if weight_gradients:
                 torch._foreach_add_(weight_gradients, gradients)
             else:
                 weight_gradients = gradients
         ctx.gradients = (torch.cat(hidden_gradients), *weight_gradients)
-        return total
+        return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+
+import pytest
+
+from scratchlm.model import attention
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torchs_kernel_at_any_length() -> Iterator[None]:
+    """Else `sdpa` would mean the written-out form for texts as short as the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SHORT", 0)
+        yield
