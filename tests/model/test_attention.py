@@ -262,12 +262,16 @@ def test_a_changed_token_leaves_everything_before_it_as_it_was(
 # The cache
 
 
-def test_the_cache_stores_each_row_at_its_own_positions_and_returns_the_visible_slots() -> None:
-    cache = LayerCache(torch.zeros(2, 1, 4, 1), torch.zeros(2, 1, 4, 1))
+def test_the_cache_stores_each_row_at_its_own_positions_and_has_as_many_slots_as_asked_for() -> None:
+    cache = LayerCache()
+    first = torch.tensor([[5.0], [6.0]]).view(2, 1, 1, 1)
+    cache.fill(first, -first)
     new = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 1, 2, 1)
-    keys, values = cache.extend(new, -new, torch.tensor([[0, 1], [1, 2]]), visible=3)
-    assert keys.squeeze().tolist() == [[1, 2, 0], [0, 3, 4]]
-    assert values.squeeze().tolist() == [[-1, -2, 0], [0, -3, -4]]
+    cache.extend(new, -new, torch.tensor([[0, 1], [1, 2]]), n_slots=4)
+    assert cache.keys.squeeze().tolist() == [[1, 2, 0, 0], [6, 3, 4, 0]]
+    assert cache.values.squeeze().tolist() == [[-1, -2, 0, 0], [-6, -3, -4, 0]]
+    cache.extend(first, first, torch.tensor([[1], [0]]), n_slots=2)  # when the longer row has ended
+    assert cache.keys.squeeze().tolist() == [[1, 5], [6, 3]]
 
 
 @torch.no_grad()
@@ -276,7 +280,8 @@ def test_the_cache_stores_each_row_at_its_own_positions_and_returns_the_visible_
 def test_a_cache_filled_piece_by_piece_gives_what_one_pass_gives(implementation: str, chunks: list[int]) -> None:
     attention = multi_head(implementation)
     x = torch.randn(2, 6, 8, generator=seeded())
-    cache = LayerCache(*torch.full((2, 2, 2, 9, 4), 1e4))  # what an unwritten slot holds must not count
+    cache = LayerCache()
+    cache.fill(*torch.full((2, 2, 2, 9, 4), 1e4))  # what an unwritten slot holds must not count
     outputs, start = [], 0
     for piece in x.split(chunks, dim=1):
         end = start + piece.shape[1]
@@ -293,8 +298,8 @@ def test_rows_of_different_lengths_share_a_cache(implementation: str) -> None:
     attention = multi_head(implementation)
     x = torch.randn(2, 4, 8, generator=seeded())
     lengths = [3, 1]
-    cache = LayerCache(*torch.zeros(2, 2, 2, 4, 4))
-    attention(x[:, :3], None, cache, torch.arange(3).expand(2, 3))  # the second row's last two are padding
+    cache = LayerCache()
+    attention(x[:, :3], cache=cache)  # the second row's last two are padding
     positions = torch.tensor(lengths)[:, None]
     new = torch.stack([x[row, length] for row, length in enumerate(lengths)])[:, None]  # (B, 1, C)
     mask = (torch.arange(4) <= positions)[:, None, None]

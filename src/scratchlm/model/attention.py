@@ -76,18 +76,24 @@ class LayerCache:
 
     Slot p of row b holds the token at position p, so a key is visible to a query at position q
     exactly if p <= q, and what padding wrote behind a row's end is overwritten before it is seen.
+    All slots are attended to, the masked ones too: kernels would copy a part of them before they multiply.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        """keys, values: (B, H, S, D) preallocated; S is the capacity."""
-        self.keys, self.values = keys, values
+    keys: Tensor  # (B, H, S, D), like values
+    values: Tensor
 
-    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, visible: int) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) at `positions` (B, T); return all keys and values of the first `visible` slots."""
+    def fill(self, keys: Tensor, values: Tensor) -> None:
+        """Begin with (B, H, S, D) of the first S positions."""
+        self.keys, self.values = keys.contiguous(), values.contiguous()
+
+    def extend(self, keys: Tensor, values: Tensor, positions: Tensor, n_slots: int) -> None:
+        """Store (B, H, T, D) at `positions` (B, T), all of them below `n_slots`, the number of slots from now on."""
+        more = n_slots - self.keys.shape[2]
+        if more:
+            self.keys, self.values = F.pad(self.keys, (0, 0, 0, more)), F.pad(self.values, (0, 0, 0, more))
         rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
         self.keys[rows, :, positions] = keys.transpose(1, 2)
         self.values[rows, :, positions] = values.transpose(1, 2)
-        return self.keys[:, :, :visible], self.values[:, :, :visible]
 
 
 class MultiHeadAttention(nn.Module):
@@ -129,21 +135,21 @@ class MultiHeadAttention(nn.Module):
     ) -> Tensor:
         """x: (B, T, C); without mask, position t sees 0..t.
 
-        With a cache: positions (B, T) of the new tokens, and mask (B, 1, T, S) bool, True where visible.
-        With a packing: x is (N, C), and so is what is returned.
+        With a cache: positions (B, T) of the new tokens, and mask (B, 1, T, S) bool, True where visible; without
+        these, the tokens are each row's first. With a packing: x is (N, C), and so is what is returned.
         """
-        query, key, value = self._heads(x, packing)  # (B, H, T, D) each
-        T = query.shape[2]
-        if cache is not None:
-            assert positions is not None
-            key, value = cache.extend(key, value, positions, T if mask is None else mask.shape[-1])
+        query, key, value = self._heads(x, packing, cache if positions is None else None)  # (B, H, T, D) each
+        if cache is not None and positions is not None:
+            assert mask is not None
+            cache.extend(key, value, positions, mask.shape[-1])
+            key, value = cache.keys, cache.values
         context = self._attend(query, key, value, mask)
         context = context.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, C)
         return self.projection(context if packing is None else packing.pack(context))
 
-    def read(self, x: Tensor, packing: Packing, columns: Tensor) -> Tensor:
+    def read(self, x: Tensor, packing: Packing, columns: Tensor, cache: LayerCache | None = None) -> Tensor:
         """What `forward` gives at one position of each sequence: (N, C), columns (B,) int64 -> (B, C)."""
-        query, key, value = self._heads(x, packing)
+        query, key, value = self._heads(x, packing, cache)
         query = query[torch.arange(len(columns), device=x.device), :, columns, None]  # (B, H, 1, D)
         visible = torch.arange(packing.width, device=x.device) <= columns[:, None]  # (B, T)
         return self.projection(self._attend(query, key, value, visible[:, None, None]).flatten(1))
@@ -157,12 +163,15 @@ class MultiHeadAttention(nn.Module):
             return explicit_attention(query, key, value, mask, dropout)
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=mask is None)
 
-    def _heads(self, x: Tensor, packing: Packing | None) -> tuple[Tensor, ...]:
-        """Query, key and value, (B, H, T, D) each."""
+    def _heads(self, x: Tensor, packing: Packing | None, cache: LayerCache | None) -> tuple[Tensor, ...]:
+        """Query, key and value, (B, H, T, D) each, the latter two kept in an empty cache."""
         qkv = self.qkv(x)
         if packing is not None:
             qkv = packing.pad(qkv)
-        return qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (3, B, H, T, D)
+        query, key, value = qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if cache is not None:
+            cache.fill(key, value)
+        return query, key, value
 
 
 def explicit_attention(

@@ -1,5 +1,6 @@
 """Turning logits into text: choosing tokens, and the loop that generates a batch with cached keys and values."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from scratchlm.model.attention import LayerCache
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.packing import Packing
+
+SLOTS_AT_ONCE = 32  # by which caches grow
 
 
 class SamplingParams(BaseModel):
@@ -122,7 +126,7 @@ def generate(
     tokens = [list(prompt) for prompt in prompts]
     finished = [False] * len(prompts)
     active = list(range(len(prompts)))
-    state = _Prefilled(model, tokens, max_new_tokens)
+    state = _Prefilled(model, tokens)
     for _ in range(max_new_tokens):
         if not active:
             break
@@ -159,18 +163,11 @@ class _Prefilled:
     from scratch at each step, exactly as without a cache.
     """
 
-    def __init__(self, model: GPTModel, tokens: list[list[int]], max_new_tokens: int) -> None:
-        config = model.config
+    def __init__(self, model: GPTModel, tokens: list[list[int]]) -> None:
         self.model = model
         self.device = model.token_embedding.weight.device
-        self.context_length = config.context_length
-        capacity = min(config.context_length, max(map(len, tokens)) + max_new_tokens)
-        head_width = config.emb_dim // config.n_heads
-        shape = (len(tokens), config.n_heads, capacity, head_width)
-        self.caches = [
-            LayerCache(*(torch.zeros(shape, device=self.device, dtype=_cache_dtype(model)) for _ in range(2)))
-            for _ in model.blocks
-        ]
+        self.context_length = model.config.context_length
+        self.caches = [LayerCache() for _ in model.blocks]
         self.cached: list[int | None] = [0] * len(tokens)  # tokens of each row in the cache; None: outgrown
 
     def next_logits(self, tokens: list[list[int]]) -> Tensor:
@@ -194,6 +191,8 @@ class _Prefilled:
         self.cached = [self.cached[place] for place in places]
 
     def _keep_in_cache(self, places: list[int]) -> None:
+        if not any(self.cached):
+            return  # nothing was computed yet
         slot = {place: i for i, place in enumerate(p for p, cached in enumerate(self.cached) if cached is not None)}
         index = torch.tensor([slot[place] for place in places], dtype=torch.int64, device=self.device)
         for cache in self.caches:
@@ -206,26 +205,17 @@ class _Prefilled:
         assert all(len(row) == length + 1 for row, length in zip(tokens, cached, strict=True))
         positions = torch.tensor(cached, device=self.device)[:, None]  # (B, 1)
         last = torch.tensor([[row[-1]] for row in tokens], device=self.device)
-        mask = (torch.arange(max(map(len, tokens)), device=self.device) <= positions)[:, None, None]  # (B, 1, 1, S)
+        n_slots = min(self.context_length, SLOTS_AT_ONCE * math.ceil(max(map(len, tokens)) / SLOTS_AT_ONCE))
+        mask = (torch.arange(n_slots, device=self.device) <= positions)[:, None, None]  # (B, 1, 1, S)
         hidden = self.model.hidden_states(last, positions=positions, mask=mask, caches=self.caches)
         return self.model.head(hidden[:, -1])
 
     def _last_logits(self, tokens: list[list[int]], caches: list[LayerCache] | None = None) -> Tensor:
-        padded, last = self._padded(tokens)
-        positions = torch.arange(padded.shape[1], device=self.device).expand_as(padded)
-        hidden = self.model.hidden_states(padded, positions=positions, caches=caches)
-        return self.model.head(hidden[torch.arange(len(tokens), device=self.device), last])
-
-    def _padded(self, tokens: list[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, tokens))
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=self.device)
-        return padded, torch.tensor([len(row) - 1 for row in tokens], device=self.device)
-
-
-def _cache_dtype(model: GPTModel) -> torch.dtype:
-    weight = model.token_embedding.weight
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        lengths = torch.tensor([len(row) for row in tokens], device=self.device)
+        packing = Packing(lengths)
+        packed = torch.tensor([token_id for row in tokens for token_id in row], device=self.device)
+        states = self.model.encode(packed, packing, 0)
+        return self.model.head(self.model.finish(states, packing, 0, columns=lengths - 1, caches=caches))
 
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:

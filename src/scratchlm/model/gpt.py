@@ -1,6 +1,8 @@
 """GPT: embeddings, pre-norm transformer blocks, a head. Radford et al. 2019; the book's chapter 4."""
 
 import math
+from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +76,9 @@ class TransformerBlock(nn.Module):
         x = x + self.dropout(self.attention(self.norm1(x), mask, cache, positions, packing))
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
-    def read(self, x: Tensor, packing: Packing, columns: Tensor) -> Tensor:
+    def read(self, x: Tensor, packing: Packing, columns: Tensor, cache: LayerCache | None = None) -> Tensor:
         """What `forward` gives at one position of each sequence, and no work for the others: (N, C) -> (B, C)."""
-        attended = self.attention.read(self.norm1(x), packing, columns)
+        attended = self.attention.read(self.norm1(x), packing, columns, cache)
         x = x[packing.starts + columns] + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
@@ -114,7 +116,7 @@ class GPTModel(nn.Module):
         *,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        caches: list[LayerCache] | None = None,
+        caches: Sequence[LayerCache] | None = None,
     ) -> Tensor:
         """The final norm's output for each token, (B, T) -> (B, T, C); the head makes logits of it.
 
@@ -140,17 +142,26 @@ class GPTModel(nn.Module):
             x = block(x, packing=packing)
         return x
 
-    def finish(self, x: Tensor, packing: Packing, n_blocks: int, columns: Tensor | None = None) -> Tensor:
+    def finish(
+        self,
+        x: Tensor,
+        packing: Packing,
+        n_blocks: int,
+        columns: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
         """The other blocks and the final norm on what `encode` gave: (N, C) -> (N, C).
 
         columns: (B,) int64, the one position of each sequence that is asked for -> (B, C).
+        caches: empty, one for each of the other blocks, to be filled.
         """
-        blocks: list[TransformerBlock] = [*self.blocks[n_blocks:]]  # type: ignore[list-item]
-        reader = blocks.pop() if blocks and columns is not None else None
-        for block in blocks:
-            x = block(x, packing=packing)
+        layers: list[tuple[TransformerBlock, LayerCache | None]]
+        layers = [*zip(self.blocks[n_blocks:], caches or repeat(None))]  # type: ignore[list-item]  # noqa: B905
+        last = layers.pop() if layers and columns is not None else None
+        for block, cache in layers:
+            x = block(x, cache=cache, packing=packing)
         if columns is not None:
-            x = reader.read(x, packing, columns) if reader else x[packing.starts + columns]
+            x = last[0].read(x, packing, columns, last[1]) if last else x[packing.starts + columns]
         return self.final_norm(x)
 
     def _refuse_more_than_context(self, n_tokens: int) -> None:

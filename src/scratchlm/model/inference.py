@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import FeedForward, GPTModel
 
 
 class PackedLinear(nn.Module):
@@ -20,9 +20,11 @@ class PackedLinear(nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.dtype = dtype
+        self.activation = "none"  # or "gelu", in its tanh approximation
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
+        x = x.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "tanh")
 
 
 def for_inference(model: GPTModel) -> GPTModel:
@@ -39,4 +41,7 @@ def for_inference(model: GPTModel) -> GPTModel:
         if type(module) is nn.Linear:
             parent, _, name = path.rpartition(".")
             setattr(twin.get_submodule(parent), name, PackedLinear(module, dtype))
+    for module in twin.modules():
+        if isinstance(module, FeedForward) and isinstance(module.expansion, PackedLinear):
+            module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]
     return twin.eval()
