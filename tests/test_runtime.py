@@ -1,3 +1,4 @@
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -26,7 +27,9 @@ def params(**changes: Any) -> RuntimeParams:
 @pytest.fixture
 def restore_torch() -> Any:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    kernels = torch.backends.mkldnn.matmul.fp32_precision
     yield
+    torch.backends.mkldnn.matmul.fp32_precision = kernels
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
 
@@ -101,6 +104,34 @@ def test_set_up_fixes_threads_and_deterministic_kernels(restore_torch: None) -> 
     assert set_up(params(threads=3)) == torch.device("cpu")
     assert torch.get_num_threads() == 3
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_float32_products_keep_every_bit_of_float32(restore_torch: None) -> None:
+    set_up(params())
+    assert torch.backends.mkldnn.matmul.fp32_precision in {"bf16", "none"}
+    numbers = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(numbers @ torch.eye(300), numbers)
+
+
+def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch, restore_torch: None) -> None:
+    monkeypatch.setattr(torch, "equal", lambda found, exact: False)  # as on a processor with matrix units
+    set_up(params())
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc has this setting, and no other")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    code = """
+import psutil, torch
+from scratchlm.runtime import DeviceParams, set_up
+set_up(DeviceParams(device="cpu", threads=1, precision="float32"))
+resident = psutil.Process().memory_info().rss
+ones = torch.ones(1 << 26)
+del ones
+print((psutil.Process().memory_info().rss - resident) >> 20)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= 250
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])

@@ -12,6 +12,7 @@ from scratchlm.data.instructions import InstructionsParams, format_prompt, read_
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
 from scratchlm.model.decoding import generate
+from scratchlm.model.inference import for_inference
 from scratchlm.runtime import DeviceParams, autocast, set_up
 
 NOTES = (
@@ -33,7 +34,9 @@ def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, pr
     """As stages/generate.py decodes a batch."""
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
     device = set_up(params)
-    model, prompts = our_model(size).to(device).eval(), random_prompts(n_prompts, prompt_tokens)
+    prompts = random_prompts(n_prompts, prompt_tokens)
+    with autocast(params, device):
+        model = for_inference(our_model(size).to(device))
 
     def run() -> float:
         with autocast(params, device):
@@ -94,7 +97,7 @@ def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
 def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32")
     device = set_up(params)
-    model, asked = our_model(size).to(device).eval(), test_set(source, vocabulary)
+    model, asked = for_inference(our_model(size).to(device)), test_set(source, vocabulary)
     asked.sort(key=lambda pair: len(pair[0]))
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
 

@@ -36,9 +36,11 @@ def chat(
     from scratchlm.data.instructions import format_prompt
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.model.decoding import GREEDY, generate
+    from scratchlm.model.inference import for_inference
 
     gpt, text = load_gpt(model), load_tokenizer(tokenizer)
     _refuse_strangers(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
+    decoder = for_inference(gpt)
     sampling = GREEDY.model_copy(update={"temperature": temperature})
     for turn in range(sys.maxsize):
         try:
@@ -50,7 +52,7 @@ def chat(
         prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, prompt_style))
         printer = _Printer(text)
         generate(
-            gpt,
+            decoder,
             [prompt],
             max_new_tokens=max_new_tokens,
             end_token_id=text.end_token_id,

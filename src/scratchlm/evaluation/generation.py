@@ -10,6 +10,7 @@ from tqdm import tqdm
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.model.decoding import Generation, SamplingParams, cut_at, generate, stop_at
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.inference import for_inference
 from scratchlm.params import Section
 from scratchlm.runtime import stream
 
@@ -43,11 +44,12 @@ def generate_responses(
 
     A row's draws depend on its own id only. n_done: rows, whole batches of them, that are left out.
     """
+    decoder = for_inference(model)
     with tqdm(total=len(rows), initial=n_done, desc=f"generate {name}", unit="response") as bar:
         for start in range(n_done, len(rows), params.batch_size):
             batch = rows[start : start + params.batch_size]
             found = generate(
-                model,
+                decoder,
                 [row["prompt_token_ids"] for row in batch],
                 max_new_tokens=params.max_new_tokens,
                 end_token_id=tokenizer.end_token_id,

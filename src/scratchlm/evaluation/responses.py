@@ -11,6 +11,7 @@ from scratchlm.evaluation.language_model import Losses, example_id, measure_loss
 from scratchlm.evaluation.settings import EvaluationParams, evenly_spaced
 from scratchlm.model.decoding import generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.inference import for_inference
 
 N_SAMPLES = 3
 SAMPLE_TOKENS = 64
@@ -32,7 +33,7 @@ class ResponseEvaluation:
         figures = {f"{split}_loss": self._measure(model, split, at_most).mean for split in ("train", "val")}
         rows, end = self._splits["val"][:N_SAMPLES], self._tokenizer.end_token_id
         prompts = [row["prompt_token_ids"] for row in rows]
-        answers = generate(model, prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=end)
+        answers = generate(for_inference(model), prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=end)
         texts = [response_record(row, answer, self._tokenizer) for row, answer in zip(rows, answers, strict=True)]
         self.samples.append({"evaluation": len(self.samples), **figures, "responses": texts})
         return figures

@@ -6,6 +6,7 @@ from typing import Any
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.model.decoding import generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.inference import for_inference
 
 
 class TextSampler:
@@ -20,7 +21,10 @@ class TextSampler:
         """Write a sample beside an evaluation's figures; returns the figures."""
         prompt = self._tokenizer.encode(self._prompt)
         (continued,) = generate(
-            self._model, [prompt], max_new_tokens=self._n_tokens, end_token_id=self._tokenizer.end_token_id
+            for_inference(self._model),
+            [prompt],
+            max_new_tokens=self._n_tokens,
+            end_token_id=self._tokenizer.end_token_id,
         )
         text = self._tokenizer.decode([*prompt, *continued.token_ids])
         self.samples.append({"evaluation": len(self.samples), **figures, "text": text})

@@ -182,6 +182,8 @@ class _Prefilled:
             self.cached = [len(row) if fit else None for row, fit in zip(tokens, fits, strict=True)]
         if outgrown := [row[-self.context_length :] for row, fit in zip(tokens, fits, strict=True) if not fit]:
             logits.append(self._last_logits(outgrown))
+        if len(logits) == 1:
+            return logits[0]
         order = sorted(range(len(tokens)), key=lambda place: not fits[place])  # the order in which they were computed
         return torch.cat(logits)[torch.tensor(order, device=self.device).argsort()]
 
