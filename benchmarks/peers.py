@@ -21,6 +21,10 @@ from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
 
+# What the notes of more than one row say
+AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
+UNTIED = "its head is not tied to its embedding, so it trains 39 million numbers more."
+
 
 def our_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTModel:
     return build_model(gpt2_config(size, vocab_size, GPT2_CONTEXT_LENGTH), SEED)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import book_model, huggingface_loss, huggingface_model, our_model
+from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.evaluation.generation import Rows
@@ -157,13 +157,11 @@ def instruct_row(size: SizeName, source: str, vocabulary: str, steps: int, preci
         "step more and so as many evaluations. Equal: weights, examples as token ids, their order, batches of 8 padded "
         "to their longest, the loss over prompt and response, AdamW and its settings, evaluations on 40 examples of "
         "train and of val, all in the time. scratchlm computes no padding; its evaluation scores responses only and "
-        "also writes 64 tokens to each of three instructions, which the others' do not; its loop takes care of resume "
-        "states, but none is due so early. transformers: model(input_ids, attention_mask, labels) in a plain loop. "
+        "also writes 64 tokens to each of three instructions, which the others' do not; no resume state is due so "
+        "early. transformers: model(input_ids, attention_mask, labels) in a plain loop. "
         "llms-from-scratch: custom_collate_fn and train_model_simple without its sample after each epoch; its train "
-        "evaluation takes the first batches of train; its head is not tied, so it trains 39 million numbers more."
+        f"evaluation takes the first batches of train; {UNTIED}{AUTOCAST if precision == 'bfloat16' else ''}"
     )
-    if precision == "bfloat16":
-        notes += " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
     bars = {"llms-from-scratch": 3.0, "transformers": 1.5}
     return Row("training examples", contenders, bars, notes, repeats=2)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import book_model, huggingface_loss, huggingface_model, our_model
+from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, SizeName
 from scratchlm.runtime import RuntimeParams, set_up
@@ -19,11 +19,7 @@ NOTES = (
     "scratchlm: the step of its own training loop, batches from its windows, deterministic kernels. "
     "transformers: model(labels=...), AdamW with torch's defaults."
 )
-BOOK_NOTES = (
-    " llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; its head is not tied to its "
-    "embedding, so it trains 39 million numbers more."
-)
-AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
+BOOK_NOTES = f" llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; {UNTIED}"
 
 
 def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, steps: int, precision: str) -> Run:

@@ -4,17 +4,20 @@ import contextlib
 import math
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import book_model, our_model
+from benchmarks.peers import AUTOCAST, book_model, our_model
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
 from scratchlm.evaluation.spam_experiment import run_spam_experiment
 from scratchlm.model.config import SizeName
 from stages.finetune_spam import Params
+
+if TYPE_CHECKING:
+    from llms_from_scratch.ch06 import SpamDataset
 
 EVALUATED = 40  # messages of train and of val: five batches, the book's eval_iter
 
@@ -40,22 +43,29 @@ def ours(size: SizeName, source: str, vocabulary: str, epochs: float, precision:
     return run
 
 
-def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int) -> Run:
-    """`steps` of the book's steps with its functions, and as large a share of its evaluations and accuracies."""
+def book_datasets(source: str, vocabulary: str) -> "dict[str, SpamDataset]":
+    """The same splits as the book's script has them: from CSV files, padded to the longest training message."""
     import pandas as pd
-    from llms_from_scratch.ch06 import SpamDataset, calc_accuracy_loader, train_classifier_simple
-    from torch.utils.data import DataLoader, Subset
+    from llms_from_scratch.ch06 import SpamDataset
 
-    p = params_of("float32", epochs)
-    training, tokenizer = p.finetune_spam, tokenizer_of(vocabulary)
-    datasets: dict[str, Any] = {}
+    tokenizer = tokenizer_of(vocabulary)
+    found: dict[str, SpamDataset] = {}
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
         for split, rows in message_splits(source, vocabulary).items():  # train comes first
             path = Path(folder) / f"{split}.csv"
             pd.DataFrame([{"Label": row["label"], "Text": row["text"]} for row in rows]).to_csv(path, index=False)
-            width = datasets["train"].max_length if datasets else None
-            datasets[split] = SpamDataset(path, tokenizer, width, tokenizer.end_token_id)
-    loaders = {split: DataLoader(found, training.batch_size) for split, found in datasets.items()}
+            width = found["train"].max_length if found else None
+            found[split] = SpamDataset(path, tokenizer, width, tokenizer.end_token_id)
+    return found
+
+
+def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int) -> Run:
+    """`steps` of the book's steps with its functions, and as large a share of its evaluations and accuracies."""
+    from llms_from_scratch.ch06 import calc_accuracy_loader, train_classifier_simple
+    from torch.utils.data import DataLoader, Subset
+
+    training, datasets = params_of("float32", epochs).finetune_spam, book_datasets(source, vocabulary)
+    loaders: dict[str, Any] = {split: DataLoader(found, training.batch_size) for split, found in datasets.items()}
     some = Subset(datasets["train"], range(steps * training.batch_size))
     loaders["train"] = DataLoader(some, training.batch_size, shuffle=True, drop_last=True)
 
@@ -93,15 +103,14 @@ def spam_row(size: SizeName, source: str, vocabulary: str, epochs: float, steps:
     }
     notes = (
         "Equal: weights, splits of the messages, padding to the longest training message, last position, what trains, "
-        "AdamW and its settings, evaluations every 50 steps on 40 messages of train and of val, accuracy of the three "
-        "splits at the end. scratchlm: the whole experiment, all epochs, from messages as token ids to scores; the "
-        "frozen blocks run once a message and not once an epoch and evaluation; an evaluation gives loss and accuracy; "
-        f"resume states. llms-from-scratch: {steps} steps with its own functions, the evaluation that belongs to them "
-        "and the same share of all accuracies (the part of each epoch's and of the final ones); its steps cost all the "
-        "same. The time includes evaluations and accuracies."
+        "AdamW and its settings, evaluations every 50 steps on 40 messages of train and of val, the accuracy of the "
+        "three splits at the end; all of it is in the time. scratchlm: the whole experiment, all epochs, from token "
+        "ids to scores, with resume states; the frozen blocks run once for each message, not in every step and "
+        "evaluation; an evaluation gives accuracies too, and there is none after an epoch. llms-from-scratch: "
+        f"{steps} of the 650 steps, which all cost the same, with train_classifier_simple and calc_accuracy_loader, "
+        "the evaluation that belongs to them, and the same share of all batches whose accuracy the whole run takes."
+        f"{AUTOCAST if precision == 'bfloat16' else ''}"
     )
-    if precision == "bfloat16":
-        notes += " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
     return Row("training messages", contenders, {"llms-from-scratch": 15.0}, notes, repeats=2)
 
 
