@@ -21,16 +21,20 @@ from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
 
+# What the notes of more than one row say
+AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
+UNTIED = "its head is not tied to its embedding, so it trains 39 million numbers more."
 
-def our_model(size: SizeName) -> GPTModel:
-    return build_model(gpt2_config(size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH), SEED)
+
+def our_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTModel:
+    return build_model(gpt2_config(size, vocab_size, GPT2_CONTEXT_LENGTH), SEED)
 
 
-def book_model(size: SizeName) -> torch.nn.Module:
+def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Module:
     """The book's GPTModel. Its head is not tied: it has the embedding's values, and its own gradient and moments."""
     from llms_from_scratch.ch04 import GPTModel as BookGPT
 
-    ours = our_model(size)
+    ours = our_model(size, vocab_size)
     config, weights = ours.config, ours.state_dict()
     with torch.device("meta"):
         model = BookGPT(
@@ -62,22 +66,28 @@ def book_model(size: SizeName) -> torch.nn.Module:
     return model
 
 
-def huggingface_model(size: SizeName, precision: str = "float32") -> Any:
+def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: int = GPT2_VOCAB_SIZE) -> Any:
     """transformers' GPT2LMHeadModel with its defaults, but for dropout, which is off everywhere here."""
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    ours = our_model(size)
+    ours = our_model(size, vocab_size)
     weights, dtype = ours.state_dict(), getattr(torch, precision)
     theirs = {
         f"transformer.{name}": (weights[our].T if transposed else weights[our]).to(dtype).contiguous()
         for name, our, transposed in tensor_names(ours.config.n_layers)
     }
-    config = GPT2Config(**huggingface_config(ours.config, GPT2_VOCAB_SIZE - 1))  # type: ignore[arg-type]
+    config = GPT2Config(**huggingface_config(ours.config, vocab_size - 1))  # type: ignore[arg-type]
     model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=theirs, dtype=dtype)
     assert model.config._attn_implementation == "sdpa"
     return model
+
+
+def huggingface_loss(model: Any, precision: str, **batch: torch.Tensor) -> torch.Tensor:
+    """The loss that transformers' model computes; bfloat16 by autocast, as the weights to train stay in float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        return model(**batch).loss
 
 
 class LlamaServer:

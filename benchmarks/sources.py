@@ -1,14 +1,73 @@
-"""The real data that rows work on: from the download stage's store, a mirror or the public address, hash verified."""
+"""The real data that rows work on, from the download stage's store, a mirror or the public address (hash verified),
+and the settings of the book's experiments: profiles/book.yaml.
+"""
 
 import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
 
 from benchmarks.harness import REPOSITORY
-from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.artifacts import read_splits
+from scratchlm.data.catalogue import CATALOGUE, VOCABULARY_FILES
+from scratchlm.data.instructions import write_instructions
+from scratchlm.data.messages import write_messages
 from scratchlm.data.sources import fetch
+from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
+from scratchlm.params import Section, check_params, load_yaml
+from scratchlm.resume import Resume
+from stages import tokenize
+
+Params = TypeVar("Params", bound=Section)
+Splits = Mapping[str, list[dict[str, Any]]]
 
 
 def source_file(source: str, name: str) -> Path:
     """A file of the catalogue. Raises DownloadError (SCRATCHLM_MIRROR names a mirror) if it cannot be had."""
     (file,) = (file for file in CATALOGUE[source].files if file.name == name)
     return fetch(CATALOGUE[source], file, REPOSITORY / ".scratchlm" / "downloads", os.environ.get("SCRATCHLM_MIRROR"))
+
+
+def tokenizer_of(vocabulary: str) -> BytePairTokenizer:
+    folder = {source_file(vocabulary, name).parent for name in VOCABULARY_FILES}.pop()
+    tokenizer = load_tokenizer(folder)
+    assert isinstance(tokenizer, BytePairTokenizer)
+    return tokenizer
+
+
+def message_splits(source: str, vocabulary: str) -> Splits:
+    """The SMS collection balanced, split and tokenized as the `tokenize` stage does it."""
+    path, p = source_file(source, "SMSSpamCollection"), stage_params(tokenize.Params)
+    with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name:
+        folder = Path(name) / "messages"
+        write_messages(path, tokenizer_of(vocabulary), folder, p.tokenize.messages, p.seed)
+        return read_splits(folder)
+
+
+def instruction_splits(source: str, vocabulary: str) -> Splits:
+    """The instructions split and tokenized as the `tokenize` stage does it."""
+    path, p = source_file(source, "instruction-data.json"), stage_params(tokenize.Params)
+    with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name:
+        folder = Path(name) / "instructions"
+        write_instructions(path, tokenizer_of(vocabulary), folder, p.tokenize.instructions)
+        return read_splits(folder)
+
+
+def stage_params(section: type[Params], precision: str = "float32", **changes: Mapping[str, Any]) -> Params:
+    """What a stage reads of profiles/book.yaml, for this processor. changes: by key of the file, keys in it."""
+    values = load_yaml(REPOSITORY / "profiles" / "book.yaml")
+    values |= {"device": "cpu", "threads": torch.get_num_threads(), "precision": precision}
+    values |= {key: values[key] | change for key, change in changes.items()}
+    return check_params(values, section, source="profiles/book.yaml")
+
+
+@contextmanager
+def started(stage: str) -> Iterator[tuple[Path, Resume]]:
+    """A log and a place for resume states as a stage is given them, empty at first and gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
+        log = Path(folder) / "log.jsonl"
+        yield log, Resume(Path(folder) / "states", stage, stage, log)

@@ -3,17 +3,24 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from llms_from_scratch.ch07 import custom_collate_fn
 
 from benchmarks.harness import Contender, Row, matrix_products, measure, results, table
 from benchmarks.peers import LlamaServer, book_model, huggingface_model, our_model
+from benchmarks.rows import instruct, spam
 from benchmarks.run import all_rows, main
+from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
 from scratchlm.artifacts import read_json, write_json
+from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH
 from scratchlm.model.decoding import generate
+from scratchlm.training.instruct import instruct_task
+from scratchlm.training.loop import batch_indices
+from scratchlm.training.spam import padded_texts, padded_width
 
 ROWS = all_rows("TINY")
 NAME = "pretrain_float32"
@@ -26,14 +33,6 @@ def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
     ]
     assert shapes[0] == shapes[1]
     assert all(set(bars) < set(contenders) for _, contenders, bars in shapes[0].values())
-
-
-@pytest.fixture
-def deterministic_as_before() -> Iterator[None]:
-    """Ours sets up its process as a stage does; here it is that of the tests."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
@@ -122,3 +121,31 @@ def test_the_books_head_is_a_copy_and_transformers_head_is_tied_as_ours() -> Non
     ours, book, huggingface = (make("nano") for make in (our_model, book_model, huggingface_model))
     counts = [sum(p.numel() for p in model.parameters()) for model in (ours, huggingface, book)]
     assert counts[0] == counts[1] == counts[2] - ours.token_embedding.weight.numel()
+
+
+def test_the_book_and_transformers_get_our_batches_of_instructions() -> None:
+    """Transformers' labels are the inputs themselves: it shifts them."""
+    source, text = ("sample-instructions", "gpt2-nano"), tokenizer_of("gpt2-nano")
+    p, rows = instruct.params_of("float32"), instruction_splits(*source)["train"]
+    size, end = p.finetune_instruct.batch_size, text.end_token_id
+    task = instruct_task(rows, end, GPT2_CONTEXT_LENGTH, p.finetune_instruct, dict, [])
+    theirs = instruct.examples(*source, steps=3)["train"]
+    for step in range(3):
+        inputs, targets = task.batch(batch_indices(step, len(rows), size, p.seed)).tensors
+        batch = theirs[step * size : (step + 1) * size]
+        for found, expected in zip(custom_collate_fn(batch, end), (inputs, targets), strict=True):
+            assert torch.equal(found, expected)
+        padded = instruct.padded(batch, end)
+        assert torch.equal(padded["input_ids"][:, :-1], inputs)
+        assert torch.equal(padded["labels"][:, 1:], targets)
+        assert torch.equal(padded["attention_mask"][:, 1:] == 0, targets == IGNORE_INDEX)
+
+
+def test_the_book_gets_our_messages_padded_as_ours() -> None:
+    source, end = ("sample-messages", "gpt2-nano"), tokenizer_of("gpt2-nano").end_token_id
+    splits, datasets = message_splits(*source), spam.book_datasets(*source)
+    width = padded_width("longest", [row["token_ids"] for row in splits["train"]], GPT2_CONTEXT_LENGTH)
+    for split, rows in splits.items():
+        texts = padded_texts([row["token_ids"] for row in rows], end, width)
+        assert torch.equal(texts.token_ids, torch.tensor(datasets[split].encoded_texts))
+        assert datasets[split].data["Label"].tolist() == [row["label"] for row in rows]

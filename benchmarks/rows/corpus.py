@@ -10,9 +10,8 @@ from typing import Any
 
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import SEED
-from benchmarks.sources import source_file
+from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, text_chunks, write_corpus
-from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
 from scratchlm.training.loop import batch_indices
 from scratchlm.training.pretraining import pretraining_task
 
@@ -40,13 +39,6 @@ def write_text(path: Path, source: str, n_bytes: int) -> None:
     name = {"tiny-shakespeare": "input.txt", "sample-stories": "stories.txt"}[source]
     with path.open("wb") as file:
         file.writelines(varied_text(source_file(source, name), n_bytes))
-
-
-def tokenizer_of(vocabulary: str) -> BytePairTokenizer:
-    folder = {source_file(vocabulary, name).parent for name in ("encoder.json", "vocab.bpe")}.pop()
-    tokenizer = load_tokenizer(folder)
-    assert isinstance(tokenizer, BytePairTokenizer)
-    return tokenizer
 
 
 def tokenizing(text: Path, folder: Path, vocabulary: str) -> Run:

@@ -7,9 +7,7 @@ import torch
 
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import SEED, LlamaServer, book_model, huggingface_model, our_model
-from benchmarks.sources import source_file
-from scratchlm.data.instructions import InstructionsParams, format_prompt, read_instructions, split_instructions
-from scratchlm.data.tokenizer import load_tokenizer
+from benchmarks.sources import instruction_splits
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
 from scratchlm.model.decoding import generate
 from scratchlm.model.inference import for_inference
@@ -84,14 +82,8 @@ def llama(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, p
 
 def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
     """Each test instruction's prompt and how many tokens its reference answer has, with the end token."""
-    encoder, _ = (source_file(vocabulary, name) for name in ("encoder.json", "vocab.bpe"))
-    tokenizer = load_tokenizer(encoder.parent)
-    params = InstructionsParams(prompt_style="alpaca", train_fraction=0.85, test_fraction=0.1)
-    entries = split_instructions(read_instructions(source_file(source, "instruction-data.json")), params)["test"]
-    return [
-        (tokenizer.encode(format_prompt(entry, "alpaca")), len(tokenizer.encode(entry["output"])) + 1)
-        for entry in entries
-    ]
+    rows = instruction_splits(source, vocabulary)["test"]
+    return [(row["prompt_token_ids"], len(row["response_token_ids"]) + 1) for row in rows]
 
 
 def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import book_model, huggingface_model, our_model
+from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, SizeName
 from scratchlm.runtime import RuntimeParams, set_up
-from scratchlm.training.loop import TrainingState, _step
+from scratchlm.training.loop import TrainingState, optimizer_step
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 from scratchlm.training.pretraining import pretraining_task
 
@@ -19,11 +19,7 @@ NOTES = (
     "scratchlm: the step of its own training loop, batches from its windows, deterministic kernels. "
     "transformers: model(labels=...), AdamW with torch's defaults."
 )
-BOOK_NOTES = (
-    " llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; its head is not tied to its "
-    "embedding, so it trains 39 million numbers more."
-)
-AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
+BOOK_NOTES = f" llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; {UNTIED}"
 
 
 def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, steps: int, precision: str) -> Run:
@@ -42,7 +38,7 @@ def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, st
     state = TrainingState(model, build_optimizer(model, params), task.samples, device)
 
     def run() -> float:
-        return sum(_step(model, task, state, 1, params, runtime, device) for _ in range(steps))
+        return sum(optimizer_step(model, task, state, 1, params, runtime, device) for _ in range(steps))
 
     return run
 
@@ -73,9 +69,7 @@ def huggingface(size: SizeName, batch_size: int, window: int, steps: int, precis
     def run() -> float:
         for _ in range(steps):
             optimizer.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                loss = model(inputs, labels=inputs).loss
-            loss.backward()
+            huggingface_loss(model, precision, input_ids=inputs, labels=inputs).backward()
             optimizer.step()
         return steps * inputs.numel()
 

@@ -86,7 +86,7 @@ def train(
             if state.step == n_steps:
                 break
             keep_if_due()
-            n_scored += _step(model, task, state, n_steps, params, runtime, device)
+            n_scored += optimizer_step(model, task, state, n_steps, params, runtime, device)
             bar.update()
     model.eval()
     return state.curve
@@ -167,7 +167,7 @@ def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def _step(
+def optimizer_step(
     model: nn.Module,
     task: Task,
     state: TrainingState,
@@ -176,7 +176,10 @@ def _step(
     runtime: RuntimeParams,
     device: torch.device,
 ) -> int:
-    """One optimizer step; returns how many items it scored."""
+    """Train `model` on the next batch of `task`; return how many items it scored. n_steps: of the whole training.
+
+    Raises ValueError if the batch scores nothing.
+    """
     indices = batch_indices(state.step, task.n_examples, params.batch_size, runtime.seed)
     n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
     batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
