@@ -16,14 +16,18 @@ import torch
 from scratchlm.checkpoints.gguf import save_gguf
 from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName, gpt2_config
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
 
 
+def our_config(size: SizeName) -> GPTConfig:
+    return gpt2_config(size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH)
+
+
 def our_model(size: SizeName) -> GPTModel:
-    return build_model(gpt2_config(size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH), SEED)
+    return build_model(our_config(size), SEED)
 
 
 def book_model(size: SizeName) -> torch.nn.Module:

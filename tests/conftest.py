@@ -26,6 +26,14 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def deterministic_as_before() -> Iterator[None]:
+    """For what sets up its process as a stage does, where that is the process of the tests."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """A shell that starts the tests in the background makes them, and all that they start, ignore Ctrl-C."""

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,6 @@ def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
     ]
     assert shapes[0] == shapes[1]
     assert all(set(bars) < set(contenders) for _, contenders, bars in shapes[0].values())
-
-
-@pytest.fixture
-def deterministic_as_before() -> Iterator[None]:
-    """Ours sets up its process as a stage does; here it is that of the tests."""
-    before = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(before)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
