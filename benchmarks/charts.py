@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from scratchlm.artifacts import whole_file
 from scratchlm.evaluation.report_charts import FIRST, SECOND
 
 COLOURS = (FIRST, SECOND, "#009e73")
-LINEAR_RATIO = 10  # between highest and lowest: beyond it, a linear axis shows only the highest
+LINEAR_RATIO = 30  # between highest and lowest: beyond it, a linear axis shows only the highest
 
 
 class Panel(NamedTuple):
@@ -36,7 +37,7 @@ def write_chart(path: Path, title: str, x_label: str, panels: Sequence[Panel]) -
                 )
             axis.set(xscale="log", xlabel=x_label, ylabel=panel.label)
             xs = sorted({x for points in panel.series.values() for x in points})
-            axis.set_xticks(xs, [f"{x / 1e6:.3g}M" if x >= 1e5 else f"{x:g}" for x in xs])
+            axis.set_xticks(xs, [_short(x) for x in xs], fontsize=8)
             axis.set_xticks([], minor=True)
             values = [y for points in panel.series.values() for y in points.values()]
             if panel.share:
@@ -46,8 +47,15 @@ def write_chart(path: Path, title: str, x_label: str, panels: Sequence[Panel]) -
             else:
                 axis.set_ylim(bottom=0)
             axis.yaxis.set_major_formatter("{x:,.6g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.grid(True, linewidth=0.5, color="#dddddd")
             axis.spines[["right", "top"]].set_visible(False)
         figure.legend(panels[0].series, loc="outside lower center", ncols=len(panels[0].series), frameon=False)
         with whole_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def _short(x: float) -> str:
+    if x < 1e5:
+        return f"{x:g}"
+    return f"{x / 1e6:.1f}M" if x < 1e7 else f"{x / 1e6:.0f}M"
