@@ -16,7 +16,7 @@ import torch
 from scratchlm.checkpoints.gguf import save_gguf
 from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName, gpt2_config
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
@@ -26,8 +26,12 @@ AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and sta
 UNTIED = "its head is not tied to its embedding, so it trains 39 million numbers more."
 
 
+def our_config(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTConfig:
+    return gpt2_config(size, vocab_size, GPT2_CONTEXT_LENGTH)
+
+
 def our_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTModel:
-    return build_model(gpt2_config(size, vocab_size, GPT2_CONTEXT_LENGTH), SEED)
+    return build_model(our_config(size, vocab_size), SEED)
 
 
 def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Module:
@@ -86,7 +90,8 @@ def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: in
 
 def huggingface_loss(model: Any, precision: str, **batch: torch.Tensor) -> torch.Tensor:
     """The loss that transformers' model computes; bfloat16 by autocast, as the weights to train stay in float32."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    device = batch["input_ids"].device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         return model(**batch).loss
 
 

@@ -1,16 +1,19 @@
 """How the work on a corpus grows with its size: `python -m benchmarks.scaling_corpus --megabytes 1 10 100 2000`.
 
 Tokenizing a text file, opening its tokens and reading an epoch of windows, each in a process of its own for each size.
-Prints a table; writes benchmarks/results/scaling_corpus.json.
+Prints a table; writes benchmarks/results/scaling_corpus.json and .svg.
 """
 
 import argparse
+import math
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
+from benchmarks.charts import Panel, write_chart
 from benchmarks.harness import RESULTS, Contender, Row, about, measure
 from benchmarks.rows.corpus import opening, reading, tokenizing, write_text
 from scratchlm.artifacts import write_json
@@ -47,6 +50,23 @@ def growth(source: str, vocabulary: str, n_bytes: int, threads: int) -> list[dic
     return found
 
 
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    def series(figure: Callable[[dict[str, Any]], float]) -> dict[str, dict[float, float]]:
+        found: dict[str, dict[float, float]] = {}
+        for row in rows:
+            found.setdefault(f"{row['work']}, {row['unit']}", {})[row["text_bytes"] / 1e6] = figure(row)
+        return found
+
+    return [
+        Panel("seconds", series(lambda row: row["seconds"])),
+        Panel("million units per second", series(lambda row: row["rate"] / 1e6)),
+        Panel(
+            "peak memory without maps, GiB",
+            series(lambda row: ((row["peak_memory_bytes"] or math.nan) - row["mapped_bytes"]) / 2**30),
+        ),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 10, 100, 2000])
@@ -68,6 +88,7 @@ def main() -> None:
     ]  # fmt: skip
     print(tabulate(lines, ["work", "text", "time", "rate", "peak memory", "of it mapped"], disable_numparse=True))
     write_json(RESULTS / "scaling_corpus.json", {"rows": rows} | about("benchmarks.scaling_corpus", options.threads))
+    write_chart(RESULTS / "scaling_corpus.svg", "Work on a corpus, by its size", "megabytes of text", panels(rows))
 
 
 if __name__ == "__main__":

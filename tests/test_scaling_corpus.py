@@ -24,3 +24,12 @@ def test_each_size_is_tokenized_opened_and_read(monkeypatch: pytest.MonkeyPatch)
     assert 0 < read <= opened < 90_000  # the train split's, of which whole batches are read
     assert read % (8 * 1024) == 0
     assert [row["mapped_bytes"] for row in found] == [0, 0, 4 * read]
+
+
+def test_the_picture_has_each_work_with_the_memory_that_is_its_own() -> None:
+    row = {"unit": "tokens", "seconds": 2.0, "rate": 5e6, "peak_memory_bytes": 3 * 2**30, "mapped_bytes": 2**30}
+    rows = [row | {"work": work, "text_bytes": size} for size in (10**6, 10**7) for work in ("open", "read")]
+    seconds, rates, memory = scaling_corpus.panels(rows)
+    assert seconds.series == dict.fromkeys(("open, tokens", "read, tokens"), {1.0: 2.0, 10.0: 2.0})
+    assert rates.series["read, tokens"] == {1.0: 5.0, 10.0: 5.0}
+    assert memory.series["open, tokens"] == {1.0: 2.0, 10.0: 2.0}

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
+from benchmarks.peers import AUTOCAST, SEED, UNTIED, book_model, huggingface_loss, huggingface_model, our_config
 from scratchlm.data.corpus import TokenWindows
-from scratchlm.model.config import GPT2_VOCAB_SIZE, SizeName
+from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
+from scratchlm.model.gpt import build_model
 from scratchlm.runtime import RuntimeParams, set_up
 from scratchlm.training.loop import TrainingState, optimizer_step
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
@@ -23,22 +24,34 @@ BOOK_NOTES = f" llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapte
 
 
 def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, steps: int, precision: str) -> Run:
+    return training_steps(our_config(size), batch_size, window, micro_batch_size, steps, precision)
+
+
+def training_steps(
+    config: GPTConfig,
+    batch_size: int,
+    window: int,
+    micro_batch_size: int,
+    steps: int,
+    precision: str,
+    device: str = "cpu",
+) -> Run:
     """What stages/pretrain.py runs between two evaluations."""
     threads = torch.get_num_threads()
-    runtime = RuntimeParams(device="cpu", threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
+    runtime = RuntimeParams(device=device, threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
     params = TrainingParams(
         epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=LEARNING_RATE,
         min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",
         beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1,
     )  # fmt: skip
-    device = set_up(runtime)
-    model = our_model(size).to(device).train()
-    tokens = torch.randint(GPT2_VOCAB_SIZE, (8 * batch_size * window + 1,)).numpy()
+    place = set_up(runtime)
+    model = build_model(config, SEED).to(place).train()
+    tokens = torch.randint(config.vocab_size, (8 * batch_size * window + 1,)).numpy()
     task = pretraining_task("pretrain", TokenWindows(tokens, window, window), lambda: {}, [])
-    state = TrainingState(model, build_optimizer(model, params), task.samples, device)
+    state = TrainingState(model, build_optimizer(model, params), task.samples, place)
 
     def run() -> float:
-        return sum(optimizer_step(model, task, state, 1, params, runtime, device) for _ in range(steps))
+        return sum(optimizer_step(model, task, state, 1, params, runtime, place) for _ in range(steps))
 
     return run
 
@@ -61,15 +74,26 @@ def book(size: SizeName, batch_size: int, window: int, steps: int) -> Run:
     return run
 
 
-def huggingface(size: SizeName, batch_size: int, window: int, steps: int, precision: str) -> Run:
-    model = huggingface_model(size).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    inputs = torch.randint(GPT2_VOCAB_SIZE, (batch_size, window))
+def huggingface(
+    size: SizeName,
+    batch_size: int,
+    window: int,
+    steps: int,
+    precision: str,
+    device: str = "cpu",
+    fused: bool | None = None,
+    compiler: str | None = None,
+) -> Run:
+    """fused: AdamW's, where it is not torch's choice. compiler: a backend of torch.compile."""
+    model = huggingface_model(size).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=fused)
+    inputs = torch.randint(GPT2_VOCAB_SIZE, (batch_size, window), device=device)
+    called = model if compiler is None else torch.compile(model, backend=compiler)
 
     def run() -> float:
         for _ in range(steps):
             optimizer.zero_grad()
-            huggingface_loss(model, precision, input_ids=inputs, labels=inputs).backward()
+            huggingface_loss(called, precision, input_ids=inputs, labels=inputs).backward()
             optimizer.step()
         return steps * inputs.numel()
 
