@@ -85,8 +85,8 @@ def training_row(
     """compiler: the backend of torch.compile. products: size and times of the peak's matrix products."""
     config = our_config(size)
     shape: dict[str, Any] = {"batch_size": batch_size, "window": window, "steps": steps, "device": device}
-    ours = {"config": config, "micro_batch_size": batch_size, "precision": "bfloat16"}
-    theirs = {"size": size, "precision": "bfloat16", "fused": True}
+    ours: dict[str, Any] = {"config": config, "micro_batch_size": batch_size, "precision": "bfloat16"}
+    theirs: dict[str, Any] = {"size": size, "precision": "bfloat16", "fused": True}
     peers = [
         (huggingface, theirs),
         (huggingface, theirs | {"compiler": compiler}),

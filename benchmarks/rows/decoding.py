@@ -90,7 +90,6 @@ def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int)
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32")
     device = set_up(params)
     model, asked = for_inference(our_model(size).to(device)), test_set(source, vocabulary)
-    asked.sort(key=lambda pair: len(pair[0]))
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
 
     def run() -> float:
@@ -153,8 +152,8 @@ def responses_row(size: SizeName, source: str, vocabulary: str, some: int) -> Ro
     }
     notes = (
         "Equal: weights, float32, prompts of the test instructions, greedy choice; each response is as long as its "
-        "reference answer and the end token, for random weights never end. scratchlm answers all of them, 16 at once "
-        f"in order of their prompts' length; llms-from-scratch {some} evenly spaced ones, one by one without a cache."
+        "reference answer and the end token, for random weights never end. scratchlm answers all of them, 16 at once; "
+        f"llms-from-scratch {some} evenly spaced ones, one by one without a cache."
     )
     return Row("new tokens", contenders, {"llms-from-scratch": 15.0}, notes, repeats=3)
 

@@ -39,7 +39,8 @@ def set_up(params: DeviceParams) -> torch.device:
     # An aid for finding defects, paid at every allocation
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(params.threads)
-    _choose_float32_kernels()
+    if device.type == "cpu":
+        _choose_float32_kernels()
     _keep_freed_memory()
     return device
 

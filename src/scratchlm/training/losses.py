@@ -43,9 +43,10 @@ def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Ten
     is_scored = targets != IGNORE_INDEX
     places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
     packing = Packing((is_scored * places).amax(dim=1).clamp(min=1))  # a row's length, up to its last scored target
-    hidden = model.packed_states(packing.pack(inputs), packing)  # (N, C)
     keep = packing.pack(is_scored)
-    return (hidden if keep.all() else hidden[keep]), targets[is_scored]
+    all_scored, scored = bool(keep.all()), targets[is_scored]  # before the model: to ask a GPU is to wait for it
+    hidden = model.packed_states(packing.pack(inputs), packing)  # (N, C)
+    return (hidden if all_scored else hidden[keep]), scored
 
 
 def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: int) -> Tensor:
