@@ -40,8 +40,9 @@ check: $(READY)  ## format, lint, types and the laws of the house
 	python -m pytest tests/test_laws.py
 
 # ROW=decode_1_float32 measures only that
-bench: $(BENCH)/ready  ## side-by-side measurements against other implementations
-	@PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" python -m benchmarks.run $(if $(ROW),--row $(ROW))
+bench: $(BENCH)/ready  ## side-by-side measurements against other implementations, the pipeline's seconds, curves of cost
+	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
+		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus)
 
 BASE ?= origin/main
 # To standard error goes what DVC and the stages say, so that the table can be sent to a file: make --silent compare > x

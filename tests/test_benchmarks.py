@@ -9,11 +9,12 @@ import pytest
 import torch
 from llms_from_scratch.ch07 import custom_collate_fn
 
-from benchmarks.harness import Contender, Row, matrix_products, measure, results, table
+from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_products, measure, results, table
 from benchmarks.peers import LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.rows import instruct, spam
 from benchmarks.run import all_rows, main
 from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
+from benchmarks.summary import markdown
 from scratchlm.artifacts import read_json, write_json
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH
@@ -149,3 +150,8 @@ def test_the_book_gets_our_messages_padded_as_ours() -> None:
         texts = padded_texts([row["token_ids"] for row in rows], end, width)
         assert torch.equal(texts.token_ids, torch.tensor(datasets[split].encoded_texts))
         assert datasets[split].data["Label"].tolist() == [row["label"] for row in rows]
+
+
+def test_readme_shows_what_the_result_files_say() -> None:
+    assert markdown(RESULTS) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "| `pretrain_float32` | " in markdown(RESULTS)
