@@ -56,8 +56,9 @@ def test_the_model_itself_stays_as_it_was_and_what_is_not_a_matrix_is_shared() -
 
 
 @torch.no_grad()
-def test_lora_matrices_beside_a_layer_still_count() -> None:
-    plain = model()
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_lora_matrices_beside_a_layer_still_count(tied_head: bool) -> None:
+    plain = model(tied_head)
     apply_lora(plain, LoRAParams(rank=2, alpha=4.0, layers="all"), seed=1)
     for module in plain.modules():
         if isinstance(module, LoRALinear):

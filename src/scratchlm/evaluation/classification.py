@@ -72,7 +72,7 @@ def confusion_rows(predictions: Rows) -> list[dict[str, str]]:
 @torch.no_grad()
 def spam_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
     """The probability of class 1 for some of the texts, in their order: (N,) float64."""
-    device = model.head.weight.device
+    device = model.trunk.token_embedding.weight.device
     was_training = model.training
     model.eval()
     found = []

@@ -30,23 +30,25 @@ class GPTClassifier(nn.Module):
     def forward(self, texts: Tensor, lengths: Tensor) -> Tensor:
         """Class logits, (B, n_classes).
 
-        texts: (B, T) int64, padded at the end, with lengths (B,) int64 of real tokens; or what `encode` made of them.
+        texts: (B, T) int64, padded at the end, with lengths (B,) int64 of real tokens; or what `encode` made of them
+        with n_frozen_blocks.
         """
-        states, lengths = (texts, lengths) if texts.is_floating_point() else self.encode(texts, lengths)
+        n_blocks = self.n_frozen_blocks if texts.is_floating_point() else 0
+        states, lengths = (texts, lengths) if n_blocks else self.encode(texts, lengths, 0)
         packing = Packing(lengths)
         if self.position == "mean":
-            hidden = packing.pad(self.trunk.finish(states, packing, self.n_frozen_blocks))  # (B, T, C)
+            hidden = packing.pad(self.trunk.finish(states, packing, n_blocks))  # (B, T, C)
             return self.head(hidden.sum(dim=1) / lengths[:, None])
-        return self.head(self.trunk.finish(states, packing, self.n_frozen_blocks, columns=lengths - 1))
+        return self.head(self.trunk.finish(states, packing, n_blocks, columns=lengths - 1))
 
-    def encode(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the frozen first blocks make of the tokens that matter: (B, T), (B,) -> (N, C), (B,).
+    def encode(self, token_ids: Tensor, lengths: Tensor, n_blocks: int) -> tuple[Tensor, Tensor]:
+        """What the first `n_blocks` make of the tokens that matter: (B, T), (B,) -> (N, C), (B,).
 
-        In training this stays the same as long as there is no dropout, so it can be computed once: see Texts.
+        Of frozen blocks this stays the same as long as there is no dropout, so it can be computed once: see Texts.
         """
         needed = self._needed(lengths, token_ids.shape[1])
         packing = Packing(needed)
-        return self.trunk.encode(packing.pack(token_ids), packing, self.n_frozen_blocks), needed
+        return self.trunk.encode(packing.pack(token_ids), packing, n_blocks), needed
 
     @property
     def n_frozen_blocks(self) -> int:
@@ -88,13 +90,13 @@ class Texts:
 
         The random streams are not touched.
         """
-        if not classifier.n_frozen_blocks:
+        if not (n_blocks := classifier.n_frozen_blocks):
             return
-        device, was_training = classifier.head.weight.device, classifier.training
+        device, was_training = classifier.trunk.token_embedding.weight.device, classifier.training
         classifier.eval()
         states: list[Tensor] = []
         for token_ids, lengths in zip(self.token_ids.split(batch_size), self.lengths.split(batch_size), strict=True):
-            encoded, needed = classifier.encode(token_ids.to(device), lengths.to(device))
+            encoded, needed = classifier.encode(token_ids.to(device), lengths.to(device), n_blocks)
             states += encoded.split(needed.tolist())
         classifier.train(was_training)
         self._states = states

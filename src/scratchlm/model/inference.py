@@ -33,7 +33,7 @@ def for_inference(model: GPTModel) -> GPTModel:
     Takes the precision of the products from the autocast that it is called in, and needs memory for the copy. It does
     not see later changes of the model's matrices. Made in about the time of three decoding steps.
     """
-    if model.head.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
