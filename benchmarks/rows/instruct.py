@@ -15,6 +15,7 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.evaluation import responses
 from scratchlm.evaluation.generation import Rows
 from scratchlm.evaluation.responses import ResponseEvaluation
 from scratchlm.evaluation.settings import evenly_spaced
@@ -49,7 +50,7 @@ def ours(size: SizeName, source: str, vocabulary: str, steps: int, precision: st
             splits["train"], text.end_token_id, gpt.config.context_length, params,
             lambda: evaluation.quick(gpt), evaluation.samples,
         )  # fmt: skip
-        with started("finetune_instruct") as (log, resume):
+        with started("finetune_instruct") as (log, resume), mock.patch.object(responses, "N_SAMPLES", 0):
             curve = train(gpt, task, params, p, device, log, resume)
         return curve[-1]["step"] * params.batch_size
 
@@ -156,9 +157,9 @@ def instruct_row(size: SizeName, source: str, vocabulary: str, steps: int, preci
         f"{EVERY_STEPS} and at the end; llms-from-scratch, which evaluates after the first of {EVERY_STEPS}, does one "
         "step more and so as many evaluations. Equal: weights, examples as token ids, their order, batches of 8 padded "
         "to their longest, the loss over prompt and response, AdamW and its settings, evaluations on 40 examples of "
-        "train and of val, all in the time. scratchlm computes no padding; its evaluation scores responses only and "
-        "also writes 64 tokens to each of three instructions, which the others' do not; no resume state is due so "
-        "early. transformers: model(input_ids, attention_mask, labels) in a plain loop. "
+        "train and of val, all in the time. scratchlm computes no padding; its evaluation scores responses only, and "
+        "the answers that it also writes are left out, as the others write none; no resume state is due so early. "
+        "transformers: model(input_ids, attention_mask, labels) in a plain loop. "
         "llms-from-scratch: custom_collate_fn and train_model_simple without its sample after each epoch; its train "
         f"evaluation takes the first batches of train; {UNTIED}{AUTOCAST if precision == 'bfloat16' else ''}"
     )
