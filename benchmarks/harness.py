@@ -131,8 +131,13 @@ def table(name: str, found: Mapping[str, Any]) -> str:
 
 
 def _with_range(values: Mapping[str, float]) -> str:
-    median, lowest, highest = (f"{values[key]:,.4g}" for key in ("median", "lowest", "highest"))
+    median, lowest, highest = (figure(values[key]) for key in ("median", "lowest", "highest"))
     return f"{median} ({lowest} to {highest})"
+
+
+def figure(value: float) -> str:
+    """Four digits, without an exponent."""
+    return f"{float(f'{value:.4g}'):,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def machine(threads: int) -> dict[str, Any]:

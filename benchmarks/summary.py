@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, figure
 from benchmarks.run import all_rows
 from scratchlm.artifacts import read_json
 
@@ -22,7 +22,7 @@ def markdown(results: Path) -> str:
         if not path.exists():
             continue
         found = read_json(path)
-        rates = {contender: f"{it['rate']['median']:,.4g}" for contender, it in found["contenders"].items()}
+        rates = {contender: figure(it["rate"]["median"]) for contender, it in found["contenders"].items()}
         first = (f"`{name}`", f"{rates[found['ours']]} {found['unit']}")
         for peer, ratio in found["ratios"].items():
             median, lowest, highest = (f"{ratio[key]:.3g}" for key in ("median", "lowest", "highest"))
