@@ -154,4 +154,4 @@ def test_the_book_gets_our_messages_padded_as_ours() -> None:
 
 def test_readme_shows_what_the_result_files_say() -> None:
     assert markdown(RESULTS) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert "| `pretrain_float32` | " in markdown(RESULTS)
+    assert "| `pretrain_float32` " in markdown(RESULTS)
