@@ -16,7 +16,7 @@ from tabulate import tabulate
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, Run, about, matrix_products, measure
 from benchmarks.peers import our_config
-from benchmarks.rows.pretraining import LEARNING_RATE, huggingface, training_steps
+from benchmarks.rows.pretraining import LEARNING_RATE, book_steps, huggingface, training_steps
 from scratchlm.artifacts import write_json
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 
@@ -50,7 +50,6 @@ def book_recipe(size: SizeName, batch_size: int, window: int, steps: int, device
     It also allows TF32, but leaves no float32 product that this would change.
     """
     from llms_from_scratch.ch04 import GPTModelFast
-    from llms_from_scratch.ch05 import calc_loss_batch
 
     config = our_config(size)
     model: Any = GPTModelFast(
@@ -61,16 +60,7 @@ def book_recipe(size: SizeName, batch_size: int, window: int, steps: int, device
     )  # fmt: skip
     model = torch.compile(model.to(device, torch.bfloat16).train(), backend=compiler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
-    inputs, targets = torch.randint(config.vocab_size, (2, batch_size, window), device=device)
-
-    def run() -> float:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            calc_loss_batch(inputs, targets, model, device).backward()
-            optimizer.step()
-        return steps * inputs.numel()
-
-    return run
+    return book_steps(model, optimizer, batch_size, window, steps, device)
 
 
 def training_row(

@@ -57,17 +57,23 @@ def training_steps(
 
 
 def book(size: SizeName, batch_size: int, window: int, steps: int) -> Run:
-    """The body of train_model_simple."""
-    from llms_from_scratch.ch05 import calc_loss_batch
-
     model = book_model(size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
-    inputs, targets = torch.randint(GPT2_VOCAB_SIZE, (2, batch_size, window))
+    return book_steps(model, optimizer, batch_size, window, steps, "cpu")
+
+
+def book_steps(
+    model: Any, optimizer: torch.optim.Optimizer, batch_size: int, window: int, steps: int, device: str
+) -> Run:
+    """The body of train_model_simple, which computes the loss of each batch of tokens with its next ones."""
+    from llms_from_scratch.ch05 import calc_loss_batch
+
+    inputs, targets = torch.randint(GPT2_VOCAB_SIZE, (2, batch_size, window), device=device)
 
     def run() -> float:
         for _ in range(steps):
             optimizer.zero_grad()
-            calc_loss_batch(inputs, targets, model, "cpu").backward()
+            calc_loss_batch(inputs, targets, model, device).backward()
             optimizer.step()
         return steps * inputs.numel()
 

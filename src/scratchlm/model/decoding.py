@@ -216,8 +216,7 @@ class _Prefilled:
         lengths = torch.tensor([len(row) for row in tokens], device=self.device)
         packing = Packing(lengths)
         packed = torch.tensor([token_id for row in tokens for token_id in row], device=self.device)
-        states = self.model.encode(packed, packing, 0)
-        return self.model.head(self.model.finish(states, packing, 0, columns=lengths - 1, caches=caches))
+        return self.model.head(self.model.packed_states(packed, packing, lengths - 1, caches))
 
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -130,9 +129,15 @@ class GPTModel(nn.Module):
             x = block(x, mask, caches[index] if caches else None, positions)
         return self.final_norm(x)
 
-    def packed_states(self, token_ids: Tensor, packing: Packing) -> Tensor:
-        """hidden_states of packed sequences: (N,) int64 -> (N, C). Raises ValueError as it does."""
-        return self.finish(self.encode(token_ids, packing, 0), packing, 0)
+    def packed_states(
+        self,
+        token_ids: Tensor,
+        packing: Packing,
+        columns: Tensor | None = None,
+        caches: Sequence[LayerCache] | None = None,
+    ) -> Tensor:
+        """hidden_states of packed sequences: (N,) int64 -> (N, C), with columns (B, C): see `finish`."""
+        return self.finish(self.encode(token_ids, packing, 0), packing, 0, columns, caches)
 
     def encode(self, token_ids: Tensor, packing: Packing, n_blocks: int) -> Tensor:
         """What the embeddings and the first `n_blocks` make of packed tokens: (N,) int64 -> (N, C)."""
@@ -153,16 +158,15 @@ class GPTModel(nn.Module):
         """The other blocks and the final norm on what `encode` gave: (N, C) -> (N, C).
 
         columns: (B,) int64, the one position of each sequence that is asked for -> (B, C).
-        caches: empty, one for each of the other blocks, to be filled.
+        caches: one for each block, empty; those of the other blocks are filled.
         """
-        layers: list[tuple[TransformerBlock, LayerCache | None]]
-        layers = [*zip(self.blocks[n_blocks:], caches or repeat(None))]  # type: ignore[list-item]  # noqa: B905
-        last = layers.pop() if layers and columns is not None else None
-        for block, cache in layers:
+        last = len(self.blocks) - 1
+        for index in range(n_blocks, len(self.blocks)):
+            block, cache = self.blocks[index], caches[index] if caches else None
+            if index == last and columns is not None:
+                return self.final_norm(block.read(x, packing, columns, cache))  # type: ignore[operator]
             x = block(x, cache=cache, packing=packing)
-        if columns is not None:
-            x = last[0].read(x, packing, columns, last[1]) if last else x[packing.starts + columns]
-        return self.final_norm(x)
+        return self.final_norm(x if columns is None else x[packing.starts + columns])
 
     def _refuse_more_than_context(self, n_tokens: int) -> None:
         if self.config.context_length < n_tokens:
