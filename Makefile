@@ -13,11 +13,11 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
 
-repro: $(READY)  ## rebuild everything that params.yaml describes, then show the metrics
+repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
 	@scratchlm mend
 	dvc repro
 	@echo
-	dvc metrics show
+	@scratchlm results
 	@echo
 	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'scratchlm compare main'."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.artifacts import read_json
 from scratchlm.checkpoints.classifier import save_classifier
 from scratchlm.checkpoints.huggingface import load_huggingface
 from scratchlm.checkpoints.native import load_gpt, save_gpt
@@ -14,6 +15,7 @@ from scratchlm.data.tokenizer import save_byte_pairs, train_byte_pairs
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import build_model
+from tests.clones import REPOSITORY
 
 CONFIG = GPTConfig(
     vocab_size=270, context_length=128, n_layers=1, n_heads=2, emb_dim=16, dropout=0.0, qkv_bias=True,
@@ -49,6 +51,24 @@ def test_chat_answers_each_line_and_ends_with_the_input(home):
     done = scratchlm(home, "chat", "--max-new-tokens", "5", given="Say red.\nSay bird.\n")
     assert done.returncode == 0
     assert done.stdout.count("\n") >= 2
+
+
+def test_results_gives_the_headline_figures_of_the_metrics_files():
+    done = scratchlm(REPOSITORY, "results")
+    assert done.returncode == 0, done.stderr
+    rows = {tuple(line.split("  ")[0].split()): line for line in done.stdout.splitlines()}
+    score = read_json(REPOSITORY / "metrics/judge.json")["after"]["mean_score"]
+    assert f"{score:.4g} " in rows["judge",]
+    assert "gpt2-nano" in done.stdout
+    assert max(map(len, rows.values())) <= 120
+
+
+def test_results_before_anything_was_built_says_what_is_missing(tmp_path):
+    (tmp_path / "params.yaml").write_text("gpt2_sizes: []\n")
+    done = scratchlm(tmp_path, "results")
+    assert done.returncode == 1
+    assert done.stderr.startswith("scratchlm: metrics/pretrain.json: no such file; `dvc repro` makes")
+    assert done.stderr.count("\n") == 1
 
 
 def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path):

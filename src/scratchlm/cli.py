@@ -131,6 +131,18 @@ def import_model(
 
 
 @app.command()
+def results() -> None:
+    """What the models are like, in a few lines; data/report.html shows everything."""
+    from tabulate import tabulate
+
+    from scratchlm.evaluation.headline import read_headline
+
+    head, align = ["", "", "before training", "result", "95 % interval"], ["left", "left", "right", "right", "right"]
+    lines = read_headline(Path("params.yaml"), Path("metrics"))
+    typer.echo(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
+
+
+@app.command()
 def mend() -> None:
     """Make readable again what a killed DVC left half-written, if `dvc repro` says that it cannot read it."""
     from scratchlm.guard import mend

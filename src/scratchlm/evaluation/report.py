@@ -3,16 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.artifacts import missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.evaluation.headline import headline
 from scratchlm.evaluation.report_charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.evaluation.report_graph import graph_svg, stage_graph
-from scratchlm.evaluation.report_tables import NONE, figure, flattened, metric_tables, percent, shortened, thinned
+from scratchlm.evaluation.report_tables import figure, flattened, metric_tables, percent, shortened, thinned
 from scratchlm.params import load_yaml
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -91,7 +92,7 @@ def render(report: Report) -> str:
     loaded = {name: flattened(found) for name, found in report.loaded.items()}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         params=report.params,
-        headline=headline(report),
+        headline=headline(report.metrics, report.loaded),
         controls={name: judged[model] for model, name in CONTROLS.items() if model in judged},
         stages=stages,
         graph=graph_svg(stages),
@@ -115,60 +116,6 @@ def render(report: Report) -> str:
         models=models(report),
     )
     return page.strip() + "\n"
-
-
-class Headline(NamedTuple):
-    """One line of the result table, as texts. start: before training, where there is such a figure."""
-
-    subject: str
-    measure: str
-    start: str
-    result: str
-    interval: str = ""
-
-
-def headline(report: Report) -> list[Headline]:
-    """The results in a few lines: what each model is like, and what it was like before training."""
-    pretrain, spam = report.metrics["pretrain"], report.metrics["finetune_spam"]["test"]
-    instruct, judge = report.metrics["finetune_instruct"], report.metrics["judge"]
-    lines = [
-        Headline(
-            "pretrain",
-            "val loss, nats per token",
-            figure(pretrain["untrained_val_loss"]),
-            figure(pretrain["val"]["loss"]),
-        ),
-        Headline("pretrain", "val perplexity", "", figure(pretrain["val"]["perplexity"])),
-        Headline("pretrain", "val bits per byte", "", figure(pretrain["val"]["bits_per_byte"])),
-    ]
-    for name, scores in report.loaded.items():
-        lines.append(Headline(name, "val loss, nats per token", "", figure(scores["val"]["loss"])))
-    accuracy_interval = f"{percent(spam['accuracy_low'])} to {percent(spam['accuracy_high'])}"
-    lines += [
-        Headline("finetune_spam", "test accuracy", "", percent(spam["accuracy"]), accuracy_interval),
-        Headline("finetune_spam", "test F1", "", figure(spam["f1"])),
-        Headline("finetune_spam", "test AUROC", "", figure(spam.get("auroc"))),
-        Headline(
-            "finetune_instruct",
-            "val loss, nats per response token",
-            figure(instruct["before"]["val_loss"]),
-            figure(instruct["after"]["val_loss"]),
-        ),
-    ]
-    before, after = judge.get("before", {}), judge["after"]
-    start = figure(before.get("mean_score"))
-    if "mean_score" in before:
-        start += f" ({_mean_interval(before)})"
-    lines.append(
-        Headline(
-            "judge",
-            "mean score of 0 to 100",
-            start if before else "",
-            figure(after.get("mean_score")),
-            _mean_interval(after),
-        )  # fmt: skip
-    )
-    return lines
 
 
 def charts(report: Report) -> dict[str, Markup]:
@@ -262,10 +209,6 @@ def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
     verdicts = {(row["id"], row["model"]): row for row in judgements}
     fields = ("score", "reason")
     return [{**row, **{field: verdicts[row["id"], row["model"]][field] for field in fields}} for row in responses]
-
-
-def _mean_interval(scores: Mapping[str, Any]) -> str:
-    return f"{figure(scores['mean_low'])} to {figure(scores['mean_high'])}" if "mean_low" in scores else NONE
 
 
 def _plot(metrics: Path, name: str) -> Path:
