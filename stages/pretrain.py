@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scratchlm.artifacts import write_csv, write_json, write_table
 from scratchlm.checkpoints.native import save_gpt
-from scratchlm.data.corpus import TokenWindows, read_counts, read_tokens
+from scratchlm.data.corpus import TokenWindows, read_counts
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.entry import run
 from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
@@ -34,8 +34,8 @@ def main(
     device = set_up(p)
     text = load_tokenizer(tokenizer)
     gpt = build_model(p.model.config(text.vocab_size), stream(p.seed, "initialisation")).to(device)
-    windows = TokenWindows(read_tokens(corpus, "train"), p.model.context_length, p.pretrain.stride)
     evaluation = CorpusEvaluation(corpus, p.evaluation)
+    windows = TokenWindows(evaluation.tokens("train"), p.model.context_length, p.pretrain.stride)
     sampler = TextSampler(gpt, text, p.pretrain.sample_prompt, p.pretrain.sample_tokens)
     task = pretraining_task("pretrain", windows, lambda: sampler.after(evaluation.quick(gpt)), sampler.samples)
     with autocast(p, device):

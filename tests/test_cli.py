@@ -29,6 +29,7 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     save_byte_pairs(home / "data/tokens/tokenizer", *train_byte_pairs(["the red bird saw the red house"] * 9, 270))
     save_gpt(home / "data/models/finetune_instruct", build_model(CONFIG, 1))
+    (home / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     save_classifier(
         home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 2, "last_real"), padded_tokens=32
     )
@@ -51,6 +52,19 @@ def test_chat_answers_each_line_and_ends_with_the_input(home):
     done = scratchlm(home, "chat", "--max-new-tokens", "5", given="Say red.\nSay bird.\n")
     assert done.returncode == 0
     assert done.stdout.count("\n") >= 2
+
+
+def test_chat_asks_in_the_style_of_params_yaml_unless_told_otherwise(home, tmp_path):
+    (tmp_path / "data").symlink_to(home / "data")
+    (tmp_path / "params.yaml").write_text("tokenize: {instructions: {prompt_style: phi3}}\n")
+    options = ("chat", "--max-new-tokens", "40", "--temperature", "2")
+    words = {"given": "Say red.\n"}
+    answers = [
+        scratchlm(tmp_path, *options, **words).stdout,
+        scratchlm(home, *options, "--prompt-style", "phi3", **words).stdout,
+        scratchlm(home, *options, "--prompt-style", "alpaca", **words).stdout,
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_results_gives_the_headline_figures_of_the_metrics_files():

@@ -98,6 +98,17 @@ def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
     assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", "preflight.json"]
 
 
+def test_preflight_refuses_what_no_stage_made_and_deletes_nothing(tmp_path):
+    models = tmp_path / "models"
+    for name in ("mine", "gpt2-124M"):
+        (models / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="mine is not an output of this pipeline; move it to another folder"):
+        preflight.main(
+            REPOSITORY / "params.yaml", tmp_path, tmp_path, models, tmp_path / "marker", tmp_path / "preflight.json"
+        )
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["gpt2-124M", "mine", "models"]
+
+
 def test_preflight_says_how_this_machine_computes(place):
     folders = [place / name for name in ("loaded", "ablated", "models")]
     preflight.main(place / "params.yaml", *folders, place / "marker", place / "preflight.json")

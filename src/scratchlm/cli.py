@@ -27,7 +27,9 @@ def scratchlm() -> None:
 def chat(
     model: Model = Path("data/models/finetune_instruct"),
     tokenizer: TokenizerFolder = TOKENIZER,
-    prompt_style: Annotated[Literal["alpaca", "phi3"], typer.Option(help="the one it was finetuned with")] = "alpaca",
+    prompt_style: Annotated[
+        Literal["alpaca", "phi3"] | None, typer.Option(help="as it was finetuned; without this, as params.yaml says")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
@@ -37,7 +39,9 @@ def chat(
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.model.decoding import GREEDY, generate
     from scratchlm.model.inference import for_inference
+    from scratchlm.params import load_yaml
 
+    style = prompt_style or load_yaml(Path("params.yaml"))["tokenize"]["instructions"]["prompt_style"]
     gpt, text = load_gpt(model), load_tokenizer(tokenizer)
     _refuse_strangers(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
     decoder = for_inference(gpt)
@@ -49,7 +53,7 @@ def chat(
             return
         if not instruction:
             return
-        prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, prompt_style))
+        prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, style))
         printer = _Printer(text)
         generate(
             decoder,

@@ -234,6 +234,13 @@ def test_a_language_model_is_no_classifier(saved: Path) -> None:
     )
 
 
+def test_a_classifier_is_no_language_model(tmp_path: Path, tiny_gpt: Build) -> None:
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"))
+    assert refusal(tmp_path / "spam") == (
+        f"{tmp_path / 'spam'} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
+    )
+
+
 def test_a_classifier_with_a_missing_tensor_is_refused_by_name(tmp_path: Path, tiny_gpt: Build) -> None:
     save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"))
     spoil(tmp_path / "spam", lambda weights: weights.pop("head.bias"))

@@ -294,6 +294,7 @@ def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
 
 def test_the_end_token_of_the_word_tokenizer_needs_no_spaces_around_it() -> None:
     """The book's takes a<|endoftext|>b for one unknown word: it joins documents with spaces."""
+    assert collect_words([f"a{END_OF_TEXT}b"]) == ["a", "b", END_OF_TEXT, UNKNOWN]
     words = WordTokenizer(["a", "b", END_OF_TEXT, UNKNOWN])
     for text in (f"a{END_OF_TEXT}b", f"a {END_OF_TEXT} b"):
         assert words.encode_documents(text).tolist() == [0, 2, 1]

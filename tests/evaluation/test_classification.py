@@ -85,6 +85,11 @@ def test_where_only_one_class_occurs_there_is_no_auroc_and_the_rest_is_defined(l
     assert scores["loss"] == pytest.approx(-math.log(0.9))
 
 
+def test_probabilities_that_are_no_numbers_are_one_sentence() -> None:
+    with pytest.raises(ValueError, match="^the classifier's probabilities are no longer numbers; lower learning_rate"):
+        classification_scores(np.array([1, 0]), np.array([0.2, math.nan]))
+
+
 def test_where_nothing_is_called_spam_precision_is_0() -> None:
     scores = classification_scores(np.array([1, 0]), np.array([0.2, 0.1]))
     assert (scores["precision"], scores["recall"], scores["f1"]) == (0.0, 0.0, 0.0)

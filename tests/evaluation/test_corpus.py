@@ -64,8 +64,9 @@ def test_quick_figures_are_of_the_same_few_windows_each_time(corpus: Path, tiny_
 
 
 def test_a_split_that_does_not_fill_a_window_is_refused(corpus: Path) -> None:
+    evaluation = CorpusEvaluation(corpus, PARAMS.model_copy(update={"context_length": 40}))
     with pytest.raises(ValueError, match="^35 tokens do not fill one window of 40"):
-        CorpusEvaluation(corpus, PARAMS.model_copy(update={"context_length": 40}))
+        evaluation.val_ids()
 
 
 def test_scores_are_loss_perplexity_and_bits_per_byte() -> None:

@@ -54,6 +54,8 @@ def test_every_token_weighs_the_same_whatever_row_it_is_in() -> None:
 def test_perplexity_and_bits_per_byte_by_hand() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(math.log(50257)) == pytest.approx(50257)
+    with pytest.raises(ValueError, match="^a loss of 800 nats per token has no perplexity: training diverged; lower"):
+        perplexity(800.0)
     # 2 ln 2 nats are 2 bits per token; 300 tokens over 1200 bytes: half a bit per byte
     assert bits_per_byte(2 * math.log(2), 300, 1200) == pytest.approx(0.5)
 

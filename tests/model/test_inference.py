@@ -68,6 +68,9 @@ def test_lora_matrices_beside_a_layer_still_count(tied_head: bool) -> None:
 
 
 def test_where_packing_does_not_help_the_model_itself_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     plain = model()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert for_inference(plain) is plain
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert for_inference(plain) is plain

@@ -42,8 +42,13 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
     """The language model in `folder`, in evaluation mode.
 
     changes: fields of GPTConfig that concern its use and not its weights: dropout, attention.
-    Raises ValueError naming the folder and the tensor if the weights do not fit the configuration.
+    Raises ValueError naming the folder and the tensor if the weights do not fit the configuration, or if it holds a
+    classifier.
     """
+    if "classifier" in read_json(folder / CONFIG_FILE):
+        raise ValueError(
+            f"{folder} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
+        )
     config = read_config(folder).model_copy(update=changes)
     with shapes_only():
         model = GPTModel(config)

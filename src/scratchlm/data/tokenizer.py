@@ -220,8 +220,8 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
 
 def collect_words(texts: Iterable[str]) -> list[str]:
     """The vocabulary of a word tokenizer: every word of `texts`, sorted, then the two special tokens."""
-    words = {word for text in texts for word in split_words(text)}
-    return [*sorted(words - {END_OF_TEXT, UNKNOWN}), END_OF_TEXT, UNKNOWN]
+    words = {word for text in texts for part in text.split(END_OF_TEXT) for word in split_words(part)}
+    return [*sorted(words - {UNKNOWN}), END_OF_TEXT, UNKNOWN]
 
 
 def byte_alphabet() -> dict[int, str]:

@@ -88,7 +88,13 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
     """Scores at threshold 0.5, with class 1 as the positive one; loss in nats per text.
 
     labels, probabilities: (N,). AUROC is absent where only one class occurs: it is undefined.
+    Raises ValueError if a probability is not a number.
     """
+    if not np.isfinite(probabilities).all():
+        raise ValueError(
+            "the classifier's probabilities are no longer numbers; lower learning_rate, raise warmup_steps, or use "
+            "precision float32"
+        )
     from sklearn import metrics  # a second that preflight, which only reads this stage's parameters, need not wait
 
     predicted = (probabilities > 0.5).astype(int)

@@ -73,12 +73,24 @@ def example_id(name: str, content: bytes) -> str:
 
 
 def perplexity(nats_per_token: float) -> float:
-    """e to the loss: among how many equally likely tokens the model is in doubt. Jelinek et al. 1977."""
-    return math.exp(nats_per_token)
+    """e to the loss: among how many equally likely tokens the model is in doubt. Jelinek et al. 1977.
+
+    Raises ValueError for a loss so large that this is no floating-point number.
+    """
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        raise ValueError(
+            f"a loss of {nats_per_token:.4g} nats per token has no perplexity: training diverged; lower learning_rate, "
+            "raise warmup_steps, or set max_grad_norm"
+        ) from None
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> float:
-    """The loss per byte of text, which models with different tokenizers share."""
+    """The loss per byte of text, which models with different tokenizers share, as long as these lose nothing.
+
+    A word tokenizer drops white space and unknown words, so that its figure is too good.
+    """
     return nats_per_token * n_tokens / n_bytes / math.log(2)
 
 

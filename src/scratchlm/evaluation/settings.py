@@ -11,7 +11,7 @@ from scratchlm.params import Section
 class EvaluationParams(Section):
     """How models are measured: the same for every model, so that figures can be compared.
 
-    context_length: tokens a language model sees at once. batch_size: rows per forward pass.
+    context_length: tokens of a window of the corpus; responses use the model's own. batch_size: rows per forward pass.
     max_rows: windows, messages or responses per split in evaluations during training; final figures use all.
     """
 

@@ -28,7 +28,7 @@ class PackedLinear(nn.Module):
 
 
 def for_inference(model: GPTModel) -> GPTModel:
-    """The model with its linear layers packed, where that helps: on a CPU with oneDNN. Else the model itself.
+    """The model with its linear layers packed, on a CPU that oneDNN has kernels for. Else the model itself.
 
     Takes the precision of the products from the autocast that it is called in, and needs memory for the copy. It does
     not see later changes of the model's matrices. Made in about the time of three decoding steps.
@@ -36,6 +36,8 @@ def for_inference(model: GPTModel) -> GPTModel:
     if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return model
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for path, module in [*twin.named_modules()]:
         if type(module) is nn.Linear:

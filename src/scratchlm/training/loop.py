@@ -147,11 +147,11 @@ class TrainingState:
 def count_steps(n_examples: int, params: TrainingParams) -> int:
     """Optimizer steps in all: an epoch has as many as it has full batches. Raises ValueError if that is none."""
     per_epoch = n_examples // params.batch_size
-    n_steps = int(params.epochs * per_epoch)
+    n_steps = int(params.epochs * per_epoch + 1e-9)  # 0.29 * 100 is a little less than 29
     if not n_steps:
         raise ValueError(
             f"{n_examples} training examples give {per_epoch} batches of {params.batch_size} an epoch, and "
-            f"{params.epochs} epochs no step; lower batch_size or raise epochs"
+            f"{params.epochs} epochs no step; lower batch_size{' or raise epochs' if per_epoch else ''}"
         )
     return n_steps
 

@@ -12,7 +12,7 @@ from scratchlm.model.packing import Packing
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token, in nats per scored token.
+    """Mean cross-entropy of the next token, in nats per scored token: the textbook form, which tests compare with.
 
     logits: (B, T, V) float; logits[:, t] predicts token t + 1.
     targets: (B, T) int64 in [0, V), or IGNORE_INDEX where nothing is scored.
