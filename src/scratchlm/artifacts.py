@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,13 +140,6 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 def read_splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The rows of `folder`/{train,val,test}.parquet. Errors as read_table."""
     return {split: read_table(folder / f"{split}.parquet") for split in ("train", "val", "test")}
-
-
-def remove_others(folder: Path, keep: Collection[str]) -> None:
-    """Delete what is in `folder` under a name, without its ending, that `keep` does not hold."""
-    for path in folder.glob("*"):
-        if path.stem not in keep:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def append_log(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,9 +1,15 @@
-"""What must fit together across the sections of params.yaml; each section checks itself when it is read."""
+"""What must hold before any work starts: sections of params.yaml that fit together, folders without others' outputs.
+
+Each section checks itself when it is read.
+"""
 
 import re
-from collections.abc import Iterator
-from typing import Any
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, get_args
 
+from scratchlm.data.catalogue import GPT2Size
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE
 from scratchlm.runtime import resolve_device
 from scratchlm.training.spam import varied
@@ -28,6 +34,32 @@ def check_together(params: Any) -> None:
             mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")
     if mistakes:
         raise ValueError("\n".join(mistakes))
+
+
+def clear_away_others(params: Any, models: Path, loaded: Path, ablated: Path) -> None:
+    """Delete what another params.yaml left in folders that report depends on, where it would change their hash.
+
+    loaded, ablated: metrics of the loaded models and of the ablations. Raises ValueError, before anything is deleted,
+    naming what is in `models` and no stage made.
+    """
+    trained = {"pretrain", "finetune_spam", "finetune_instruct"}
+    ours = trained.union(f"gpt2-{size}" for size in get_args(GPT2Size))
+    for path in sorted(models.glob("[!.]*")):
+        if path.name not in ours:
+            raise ValueError(
+                f"{path} is not an output of this pipeline; move it to another folder, because the report depends on "
+                f"all that {models} holds"
+            )
+    _keep_only(models, trained.union(f"gpt2-{size}" for size in params.gpt2_sizes))
+    _keep_only(loaded, params.gpt2_sizes)
+    _keep_only(ablated, params.spam_ablations)
+
+
+def _keep_only(folder: Path, names: Collection[str]) -> None:
+    """names: without endings."""
+    for path in folder.glob("*"):
+        if path.stem not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _vocabularies(params: Any) -> Iterator[str]:
