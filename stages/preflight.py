@@ -1,12 +1,13 @@
-"""Check the whole of params.yaml before any work starts; clear away what it no longer names; say how this computes."""
+"""Check the whole of params.yaml before any work starts; record how this machine computes."""
 
+import sys
 from pathlib import Path
 
 from scratchlm.artifacts import write_json, write_text
 from scratchlm.entry import run
 from scratchlm.fingerprint import describe_arithmetic
 from scratchlm.params import read_params
-from scratchlm.preflight import check_together, clear_away_others
+from scratchlm.preflight import check_together, leftover_metrics
 from scratchlm.runtime import set_up
 from stages import (
     ablate_spam,
@@ -35,10 +36,13 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(params: Path, loaded: Path, ablated: Path, models: Path, marker: Path, metrics: Path) -> None:
+def main(params: Path, loaded: Path, ablated: Path, marker: Path, metrics: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
-    clear_away_others(p, models, loaded, ablated)
+    for path in leftover_metrics(p, loaded, ablated):
+        print(
+            f"preflight: {path} belongs to no stage of params.yaml; delete it if you no longer need it", file=sys.stderr
+        )
     write_json(metrics, describe_arithmetic(set_up(p)))
     write_text(marker, "params.yaml was checked\n")
 

@@ -47,9 +47,9 @@ def make_clone(folder: Path, changes: dict[str, object] | None = None) -> Path:
     return folder
 
 
-def commit(clone: Path, message: str) -> None:
+def commit(clone: Path, message: str, *, empty: bool = False) -> None:
     run(clone, "git", "add", "-A")
-    run(clone, "git", *IDENTITY, "commit", "-qm", message)
+    run(clone, "git", *IDENTITY, "commit", "-qm", message, *(["--allow-empty"] if empty else []))
 
 
 def results(clone: Path) -> dict[str, bytes]:

@@ -139,6 +139,27 @@ def test_mending_by_hand_touches_nothing_that_is_whole(workspace: Path) -> None:
     assert not running.exists()
 
 
+def test_a_merge_conflict_is_left_to_a_person(workspace: Path) -> None:
+    lock = workspace / "dvc.lock"
+    (workspace / guard.LOCK_COPY).parent.mkdir()
+    (workspace / guard.LOCK_COPY).write_text("schema: '2.0'\n")
+    conflict = "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: null\n>>>>>>> a\n"
+    lock.write_text(conflict)
+    with pytest.raises(ValueError, match=r"dvc.lock holds a merge conflict; keep one side with `git checkout --ours"):
+        guard.mend()
+    assert lock.read_text() == conflict
+
+
+def test_what_is_replaced_is_kept_beside(workspace: Path) -> None:
+    (workspace / guard.LOCK_COPY).parent.mkdir()
+    (workspace / guard.LOCK_COPY).write_text(LOCK)
+    (workspace / "dvc.lock").write_text(LOCK[:-3] + "{")
+    (sentence,) = guard.mend()
+    assert sentence.startswith("dvc.lock could not be read: it is restored")
+    assert (workspace / "dvc.lock").read_text() == LOCK
+    assert (workspace / guard.LOCK_DAMAGED).read_text() == LOCK[:-3] + "{"
+
+
 def test_a_stage_dies_with_its_dvc_though_a_shell_stands_between(workspace: Path) -> None:
     dvc, shell = start_dvc(["sh", "-c", f"'{sys.executable}' -c '{STAGE}'; true"])
     (stage,) = shell.children()

@@ -78,39 +78,32 @@ def tokenize_into(place: Path) -> None:
 
 
 def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
-    folders = [place / name for name in ("loaded", "ablated", "models")]
+    folders = [place / name for name in ("loaded", "ablated")]
     preflight.main(place / "params.yaml", *folders, place / "one", place / "one.json")
     preflight.main(REPOSITORY / "params.yaml", *folders, place / "other", place / "other.json")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
 
 
-def test_preflight_clears_away_what_the_parameters_no_longer_name(tmp_path):
-    loaded, ablated, models = (tmp_path / name for name in ("loaded", "ablated", "models"))
-    files = (loaded / "nano.json", loaded / "124M.json", ablated / "x.json", models / "gpt2-124M" / "config.json")
-    for left in files:
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_text("{}")
-    (models / "pretrain").mkdir()
-    preflight.main(
-        REPOSITORY / "params.yaml", loaded, ablated, models, tmp_path / "marker", tmp_path / "preflight.json"
-    )
-    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
-    assert left == ["ablated", "loaded", "loaded/nano.json", "marker", "models", "models/pretrain", "preflight.json"]
-
-
-def test_preflight_refuses_what_no_stage_made_and_deletes_nothing(tmp_path):
-    models = tmp_path / "models"
-    for name in ("mine", "gpt2-124M"):
-        (models / name).mkdir(parents=True)
-    with pytest.raises(ValueError, match="mine is not an output of this pipeline; move it to another folder"):
-        preflight.main(
-            REPOSITORY / "params.yaml", tmp_path, tmp_path, models, tmp_path / "marker", tmp_path / "preflight.json"
-        )
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["gpt2-124M", "mine", "models"]
+def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(tmp_path, capsys):
+    loaded, ablated = tmp_path / "loaded", tmp_path / "ablated"
+    files = [
+        loaded / "nano.json",
+        loaded / "124M.json",
+        loaded / "NOTES.md",
+        loaded / "mine" / "a.txt",
+        ablated / "x.json",
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, tmp_path / "marker", tmp_path / "preflight.json")
+    assert all(file.exists() for file in files)
+    named = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert named == [str(loaded / "124M.json"), str(ablated / "x.json")]
 
 
 def test_preflight_says_how_this_machine_computes(place):
-    folders = [place / name for name in ("loaded", "ablated", "models")]
+    folders = [place / name for name in ("loaded", "ablated")]
     preflight.main(place / "params.yaml", *folders, place / "marker", place / "preflight.json")
     assert read_json(place / "preflight.json") == describe_arithmetic(torch.device("cpu"))
 

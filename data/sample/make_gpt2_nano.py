@@ -21,9 +21,8 @@ from scratchlm.data.instructions import InstructionsParams, format_prompt, read_
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.evaluation.corpus import CorpusEvaluation
 from scratchlm.evaluation.settings import EvaluationParams
-from scratchlm.model.config import gpt2_config
+from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, gpt2_config
 from scratchlm.model.gpt import build_model
-from scratchlm.preflight import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE
 from scratchlm.resume import Resume
 from scratchlm.runtime import RuntimeParams, set_up, stream
 from scratchlm.training.loop import train

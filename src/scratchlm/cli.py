@@ -151,7 +151,8 @@ def mend() -> None:
     """Make readable again what a killed DVC left half-written, if `dvc repro` says that it cannot read it."""
     from scratchlm.guard import mend
 
-    mend()
+    for sentence in mend():
+        typer.echo(sentence)
 
 
 @app.command()

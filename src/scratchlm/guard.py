@@ -17,14 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 LOCK_FILE = Path("dvc.lock")
 RUNNING_FILE = Path(".dvc/tmp/rwlock")  # where DVC notes which of its processes works on which path
-LOCK_COPY = Path(".scratchlm/dvc.lock")
+LOCK_COPY, LOCK_DAMAGED = Path(".scratchlm/dvc.lock"), Path(".scratchlm/dvc.lock.damaged")
+CONFLICT = b"<<<<<<< "  # begins a line where git could not merge
 GUARD_NOTE = Path(".scratchlm/guard")  # locked by the guard at work
 PATIENCE_SECONDS = 10.0  # for a killed stage's process to be gone, for a file to be whole
 POLL_SECONDS = 0.05
@@ -86,19 +87,33 @@ def guard_lock_file(dvc: psutil.Process) -> None:
     )  # fmt: skip
 
 
-def mend() -> None:
-    """Make what a killed DVC left readable again: its note of what runs, and dvc.lock.
+def mend() -> list[str]:
+    """Make what a killed DVC left readable again: its note of what runs, and dvc.lock. Return what was done.
 
-    dvc.lock becomes the copy again if DVC would refuse it. If it only lacks stages, it stays: it may be another
-    branch's, and DVC takes the results of stages that it lacks from its cache.
+    dvc.lock becomes the copy again if DVC would refuse it; the refused file is moved to LOCK_DAMAGED. If it only lacks
+    stages, it stays: it may be another branch's, and DVC takes the results of stages that it lacks from its cache.
+    Raises ValueError if dvc.lock holds a merge conflict: only a person can say which side is right.
     """
     lock, running = _content(LOCK_FILE), _content(RUNNING_FILE)
     refused = LOCK_FILE.exists() and not _dvc_can_read(lock)
+    done: list[str] = []
     time.sleep(WRITING_SECONDS)  # a file that changes meanwhile is being written by another DVC
     if _is_broken(running) and _content(RUNNING_FILE) == running:
+        if running:
+            done.append(f"{RUNNING_FILE} could not be read and is removed; DVC writes a new one")
         RUNNING_FILE.unlink(missing_ok=True)
-    if refused and LOCK_COPY.exists() and _content(LOCK_FILE) == lock:
+    if not refused or _content(LOCK_FILE) != lock:
+        return done
+    if any(line.startswith(CONFLICT) for line in lock.splitlines()):
+        raise ValueError(
+            f"{LOCK_FILE} holds a merge conflict; keep one side with `git checkout --ours {LOCK_FILE}` or --theirs, "
+            "then run `dvc repro` and commit the result"
+        )
+    if LOCK_COPY.exists():
+        _copy(LOCK_FILE, LOCK_DAMAGED)
         _copy(LOCK_COPY, LOCK_FILE)
+        done.append(f"{LOCK_FILE} could not be read: it is restored, and what it held is in {LOCK_DAMAGED}")
+    return done
 
 
 def main(pid: str) -> None:
@@ -107,7 +122,8 @@ def main(pid: str) -> None:
         if _locked(note.fileno()):
             if psutil.pid_exists(int(pid)):
                 _wait_for_end(psutil.Process(int(pid)))
-            mend()
+            with suppress(ValueError):  # nobody reads a guard's output
+                mend()
 
 
 def _end_with(process: psutil.Process) -> None:

@@ -1,20 +1,13 @@
-"""What must hold before any work starts: sections of params.yaml that fit together, folders without others' outputs.
-
-Each section checks itself when it is read.
-"""
+"""What must hold before any work starts: sections of params.yaml that fit together. Each section checks itself."""
 
 import re
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from scratchlm.data.catalogue import GPT2Size
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE
+from scratchlm.model.config import published_config
 from scratchlm.runtime import resolve_device
 from scratchlm.training.spam import varied
-
-NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # the sample's checkpoint, data/sample/README.md
 
 
 def check_together(params: Any) -> None:
@@ -36,30 +29,17 @@ def check_together(params: Any) -> None:
         raise ValueError("\n".join(mistakes))
 
 
-def clear_away_others(params: Any, models: Path, loaded: Path, ablated: Path) -> None:
-    """Delete what another params.yaml left in folders that report depends on, where it would change their hash.
+def leftover_metrics(params: Any, loaded: Path, ablated: Path) -> list[Path]:
+    """Metrics of models and ablations that params.yaml no longer names: no stage reads them, and nothing deletes them.
 
-    loaded, ablated: metrics of the loaded models and of the ablations. Raises ValueError, before anything is deleted,
-    naming what is in `models` and no stage made.
+    loaded, ablated: the folders with one JSON file per size in gpt2_sizes, and per variant in spam_ablations.
     """
-    trained = {"pretrain", "finetune_spam", "finetune_instruct"}
-    ours = trained.union(f"gpt2-{size}" for size in get_args(GPT2Size))
-    for path in sorted(models.glob("[!.]*")):
-        if path.name not in ours:
-            raise ValueError(
-                f"{path} is not an output of this pipeline; move it to another folder, because the report depends on "
-                f"all that {models} holds"
-            )
-    _keep_only(models, trained.union(f"gpt2-{size}" for size in params.gpt2_sizes))
-    _keep_only(loaded, params.gpt2_sizes)
-    _keep_only(ablated, params.spam_ablations)
-
-
-def _keep_only(folder: Path, names: Collection[str]) -> None:
-    """names: without endings."""
-    for path in folder.glob("*"):
-        if path.stem not in names:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [
+        path
+        for folder, names in ((loaded, params.gpt2_sizes), (ablated, params.spam_ablations))
+        for path in sorted(folder.glob("*.json"))
+        if path.stem not in names
+    ]
 
 
 def _vocabularies(params: Any) -> Iterator[str]:
@@ -68,7 +48,7 @@ def _vocabularies(params: Any) -> Iterator[str]:
     if len(set(params.gpt2_sizes)) < len(params.gpt2_sizes):
         yield f"gpt2_sizes is {params.gpt2_sizes}; each size may stand in it once, remove the repeated one"
     for size in params.gpt2_sizes:
-        theirs, n_tokens = ("gpt2-nano", NANO_VOCAB_SIZE) if size == "nano" else ("gpt2-124M", GPT2_VOCAB_SIZE)
+        theirs, n_tokens = "gpt2-nano" if size == "nano" else "gpt2-124M", published_config(size).vocab_size
         if params.tokenizer.kind != "gpt2" or params.sources.vocabulary != theirs:
             yield (
                 f"gpt2_sizes has {size}, whose vocabulary of {n_tokens} tokens differs from the tokenizer's "
@@ -92,7 +72,7 @@ def _contexts(params: Any) -> Iterator[str]:
     """Nothing may ask for more positions than the model has that it meets."""
     lengths = {"pretrain": params.model.context_length}
     for size in params.gpt2_sizes:
-        lengths[f"gpt2-{size}"] = NANO_CONTEXT_LENGTH if size == "nano" else GPT2_CONTEXT_LENGTH
+        lengths[f"gpt2-{size}"] = published_config(size).context_length
     wanted = [("evaluation.context_length", params.evaluation.context_length, name) for name in lengths]
     spam, instruct = params.finetune_spam, params.finetune_instruct
     if isinstance(spam.padding, int):

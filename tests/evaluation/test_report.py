@@ -233,7 +233,7 @@ def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
     assert "95.4\N{NO-BREAK SPACE}% to 99.1\N{NO-BREAK SPACE}%" in page
     mean = read_json(project / "metrics" / "judge.json")["after"]["mean_score"]
     assert f"{mean:.4g}" in page
-    assert sha256_of(project / "data" / "models" / "gpt2-nano" / "model.safetensors") in page
+    assert sha256_of(project / "data" / "models" / "pretrain" / "model.safetensors") in page
     assert "CC0 1.0" in page
     assert "max_micro_batch_size" in page
     assert "Sara was here 3" in page and "A duck 0" in page
@@ -300,11 +300,11 @@ def test_reading_the_report_module_loads_no_torch() -> None:
 def test_leftovers_of_other_gpt2_sizes_are_not_shown(project: Path) -> None:
     page = page_of(project)
     assert "124,412,160" not in page and "124M" not in page
-    assert sha256_of(project / "data" / "models" / "gpt2-124M" / "model.safetensors") not in page
 
 
 def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
     change_params(project, gpt2_sizes=["nano", "124M"])
+    write_downloads(project)
     page = page_of(project)
     assert "124,412,160" in page and "1.877" in page and "load_gpt2@124M" in page
 
@@ -365,7 +365,7 @@ def test_a_run_without_mistakes_says_so(project: Path) -> None:
         "data/samples/pretrain.json",
         "data/predictions/finetune_spam.parquet",
         "data/responses/judge.parquet",
-        "data/models/gpt2-nano/model.safetensors",
+        "data/models/pretrain/model.safetensors",
     ],
 )
 def test_a_missing_file_is_named(project: Path, name: str) -> None:

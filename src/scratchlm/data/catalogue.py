@@ -63,7 +63,7 @@ _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master"
 _BACKBLAZE = "https://f001.backblazeb2.com/file/LLMs-from-scratch"
 _OPENAI = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 _UCI = "https://archive.ics.uci.edu/static/public"
-_HPARAMS, _INDEX, _WEIGHTS = "hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"
+_HPARAMS, _INDEX, CHECKPOINT_WEIGHTS = "hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"
 _SMS, _SMS_ARCHIVE = "SMSSpamCollection", "sms+spam+collection.zip"
 
 _VERDICT = ("b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f", 20_479)
@@ -82,11 +82,11 @@ _GPT2: dict[str, dict[str, _Pin]] = {
     "124M": {
         _HPARAMS: ("d9d56e4121c427164e0c55c6f03c08e1daf9002b9b672825112d19097b680318", 90),
         _INDEX: ("71916f763f9746f9b2a06b12d91996cf1084ae008d0424543d39391c5f2dc687", 5_215),
-        _WEIGHTS: ("2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118", 497_759_232),
+        CHECKPOINT_WEIGHTS: ("2060c885360cc0cf41d7a6dbc4d24b5127aae20260c8b5ae521b5a6578407118", 497_759_232),
     },
-    "355M": {_HPARAMS: (None, None), _INDEX: (None, 10_399), _WEIGHTS: (None, 1_419_292_672)},
-    "774M": {_HPARAMS: (None, None), _INDEX: (None, None), _WEIGHTS: (None, 3_096_120_320)},
-    "1558M": {_HPARAMS: (None, None), _INDEX: (None, None), _WEIGHTS: (None, 6_230_444_800)},
+    "355M": {_HPARAMS: (None, None), _INDEX: (None, 10_399), CHECKPOINT_WEIGHTS: (None, 1_419_292_672)},
+    "774M": {_HPARAMS: (None, None), _INDEX: (None, None), CHECKPOINT_WEIGHTS: (None, 3_096_120_320)},
+    "1558M": {_HPARAMS: (None, None), _INDEX: (None, None), CHECKPOINT_WEIGHTS: (None, 6_230_444_800)},
 }
 # The offline sample, in git. The archive's line holds hash and size of its member.
 _SAMPLE: dict[str, _Pin] = {

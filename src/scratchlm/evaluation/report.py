@@ -9,11 +9,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.artifacts import missing, read_csv, read_json, read_table, sha256_of
-from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.data.catalogue import CATALOGUE, CHECKPOINT_WEIGHTS
 from scratchlm.evaluation.headline import headline
 from scratchlm.evaluation.report_charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.evaluation.report_graph import graph_svg, stage_graph
 from scratchlm.evaluation.report_tables import figure, flattened, metric_tables, percent, shortened, thinned
+from scratchlm.model.config import published_config
 from scratchlm.params import load_yaml
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -62,7 +63,7 @@ def collect(
     """
     parameters = load_yaml(params)
     loaded = [f"gpt2-{size}" for size in parameters["gpt2_sizes"]]
-    weights = {name: models / name / "model.safetensors" for name in ("pretrain", *loaded, *TRAINED[1:])}
+    weights = {name: models / name / "model.safetensors" for name in TRAINED}
     return Report(
         params=parameters,
         pipeline=load_yaml(pipeline),
@@ -186,17 +187,30 @@ def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
 
 
 def models(report: Report) -> list[dict[str, Any]]:
-    """Name, hash, configuration and, where a metric has it, parameter count of every model in use."""
-    counts = {"pretrain": report.metrics["pretrain"], **report.loaded}
-    return [
+    """Name, hash of the weights, configuration and, where a metric has it, parameter count of every model in use.
+
+    The weights of a loaded model are those of its TensorFlow checkpoint.
+    """
+    downloads = report.metrics["download"]
+    loaded = [
+        {
+            "name": name,
+            "sha256": downloads[name]["sha256"][CHECKPOINT_WEIGHTS],
+            "parameters": metrics["parameters"],
+            "config": published_config(name.removeprefix("gpt2-")).model_dump(),  # type: ignore[arg-type]
+        }
+        for name, metrics in report.loaded.items()
+    ]
+    pretrained, *finetuned = (
         {
             "name": name,
             "sha256": digest,
-            "parameters": counts.get(name, {}).get("parameters"),
+            "parameters": report.metrics[name].get("parameters"),
             "config": report.configs[name],
         }
         for name, digest in report.weights_sha256.items()
-    ]
+    )
+    return [pretrained, *loaded, *finetuned]
 
 
 def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ SIZES = {
 }
 GPT2_VOCAB_SIZE = 50257
 GPT2_CONTEXT_LENGTH = 1024
+NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # of the checkpoint in data/sample
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 SizeName = Literal["nano", "small", "124M", "355M", "774M", "1558M"]
@@ -114,3 +115,10 @@ def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConf
         attention="sdpa",
         **SIZES[size]._asdict(),
     )
+
+
+def published_config(size: SizeName) -> GPTConfig:
+    """The configuration of the released checkpoint of a size; of `nano`, of the sample's."""
+    if size == "nano":
+        return gpt2_config(size, NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH)
+    return gpt2_config(size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH)
