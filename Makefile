@@ -31,7 +31,7 @@ slow: $(READY)  ## the tests that compute for minutes
 	python -m pytest -m slow
 
 torture: $(READY)  ## kill dvc repro 40 times at random instants; every build must still give the same bytes
-	python -m tests.kills --kills 40
+	python -m tests.pipeline.kills --kills 40
 
 check: $(READY)  ## format, lint, types and the laws of the house
 	ruff format --check

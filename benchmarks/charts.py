@@ -8,8 +8,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from scratchlm.artifacts import whole_file
-from scratchlm.evaluation.report_charts import FIRST, SECOND
+from scratchlm.report.charts import FIRST, SECOND
+from scratchlm.run.files import whole_file
 
 COLOURS = (FIRST, SECOND, "#009e73")
 LINEAR_RATIO = 30  # between highest and lowest: beyond it, a linear axis shows only the highest

@@ -17,8 +17,8 @@ from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, Run, about, matrix_products, measure
 from benchmarks.peers import our_config
 from benchmarks.rows.pretraining import LEARNING_RATE, book_steps, huggingface, training_steps
-from scratchlm.artifacts import write_json
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
+from scratchlm.run.files import write_json
 
 PEERS = ("transformers", "transformers, compiled", "llms-from-scratch")
 PEAK = "matrix products"

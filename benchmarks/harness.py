@@ -24,8 +24,8 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scratchlm.pipeline import installed_version
-from scratchlm.runtime import DeviceParams, set_up
+from scratchlm.run.code import installed_version
+from scratchlm.run.device import DeviceParams, set_up
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"

@@ -13,9 +13,9 @@ from typing import Any
 import requests
 import torch
 
-from scratchlm.checkpoints.gguf import save_gguf
-from scratchlm.checkpoints.huggingface import huggingface_config, tensor_names
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
+from scratchlm.formats.gguf import save_gguf
+from scratchlm.formats.huggingface import huggingface_config, tensor_names
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 

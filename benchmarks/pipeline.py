@@ -15,10 +15,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks.harness import REPOSITORY, RESULTS, about, summary
-from scratchlm.artifacts import write_json
-from scratchlm.params import load_yaml
-from scratchlm.revisions.committed import read_commit
-from scratchlm.revisions.rebuild import rebuilt
+from scratchlm.run.files import write_json
+from scratchlm.run.params import load_yaml
+from scratchlm.verify.commit import read_commit
+from scratchlm.verify.rebuild import rebuilt
 
 Seconds = Mapping[str, float]  # by what took them
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import RESULTS
-from scratchlm.artifacts import write_json
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
-from scratchlm.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, LARGEST_SHARE, Resume
-from scratchlm.runtime import RuntimeParams
+from scratchlm.run.device import RuntimeParams
+from scratchlm.run.files import write_json
+from scratchlm.run.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, LARGEST_SHARE, Resume
+from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import train
 from scratchlm.training.optimizer import TrainingParams
-from scratchlm.training.pretraining import pretraining_task
 
 BATCH_SIZE, WINDOW = 2, 256
 STATES = 3  # about how many a training is long enough for

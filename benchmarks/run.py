@@ -11,7 +11,7 @@ from typing import Literal
 
 from benchmarks import rows
 from benchmarks.harness import RESULTS, Row, about, measure, table
-from scratchlm.artifacts import write_json
+from scratchlm.run.files import write_json
 
 
 def all_rows(kind: Literal["ROWS", "TINY"]) -> dict[str, Row]:

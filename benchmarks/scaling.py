@@ -18,9 +18,9 @@ from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure
 from benchmarks.peers import our_config
 from benchmarks.rows.pretraining import training_steps
-from scratchlm.artifacts import write_json
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
+from scratchlm.run.files import write_json
 
 PRECISIONS = ("float32", "bfloat16")
 GFLOP_PER_ROUND = 200  # at least: some tenths of a second of a processor

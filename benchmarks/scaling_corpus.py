@@ -16,7 +16,7 @@ from tabulate import tabulate
 from benchmarks.charts import Panel, write_chart
 from benchmarks.harness import RESULTS, Contender, Row, about, measure
 from benchmarks.rows.corpus import opening, reading, tokenizing, write_text
-from scratchlm.artifacts import write_json
+from scratchlm.run.files import write_json
 
 WINDOWS = {"batch_size": 8, "context_length": 1024}
 MAPPED_BYTES_PER_TOKEN = 4

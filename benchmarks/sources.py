@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.harness import REPOSITORY
-from scratchlm.artifacts import read_splits
 from scratchlm.data.catalogue import CATALOGUE, VOCABULARY_FILES
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.data.sources import fetch
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
-from scratchlm.params import Section, check_params, load_yaml
-from scratchlm.resume import Resume
+from scratchlm.run.files import read_splits
+from scratchlm.run.params import Section, check_params, load_yaml
+from scratchlm.run.resume import Resume
 from stages import tokenize
 
 Params = TypeVar("Params", bound=Section)

@@ -6,7 +6,7 @@ from tabulate import tabulate
 
 from benchmarks.harness import RESULTS, figure
 from benchmarks.run import all_rows
-from scratchlm.artifacts import read_json
+from scratchlm.run.files import read_json
 
 HEADERS = ("`make bench ROW=`", "scratchlm, per second", "peer", "times as fast (lowest to highest)", "bar", "memory")
 

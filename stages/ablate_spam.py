@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_splits, write_json, write_table
-from scratchlm.checkpoints.native import load_gpt
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.entry import run
-from scratchlm.evaluation.classification import PREDICTION_SCHEMA, prediction_rows
-from scratchlm.evaluation.settings import EvaluationParams
-from scratchlm.evaluation.spam_experiment import run_spam_experiment
-from scratchlm.params import read_params
-from scratchlm.resume import Resume
-from scratchlm.runtime import RuntimeParams
-from scratchlm.training.spam import FinetuneSpamParams, SpamAblations, varied
+from scratchlm.formats.native import load_gpt
+from scratchlm.run.device import RuntimeParams
+from scratchlm.run.files import read_splits, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.resume import Resume
+from scratchlm.run.stage import run
+from scratchlm.tasks.classification import PREDICTION_SCHEMA, prediction_rows
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.tasks.spam import FinetuneSpamParams, SpamAblations, varied
+from scratchlm.tasks.spam_experiment import run_spam_experiment
 
 
 class Params(RuntimeParams):

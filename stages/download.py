@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from scratchlm.artifacts import sha256_of, whole_folder, write_json
 from scratchlm.data.catalogue import GPT2Size, SourcesParams, wanted_files
 from scratchlm.data.sources import fetch, place
-from scratchlm.entry import run
-from scratchlm.params import Section, read_params
+from scratchlm.run.files import sha256_of, whole_folder, write_json
+from scratchlm.run.params import Section, read_params
+from scratchlm.run.stage import run
 
 
 class Params(Section):

@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_splits, write_csv, write_json, write_table
-from scratchlm.checkpoints.native import load_gpt, save_gpt
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.entry import run
-from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
-from scratchlm.evaluation.responses import ResponseEvaluation, mean_losses
-from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.model.lora import adapter_state, merge_lora
-from scratchlm.params import read_params
-from scratchlm.resume import Resume
-from scratchlm.runtime import RuntimeParams, autocast, set_up
-from scratchlm.training.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
+from scratchlm.run.device import RuntimeParams, autocast, set_up
+from scratchlm.run.files import read_splits, write_csv, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.resume import Resume
+from scratchlm.run.stage import run
+from scratchlm.tasks.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
+from scratchlm.tasks.language_model import LOSS_SCHEMA, loss_rows
+from scratchlm.tasks.responses import ResponseEvaluation, mean_losses
+from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
 

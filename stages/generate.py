@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_splits, write_json, write_table
-from scratchlm.checkpoints.native import load_gpt
+from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.entry import run
-from scratchlm.evaluation.generation import RESPONSE_SCHEMA, GenerateParams, generate_responses, response_counts
-from scratchlm.evaluation.overlap import normalise
-from scratchlm.fingerprint import arithmetic_fingerprint
-from scratchlm.params import read_params
-from scratchlm.resume import Resume
-from scratchlm.runtime import RuntimeParams, autocast, set_up
+from scratchlm.formats.native import load_gpt
+from scratchlm.judge.overlap import normalise
+from scratchlm.run.device import RuntimeParams, autocast, set_up
+from scratchlm.run.files import read_splits, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.resume import Resume
+from scratchlm.run.stage import run
+from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, generate_responses, response_counts
 
 
 class Params(RuntimeParams):

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import read_table, write_csv, write_json, write_table
-from scratchlm.entry import run
-from scratchlm.evaluation.judge import JUDGEMENT_SCHEMA, build_judge, control_records, judge_records, judge_scores
-from scratchlm.evaluation.judgement import JudgeParams
-from scratchlm.params import Section, Seed, read_params
-from scratchlm.resume import Resume
+from scratchlm.judge.protocol import JudgeParams
+from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, control_records, judge_records, judge_scores
+from scratchlm.run.files import read_table, write_csv, write_json, write_table
+from scratchlm.run.params import Section, Seed, read_params
+from scratchlm.run.resume import Resume
+from scratchlm.run.stage import run
 
 
 class Params(Section):

@@ -3,18 +3,18 @@
 from pathlib import Path
 from typing import cast
 
-from scratchlm.artifacts import scratch_folder, write_json, write_table
-from scratchlm.checkpoints.native import save_gpt
-from scratchlm.checkpoints.openai import load_openai
 from scratchlm.data.catalogue import GPT2Size
 from scratchlm.data.corpus import read_counts
-from scratchlm.entry import run
-from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
-from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
-from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.formats.native import save_gpt
+from scratchlm.formats.openai import load_openai
 from scratchlm.model.gpt import parameter_count
-from scratchlm.params import read_params
-from scratchlm.runtime import DeviceParams, autocast, set_up
+from scratchlm.run.device import DeviceParams, autocast, set_up
+from scratchlm.run.files import scratch_folder, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.stage import run
+from scratchlm.tasks.corpus import CorpusEvaluation, corpus_scores
+from scratchlm.tasks.language_model import LOSS_SCHEMA, loss_rows
+from scratchlm.tasks.settings import EvaluationParams
 
 
 class Params(DeviceParams):

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from scratchlm.artifacts import write_json, write_text
-from scratchlm.entry import run
-from scratchlm.fingerprint import describe_arithmetic
-from scratchlm.params import read_params
-from scratchlm.preflight import check_together, leftover_metrics
-from scratchlm.runtime import set_up
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.run.device import set_up
+from scratchlm.run.files import write_json, write_text
+from scratchlm.run.params import read_params
+from scratchlm.run.stage import run
+from scratchlm.tasks.preflight import check_together, leftover_metrics
 from stages import (
     ablate_spam,
     download,

@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import write_csv, write_json, write_table
-from scratchlm.checkpoints.native import save_gpt
 from scratchlm.data.corpus import TokenWindows, read_counts
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.entry import run
-from scratchlm.evaluation.corpus import CorpusEvaluation, corpus_scores
-from scratchlm.evaluation.language_model import LOSS_SCHEMA, loss_rows
-from scratchlm.evaluation.samples import TextSampler
-from scratchlm.evaluation.settings import EvaluationParams
+from scratchlm.formats.native import save_gpt
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model, parameter_count
-from scratchlm.params import read_params
-from scratchlm.resume import Resume
-from scratchlm.runtime import RuntimeParams, autocast, set_up, stream
+from scratchlm.run.device import RuntimeParams, autocast, set_up, stream
+from scratchlm.run.files import write_csv, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.resume import Resume
+from scratchlm.run.stage import run
+from scratchlm.tasks.corpus import CorpusEvaluation, corpus_scores
+from scratchlm.tasks.language_model import LOSS_SCHEMA, loss_rows
+from scratchlm.tasks.pretraining import PretrainParams, pretraining_task
+from scratchlm.tasks.samples import TextSampler
+from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
-from scratchlm.training.pretraining import PretrainParams, pretraining_task
 
 
 class Params(RuntimeParams):

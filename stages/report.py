@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import write_text
-from scratchlm.entry import run
-from scratchlm.evaluation.report import collect, render
+from scratchlm.report.page import collect, render
+from scratchlm.run.files import write_text
+from scratchlm.run.stage import run
 
 
 def main(

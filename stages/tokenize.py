@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from scratchlm.artifacts import only_file, write_json
 from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, write_instructions
 from scratchlm.data.messages import MessagesParams, write_messages
 from scratchlm.data.tokenizer import TokenizerParams, make_tokenizer
-from scratchlm.entry import run
-from scratchlm.params import Section, Seed, read_params
+from scratchlm.run.files import only_file, write_json
+from scratchlm.run.params import Section, Seed, read_params
+from scratchlm.run.stage import run
 
 
 class TokenizeParams(Section):

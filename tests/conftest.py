@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from scratchlm.artifacts import read_json
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.runtime import RuntimeParams
+from scratchlm.run.device import RuntimeParams
+from scratchlm.run.files import read_json
 from tests.clones import FEW_STEPS, commit, make_clone, run
 
 MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"

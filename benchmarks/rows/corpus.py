@@ -12,8 +12,8 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import SEED
 from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, text_chunks, write_corpus
+from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import batch_indices
-from scratchlm.training.pretraining import pretraining_task
 
 CORPUS = CorpusParams(train_fraction=0.9, shard_tokens=10_000_000)
 

@@ -9,9 +9,9 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import SEED, LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.sources import instruction_splits
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
-from scratchlm.model.decoding import generate
+from scratchlm.model.generate import generate
 from scratchlm.model.inference import for_inference
-from scratchlm.runtime import DeviceParams, autocast, set_up
+from scratchlm.run.device import DeviceParams, autocast, set_up
 
 NOTES = (
     "Equal: weights, prompts as token ids, greedy choice, how many tokens are made; prompts are read anew in each "

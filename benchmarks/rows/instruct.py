@@ -15,13 +15,13 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.evaluation import responses
-from scratchlm.evaluation.generation import Rows
-from scratchlm.evaluation.responses import ResponseEvaluation
-from scratchlm.evaluation.settings import evenly_spaced
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
-from scratchlm.runtime import set_up
-from scratchlm.training.instruct import instruct_task
+from scratchlm.run.device import set_up
+from scratchlm.tasks import responses
+from scratchlm.tasks.generation import Rows
+from scratchlm.tasks.instruct import instruct_task
+from scratchlm.tasks.responses import ResponseEvaluation
+from scratchlm.tasks.settings import evenly_spaced
 from scratchlm.training.loop import batch_indices, train
 from stages.finetune_instruct import Params
 

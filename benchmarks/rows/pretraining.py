@@ -9,10 +9,10 @@ from benchmarks.peers import AUTOCAST, SEED, UNTIED, book_model, huggingface_los
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
-from scratchlm.runtime import RuntimeParams, set_up
+from scratchlm.run.device import RuntimeParams, set_up
+from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import TrainingState, optimizer_step
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
-from scratchlm.training.pretraining import pretraining_task
 
 LEARNING_RATE = 4e-4  # the book's, like the optimizer settings below
 NOTES = (

@@ -12,8 +12,8 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.peers import AUTOCAST, book_model, our_model
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
-from scratchlm.evaluation.spam_experiment import run_spam_experiment
 from scratchlm.model.config import SizeName
+from scratchlm.tasks.spam_experiment import run_spam_experiment
 from stages.finetune_spam import Params
 
 if TYPE_CHECKING:

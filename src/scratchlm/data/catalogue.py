@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from scratchlm.params import Section
+from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")

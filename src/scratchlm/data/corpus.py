@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from tqdm import tqdm
 
-from scratchlm.artifacts import PARQUET_OPTIONS, missing, read_json, whole_folder, write_json
 from scratchlm.data.tokenizer import END_OF_TEXT, Tokenizer
-from scratchlm.params import Section
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import PARQUET_OPTIONS, missing, read_json, whole_folder, write_json
+from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
@@ -42,7 +43,7 @@ def text_chunks(path: Path) -> Iterator[str]:
 
     A piece ends where white space begins: no token of any of our tokenizers spans that place, so the
     pieces' tokens are the whole text's. Only a run of 16 pieces without white space is cut inside.
-    Raises ValueError if the file is not UTF-8.
+    Raises UserError if the file is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     pending, boundary = "", 0
@@ -54,7 +55,7 @@ def text_chunks(path: Path) -> Iterator[str]:
             try:
                 pending += decoder.decode(block, final=at_end)
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+                raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
             boundary = _last_boundary(pending, n_searched) or boundary
             if len(pending) >= CHUNK_CHARACTERS:
                 cut = boundary or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
@@ -79,14 +80,14 @@ def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusP
 def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
     """The file's text as two streams: `train`, the first `train_fraction` of its characters, and `val`, the rest.
 
-    Raises ValueError if the file is missing, is not UTF-8 or leaves a split empty.
+    Raises UserError if the file is missing, is not UTF-8 or leaves a split empty.
     """
     if not path.exists():
         raise missing(path)
     n_characters = sum(map(len, text_chunks(path)))
     n_train = int(train_fraction * n_characters)
     if not 0 < n_train < n_characters:
-        raise ValueError(f"{path}: {n_characters} characters cannot be split at {train_fraction}; use a longer corpus")
+        raise UserError(f"{path}: {n_characters} characters cannot be split at {train_fraction}; use a longer corpus")
     return {"train": _between(path, 0, n_train), "val": _between(path, n_train, n_characters)}
 
 
@@ -110,7 +111,7 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
 
         _write_shards(counted(), temporary, shard_tokens)
     if not counts["tokens"]:
-        raise ValueError(f"the {folder.name} split of the corpus holds no token; use a longer corpus")
+        raise UserError(f"the {folder.name} split of the corpus holds no token; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
     return counts
 
@@ -121,7 +122,7 @@ def read_counts(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def read_tokens(folder: Path, split: str) -> np.ndarray:
-    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises ValueError if there is none.
+    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises UserError if there is none.
 
     They lie in a nameless file beside `folder` that goes with the array, not in memory: windows can start anywhere,
     which the compressed row groups of Parquet would make slow, and the corpus may be larger than memory.
@@ -145,10 +146,10 @@ class TokenWindows:
     """
 
     def __init__(self, token_ids: np.ndarray, context_length: int, stride: int) -> None:
-        """Raises ValueError if the tokens do not fill one window."""
+        """Raises UserError if the tokens do not fill one window."""
         self.n_windows = (len(token_ids) - context_length - 1) // stride + 1
         if len(token_ids) <= context_length:
-            raise ValueError(
+            raise UserError(
                 f"{len(token_ids)} tokens do not fill one window of {context_length} + 1; "
                 "lower the context_length (of model or evaluation) or take a larger corpus"
             )

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from scratchlm.artifacts import read_json, whole_folder, write_table
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.params import Section
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, whole_folder, write_table
+from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
 INSTRUCTION_SCHEMA = pa.schema(
@@ -54,14 +55,14 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
 def read_instructions(path: Path) -> list[dict[str, str]]:
     """The entries of a JSON list, with an `id` (`task-` and the entry's number) added.
 
-    Raises ValueError naming the file and the first entry that lacks a field.
+    Raises UserError naming the file and the first entry that lacks a field.
     """
     entries = read_json(path)
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path}: expected a JSON list of entries with {', '.join(FIELDS)}; fetch the file again")
+        raise UserError(f"{path}: expected a JSON list of entries with {', '.join(FIELDS)}; fetch the file again")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
-            raise ValueError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
+            raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
     return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
 
 
@@ -70,7 +71,7 @@ def split_instructions(
 ) -> dict[str, list[dict[str, str]]]:
     """The first entries train, the next test, the rest val (the book's section 7.2).
 
-    Raises ValueError if a split would be empty.
+    Raises UserError if a split would be empty.
     """
     train_end = int(len(entries) * params.train_fraction)
     test_end = train_end + int(len(entries) * params.test_fraction)

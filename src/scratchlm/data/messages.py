@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from scratchlm.artifacts import missing, whole_folder, write_table
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import Tokenizer
-from scratchlm.params import Section
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import missing, whole_folder, write_table
+from scratchlm.run.params import Section
 
 if TYPE_CHECKING:  # only `tokenize` reads the collection, and others import this module too
     import pandas as pd
@@ -63,7 +64,7 @@ def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: Messa
 def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFrame":
     """One row per message: id (`sms-` and the row's number), label (1 is spam) and text.
 
-    Raises ValueError naming the file and the first line that is not `ham` or `spam`, a tab and a text.
+    Raises UserError naming the file and the first line that is not `ham` or `spam`, a tab and a text.
     """
     import pandas as pd
 
@@ -75,11 +76,11 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
     except FileNotFoundError:
         raise missing(path) from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {str(error).strip()}; {_REMEDY}") from None
+        raise UserError(f"{path}: {str(error).strip()}; {_REMEDY}") from None
     wrong = ~messages["label"].isin(CLASSES) | (messages["text"] == "")
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
-        raise ValueError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
+        raise UserError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
     return pd.DataFrame(
         {
             "id": [f"sms-{row:05d}" for row in range(len(messages))],
@@ -92,20 +93,20 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
 def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":
     """As many ham, drawn at random, as there is spam; all of the spam, behind it. The draw is the book's (section 6.2).
 
-    Raises ValueError if there is more spam than ham.
+    Raises UserError if there is more spam than ham.
     """
     import pandas as pd
 
     ham, spam = messages[messages["label"] == 0], messages[messages["label"] == 1]
     if len(spam) > len(ham):
-        raise ValueError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
+        raise UserError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
     return pd.concat([ham.sample(len(spam), random_state=seed), spam])
 
 
 def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) -> "dict[str, pd.DataFrame]":
     """Shuffled, then cut into train, val and test in this order (the book's section 6.2).
 
-    Raises ValueError if a split would be empty.
+    Raises UserError if a split would be empty.
     """
     shuffled = messages.sample(frac=1, random_state=seed)
     train_end = int(len(shuffled) * params.train_fraction)

@@ -15,8 +15,9 @@ from urllib.parse import quote, urlsplit
 import requests
 from tqdm import tqdm
 
-from scratchlm.artifacts import sha256_of
 from scratchlm.data.catalogue import File, Source
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import sha256_of
 
 ATTEMPTS = 4  # per address, for failures that may pass by themselves
 WAIT_SECONDS = 1.0  # before the second attempt; doubled before each one after it
@@ -26,7 +27,7 @@ CHUNK_BYTES = 1 << 16
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-class DownloadError(ValueError):
+class DownloadError(UserError):
     """A file could not be had; the message is one sentence, written for the user."""
 
 

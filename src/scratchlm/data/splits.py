@@ -3,6 +3,8 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
+from scratchlm.run.errors import UserError
+
 Params = TypeVar("Params")
 
 
@@ -14,9 +16,9 @@ def check_fractions(params: Params, first: float, second: float) -> Params:
 
 
 def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:
-    """Raises ValueError naming the parameters behind an empty split."""
+    """Raises UserError naming the parameters behind an empty split."""
     if empty := [name for name, size in sizes.items() if not size]:
-        raise ValueError(
+        raise UserError(
             f"the {empty[0]} split of {sum(sizes.values())} records is empty; change the fractions in {section}"
         )
 

@@ -13,8 +13,9 @@ import numpy as np
 import tiktoken
 from pydantic import Field
 
-from scratchlm.artifacts import missing, read_json, whole_folder, write_json, write_text
-from scratchlm.params import Section
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import missing, read_json, whole_folder, write_json, write_text
+from scratchlm.run.params import Section
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
@@ -72,7 +73,7 @@ class BytePairTokenizer:
     def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[str, str]]) -> None:
         """encoder: token, in GPT-2's printable alphabet, to id; merges: in order of preference.
 
-        Raises ValueError if the two disagree.
+        Raises UserError if the two disagree.
         """
         from_alphabet = {sign: byte for byte, sign in byte_alphabet().items()}
         merged = [left + right for left, right in merges]
@@ -81,7 +82,7 @@ class BytePairTokenizer:
             or sorted(encoder.values()) != list(range(len(encoder)))
             or merged != sorted(merged, key=encoder.__getitem__)
         ):
-            raise ValueError(
+            raise UserError(
                 "encoder.json and vocab.bpe do not belong together: each merge must have an id, in order, besides "
                 f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
             )
@@ -157,13 +158,13 @@ def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[st
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer kept in `folder`. Raises ValueError naming what is missing or inconsistent."""
+    """The tokenizer kept in `folder`. Raises UserError naming what is missing or inconsistent."""
     if (folder / "words.json").exists():
         return WordTokenizer(read_json(folder / "words.json"))
     try:
         return BytePairTokenizer(read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe"))
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+    except (UserError, ValueError) as error:
+        raise UserError(f"{folder}: {error}") from None
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -174,7 +175,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
         raise missing(path) from None
     pairs = [tuple(line.split(" ")) for line in lines[1:] if line]
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{path}: every line but the first must hold two tokens; fetch the file again")
+        raise UserError(f"{path}: every line but the first must hold two tokens; fetch the file again")
     return pairs  # type: ignore[return-value]
 
 
@@ -194,7 +195,7 @@ def save_words(folder: Path, words: Sequence[str]) -> None:
 def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Learn merges from `texts`; return encoder and merges: bytes first, then merges, then the end token.
 
-    Raises ValueError if the texts hold too few different words for `vocab_size` tokens.
+    Raises UserError if the texts hold too few different words for `vocab_size` tokens.
     Source: Sennrich et al. 2016, on bytes as in Radford et al. 2019.
     """
     from tokenizers import Tokenizer as HubTokenizer
@@ -211,7 +212,7 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
     merges = [tuple(pair) for pair in json.loads(hub.to_str())["model"]["merges"]]
     tokens = [*byte_alphabet().values(), *(left + right for left, right in merges), END_OF_TEXT]
     if len(tokens) != vocab_size:
-        raise ValueError(
+        raise UserError(
             f"tokenizer.vocab_size is {vocab_size}, but the corpus supports only {len(tokens)} tokens; "
             "choose at most that many, or a larger corpus"
         )

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scratchlm.artifacts import append_log
-from scratchlm.fingerprint import arithmetic_fingerprint
-from scratchlm.resume import Resume
-from scratchlm.runtime import RuntimeParams, autocast, generator, random_states, restore_random_states, stream
+from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.run.device import RuntimeParams, autocast, generator, random_states, restore_random_states, stream
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import append_log
+from scratchlm.run.resume import Resume
 from scratchlm.training.optimizer import TrainingParams, build_optimizer, learning_rate_at
 
 
@@ -55,7 +56,7 @@ def train(
 
     The mean gradient of a step is over scored items, however the batch is cut into micro batches.
     Goes on from what `resume` holds, to the same bits as if it had never stopped.
-    Raises ValueError if there are fewer examples than one batch, or if the loss stops being a number.
+    Raises UserError if there are fewer examples than one batch, or if the loss stops being a number.
     """
     n_steps = count_steps(task.n_examples, params)
     torch.manual_seed(stream(runtime.seed, f"{task.name} dropout"))
@@ -145,11 +146,11 @@ class TrainingState:
 
 
 def count_steps(n_examples: int, params: TrainingParams) -> int:
-    """Optimizer steps in all: an epoch has as many as it has full batches. Raises ValueError if that is none."""
+    """Optimizer steps in all: an epoch has as many as it has full batches. Raises UserError if that is none."""
     per_epoch = n_examples // params.batch_size
     n_steps = int(params.epochs * per_epoch + 1e-9)  # 0.29 * 100 is a little less than 29
     if not n_steps:
-        raise ValueError(
+        raise UserError(
             f"{n_examples} training examples give {per_epoch} batches of {params.batch_size} an epoch, and "
             f"{params.epochs} epochs no step; lower batch_size{' or raise epochs' if per_epoch else ''}"
         )
@@ -178,14 +179,14 @@ def optimizer_step(
 ) -> int:
     """Train `model` on the next batch of `task`; return how many items it scored. n_steps: of the whole training.
 
-    Raises ValueError if the batch scores nothing.
+    Raises UserError if the batch scores nothing.
     """
     indices = batch_indices(state.step, task.n_examples, params.batch_size, runtime.seed)
     n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
     batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
     total = sum(batch.n_scored for batch in batches)
     if not total:
-        raise ValueError(
+        raise UserError(
             f"{task.name}: no target is scored in step {state.step + 1}; shorten the prompts or widen the context"
         )
     for batch in batches:
@@ -221,7 +222,7 @@ def _evaluate(
         figures = task.evaluate()
     model.train()
     if not all(math.isfinite(value) for value in figures.values()):
-        raise ValueError(
+        raise UserError(
             f"{task.name}: the loss is no longer a number at step {step} ({dict(figures)}); "
             "lower learning_rate, raise warmup_steps, or use precision float32"
         )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
 from scratchlm.model.packing import Packing
+from scratchlm.run.errors import UserError
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -16,12 +17,12 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
     logits: (B, T, V) float; logits[:, t] predicts token t + 1.
     targets: (B, T) int64 in [0, V), or IGNORE_INDEX where nothing is scored.
-    Raises ValueError if no target is scored: the mean would be 0/0.
+    Raises UserError if no target is scored: the mean would be 0/0.
     Source: Radford et al. 2019, section 2.
     """
     n_scored = int((targets != IGNORE_INDEX).sum())
     if not n_scored:
-        raise ValueError("no target is scored, so there is no mean loss; shorten the prompts or widen the context")
+        raise UserError("no target is scored, so there is no mean loss; shorten the prompts or widen the context")
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from scratchlm.params import Section
+from scratchlm.run.params import Section
 
 Positive = Annotated[int, Field(ge=1)]
 

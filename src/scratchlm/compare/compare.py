@@ -1,0 +1,180 @@
+"""Comparing revisions: every tracked metric on both, and whether the difference is more than noise."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scratchlm.compare.bootstrap import Difference, paired_differences
+from scratchlm.compare.changes import Build, Changes, changes, read_build
+from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
+from scratchlm.compare.revision import WORKSPACE, MissingArtifact, Revision
+from scratchlm.report.tables import flattened
+from scratchlm.run.errors import UserError
+
+BETTER, WORSE = "better", "worse"
+NO_EVIDENCE = "no evidence of a difference"
+SAME = "the same on every example"
+NOT_COMPARED = "not compared"
+
+
+class Row(NamedTuple):
+    """One metric at two revisions.
+
+    verdict: one of the words above; empty where no records stand behind the metric. interval, needed: as in
+    paired.Difference; examples: how many pairs they come from. note: why it was not compared, or what was left out.
+    """
+
+    metric: str
+    first: float | None
+    second: float | None
+    difference: float | None
+    verdict: str = ""
+    interval: tuple[float, float] | None = None
+    examples: int | None = None
+    needed: int | None = None
+    note: str = ""
+
+
+class Comparison(NamedTuple):
+    """A revision against the baseline. rows: those with a verdict first. warnings: sentences about the builds."""
+
+    first: Revision
+    second: Revision
+    rows: list[Row]
+    changes: Changes
+    warnings: list[str]
+
+
+class _Built(NamedTuple):
+    """A revision with what its metrics files hold, the numbers among that by name, and what it was built from."""
+
+    revision: Revision
+    numbers: dict[str, float]
+    metrics: dict[str, Any]
+    build: Build
+
+
+def compare_revisions(names: Sequence[str]) -> list[Comparison]:
+    """Each revision but the first against the first; a single one against the workspace.
+
+    Raises UserError if a revision is unknown or has no metrics.
+    """
+    if len(names) == 1:
+        names = [*names, WORKSPACE]
+    baseline, *others = (_read(Revision(name)) for name in names)
+    return [_compare(baseline, other) for other in others]
+
+
+def _read(revision: Revision) -> _Built:
+    metrics = revision.metrics()
+    if not metrics:
+        raise UserError(f"{revision.name} has no metrics; build and commit it: {revision.rebuild}")
+    flat = {f"{file}.{key}": value for file, values in metrics.items() for key, value in flattened(values).items()}
+    numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
+    return _Built(revision, numbers, metrics, read_build(revision))
+
+
+def _compare(first: _Built, second: _Built) -> Comparison:
+    both = [name for name in first.numbers if name in second.numbers]
+    missing: list[MissingArtifact] = []
+    rows = [row for family in families(both) for row in _family_rows(family, first, second, missing)]
+    judged = {row.metric: row._replace(note=_together(missing).get(row.note, row.note)) for row in rows}
+    place = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
+    rest = sorted(
+        (name for name in {**first.numbers, **second.numbers} if name not in judged),
+        key=lambda name: place.get(name.split(".")[0], len(place)),
+    )
+    sources = first.metrics.get("download", {}), second.metrics.get("download", {})
+    return Comparison(
+        first.revision,
+        second.revision,
+        [*judged.values(), *(_plain(name, first, second) for name in rest)],
+        changes(first.build, second.build, sources),
+        [_behind(built) for built in (first, second) if built.build.behind],
+    )
+
+
+def _plain(metric: str, first: _Built, second: _Built) -> Row:
+    """What the tracked values say by themselves."""
+    one, other = first.numbers.get(metric), second.numbers.get(metric)
+    return Row(metric, one, other, None if one is None or other is None else other - one)
+
+
+def _family_rows(family: Family, first: _Built, second: _Built, missing: list[MissingArtifact]) -> list[Row]:
+    """One row per metric of the family that both have; what could not be read is added to `missing`."""
+    metrics = {name: f"{family.prefix}.{name}" for name in family.names}
+    rows = {
+        name: _plain(metric, first, second)
+        for name, metric in metrics.items()
+        if metric in first.numbers and metric in second.numbers
+    }
+    try:
+        differences, n, left_out = _differences(family, first, second, list(rows))
+    except Unpaired as error:
+        return [row._replace(difference=None, verdict=NOT_COMPARED, note=str(error)) for row in rows.values()]
+    except MissingArtifact as error:
+        if all(first.build.outs.get(path, "") == second.build.outs.get(path) for path in family.paths):
+            return [row._replace(verdict=SAME) for row in rows.values()]
+        missing.append(error)
+        return [row._replace(verdict=NOT_COMPARED, note=str(error)) for row in rows.values()]
+    note = f"{left_out} of {n + left_out} {family.examples} have no value at one of the two and are left out"
+    return [_judged(row, differences[name], n, note if left_out else "") for name, row in rows.items()]
+
+
+def _differences(
+    family: Family, first: _Built, second: _Built, names: Sequence[str]
+) -> tuple[dict[str, Difference], int, int]:
+    """By metric; with the numbers of pairs and of examples left out. Raises Unpaired or MissingArtifact."""
+    if family.prefix.startswith("judge."):
+        _refuse_other_judges(first, second)
+    tracked = [{name: built.numbers[f"{family.prefix}.{name}"] for name in names} for built in (first, second)]
+    before, after = family.read(first.revision), family.read(second.revision)
+    check_records(family, before, tracked[0], first.revision)
+    check_records(family, after, tracked[1], second.revision)
+    one, other, left_out = pair_up(family, before, after, (first.revision.name, second.revision.name))
+    was, is_now = family.statistics(one, tracked[0]), family.statistics(other, tracked[1])
+    n = len(next(iter(one.values())))
+    return paired_differences({name: (was[name], is_now[name]) for name in names}), n, left_out
+
+
+def _judged(row: Row, found: Difference, n: int, note: str) -> Row:
+    if math.isnan(found.difference):
+        return row._replace(verdict=NOT_COMPARED, note=f"{row.metric} is 0/0 on at least one side, which has no value")
+    verdict = SAME if found.same else NO_EVIDENCE
+    if not found.same and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
+        verdict = BETTER if better(row.metric, found.difference) else WORSE
+    needed = found.needed if verdict == NO_EVIDENCE else None
+    return row._replace(
+        difference=found.difference, verdict=verdict, interval=found.interval, examples=n, needed=needed, note=note
+    )
+
+
+def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
+    """For each sentence about a missing artifact, one about all that are missing for the same reason."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for error in missing:
+        paths.setdefault((error.revision, error.why), []).extend(error.paths)
+    return {
+        str(error): str(MissingArtifact(error.revision, dict.fromkeys(paths[error.revision, error.why]), error.why))
+        for error in missing
+    }
+
+
+def _refuse_other_judges(first: _Built, second: _Built) -> None:
+    one, other = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
+    different = [
+        f"{key} {one.get(key)} and {other.get(key)}" for key in {**one, **other} if one.get(key) != other.get(key)
+    ]
+    if different:
+        raise Unpaired(
+            f"judge.mean_score comes from different judges ({', '.join(different)}), whose scores are on different "
+            "scales; to compare, build both with the same judge section and the same server"
+        )
+
+
+def _behind(built: _Built) -> str:
+    revision, stages = built.revision, built.build.behind
+    return (
+        f"{revision.name} is not built from what it holds: since its last `dvc repro`, parameters, code or metrics of "
+        f"{', '.join(stages)} have changed; its figures are those of dvc.lock; rebuild: {revision.rebuild}"
+    )

@@ -1,0 +1,214 @@
+"""Which metrics come from which per-example records, and whether two revisions' records are of the same examples."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchlm.compare.bootstrap import Auroc, Ratio, Statistic, observed
+from scratchlm.compare.revision import Revision
+from scratchlm.judge.overlap import normalise
+from scratchlm.run.errors import UserError
+
+LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss"}
+TASKS = "sources.instructions and tokenize.instructions"
+RESPONSES, JUDGEMENTS = "data/responses/generate.parquet", "data/responses/judge.parquet"
+ROUNDING = 1e-4  # relative: far above what metrics files round, far below what another build changes
+
+Columns = Mapping[str, np.ndarray]
+
+
+class Records(NamedTuple):
+    """One revision's examples of a family.
+
+    examples: by id, everything that makes it this example and no other. columns: (N,) each, in the same order.
+    """
+
+    examples: dict[str, Any]
+    columns: Columns
+
+
+class Family(NamedTuple):
+    """Metrics that one set of records explains.
+
+    prefix: before the names of its metrics. paths: where the records are. examples: what they are called.
+    depends_on: what makes a test set what it is. read: a revision's records. statistics: columns and tracked values
+    by name -> a statistic by name.
+    """
+
+    prefix: str
+    names: tuple[str, ...]
+    paths: tuple[str, ...]
+    examples: str
+    depends_on: str
+    read: Callable[[Revision], Records]
+    statistics: Callable[[Columns, Mapping[str, float]], dict[str, Statistic]]
+
+
+class Unpaired(UserError):
+    """Two revisions' records that must not be paired."""
+
+
+def families(metrics: Iterable[str]) -> list[Family]:
+    """The families among these metrics, which are named like load_gpt2/nano.val.loss, in the pipeline's order."""
+    present = set(metrics)
+    prefixes = {name.rpartition(".")[0] for name in present}
+    found = []
+    if "pretrain.val" in prefixes:
+        found.append(_corpus_losses("pretrain.val", "data/losses/pretrain.parquet"))
+    for prefix in sorted(name for name in prefixes if name.startswith("load_gpt2/") and name.endswith(".val")):
+        size = prefix.removeprefix("load_gpt2/").removesuffix(".val")
+        found.append(_corpus_losses(prefix, f"data/losses/gpt2-{size}.parquet"))
+    if "finetune_spam.test" in prefixes:
+        found.append(_predictions("finetune_spam.test", "data/predictions/finetune_spam.parquet"))
+    for prefix in sorted(name for name in prefixes if name.startswith("ablate_spam/") and name.endswith(".test")):
+        found.append(_predictions(prefix, f"data/predictions/{prefix.removesuffix('.test')}.parquet"))
+    if "finetune_instruct.after" in prefixes:
+        found.append(_response_losses("finetune_instruct.after", "data/losses/finetune_instruct.parquet"))
+    for model in ("before", "after"):
+        if f"generate.{model}" in prefixes:
+            found.append(_responses(f"generate.{model}", model))
+    for model in ("before", "after"):
+        if f"judge.{model}" in prefixes:
+            found.append(_judgements(f"judge.{model}", model))
+    return [family for family in found if any(f"{family.prefix}.{name}" in present for name in family.names)]
+
+
+def better(metric: str, difference: float) -> bool:
+    """Whether a change of a metric of a family by `difference` is for the better."""
+    return (difference < 0) == (metric.rpartition(".")[2] in LOWER_IS_BETTER)
+
+
+def pair_up(family: Family, first: Records, second: Records, names: tuple[str, str]) -> tuple[Columns, Columns, int]:
+    """The columns of both in the order of the first, and how many examples were left out for want of a value.
+
+    Raises Unpaired with a sentence if the two are not of the same examples. names: of the revisions.
+    """
+    if first.examples != second.examples:
+        other = second.examples
+        shared = sum(name in other and other[name] == content for name, content in first.examples.items())
+        raise Unpaired(
+            f"{family.prefix} is measured on other {family.examples}: {len(first.examples)} at {names[0]}, "
+            f"{len(second.examples)} at {names[1]}, {shared} the same; to compare, build both with the same "
+            f"{family.depends_on}"
+        )
+    place = {name: i for i, name in enumerate(second.examples)}
+    order = [place[name] for name in first.examples]
+    one, other = first.columns, {name: column[order] for name, column in second.columns.items()}
+    usable = np.all([np.isfinite(column) for column in (*one.values(), *other.values())], axis=0)
+    if not usable.any():
+        raise Unpaired(f"no example of {family.prefix} has a value at both {names[0]} and {names[1]}; rebuild them")
+    kept = [{name: column[usable] for name, column in columns.items()} for columns in (one, other)]
+    return kept[0], kept[1], int((~usable).sum())
+
+
+def check_records(family: Family, records: Records, tracked: Mapping[str, float], revision: Revision) -> None:
+    """Raises Unpaired if the records do not give the tracked values: the two were not built together."""
+    usable = np.all([np.isfinite(column) for column in records.columns.values()], axis=0)
+    columns = {name: column[usable] for name, column in records.columns.items()}
+    for name, statistic in family.statistics(columns, tracked).items():
+        value = observed(statistic) if usable.any() else np.nan
+        if name in tracked and np.isfinite(value) and not np.isclose(value, tracked[name], rtol=ROUNDING):
+            raise Unpaired(
+                f"the records of {family.prefix} at {revision.name} give {name} {value:.6g} and not the "
+                f"{tracked[name]:.6g} of its metrics: they were not built together; rebuild: {revision.rebuild}"
+            )
+
+
+def _corpus_losses(prefix: str, path: str) -> Family:
+    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+        sums, counts = columns["loss_nats"], columns["scored_tokens"]
+        bits_per_nat = tracked["bits_per_byte"] / tracked["loss"]  # and tokens per byte: one factor for all windows
+        return {
+            "loss": Ratio(sums, counts),
+            "perplexity": Ratio(sums, counts, np.exp),
+            "bits_per_byte": Ratio(sums, counts, lambda loss: bits_per_nat * loss),
+        }
+
+    names = ("loss", "perplexity", "bits_per_byte")
+    depends_on = "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length"
+    return Family(prefix, names, (path,), "windows", depends_on, lambda revision: _losses(revision, path), statistics)
+
+
+def _response_losses(prefix: str, path: str) -> Family:
+    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+        return {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])}
+
+    depends_on = f"{TASKS}, tokenizer and length of context"
+    names = ("test_loss",)
+    return Family(prefix, names, (path,), "responses", depends_on, lambda revision: _losses(revision, path), statistics)
+
+
+def _losses(revision: Revision, path: str) -> Records:
+    """Records of LOSS_SCHEMA; their ids tell what they are of."""
+    table = revision.table(path)
+    ids = table["id"].to_pylist()
+    return Records(dict.fromkeys(ids), _columns(table, "loss_nats", "scored_tokens"))
+
+
+def _predictions(prefix: str, path: str) -> Family:
+    def read(revision: Revision) -> Records:
+        table = revision.table(path)
+        content = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
+        examples = dict(zip(table["id"].to_pylist(), content, strict=True))
+        return Records(examples, _columns(table, "label", "predicted", "probability"))
+
+    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+        label, predicted, probability = columns["label"], columns["predicted"], columns["probability"]
+        found = label * predicted
+        tiny = np.finfo(float).eps  # where scikit-learn's log_loss cuts
+        given = np.clip(np.where(label == 1, probability, 1 - probability), tiny, 1)
+        return {
+            "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), share=True),
+            "precision": Ratio(found, predicted, share=True),
+            "recall": Ratio(found, label, share=True),
+            "f1": Ratio(2 * found, predicted + label, share=True),
+            "auroc": Auroc(label, probability),
+            "loss": Ratio(-np.log(given), np.ones_like(label)),
+        }
+
+    names = ("accuracy", "precision", "recall", "f1", "auroc", "loss")
+    depends_on = "sources.messages, tokenize.messages and seed"
+    return Family(prefix, names, (path,), "messages", depends_on, read, statistics)
+
+
+def _responses(prefix: str, model: str) -> Family:
+    def read(revision: Revision) -> Records:
+        rows = _rows_of(revision, RESPONSES, model)
+        finished = [row["finished"] for row in rows]
+        exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
+        return Records(_tasks(rows), {"finished": np.array(finished, float), "exact_matches": np.array(exact, float)})
+
+    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+        return {name: _count(right) for name, right in columns.items()}
+
+    return Family(prefix, ("finished", "exact_matches"), (RESPONSES,), "responses", TASKS, read, statistics)
+
+
+def _judgements(prefix: str, model: str) -> Family:
+    def read(revision: Revision) -> Records:
+        tasks = _tasks(_rows_of(revision, RESPONSES, model))
+        scores = {row["id"]: row["score"] for row in _rows_of(revision, JUDGEMENTS, model)}
+        return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
+
+    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+        return {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))}
+
+    return Family(prefix, ("mean_score",), (RESPONSES, JUDGEMENTS), "responses", TASKS, read, statistics)
+
+
+def _count(right: np.ndarray) -> Ratio:
+    """How many of the examples are right, as a share of all that is multiplied back: the bootstrap takes it as one."""
+    return Ratio(right, np.ones_like(right), lambda share: len(right) * share, share=True)
+
+
+def _tasks(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
+
+
+def _rows_of(revision: Revision, path: str, model: str) -> list[dict[str, Any]]:
+    return [row for row in revision.table(path).to_pylist() if row["model"] == model]
+
+
+def _columns(table: Any, *names: str) -> dict[str, np.ndarray]:
+    return {name: table[name].to_numpy().astype(float) for name in names}

@@ -1,0 +1,164 @@
+"""A comparison of revisions as a person or a program wants to read it: text, Markdown, JSON."""
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from scratchlm.compare.changes import Changes
+from scratchlm.compare.compare import NOT_COMPARED, SAME, Comparison, Row
+from scratchlm.report.tables import NONE, figure
+
+WIDTH = 120
+NAME_CHARACTERS = 14  # of a revision in a table's head
+HASH_CHARACTERS = 8
+STAGES_NAMED = 3
+DERIVED = ("_low", "_high")  # ends of the intervals of other figures
+MEANING = (
+    "The 95 % interval of a change is that of a paired bootstrap over n test examples: it covers the choice of "
+    "these examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are "
+    "truly tied, one is expected to get a verdict all the same. In brackets: how many examples would show a difference "
+    "of the observed size with a chance of 80 %."
+)
+
+
+def comparison_text(comparisons: Sequence[Comparison], everything: bool = False) -> str:
+    """One page per comparison. everything: also figures that are the same, ends of intervals and confusion counts."""
+    return "\n\n\n".join(_page(comparison, everything, markdown=False) for comparison in comparisons)
+
+
+def comparison_markdown(comparisons: Sequence[Comparison], everything: bool = False) -> str:
+    """The same for a comment on a pull request."""
+    return "\n\n".join(_page(comparison, everything, markdown=True) for comparison in comparisons)
+
+
+def comparison_json(comparisons: Sequence[Comparison]) -> str:
+    """Everything, unrounded."""
+    values = [
+        {
+            "baseline": {"revision": comparison.first.name, "commit": comparison.first.commit},
+            "revision": {"revision": comparison.second.name, "commit": comparison.second.commit},
+            "metrics": [row._asdict() for row in comparison.rows],
+            "changes": {kind: [c._asdict() for c in found] for kind, found in comparison.changes._asdict().items()},
+            "warnings": comparison.warnings,
+        }
+        for comparison in comparisons
+    ]
+    return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
+    first, second, rows = comparison.first, comparison.second, comparison.rows
+    notes = list(dict.fromkeys(row.note for row in rows if row.note))
+    judged = [row for row in rows if row.verdict and (everything or row.verdict != SAME)]
+    same = [row.metric for row in rows if row.verdict == SAME and not everything]
+    other = [row for row in rows if not row.verdict and row.difference is not None]
+    other = [row for row in other if everything or (row.difference and not _is_derived(row.metric))]
+    names = [_cut(revision.name, NAME_CHARACTERS) for revision in (first, second)]
+    title = f"{second} compared with {first}"
+    parts = [f"### {title}" if markdown else title]
+    if judged:
+        cells = [_judged_cells(row, notes) for row in judged]
+        parts.append(_table(["metric", *names, "change", "95 % interval", "n", "verdict"], cells, markdown))
+    if same:
+        parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
+    if other:
+        cells = [[row.metric, figure(row.first), figure(row.second), difference_cells(row)[0]] for row in other]
+        table = _table(["other tracked figures", *names, "change"], cells, markdown)
+        folded = f"<details><summary>other tracked figures: {len(other)}</summary>\n\n{table}\n\n</details>"
+        parts.append(folded if markdown else table)
+    parts.append("\n".join(_bullets(["What differs:", *_change_lines(comparison.changes)])))
+    one_sided = [
+        f"Only {there.name} has {', '.join(files)}."
+        for there, files in ((first, _files(rows, missing=2)), (second, _files(rows, missing=1)))
+        if files
+    ]
+    sentences = [*(f"[{i}] {note}." for i, note in enumerate(notes, 1)), *one_sided]
+    sentences += [f"{warning}." for warning in comparison.warnings]
+    parts += sentences
+    if any(row.interval for row in judged):
+        parts.append(MEANING)
+    return "\n\n".join(part if markdown or "\n" in part else _wrapped(part) for part in parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    cells = [[cell.replace("|", "\\|") if markdown else cell for cell in row] for row in (head, *rows)]
+    align = ["left" if name in ("verdict", head[0]) else "right" for name in head]
+    return tabulate(
+        cells[1:], cells[0], tablefmt="pipe" if markdown else "simple", disable_numparse=True, colalign=align
+    )
+
+
+def _judged_cells(row: Row, notes: Sequence[str]) -> list[str]:
+    needed = f" ({_about(row.needed)})" if row.needed else ""
+    mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
+    verdict = row.verdict if row.verdict in (SAME, NOT_COMPARED) else row.verdict.removesuffix(" of a difference")
+    values = [figure(row.first), figure(row.second), *difference_cells(row)]
+    return [row.metric, *values, figure(row.examples), f"{verdict}{needed}{mark}"]
+
+
+def difference_cells(row: Row) -> tuple[str, str]:
+    """The difference and its interval, to the third digit of the largest of these numbers."""
+    if row.difference is None:
+        return NONE, NONE
+    numbers = [row.difference, *(row.interval or ())]
+    largest = max(map(abs, numbers))
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    if isinstance(row.difference, int):
+        decimals = 0
+    signed = [f"{number:+.{decimals}f}".replace("-", "\N{MINUS SIGN}") if number else "0" for number in numbers]
+    return signed[0], " to ".join(signed[1:]) or NONE
+
+
+def _about(count: int) -> str:
+    """Two significant digits."""
+    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 1,000,000"
+
+
+def _change_lines(changes: Changes) -> list[str]:
+    kinds = {"parameters": changes.parameters, "packages": changes.packages}
+    lines = [
+        f"{kind}: {change.name} {_value(change.old)} → {_value(change.new)}"
+        for kind, found in kinds.items()
+        for change in found
+    ]
+    lines += [f"data: {c.name} {_hash(c.old)} → {_hash(c.new)}" for c in changes.data]
+    lines += [f"code: {change.name} ({_stages(change.stages)})" for change in changes.code]
+    return lines or ["nothing in parameters, packages, data or code"]
+
+
+def _value(value: Any) -> str:
+    return _cut(figure(value), 40)
+
+
+def _hash(value: str | None) -> str:
+    return NONE if value is None else value[:HASH_CHARACTERS]
+
+
+def _stages(stages: Sequence[str]) -> str:
+    more = len(stages) - STAGES_NAMED
+    return ", ".join(stages[:STAGES_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _bullets(lines: Sequence[str]) -> list[str]:
+    return [lines[0], "", *(f"- {line}" for line in lines[1:])]
+
+
+def _wrapped(sentence: str) -> str:
+    return textwrap.fill(sentence, WIDTH, break_on_hyphens=False)
+
+
+def _files(rows: Iterable[Row], missing: int) -> list[str]:
+    """The metrics files of which the first (1) or second (2) revision lacks some figure."""
+    return list(dict.fromkeys(f"metrics/{row.metric.split('.')[0]}.json" for row in rows if row[missing] is None))
+
+
+def _is_derived(metric: str) -> bool:
+    return metric.endswith(DERIVED) or ".confusion." in metric
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -1,0 +1,235 @@
+"""The report: everything that a run of the pipeline found, on one page that opens offline."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from scratchlm.data.catalogue import CATALOGUE, CHECKPOINT_WEIGHTS
+from scratchlm.model.config import published_config
+from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
+from scratchlm.report.graph import graph_svg, stage_graph
+from scratchlm.report.headline import headline
+from scratchlm.report.tables import figure, flattened, metric_tables, percent, shortened, thinned
+from scratchlm.run.files import missing, read_csv, read_json, read_table, sha256_of
+from scratchlm.run.params import load_yaml
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge")
+TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
+SAMPLED = ("pretrain", "finetune_instruct")
+CONTROLS = {
+    "control_reference": "the reference answer",
+    "control_shuffled": "another task's answer",
+    "control_empty": "an empty answer",
+}
+MAX_MISTAKES = 20
+EXAMPLES = 4  # best, middling and worst ones, this many each
+MAX_SAMPLES = 12
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page is made of. Metrics, curves and samples by stage; models by name.
+
+    responses: of RESPONSE_SCHEMA with score and reason added. classes: actual and predicted class of each prediction.
+    """
+
+    params: Mapping[str, Any]
+    pipeline: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    loaded: Mapping[str, Any]
+    ablations: Mapping[str, Any]
+    curves: Mapping[str, list[dict[str, float]]]
+    samples: Mapping[str, Rows]
+    predictions: Rows
+    classes: Rows
+    responses: Rows
+    weights_sha256: Mapping[str, str]
+    configs: Mapping[str, Mapping[str, Any]]
+
+
+def collect(
+    params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path, models: Path
+) -> Report:
+    """Read what the stages wrote; of the loaded models only those that params.yaml names.
+
+    Raises UserError naming a file that is missing or broken.
+    """
+    parameters = load_yaml(params)
+    loaded = [f"gpt2-{size}" for size in parameters["gpt2_sizes"]]
+    weights = {name: models / name / "model.safetensors" for name in TRAINED}
+    return Report(
+        params=parameters,
+        pipeline=load_yaml(pipeline),
+        metrics={stage: read_json(metrics / f"{stage}.json") for stage in STAGES},
+        loaded={name: read_json(metrics / "load_gpt2" / f"{name.removeprefix('gpt2-')}.json") for name in loaded},
+        ablations={name: read_json(metrics / "ablate_spam" / f"{name}.json") for name in parameters["spam_ablations"]},
+        curves={
+            stage: [{key: float(value) for key, value in row.items()} for row in read_csv(_plot(metrics, stage))]
+            for stage in TRAINED
+        },
+        samples={stage: read_json(samples / f"{stage}.json") for stage in SAMPLED},
+        predictions=read_table(predictions),
+        classes=read_csv(_plot(metrics, "finetune_spam_confusion")),
+        responses=_judged(read_table(responses / "generate.parquet"), read_table(responses / "judge.parquet")),
+        weights_sha256={name: _sha256(path) for name, path in weights.items()},
+        configs={name: read_json(path.with_name("config.json"))["gpt"] for name, path in weights.items()},
+    )
+
+
+def render(report: Report) -> str:
+    """The page: a function of its input alone, so that the same run gives the same bytes."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"figure": figure, "percent": percent, "shortened": shortened}
+    stages = stage_graph(report.pipeline, report.params)
+    scores = report.metrics["judge"]
+    judged = {model: scores[model] for model in ("before", "after", *CONTROLS) if model in scores}
+    loaded = {name: flattened(found) for name, found in report.loaded.items()}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        params=report.params,
+        headline=headline(report.metrics, report.loaded),
+        controls={name: judged[model] for model, name in CONTROLS.items() if model in judged},
+        stages=stages,
+        graph=graph_svg(stages),
+        tables={
+            **{stage: metric_tables(report.metrics[stage]) for stage in ("tokenize", "pretrain")},
+            **({"load_gpt2": metric_tables(loaded)} if loaded else {}),
+            **{stage: metric_tables(report.metrics[stage]) for stage in (*TRAINED[1:], "generate")},
+            "judge": metric_tables(judged),
+        },
+        charts=charts(report),
+        mistakes=mistakes(report.predictions, report.classes),
+        ablations=ablations(report),
+        n_predictions=len(report.predictions),
+        max_mistakes=MAX_MISTAKES,
+        examples=examples(report.responses),
+        instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
+        pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
+        identity=scores["judge"],
+        judged=judged,
+        sources=[(CATALOGUE[name], found) for name, found in sorted(report.metrics["download"].items())],
+        models=models(report),
+    )
+    return page.strip() + "\n"
+
+
+def charts(report: Report) -> dict[str, Markup]:
+    """Every picture but the graph, by name."""
+    rate = Panel("learning rate", {"learning rate": "learning_rate"}, 1.0)
+    accuracy = Panel("accuracy", {"train": "train_accuracy", "val": "val_accuracy"}, 1.8)
+    units = {"pretrain": "token", "finetune_spam": "message", "finetune_instruct": "response token"}
+    drawn = {}
+    for stage, unit in units.items():
+        loss = Panel(f"loss, nats per {unit}", {"train": "train_loss", "val": "val_loss"}, 2.3)
+        panels = [loss, accuracy, rate] if stage == "finetune_spam" else [loss, rate]
+        drawn[stage] = curve_chart(stage, report.curves[stage], panels)
+    classes = sorted({row[side] for row in report.classes for side in ("actual", "predicted")} | {"ham", "spam"})
+    pairs = [(row["actual"], row["predicted"]) for row in report.classes]
+    counts = {(a, p): pairs.count((a, p)) for a in classes for p in classes}
+    drawn["confusion"] = confusion_chart("finetune_spam", counts, classes)
+    scores = {
+        model: [row["score"] for row in report.responses if row["model"] == model and row["score"] is not None]
+        for model in dict.fromkeys(row["model"] for row in report.responses)
+    }
+    drawn["scores"] = score_chart("judge", scores)
+    return drawn
+
+
+def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
+    """The misclassified messages, the most confident mistakes first, with the probability of what was predicted."""
+    wrong = [
+        {**row, **names, "confidence": max(row["probability"], 1 - row["probability"])}
+        for row, names in zip(predictions, classes, strict=True)
+        if row["label"] != row["predicted"]
+    ]
+    return sorted(wrong, key=lambda row: (-row["confidence"], row["id"]))
+
+
+def ablations(report: Report) -> list[dict[str, Any]]:
+    """The spam experiment and its variants: what was changed, and the scores on train, val and test."""
+    if not report.ablations:
+        return []
+    whole: dict[str, tuple[Any, Any]] = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])}
+    variants = {name: (report.params["spam_ablations"][name], found) for name, found in report.ablations.items()}
+    return [
+        {"name": name, "changes": ", ".join(f"{key} {value}" for key, value in flattened(changes).items()), **scores}
+        for name, (changes, scores) in (whole | variants).items()
+    ]
+
+
+def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
+    """The finetuned model's best, middling and worst responses, with what the base model said to the same."""
+    before = {row["id"]: row for row in responses if row["model"] == "before"}
+    after = [row for row in responses if row["model"] == "after" and row["score"] is not None]
+    ranked = sorted(after, key=lambda row: (-row["score"], row["id"]))
+    paired = [{**row, "before": before.get(row["id"])} for row in ranked]
+    if len(paired) <= 3 * EXAMPLES:
+        return {"All": paired} if paired else {}
+    middle = (len(paired) - EXAMPLES) // 2
+    return {
+        "Best": paired[:EXAMPLES],
+        "Around the median": paired[middle : middle + EXAMPLES],
+        "Worst": paired[-EXAMPLES:],
+    }
+
+
+def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
+    """Per instruction: its task, and the responses to it as training went on."""
+    asked = samples[0]["responses"] if samples else []
+    rows = _with_steps(samples, curve)
+    return [{**task, "rows": [row | {"response": row["responses"][i]} for row in rows]} for i, task in enumerate(asked)]
+
+
+def models(report: Report) -> list[dict[str, Any]]:
+    """Name, hash of the weights, configuration and, where a metric has it, parameter count of every model in use.
+
+    The weights of a loaded model are those of its TensorFlow checkpoint.
+    """
+    downloads = report.metrics["download"]
+    loaded = [
+        {
+            "name": name,
+            "sha256": downloads[name]["sha256"][CHECKPOINT_WEIGHTS],
+            "parameters": metrics["parameters"],
+            "config": published_config(name.removeprefix("gpt2-")).model_dump(),  # type: ignore[arg-type]
+        }
+        for name, metrics in report.loaded.items()
+    ]
+    pretrained, *finetuned = (
+        {
+            "name": name,
+            "sha256": digest,
+            "parameters": report.metrics[name].get("parameters"),
+            "config": report.configs[name],
+        }
+        for name, digest in report.weights_sha256.items()
+    )
+    return [pretrained, *loaded, *finetuned]
+
+
+def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
+    """Samples with the step at which each was written: one is written for each row of the curve."""
+    return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
+
+
+def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
+    """Responses with their score and reason; the judge's controls have no response and fall away."""
+    verdicts = {(row["id"], row["model"]): row for row in judgements}
+    fields = ("score", "reason")
+    return [{**row, **{field: verdicts[row["id"], row["model"]][field] for field in fields}} for row in responses]
+
+
+def _plot(metrics: Path, name: str) -> Path:
+    return metrics / "plots" / f"{name}.csv"
+
+
+def _sha256(path: Path) -> str:
+    if not path.exists():
+        raise missing(path)
+    return sha256_of(path)

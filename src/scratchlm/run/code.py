@@ -1,0 +1,119 @@
+"""What code a stage runs: every file of ours that its script imports, and the packages behind them.
+
+DVC does not follow imports. The stage `code` writes this down for each stage script, one JSON file each; a stage
+depends on its own file, so that an edit reruns exactly the stages whose files it concerns.
+"""
+
+import ast
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, sha256_of
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # imported under another name
+# One package under two names, by platform
+VARIANTS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
+
+
+def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, str]]:
+    """files: path -> sha256; packages: name -> version in `lock`; of all that `script` imports, also through others.
+
+    Imports inside functions count. script: such as stages/pretrain.py; library: such as src/scratchlm.
+    Raises UserError if a package is imported that the lock does not pin.
+    """
+    files, packages, pending = {script}, set[str](), [script]
+    roots = (library.parent, script.parent.parent)
+    while pending:
+        for name in imported_names(pending.pop()):
+            if found := _module_file(name, roots):
+                new = {found, *data_files(found)} - files
+                files |= new
+                pending += [path for path in new if path.suffix == ".py"]
+            elif name.split(".")[0] not in (library.name, script.parent.name, *sys.stdlib_module_names):
+                packages.add(_distribution(name))
+    pinned = locked_versions(lock)
+    if missing := sorted(packages - set(pinned)):
+        raise UserError(
+            f"{script} needs the package {missing[0]}, which {lock} does not pin; add it there, or remove the import"
+        )
+    return {
+        "files": {path.as_posix(): sha256_of(path) for path in sorted(files)},
+        "packages": {name: pinned[name] for name in sorted(packages)},
+    }
+
+
+@cache
+def imported_names(path: Path) -> frozenset[str]:
+    """Every name that a file imports, inside functions too; of `from a import b` both a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(names)
+
+
+def data_files(module: Path) -> Iterator[Path]:
+    """The files beside a module that it names as a text, such as a page's template."""
+    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    for path in module.parent.iterdir():
+        if path.suffix != ".py" and path.name in texts:
+            yield path
+
+
+def locked_versions(lock: Path) -> dict[str, str]:
+    """Package name in lower case -> version, of a file of `name==version` lines; variants under their one name."""
+    lines = [line.partition(";")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
+    pins = dict(line.lower().split("==") for line in lines if "==" in line and not line.startswith("#"))
+    for name, variants in VARIANTS.items():
+        if found := [pins[variant] for variant in variants if variant in pins]:
+            pins[name] = found[0]
+    return {name.replace("_", "-"): version for name, version in pins.items()}
+
+
+def refuse_other_code(record: Path) -> None:
+    """Raises UserError if files or packages are not those of a JSON file of stage_code, on which the result depends.
+
+    A local part of a version (2.13.0+cpu) does not count.
+    """
+    code: Mapping[str, Any] = read_json(record)
+    for name, digest in code["files"].items():
+        if not Path(name).exists() or sha256_of(Path(name)) != digest:
+            raise UserError(f"{name} has changed since the stage `code` ran; run `dvc repro` without --single-item")
+    for package, version in code["packages"].items():
+        installed = installed_version(package)
+        if installed != version:
+            raise UserError(
+                f"{package} {installed} is installed, but requirements.lock says {version}; install that one with "
+                f"`make -B .venv/ready`, or write {installed} into the lock, which reruns the stages that use it"
+            )
+
+
+def installed_version(package: str) -> str:
+    """The version of an installed package without its local part; "none" where it is not installed."""
+    for name in VARIANTS.get(package, (package,)):
+        try:
+            return importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "none"
+
+
+def _module_file(name: str, roots: tuple[Path, ...]) -> Path | None:
+    for root in roots:
+        path = root.joinpath(*name.split(".")).with_suffix(".py")
+        if path.is_file():
+            return path
+    return None
+
+
+def _distribution(module: str) -> str:
+    name = module.split(".")[0]
+    return DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))

@@ -1,0 +1,186 @@
+"""Reading and writing files: whole or not at all, the same bytes for the same content."""
+
+import csv
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scratchlm.run.errors import UserError
+
+SIGNIFICANT_DIGITS = 6
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; it becomes `target` if the block ends well, else it goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Like whole_file, for a folder: an existing `target` is replaced as a whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                flush(path)
+        if target.exists():
+            target.rename(old)  # deleting it in place would leave half of it if interrupted
+        try:
+            temporary.replace(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """Yield an empty folder beside a path, for files that are nobody's result; it goes with the block."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    folder = beside.with_name(f".{beside.name}.{os.getpid()}.scratch.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(target: Path) -> list[Path]:
+    """What whole_file, whole_folder and scratch_folder leave beside `target` if the process is killed."""
+    name = f".{glob.escape(target.name)}"
+    return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
+
+
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 with LF line ends, on every platform."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted keys, floats rounded to six significant digits.
+
+    Raises UserError for NaN and infinities: JSON has none, and a result that holds one is wrong.
+    """
+    write_text(path, json.dumps(_rounded(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError naming the file if it is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); restore it, or delete it and run dvc repro") from None
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line per row under the first row's keys; floats rounded as in write_json."""
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([_rounded(dict(row)) for row in rows])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as text. Raises UserError naming the file if it is missing."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise missing(path) from None
+
+
+PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "version": "2.6"}
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Rows to Parquet with an explicit schema: what pyarrow would infer depends on the rows."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=65_536, **PARQUET_OPTIONS)
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Rows of a Parquet file. Raises UserError naming the file and what is wrong with it."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return file.read().to_pylist()
+    except FileNotFoundError:
+        raise missing(path) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(
+            f"{path}: cannot be read as Parquet ({error}); run dvc checkout, or delete it and run dvc repro"
+        ) from None
+
+
+def read_splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `folder`/{train,val,test}.parquet. Errors as read_table."""
+    return {split: read_table(folder / f"{split}.parquet") for split in ("train", "val", "test")}
+
+
+def append_log(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one JSON line to a log: for seconds, tokens per second and memory, which are never results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(_rounded(dict(record)), sort_keys=True) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's content, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def only_file(folder: Path) -> Path:
+    """The one file in a source's folder. Raises UserError if there is none or more than one."""
+    files = [path for path in folder.glob("*") if path.is_file()]
+    if len(files) != 1:
+        raise UserError(f"{folder} holds {len(files)} files, expected one; run dvc repro to download it again")
+    return files[0]
+
+
+def missing(path: Path) -> UserError:
+    """The error for an artifact that is not there."""
+    return UserError(f"{path}: no such file; `dvc repro` makes every artifact, `dvc checkout` restores cached ones")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_rounded(item) for item in value]
+    return value
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content is on disk: a power cut must not leave its name without it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

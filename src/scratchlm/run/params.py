@@ -1,0 +1,129 @@
+"""Reading params.yaml into the typed section that the caller names."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scratchlm.run.errors import UserError
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: strictly typed, without defaults, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Params = TypeVar("Params", bound=Section)
+
+
+def read_params(path: Path, section: type[Params], *, whole: bool = False) -> Params:
+    """The keys of `path` that `section` names, checked.
+
+    whole: also refuse top-level keys that `section` does not name.
+    Raises UserError with one sentence per mistake: key, value, what is allowed.
+    """
+    return check_params(load_yaml(path), section, source=path.name, whole=whole)
+
+
+def check_params(values: Any, section: type[Params], *, source: str, whole: bool = False) -> Params:
+    """`values` (a mapping) as a `section`; errors as read_params raises them."""
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: expected a mapping of parameters, got {type(values).__name__}")
+    if not whole:
+        values = {key: value for key, value in values.items() if key in section.model_fields}
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_sentences(source, values, section, error))) from None
+
+
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file, numbers read as DVC reads them (YAML 1.2).
+
+    Raises UserError if the file is missing or is not YAML.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; copy one from profiles/") from None
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """`text` as load_yaml reads files. Raises UserError naming its `source` if it is not YAML."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML follows YAML 1.1, where 4e-4 is a string; DVC and readers take it as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _sentences(source: str, values: Any, section: type[BaseModel], error: ValidationError) -> list[str]:
+    """One sentence per key: pydantic has one mistake for each type that a value might have been of."""
+    wrong: dict[str, list[str]] = {}
+    for mistake in error.errors():
+        path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
+        value = "" if isinstance(mistake["input"], dict) else f"is {mistake['input']!r}: "
+        if kind.startswith("union_tag"):  # a section of several kinds, without its kind or with one that is none
+            path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
+            kind, value = ("missing", "") if tag is None else (kind, f"is {tag!r}: ")
+            message = f"must be one of {mistake['ctx'].get('expected_tags')}"
+        elif kind == "missing":
+            path = [*path, mistake["loc"][-1]]
+        if kind == "missing":
+            message = "is missing; every parameter must be given, profiles/ shows complete files"
+        elif kind == "extra_forbidden":
+            *parents, name = path
+            keys = _allowed_keys(section, mistake["loc"])
+            near = difflib.get_close_matches(str(name), keys, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            path, value, message = parents, "", f"unknown key {name}{hint}; allowed are {', '.join(keys)}"
+        elif kind == "model_type":
+            message = "must be a mapping of parameters"
+        message = message.removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
+        wrong.setdefault(f"{'.'.join(map(str, path))} {value}".lstrip(), []).append(message)
+    return [f"{source}: {key}{' or '.join(messages)}" for key, messages in wrong.items()]
+
+
+def _key_path(loc: tuple[int | str, ...], values: Any) -> list[int | str]:
+    """`loc` as the file has it: pydantic also names the type that it tried."""
+    path: list[int | str] = []
+    for part in loc:
+        if isinstance(part, int) if isinstance(values, list) else isinstance(values, dict) and part in values:
+            values = values[part]
+            path.append(part)
+    return path
+
+
+def _allowed_keys(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section in which `loc`, the place of an unknown key, lies."""
+    models = [section]
+    for part in loc[:-1]:
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or [
+            model  # of the kind that pydantic names in the place
+            for model in models
+            if any(part in get_args(field.annotation) for field in model.model_fields.values())
+        ]
+    return [key for model in models for key in model.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,96 @@
+"""What dvc.yaml says of each stage, with every `${...}` and `foreach` resolved as DVC resolves them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import sha256_of
+from scratchlm.run.params import load_yaml
+
+CODE_FOLDER = "data/code/"
+
+
+def read_stages(folder: Path = Path()) -> dict[str, Any]:
+    """The definitions of the stages in a folder's dvc.yaml, resolved, by name, such as `load_gpt2@nano`."""
+    return resolved_stages(load_yaml(folder / "dvc.yaml"), load_yaml(folder / "params.yaml"))
+
+
+def resolved_stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The stages of a parsed dvc.yaml by the names that `dvc dag` gives them.
+
+    Raises UserError if `params` lacks what a template names.
+    """
+    return dict(_resolved_stages(pipeline["stages"], params))
+
+
+def paths(entries: Sequence[Any]) -> list[str]:
+    """The paths of deps, outs, metrics or plots: each is a text, or a mapping from it to options."""
+    return [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
+
+
+def code_record(stage: Mapping[str, Any]) -> Path | None:
+    """The JSON file of the stage `code` that a stage depends on; None for `code` itself."""
+    return next((Path(path) for path in paths(stage.get("deps", [])) if path.startswith(CODE_FOLDER)), None)
+
+
+def identity(stage: Mapping[str, Any]) -> str:
+    """A hash of all that DVC compares before it reruns a stage: command, inputs, code, packages, parameters.
+
+    64 hex digits. Equal for two runs exactly if they must have the same result.
+    """
+    known = {
+        "cmd": stage["cmd"],
+        "deps": {path: _content_hash(Path(path)) for path in paths(stage.get("deps", []))},
+        "params": _parameter_values(stage.get("params", [])),
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def _parameter_values(names: Sequence[str]) -> dict[str, Any]:
+    """The values of the keys of params.yaml that stand under `params:`."""
+    params = load_yaml(Path("params.yaml"))
+    return {name: _looked_up(name, params) for name in names}
+
+
+def _content_hash(path: Path) -> Any:
+    if path.is_dir():
+        return {
+            file.relative_to(path).as_posix(): sha256_of(file) for file in sorted(path.rglob("*")) if file.is_file()
+        }
+    return sha256_of(path) if path.exists() else None
+
+
+def _resolved_stages(stages: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, stage in stages.items():
+        if "foreach" in stage:
+            items = _resolved(stage["foreach"], params)
+            pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
+            for key, item in pairs:
+                yield f"{name}@{key}", _resolved(stage["do"], {**params, "key": key, "item": item})
+        else:
+            yield name, _resolved(stage, params)
+
+
+def _resolved(value: Any, scope: Mapping[str, Any]) -> Any:
+    """`value` with every `${a.b}` replaced; a text that is nothing else becomes the value itself, as in DVC."""
+    if isinstance(value, Mapping):
+        return {_resolved(key, scope): _resolved(item, scope) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, scope) for item in value]
+    if not isinstance(value, str):
+        return value
+    if whole := re.fullmatch(r"\$\{([^}]+)\}", value):
+        return _looked_up(whole[1], scope)
+    return re.sub(r"\$\{([^}]+)\}", lambda found: str(_looked_up(found[1], scope)), value)
+
+
+def _looked_up(key: str, scope: Any) -> Any:
+    for part in key.strip().split("."):
+        if not isinstance(scope, Mapping) or part not in scope:
+            raise UserError(f"dvc.yaml uses ${{{key}}}, which params.yaml does not have; correct one of them")
+        scope = scope[part]
+    return scope

@@ -1,0 +1,109 @@
+"""Language-model loss, exact over tokens, one figure per window or response too."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
+from scratchlm.run.errors import UserError
+from scratchlm.training.losses import scored_states
+
+LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
+
+
+Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Losses(NamedTuple):
+    """Summed loss in nats and scored tokens of each row (a window or a response), (N,) each."""
+
+    sums: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats per scored token: every token weighs the same, whatever row it is in.
+
+        Raises UserError if no token is scored, as when prompts fill the whole context.
+        """
+        if not self.counts.sum():
+            raise UserError("no token is scored, so there is no mean loss; use a model with a longer context")
+        return float(self.sums.sum() / self.counts.sum())
+
+
+@torch.no_grad()
+def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) -> Losses:
+    """The loss of each of `n_rows` rows. rows: indices -> inputs, targets, (B, T) int64 each.
+
+    The model is left in the mode it was in; no random stream is touched.
+    """
+    device = model.token_embedding.weight.device
+    was_training = model.training
+    model.eval()
+    sums, counts = [], []
+    for start in range(0, n_rows, batch_size):
+        inputs, targets = rows(np.arange(start, min(n_rows, start + batch_size)))
+        row_sums, row_counts = _row_losses(
+            model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
+        )
+        sums.append(row_sums.numpy())
+        counts.append(row_counts.numpy())
+    model.train(was_training)
+    return Losses(np.concatenate(sums), np.concatenate(counts))
+
+
+def loss_rows(ids: Sequence[str], losses: Losses) -> list[dict[str, object]]:
+    """One record per row, of LOSS_SCHEMA: what a paired comparison of two models needs."""
+    return [
+        {"id": name, "loss_nats": float(total), "scored_tokens": int(count)}
+        for name, total, count in zip(ids, losses.sums, losses.counts, strict=True)
+    ]
+
+
+def example_id(name: str, content: bytes) -> str:
+    """`name` and eight digits of the content's hash: two runs measured the same example only if both agree."""
+    return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def perplexity(nats_per_token: float) -> float:
+    """e to the loss: among how many equally likely tokens the model is in doubt. Jelinek et al. 1977.
+
+    Raises UserError for a loss so large that this is no floating-point number.
+    """
+    try:
+        return math.exp(nats_per_token)
+    except OverflowError:
+        raise UserError(
+            f"a loss of {nats_per_token:.4g} nats per token has no perplexity: training diverged; lower learning_rate, "
+            "raise warmup_steps, or set max_grad_norm"
+        ) from None
+
+
+def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> float:
+    """The loss per byte of text, which models with different tokenizers share, as long as these lose nothing.
+
+    A word tokenizer drops white space and unknown words, so that its figure is too good.
+    """
+    return nats_per_token * n_tokens / n_bytes / math.log(2)
+
+
+def _row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row the summed loss and the number of scored tokens: (B, T), (B, T) -> (B,), (B,)."""
+    hidden, scored = scored_states(model, inputs, targets)
+    block = logit_rows(model.config.vocab_size)
+    losses = [
+        F.cross_entropy(at_least_float32(model.head(part)), wanted, reduction="none")
+        for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
+    ]
+    keep = targets != IGNORE_INDEX
+    per_token = torch.zeros(targets.shape, device=targets.device)
+    per_token[keep] = torch.cat(losses).float()
+    return per_token.cpu().double().sum(dim=1), keep.sum(dim=1).cpu()

@@ -1,0 +1,25 @@
+"""What every measurement of a model has in common."""
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from scratchlm.run.params import Section
+
+
+class EvaluationParams(Section):
+    """How models are measured: the same for every model, so that figures can be compared.
+
+    context_length: tokens of a window of the corpus; responses use the model's own. batch_size: rows per forward pass.
+    max_rows: windows, messages or responses per split in evaluations during training; final figures use all.
+    """
+
+    context_length: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=1)]
+    max_rows: Annotated[int, Field(ge=1)]
+
+
+def evenly_spaced(n: int, at_most: int) -> np.ndarray:
+    """At most `at_most` of 0..n-1, spread over the whole: the same sample at every evaluation. int64."""
+    return np.linspace(0, n - 1, min(n, at_most)).astype(np.int64)

@@ -1,0 +1,171 @@
+"""What a commit says of its own build: dvc.yaml, dvc.lock and the files in git, read without checking them out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scratchlm.compare.flatten import leaves
+from scratchlm.compare.git import find_commit, git
+from scratchlm.run.errors import UserError
+from scratchlm.run.pipeline import CODE_FOLDER
+from scratchlm.verify.diff import first_few
+
+if TYPE_CHECKING:
+    from dvc.dependency import Dependency, ParamsDependency
+    from dvc.output import Output as DvcOutput
+    from dvc.stage import PipelineStage
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a stage. md5: as dvc.lock has it, with .dir for a folder; None if it has none.
+
+    cached: DVC keeps it; else it is in git. edited: it is in git and is not what dvc.lock recorded.
+    """
+
+    path: str
+    md5: str | None
+    cached: bool
+    is_metric: bool
+    edited: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml and what dvc.lock recorded of it.
+
+    upstream: every stage that it needs, directly or through others.
+    inputs: the recorded hash of each output of another stage that it was built from.
+    stale: by file, how the commit differs from what it was built from. code: the file with its files and packages.
+    external: the result comes from outside (`meta` in dvc.yaml names the parameter that says so).
+    """
+
+    name: str
+    upstream: frozenset[str]
+    outputs: tuple[Output, ...]
+    inputs: Mapping[str, str]
+    stale: Mapping[str, str]
+    code: str | None
+    external: bool
+
+
+@dataclass(frozen=True)
+class Commit:
+    """stages: in the order in which DVC builds them. cache: the folder of the objects that DVC keeps here."""
+
+    root: Path
+    revision: str
+    sha: str
+    stages: tuple[Stage, ...]
+    cache: Path
+
+
+def read_commit(folder: Path, revision: str) -> Commit:
+    """What `revision` of the repository around `folder` says.
+
+    Raises UserError with one sentence if there is no such repository or revision, or no pipeline in it.
+    """
+    import networkx
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        root = Path(git(folder, "rev-parse", "--show-toplevel"))
+    except UserError:
+        raise UserError(f"{folder.resolve()} is in no git repository; run this in a clone of the project") from None
+    sha = find_commit(root, revision)
+    try:
+        with Repo(str(root), rev=sha) as repo:
+            graph = repo.index.graph  # its edges lead from a stage to the stages that it needs
+            outputs = [output for stage in graph for output in stage.outs]
+            stages = tuple(
+                _stage(stage, frozenset(needed.name for needed in networkx.descendants(graph, stage)), outputs)
+                for stage in networkx.dfs_postorder_nodes(graph)
+            )
+            cache = Path(repo.cache.local.path)
+    except DvcException as error:
+        raise UserError(
+            f"the pipeline of {revision} cannot be read ({error}); name a revision with a valid dvc.yaml and dvc.lock"
+        ) from None
+    if not stages:
+        raise UserError(f"{revision} has no stages; name a revision with a dvc.yaml")
+    return Commit(root, revision, sha, stages, cache)
+
+
+def chosen(commit: Commit, names: Sequence[str]) -> tuple[Stage, ...]:
+    """The named stages and all that they need, in order; all stages if none is named.
+
+    `load_gpt2` stands for each of its items, such as load_gpt2@nano. Raises UserError naming an unknown stage.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        found = [stage for stage in commit.stages if name in (stage.name, stage.name.partition("@")[0])]
+        if not found:
+            known = ", ".join(stage.name for stage in commit.stages)
+            raise UserError(f"{commit.revision} has no stage {name!r}; name one of {known}")
+        wanted = wanted.union(*({stage.name, *stage.upstream} for stage in found))
+    return tuple(stage for stage in commit.stages if not names or stage.name in wanted)
+
+
+def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequence["DvcOutput"]) -> Stage:
+    from dvc.dependency import ParamsDependency
+
+    parameters = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+    built = [dep for dep in files if any(_overlap(dep.fs_path, output.fs_path) for output in all_outputs)]
+    return Stage(
+        name=stage.name,
+        upstream=upstream,
+        outputs=tuple(
+            Output(
+                path=output.def_path,
+                md5=output.hash_info.value,
+                cached=output.use_cache,
+                is_metric=output.is_metric,
+                edited=not output.use_cache and bool(output.hash_info) and bool(output.workspace_status()),
+            )
+            for output in stage.outs
+        ),
+        inputs={dep.def_path: dep.hash_info.value for dep in built if dep.hash_info},
+        stale=dict(_stale(stage, parameters, [dep for dep in files if dep not in built or not dep.hash_info])),
+        code=next((dep.def_path for dep in files if dep.def_path.startswith(CODE_FOLDER)), None),
+        external=_is_external(stage, parameters),
+    )
+
+
+def _stale(
+    stage: "PipelineStage", parameters: Sequence["ParamsDependency"], files: Sequence["Dependency"]
+) -> Iterator[tuple[str, str]]:
+    """How the commit differs from what dvc.lock says the stage was built from, by file."""
+    if not any(output.hash_info for output in stage.outs):
+        yield "dvc.lock", "has no such stage: it was never built"
+        return
+    if stage.cmd_changed:
+        yield "dvc.yaml", "has another command than it was built with"
+    for dep in parameters:
+        old, new = dict(leaves(dep.hash_info.value or {})), dict(leaves(dep.read_params()))
+        changes = [
+            f"built with {key} {old.get(key, 'unset')}, {dep.def_path} says {new.get(key, 'nothing')}"
+            for key in dict.fromkeys((*old, *new))
+            if key not in old or key not in new or old[key] != new[key]
+        ]
+        if changes:
+            yield dep.def_path, first_few(changes)
+    for dep in files:
+        if not dep.hash_info:
+            yield dep.def_path, "is no file that it was built from"
+        elif dep.workspace_status():
+            yield dep.def_path, "has changed since it was built" if dep.exists else "is not in git any more"
+
+
+def _is_external(stage: "PipelineStage", parameters: Sequence["ParamsDependency"]) -> bool:
+    conditions = (stage.meta or {}).get("external")
+    if not isinstance(conditions, Mapping):
+        return False
+    values: dict[str, Any] = {key: value for dep in parameters for key, value in leaves(dep.read_params())}
+    return all(values.get(key) == value for key, value in conditions.items())
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")

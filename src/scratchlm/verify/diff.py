@@ -1,0 +1,177 @@
+"""How far two artifacts are apart, in the terms of what they hold."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from scratchlm.compare.flatten import leaves
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_csv, read_json, read_table
+
+BLOCK_BYTES = 1 << 20
+NAMED = 3  # differing keys or columns that are named; of more, the number
+NOT_THERE = "nothing"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """text: for a reader. largest: the largest absolute difference of two numbers, where numbers differ."""
+
+    text: str
+    largest: float | None = None
+
+
+def difference(old: Path, new: Path, name: str) -> Difference | None:
+    """What differs between two versions of the file `name`, whose ending says what it holds; None if nothing does.
+
+    The files themselves may lie anywhere, as in a cache. One that cannot be read as what its name says is
+    compared by bytes.
+    """
+    in_bytes = bytes_apart(old, new)
+    if in_bytes is None:
+        return None
+    from safetensors import SafetensorError
+
+    compare = {
+        ".safetensors": tensors_apart,
+        ".parquet": lambda old, new: rows_apart(read_table(old), read_table(new)),
+        ".csv": lambda old, new: rows_apart(read_csv(old), read_csv(new)),
+        ".json": lambda old, new: keys_apart(read_json(old), read_json(new)),
+    }.get(PurePosixPath(name).suffix)
+    if compare is None:
+        return in_bytes
+    try:
+        found = compare(old, new)
+    except (UserError, ValueError, csv.Error, pa.ArrowException, SafetensorError):
+        return Difference(f"one cannot be read as {PurePosixPath(name).suffix[1:]}; {in_bytes.text}")
+    return found or Difference(f"equal in content; {in_bytes.text}")
+
+
+def bytes_apart(old: Path, new: Path) -> Difference | None:
+    """How many bytes differ, and where the first one lies."""
+    n_old, n_new = old.stat().st_size, new.stat().st_size
+    n_differing, first = abs(n_old - n_new), min(n_old, n_new)
+    with old.open("rb") as old_file, new.open("rb") as new_file:
+        for start in range(0, min(n_old, n_new), BLOCK_BYTES):
+            n_common = min(BLOCK_BYTES, n_old - start, n_new - start)
+            (places,) = np.nonzero(
+                np.frombuffer(old_file.read(n_common), np.uint8) != np.frombuffer(new_file.read(n_common), np.uint8)
+            )
+            n_differing += len(places)
+            if len(places):
+                first = min(first, start + int(places[0]))
+    if not n_differing:
+        return None
+    length = f"of {n_old:,} bytes" if n_old == n_new else f"of {n_old:,} and {n_new:,} bytes"
+    return Difference(f"{n_differing:,} {length} differ, the first at {first:,}")
+
+
+def tensors_apart(old: Path, new: Path) -> Difference | None:
+    """Of two safetensors files: the largest absolute difference of two numbers, and the tensor that has it.
+
+    Raises SafetensorError if one of them is none.
+    """
+    import torch
+    from safetensors import safe_open
+
+    gaps: dict[str, float] = {}
+    with safe_open(old, "pt") as old_file, safe_open(new, "pt") as new_file:
+        names = sorted(set(old_file.keys()) | set(new_file.keys()))
+        lost = set(names) - (set(old_file.keys()) & set(new_file.keys()))
+        for name in names:
+            if name in lost:
+                continue
+            one, other = old_file.get_tensor(name), new_file.get_tensor(name)
+            if one.shape != other.shape or one.dtype != other.dtype:
+                lost.add(name)
+            elif not torch.equal(one, other):
+                distance = (one.double() - other.double()).abs().max().item()
+                gaps[name] = math.inf if math.isnan(distance) else distance
+    if not gaps and not lost:
+        return None
+    parts = []
+    if gaps:
+        largest = max(gaps, key=lambda name: gaps[name])
+        parts.append(
+            f"{len(gaps)} of {_counted(len(names), 'tensor')} differ, by up to {gaps[largest]:.3g} in {largest}"
+        )
+    if lost:
+        parts.append(f"not in both, or of another shape or type: {first_few(sorted(lost))}")
+    return Difference("; ".join(parts), max(gaps.values(), default=None))
+
+
+def rows_apart(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Difference | None:
+    """Of two tables: how many rows differ and in which columns, numbers by how much at most."""
+    columns = [*dict.fromkeys(name for rows in (old, new) for row in rows[:1] for name in row)]
+    changed: dict[str, list[float | None]] = {}
+    n_rows = 0
+    for one, other in zip(old, new, strict=False):
+        differing = [name for name in columns if not _same(one.get(name), other.get(name))]
+        n_rows += bool(differing)
+        for name in differing:
+            changed.setdefault(name, []).append(gap(one.get(name), other.get(name)))
+    parts = [f"{len(old):,} and {len(new):,} rows"] if len(old) != len(new) else []
+    if n_rows:
+        named = [f"{name} in {_counted(len(gaps), 'row')}{_up_to(gaps)}" for name, gaps in changed.items()]
+        parts.append(f"{n_rows:,} of {_counted(min(len(old), len(new)), 'row')} differ: {first_few(named)}")
+    if not parts:
+        return None
+    return Difference("; ".join(parts), _largest([one for gaps in changed.values() for one in gaps]))
+
+
+def keys_apart(old: Any, new: Any) -> Difference | None:
+    """Of two values read from JSON: the keys whose values differ, with both."""
+    one, other = dict(leaves(old)), dict(leaves(new))
+    differing = [
+        key
+        for key in dict.fromkeys((*one, *other))
+        if key not in one or key not in other or not _same(one[key], other[key])
+    ]
+    if not differing:
+        return None
+    named = [f"{key} {_shown(one, key)} → {_shown(other, key)}" for key in differing]
+    gaps = [gap(one.get(key), other.get(key)) for key in differing]
+    return Difference(first_few(named), _largest(gaps))
+
+
+def gap(old: Any, new: Any) -> float | None:
+    """The absolute difference of two numbers, also where a CSV file has them as text; else None."""
+    try:
+        distance = abs(float(old) - float(new))
+    except (TypeError, ValueError):
+        return None
+    return math.inf if math.isnan(distance) else distance
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first names and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _same(old: Any, new: Any) -> bool:
+    return bool(old == new) or (old != old and new != new)  # not a number is the same as itself here
+
+
+def _largest(gaps: Sequence[float | None]) -> float | None:
+    return max((one for one in gaps if one is not None), default=None)
+
+
+def _up_to(gaps: Sequence[float | None]) -> str:
+    largest = _largest(gaps)
+    return "" if largest is None else f" by up to {largest:.3g}"
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    text = str(values[key]) if key in values else NOT_THERE
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,54 @@
+"""A verification as a table for people, or as JSON for programs."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from scratchlm.verify.findings import Verification
+from scratchlm.verify.tolerances import stated
+
+HEADINGS = ("stage", "file", "result", "how far")
+
+
+def as_json(result: Verification) -> str:
+    """Everything, with sorted keys; `largest` is null too where a number became none, which JSON cannot say."""
+    values = asdict(result) | {"verified": not result.faults, "start": result.start}
+    for found in values["findings"]:
+        if found["largest"] is not None and not math.isfinite(found["largest"]):
+            found["largest"] = None
+    if result.machines or result.outside:
+        values["tolerances"] = stated()
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def as_text(result: Verification) -> str:
+    """One line per output, faults marked, and what comes of it."""
+    rows = [HEADINGS, *((found.stage, found.path, found.verdict, found.detail) for found in result.findings)]
+    marks = [" ", *("✗" if found in result.faults else " " for found in result.findings)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    table = [
+        "  ".join([mark, *(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]).rstrip()
+        for mark, row in zip(marks, rows, strict=True)
+    ]
+    return "\n".join([*table, "", *_tolerances(result), *result.remarks, *_conclusion(result)])
+
+
+def _tolerances(result: Verification) -> Iterator[str]:
+    if result.machines:
+        old, new = result.machines
+        yield f"Identical bits are not expected here: built with {old}, rebuilt with {new}."
+    if result.outside:
+        yield f"Identical bits are not expected of {', '.join(result.outside)}: the results come from a server."
+    if result.machines or result.outside:
+        yield f"Metrics may differ by: {stated()}."
+
+
+def _conclusion(result: Verification) -> Iterator[str]:
+    yield f"Copies of outputs in the cache and the workspace here that were hashed again: {result.n_copies}."
+    counts = Counter(found.verdict for found in result.findings)
+    yield f"{result.revision} ({result.sha[:7]}): {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}."
+    stages = dict.fromkeys(fault.stage for fault in result.faults)
+    start = f" Results differ from {result.start} on." if result.start else ""
+    yield f"Not verified, because of {', '.join(stages)}.{start}" if stages else "Verified."

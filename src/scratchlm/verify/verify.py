@@ -1,0 +1,55 @@
+"""Is what is committed what its code builds? A commit rebuilt from nothing and compared with itself."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scratchlm.run.files import read_json
+from scratchlm.verify.commit import Commit, Stage, chosen, git, read_commit
+from scratchlm.verify.copies import Copies
+from scratchlm.verify.findings import Finding, Verification
+from scratchlm.verify.rebuild import Rebuild, rebuilt
+from scratchlm.verify.stage_check import ARITHMETIC, StageCheck
+
+
+def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verification:
+    """Rebuild `revision` of the repository around `folder`, or the named stages and what they need, and compare.
+
+    Raises UserError with one sentence if there is no such repository, revision or stage.
+    """
+    commit = read_commit(folder, revision)
+    stages = chosen(commit, names)
+    external = {stage.name for stage in stages if stage.external}
+    outside = tuple(stage.name for stage in stages if external & {stage.name, *stage.upstream})
+    findings: list[Finding] = []
+    with rebuilt(commit, stages) as rebuild:
+        machines = _machines(stages, rebuild)
+        copies = Copies(commit, rebuild)
+        if rebuild.failed and rebuild.failed[0] not in {stage.name for stage in stages}:
+            findings.append(Finding(rebuild.failed[0], "dvc.yaml", "failed", rebuild.failed[1]))
+        for stage in stages:
+            astray = [found.stage for found in findings if found.is_other_result and found.stage in stage.upstream]
+            check = StageCheck(
+                stage, rebuild, commit.cache,
+                other_machine=machines is not None, outside=stage.name in outside, start=astray[0] if astray else "",
+            )  # fmt: skip
+            findings += check.findings()
+            findings += copies.damaged(stage)
+        remarks = tuple(_remarks(commit, rebuild))
+    return Verification(revision, commit.sha, machines, outside, tuple(findings), copies.n_checked, remarks)
+
+
+def _machines(stages: Sequence[Stage], rebuild: Rebuild) -> tuple[str, str] | None:
+    """The machine that built what is committed and this one, if their arithmetic differs."""
+    files = [folder / ARITHMETIC for folder in (rebuild.committed, rebuild.clone)]
+    edited = any(output.edited for stage in stages for output in stage.outputs if output.path == ARITHMETIC)
+    if edited or not all(file.exists() for file in files):
+        return None
+    old, new = (f"{found['kernels']} ({found['arithmetic']})" for found in map(read_json, files))
+    return None if old == new else (old, new)
+
+
+def _remarks(commit: Commit, rebuild: Rebuild) -> Iterator[str]:
+    if git(commit.root, "status", "--porcelain", "--untracked-files=no"):
+        yield f"Uncommitted changes are not looked at: {commit.revision} is verified as it is committed."
+    if not (rebuild.committed / ARITHMETIC).exists():
+        yield f"{commit.revision} has no {ARITHMETIC}: a difference of arithmetic looks like a mistake."

@@ -1,0 +1,17 @@
+"""Write down for each stage which files of this project it runs, and which packages at which versions."""
+
+from pathlib import Path
+
+from scratchlm.run.code import stage_code
+from scratchlm.run.files import whole_folder, write_json
+from scratchlm.run.stage import run
+
+
+def main(stages: Path, library: Path, lock: Path, output: Path) -> None:
+    with whole_folder(output) as folder:
+        for script in sorted(stages.glob("[!_]*.py")):
+            write_json(folder / f"{script.stem}.json", stage_code(script, library, lock))
+
+
+if __name__ == "__main__":
+    run(main)

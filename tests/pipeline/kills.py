@@ -1,0 +1,205 @@
+"""Killing `dvc repro` at any instant, and what must hold afterwards. `make torture` is the long form:
+
+python -m tests.pipeline.kills --kills 40    # over all stages of the sample, at random instants; the seed is printed
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+from tests.clones import environment, make_clone, results, run
+
+STAGE_COMMAND = "stages."
+# What DVC says of its own files if it was killed while it rewrote them and no stage had run that would guard them
+NEEDS_MENDING = (
+    "RWLock-file",
+    "dvc.lock' is invalid",
+    "dvc.lock' validation failed",
+    "YAML file structure is corrupted",
+)
+HOWS = ("group", "dvc", "stage")
+LONGEST_SECONDS = 25.0  # from a start to its kill; `dvc repro` of the sample has stages of one to fifteen seconds
+
+
+class Clone:
+    """A clone whose pipeline is rebuilt and killed, with a temporary folder of its own.
+
+    `reference` is what a build that nobody disturbed gave: dvc.lock and all of metrics/.
+    """
+
+    def __init__(self, folder: Path, changes: dict[str, object] | None = None) -> None:
+        self.path = make_clone(folder / "clone", changes)
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
+        self.output = folder / "output"
+        self.mended = 0
+        self.variables = {"SCRATCHLM_RESUME_SECONDS": "0.2", "TMPDIR": str(self.temporary)}
+        run(self.path, "dvc", "repro", **self.variables)
+        self.reference = results(self.path)
+        self.usual = set(self.temporary.iterdir())  # folders of torch's own
+
+    def forget(self) -> None:
+        """Back to a fresh clone: no output, no cache, nothing to restore from."""
+        for path in [*(self.path / "data").iterdir(), self.path / ".dvc/cache", self.path / "metrics"]:
+            if path.name != "sample" and path.exists():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        run(self.path, "git", "checkout", "-q", "--", ".")
+
+    def start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=self.path,
+            env=environment(self.path, **self.variables),
+            stdout=self.output.open("w"),
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self) -> None:
+        """`dvc repro` to its end; asserts that all is as if nothing had happened."""
+        dvc = self.start()
+        if dvc.wait():
+            self.mend_after(dvc)
+            run(self.path, "dvc", "repro", **self.variables)
+        assert results(self.path) == self.reference
+        wait_for(lambda: not self.processes(), "a process is left over")
+        assert self.leftovers() == []
+
+    def mend_after(self, dvc: subprocess.Popen[str]) -> None:
+        """`scratchlm mend`, as `make repro` calls it each time; asserts that DVC failed because of its own files."""
+        said = self.output.read_text()
+        assert any(words in said for words in NEEDS_MENDING), f"dvc repro failed by itself:\n{said[-3000:]}"
+        run(self.path, "scratchlm", "mend")
+        self.mended += 1
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that still runs in the clone, guards included."""
+        return [process for process in psutil.process_iter() if self._is_here(process)]
+
+    def stage(self) -> psutil.Process | None:
+        """The process of the stage that is running, if there is one."""
+        found = [p for p in self.processes() if _arguments(p)[1:2] == ["-m"] and _is_stage(_arguments(p))]
+        return found[0] if found else None
+
+    def leftovers(self) -> list[str]:
+        """Temporary files and states in the clone (DVC's cache included) and in the temporary folder."""
+        ends = (".tmp", ".old", ".part")
+        in_clone = [p for p in self.path.rglob("*") if p.name.endswith(ends) and ".git" not in p.parts]
+        states = [p for p in (self.path / ".scratchlm" / "resume").rglob("*") if p.is_file()]
+        return [str(path) for path in [*in_clone, *states, *(set(self.temporary.iterdir()) - self.usual)]]
+
+    def resumed(self) -> Counter[str]:
+        """How often each stage went on from a state that an unfinished run had kept, by its log."""
+        logs = (self.path / "logs").glob("*.jsonl")
+        return Counter(log.stem for log in logs for line in log.open() if "resumed_from" in json.loads(line))
+
+    def _is_here(self, process: psutil.Process) -> bool:
+        try:
+            return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == self.path
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+def kill(clone: Clone, dvc: subprocess.Popen[str], how: str) -> None:
+    """SIGKILL to DVC's whole process group, to DVC alone or to the stage alone; asserts that nothing goes on."""
+    if how == "group":
+        os.killpg(dvc.pid, signal.SIGKILL)
+    elif how == "dvc":
+        dvc.kill()
+    else:
+        wait_for(lambda: clone.stage() is not None or dvc.poll() is not None, "no stage runs")
+        if stage := clone.stage():
+            stage.kill()
+    dvc.wait()
+    wait_for(lambda: not clone.processes(), "a process goes on after the kill", seconds=5)
+
+
+def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, trouble
+        time.sleep(0.02)
+
+
+def torture(clone: Clone, n_kills: int, seed: int) -> Counter[str]:
+    """Kill n_kills times at random instants, build after build; every build must end as if undisturbed.
+
+    Returns how often each stage was resumed in mid-training.
+    """
+    draw = random.Random(seed)
+    clone.forget()
+    in_this_build = 0
+    with tqdm(total=n_kills, desc="kills", unit="kill") as bar:
+        while bar.n < n_kills:
+            dvc = clone.start()
+            how = draw.choice(HOWS)
+            try:
+                dvc.wait(draw.uniform(0, LONGEST_SECONDS))
+            except subprocess.TimeoutExpired:
+                kill(clone, dvc, how)
+                in_this_build += 1
+                bar.update()
+                continue
+            if dvc.returncode:
+                clone.mend_after(dvc)
+                continue
+            clone.finish()
+            tqdm.write(f"a build with {in_this_build} kills: the same bytes; resumed so far {dict(clone.resumed())}")
+            clone.forget()
+            in_this_build = 0
+    clone.finish()
+    return clone.resumed()
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="scratchlm-torture-") as folder:
+        try:
+            yield Path(folder).resolve()
+        except BaseException:
+            print((Path(folder) / "output").read_text()[-3000:], flush=True)
+            raise
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _is_stage(arguments: list[str]) -> bool:
+    return len(arguments) > 2 and arguments[2].startswith(STAGE_COMMAND)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=random.randrange(2**31))
+    options = parser.parse_args()
+    print(f"seed {options.seed}")
+    with _folder() as folder:
+        clone = Clone(folder)
+        resumed = torture(clone, options.kills, options.seed)
+    print(
+        f"{options.kills} kills, every build the same bytes; resumed in mid-run: {resumed.total()} {dict(resumed)}; "
+        f"scratchlm mend was needed {clone.mended} times"
+    )
+
+
+if __name__ == "__main__":
+    main()

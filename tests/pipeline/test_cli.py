@@ -1,0 +1,130 @@
+"""The command line as a user calls it, on the models of a tiny pipeline."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratchlm.data.tokenizer import save_byte_pairs, train_byte_pairs
+from scratchlm.formats.classifier import save_classifier
+from scratchlm.formats.huggingface import load_huggingface
+from scratchlm.formats.native import load_gpt, save_gpt
+from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.gpt import build_model
+from scratchlm.run.files import read_json
+from tests.clones import REPOSITORY
+
+CONFIG = GPTConfig(
+    vocab_size=270, context_length=128, n_layers=1, n_heads=2, emb_dim=16, dropout=0.0, qkv_bias=True,
+    tied_head=True, initialisation="gpt2", attention="sdpa",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder laid out as the pipeline leaves it."""
+    home = tmp_path_factory.mktemp("home")
+    save_byte_pairs(home / "data/tokens/tokenizer", *train_byte_pairs(["the red bird saw the red house"] * 9, 270))
+    save_gpt(home / "data/models/finetune_instruct", build_model(CONFIG, 1))
+    (home / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
+    save_classifier(
+        home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 2, "last_real"), padded_tokens=32
+    )
+    return home
+
+
+def scratchlm(home: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scratchlm.cli.main", *words]
+    return subprocess.run(command, cwd=home, input=given, env={**os.environ}, capture_output=True, text=True)
+
+
+def test_classify_names_the_class_and_its_probability(home):
+    done = scratchlm(home, "classify", "You won a prize")
+    assert done.returncode == 0
+    label, probability = done.stdout.split(" (probability of spam ")
+    assert label == ("spam" if float(probability.rstrip(")\n")) > 0.5 else "ham")
+
+
+def test_chat_answers_each_line_and_ends_with_the_input(home):
+    done = scratchlm(home, "chat", "--max-new-tokens", "5", given="Say red.\nSay bird.\n")
+    assert done.returncode == 0
+    assert done.stdout.count("\n") >= 2
+
+
+def test_chat_asks_in_the_style_of_params_yaml_unless_told_otherwise(home, tmp_path):
+    (tmp_path / "data").symlink_to(home / "data")
+    (tmp_path / "params.yaml").write_text("tokenize: {instructions: {prompt_style: phi3}}\n")
+    options = ("chat", "--max-new-tokens", "40", "--temperature", "2")
+    words = {"given": "Say red.\n"}
+    answers = [
+        scratchlm(tmp_path, *options, **words).stdout,
+        scratchlm(home, *options, "--prompt-style", "phi3", **words).stdout,
+        scratchlm(home, *options, "--prompt-style", "alpaca", **words).stdout,
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_results_gives_the_headline_figures_of_the_metrics_files():
+    done = scratchlm(REPOSITORY, "results")
+    assert done.returncode == 0, done.stderr
+    rows = {tuple(line.split("  ")[0].split()): line for line in done.stdout.splitlines()}
+    score = read_json(REPOSITORY / "metrics/judge.json")["after"]["mean_score"]
+    assert f"{score:.4g} " in rows["judge",]
+    assert "gpt2-nano" in done.stdout
+    assert max(map(len, rows.values())) <= 120
+
+
+def test_results_before_anything_was_built_says_what_is_missing(tmp_path):
+    (tmp_path / "params.yaml").write_text("gpt2_sizes: []\n")
+    done = scratchlm(tmp_path, "results")
+    assert done.returncode == 1
+    assert done.stderr.startswith("scratchlm: metrics/pretrain.json: no such file; `dvc repro` makes")
+    assert done.stderr.count("\n") == 1
+
+
+def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path):
+    done = scratchlm(home, "export", str(tmp_path / "out"), "--format", "huggingface")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = load_gpt(home / "data/models/finetune_instruct"), load_huggingface(tmp_path / "out")
+    assert all((a == b).all() for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    done = scratchlm(home, "import", str(tmp_path / "out"), str(tmp_path / "back"))
+    assert done.returncode == 0, done.stderr
+    weights = "model.safetensors"
+    original = home / "data/models/finetune_instruct" / weights
+    assert (tmp_path / "back/model" / weights).read_bytes() == original.read_bytes()
+    for name in ("encoder.json", "vocab.bpe"):
+        assert (tmp_path / "back/tokenizer" / name).read_bytes() == (home / "data/tokens/tokenizer" / name).read_bytes()
+
+
+def test_export_overwrites_nothing(home, tmp_path):
+    (tmp_path / "out.gguf").write_text("mine")
+    done = scratchlm(home, "export", str(tmp_path / "out.gguf"), "--format", "gguf")
+    assert done.returncode == 1
+    assert "exists already" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out.gguf").read_text() == "mine"
+
+
+def test_a_missing_model_is_one_sentence(home):
+    done = scratchlm(home, "chat", "--model", "data/models/none")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "dvc repro" in done.stderr
+
+
+def test_a_language_model_cannot_classify(home):
+    done = scratchlm(home, "classify", "hello", "--model", "data/models/finetune_instruct")
+    assert done.returncode == 1
+    assert "not a classifier" in done.stderr
+
+
+def test_a_tokenizer_of_another_model_is_refused(home, tmp_path):
+    save_byte_pairs(tmp_path / "other", *train_byte_pairs(["a green frog and a blue bird"] * 9, 265))
+    for command in (["chat"], ["classify", "hello"], ["export", str(tmp_path / "out"), "--format", "gguf"]):
+        done = scratchlm(home, *command, "--tokenizer", str(tmp_path / "other"))
+        assert done.returncode == 1
+        assert "270 tokens" in done.stderr
+        assert "has 265" in done.stderr

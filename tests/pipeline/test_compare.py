@@ -1,0 +1,243 @@
+"""Branches of a clone in which the pipeline has run, compared as a user does it.
+
+It tests what is committed: commit before you run it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, Comparison, Row, compare_revisions
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, write_json
+from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
+
+SPAM = [f"finetune_spam.test.{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "loss")]
+CORPUS = [
+    f"{run}.val.{name}" for run in ("pretrain", "load_gpt2/nano") for name in ("loss", "perplexity", "bits_per_byte")
+]
+ANSWERS = ["generate.after.finished", "generate.after.exact_matches", "judge.after.mean_score"]
+LOSS = "finetune_instruct.after.test_loss"
+
+
+def branch(project: Path, name: str, parameter: str, value: object, *stages: str) -> None:
+    """A branch off main with one parameter changed and these stages, and no other, rebuilt."""
+    run(project, "git", "switch", "-qc", name, "main")
+    run(project, "dvc", "checkout", "-q", "--allow-missing")
+    set_parameter(project, parameter, value)
+    run(project, "dvc", "repro", "--single-item", *stages)
+    commit(project, name)
+
+
+def edited_branch(project: Path, name: str, file: str, *keys: str, value: object) -> None:
+    """A branch off main with a figure in a metrics file changed by hand."""
+    run(project, "git", "switch", "-qc", name, "main")
+    metrics = inner = read_json(project / "metrics" / file)
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    write_json(project / "metrics" / file, metrics)
+    commit(project, name)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = make_clone(
+        tmp_path_factory.mktemp("clones") / "project", FEW_STEPS | {"generate.sampling.temperature": 1.0}
+    )
+    run(project, "git", "switch", "-qC", "main")
+    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "finetune_spam", "judge")
+    commit(project, "Build")
+    branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam")
+    # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
+    branch(project, "other-draws", "seed", 7, "generate", "judge")
+    branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, "tokenize", "finetune_spam")
+    edited_branch(project, "other-judge", "judge.json", "judge", "version", value=2)
+    edited_branch(project, "other-figures", "finetune_spam.json", "test", "accuracy", value=0.99)
+    run(project, "git", "switch", "-q", "main")
+    run(project, "dvc", "checkout", "-q", "--allow-missing")
+    return project
+
+
+@pytest.fixture
+def there(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+def compared(*names: str) -> Comparison:
+    (found,) = compare_revisions(names)
+    return found
+
+
+def rows(found: Comparison) -> dict[str, Row]:
+    return {row.metric: row for row in found.rows}
+
+
+def verdicts(found: Comparison) -> dict[str, str]:
+    return {row.metric: row.verdict for row in found.rows if row.verdict}
+
+
+def scratchlm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    root = next(path for path in (folder, *folder.parents) if (path / ".dvc").exists())
+    command = [sys.executable, "-m", "scratchlm.cli.main", *words]
+    return subprocess.run(command, cwd=folder, env=environment(root), capture_output=True, text=True)
+
+
+def test_more_training_is_better_and_leaves_the_rest_the_same(there: Path) -> None:
+    found = compared("main", "more-training")
+    assert list(verdicts(found)) == [*CORPUS, *SPAM, LOSS, *ANSWERS]
+    assert [row.metric for row in found.rows[: len(verdicts(found))]] == list(verdicts(found))
+    assert {metric for metric, verdict in verdicts(found).items() if verdict == SAME} == {*CORPUS, LOSS, *ANSWERS}
+    accuracy, loss = (rows(found)[f"finetune_spam.test.{name}"] for name in ("accuracy", "loss"))
+    assert (accuracy.verdict, loss.verdict) == (BETTER, BETTER)
+    assert accuracy.interval and accuracy.interval[0] > 0 and accuracy.examples == 150 and accuracy.needed is None
+    assert loss.interval and loss.interval[1] < 0
+    for row in (accuracy, loss):
+        assert row.first is not None and row.second is not None
+        assert row.difference == pytest.approx(row.second - row.first, rel=1e-4)
+    assert found.warnings == []
+
+
+def test_what_differs_is_the_one_parameter_that_was_changed(there: Path) -> None:
+    changes = compared("main", "more-training").changes
+    assert [tuple(change)[:3] for change in changes.parameters] == [("finetune_spam.epochs", 0.2, 1)]
+    assert (changes.packages, changes.data, changes.code) == ([], [], [])
+
+
+def test_figures_without_records_have_a_difference_and_no_verdict(there: Path) -> None:
+    found = rows(compared("main", "more-training"))
+    train = found["finetune_spam.train.loss"]
+    assert train.first is not None and train.second is not None
+    assert train.difference == train.second - train.first < 0
+    assert (train.verdict, train.interval) == ("", None)
+    assert found["tokenize.vocab_size"].difference == 0
+
+
+def test_another_seed_of_sampling_is_no_evidence_of_a_difference(there: Path) -> None:
+    found = compared("main", "other-draws")
+    assert {verdicts(found)[metric] for metric in ANSWERS} <= {NO_EVIDENCE, SAME}
+    score = rows(found)["judge.after.mean_score"]
+    assert score.verdict == NO_EVIDENCE
+    assert score.interval and score.interval[0] < 0 < score.interval[1]
+    assert score.examples == 110 and score.needed and score.needed > 110
+    assert {verdicts(found)[metric] for metric in (*CORPUS, *SPAM, LOSS)} == {SAME}
+    assert [tuple(change)[:3] for change in found.changes.parameters] == [("seed", 123, 7)]
+
+
+def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) -> None:
+    (warning,) = compared("main", "other-draws").warnings
+    assert warning == (
+        "other-draws is not built from what it holds: since its last `dvc repro`, parameters, code or metrics of "
+        "tokenize, pretrain, finetune_spam, finetune_instruct have changed; its figures are those of dvc.lock; "
+        "rebuild: `git checkout other-draws && dvc repro`"
+    )
+
+
+def test_another_test_set_is_refused_with_a_sentence_and_the_values_shown(there: Path) -> None:
+    found = compared("main", "other-messages")
+    assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == set(SPAM)
+    row = rows(found)[SPAM[0]]
+    assert row.first is not None and row.second is not None
+    assert (row.difference, row.interval) == (None, None)
+    assert row.note.startswith("finetune_spam.test is measured on other messages: 150 at main, 225 at other-messages, ")
+    assert row.note.endswith("build both with the same sources.messages, tokenize.messages and seed")
+
+
+def test_another_judge_is_refused_with_a_sentence(there: Path) -> None:
+    found = compared("main", "other-judge")
+    row = rows(found)["judge.after.mean_score"]
+    assert (row.verdict, row.first, row.difference) == (NOT_COMPARED, row.second, None)
+    assert row.note == (
+        "judge.mean_score comes from different judges (version 1 and 2), whose scores are on different scales; "
+        "to compare, build both with the same judge section and the same server"
+    )
+    assert set(verdicts(found).values()) == {SAME, NOT_COMPARED}
+
+
+def test_metrics_that_their_records_do_not_give_are_refused(there: Path) -> None:
+    row = rows(compared("main", "other-figures"))["finetune_spam.test.accuracy"]
+    assert row.verdict == NOT_COMPARED
+    assert "at other-figures give accuracy" in row.note and "and not the 0.99 of its metrics" in row.note
+
+
+def test_a_single_revision_is_compared_with_the_workspace(there: Path) -> None:
+    (found,) = compare_revisions(["more-training"])
+    assert (found.first.name, found.second.name) == ("more-training", "workspace")
+    assert rows(found)["finetune_spam.test.loss"].verdict == "worse"
+    text = (there / "params.yaml").read_text()
+    set_parameter(there, "finetune_spam.epochs", 2)
+    (found,) = compare_revisions(["main"])
+    (there / "params.yaml").write_text(text)
+    assert set(verdicts(found).values()) == {SAME}
+    assert found.changes.parameters == []
+    (warning,) = found.warnings
+    assert warning.startswith("workspace is not built from what it holds: ") and " finetune_spam have" in warning
+
+
+def test_three_revisions_at_once_leave_the_workspace_untouched(project: Path, tmp_path: Path) -> None:
+    def state() -> dict[str, int]:
+        files = [path for path in project.rglob("*") if path.is_file() and not {".git", "tmp"} & set(path.parts)]
+        return {str(path): path.stat().st_mtime_ns for path in files if "__pycache__" not in path.parts}
+
+    before = state(), run(project, "git", "status", "--porcelain").stdout, run(project, "git", "branch").stdout
+    done = scratchlm(project, "compare", "main", "more-training", "other-draws", "--plot", str(tmp_path / "plot.svg"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("more-training", "other-draws"):
+        sha = run(project, "git", "rev-parse", "--short=7", name).stdout.strip()
+        assert f"{name} ({sha}) compared with main (" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    assert "finetune_spam.test.loss" in (tmp_path / "plot.svg").read_text()
+    assert (
+        state(),
+        run(project, "git", "status", "--porcelain").stdout,
+        run(project, "git", "branch").stdout,
+    ) == before
+
+
+def test_json_from_a_subfolder_has_every_metric_unrounded(project: Path) -> None:
+    done = scratchlm(project / "metrics", "compare", "main", "more-training", "--format", "json")
+    (found,) = json.loads(done.stdout)
+    loss = {row["metric"]: row for row in found["metrics"]}["finetune_spam.test.loss"]
+    assert loss["difference"] != round(loss["difference"], 8)
+    assert loss["interval"][0] < loss["difference"] < loss["interval"][1] < 0
+
+
+def test_an_unknown_revision_is_one_sentence(project: Path) -> None:
+    done = scratchlm(project, "compare", "main", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("scratchlm: 'nowhere' is no revision of this repository; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_revision_without_metrics_is_one_sentence(project: Path, there: Path) -> None:
+    run(project, "git", "switch", "-qc", "nothing-built")
+    run(project, "git", "rm", "-qr", "--cached", "metrics")
+    run(project, "git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qm", "Nothing")
+    run(project, "git", "switch", "-qf", "main")
+    with pytest.raises(UserError, match="^nothing-built has no metrics; build and commit it: `git checkout nothing-b"):
+        compare_revisions(["main", "nothing-built"])
+
+
+def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to_get_them(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, "git", "clone", "-q", str(project), "clone")
+    monkeypatch.chdir(tmp_path / "clone")
+    found = compared("main", "origin/more-training")
+    assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == set(SPAM)
+    assert {verdicts(found)[metric] for metric in (*CORPUS, LOSS, *ANSWERS)} == {SAME}  # dvc.lock has equal hashes
+    row = rows(found)["finetune_spam.test.loss"]
+    assert row.difference is not None and row.difference < 0
+    assert row.note == (
+        "main lacks data/predictions/finetune_spam.parquet: not in the cache and no remote is configured; "
+        "run `dvc push --all-commits` where it was built and `dvc pull` here, "
+        "or rebuild: `git checkout main && dvc repro`"
+    )
+    drawn = compared("origin/other-draws", "main")
+    notes = {row.note for row in drawn.rows if row.note}
+    assert len(notes) == 1
+    assert "origin/other-draws lacks data/responses/generate.parquet: not in" in notes.pop()

@@ -1,0 +1,56 @@
+"""The short form of `make torture`: three kills, each in the middle of a training, one of each kind."""
+
+import re
+import signal
+import subprocess
+
+import pytest
+
+from tests.clones import FEW_STEPS, run, set_parameter
+from tests.pipeline.kills import Clone, kill, wait_for
+
+# Some seconds of each training: enough to be killed in
+SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 1, "finetune_instruct.epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("kills"), SOME_STEPS)
+
+
+def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
+    """`dvc repro`, brought to where an unfinished training of `stage` could be resumed."""
+    dvc = clone.start()
+    states = clone.path / ".scratchlm" / "resume" / stage
+    wait_for(lambda: any("-" in path.name for path in states.glob("*")), f"{stage} keeps no state", seconds=300)
+    return dvc
+
+
+def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) -> None:
+    clone.forget()
+    for how, stage in (("group", "pretrain"), ("dvc", "finetune_spam"), ("stage", "finetune_instruct")):
+        kill(clone, start_and_wait_for_state(clone, stage), how)
+    clone.finish()
+    assert dict(clone.resumed()) == {"pretrain": 1, "finetune_spam": 1, "finetune_instruct": 1}
+
+
+def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afresh(clone: Clone) -> None:
+    """Ctrl-C reaches the whole process group; then a parameter is changed (test_stage_identity.py has all else)."""
+    clone.forget()
+    dvc = start_and_wait_for_state(clone, "pretrain")
+    dvc.send_signal(signal.SIGINT)
+    stage = clone.stage()
+    assert stage is not None
+    stage.send_signal(signal.SIGINT)
+    assert dvc.wait(timeout=30) != 0
+    said = [line for line in clone.output.read_text().splitlines() if "interrupted" in line]
+    assert len(said) == 1
+    assert re.search(r"pretrain: interrupted; nothing .* `dvc repro` goes on from step \d+ of \d+$", said[0])
+    assert "Traceback" not in clone.output.read_text()
+
+    before = clone.resumed()["pretrain"]
+    set_parameter(clone.path, "pretrain.learning_rate", 0.001)
+    done = run(clone.path, "dvc", "repro", "pretrain", **clone.variables)
+    assert "belongs to other inputs, parameters or code and is not used" in done.stderr
+    assert clone.resumed()["pretrain"] == before
+    run(clone.path, "git", "checkout", "-q", "--", ".")

@@ -1,0 +1,194 @@
+"""The sample pipeline in a clone of this repository, end to end, as a newcomer runs it.
+
+It tests what is committed: commit before you run it.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from tests.clones import REPOSITORY, commit, make_clone, run, set_parameter, stages_run
+
+FINGERPRINT = json.loads((REPOSITORY / "metrics" / "preflight.json").read_text())["arithmetic"]
+CHANGED = "changed.txt"  # in .git: what a rebuild of the committed state changed
+COMPUTED = r"^(metrics/|dvc\.lock)"
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+def changed_stages(clone: Path) -> set[str]:
+    return set(json.loads(run(clone, "dvc", "status", "--json").stdout))
+
+
+def restore(clone: Path) -> None:
+    run(clone, "git", "checkout", "-q", "--", ".")
+    run(clone, "dvc", "checkout", "-q")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """A clone of HEAD in which `dvc repro` has run once, with no cache to draw from, and its results are committed.
+
+    On another class of processor than the committer's, these are other bytes: `restore` must lead back to what is here.
+    """
+    clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
+    done = run(clone, "dvc", "repro")
+    assert len(stages_run(done)) == 10
+    (clone / ".git" / CHANGED).write_text(run(clone, "git", "status", "--porcelain").stdout)
+    commit(clone, "Build", empty=True)
+    return clone
+
+
+@pytest.fixture
+def workspace(clone):
+    """The rebuilt clone, put back into its committed state afterwards."""
+    yield clone
+    restore(clone)
+
+
+def metrics(clone: Path, name: str) -> dict:
+    return json.loads((clone / "metrics" / f"{name}.json").read_text())
+
+
+def test_a_rebuild_leaves_git_status_clean(clone):
+    changed = [line[3:] for line in (clone / ".git" / CHANGED).read_text().splitlines()]
+    if arithmetic_fingerprint() != FINGERPRINT:
+        changed = [path for path in changed if not re.match(COMPUTED, path)]  # another processor class: other bits
+    assert changed == []
+
+
+def test_a_second_repro_does_nothing(clone):
+    done = run(clone, "dvc", "repro")
+    assert UP_TO_DATE in done.stdout
+    assert stages_run(done) == []
+
+
+def test_a_forced_rebuild_under_other_circumstances_gives_the_same_bytes(clone):
+    before = (clone / "dvc.lock").read_bytes(), run(clone, "git", "diff", "HEAD", "--", "metrics").stdout
+    run(clone, "dvc", "repro", "-f", PYTHONHASHSEED="77", LC_ALL="C", TZ="Asia/Tokyo", OMP_NUM_THREADS="1")
+    assert ((clone / "dvc.lock").read_bytes(), run(clone, "git", "diff", "HEAD", "--", "metrics").stdout) == before
+
+
+def test_every_stage_visibly_learns(clone):
+    pretrained = metrics(clone, "pretrain")
+    assert pretrained["untrained_val_loss"] - pretrained["val"]["loss"] >= 2
+    assert metrics(clone, "load_gpt2/nano")["val"]["loss"] < pretrained["val"]["loss"]
+    assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
+    judged = metrics(clone, "judge")
+    assert judged["before"]["mean_score"] <= 10
+    assert judged["after"]["mean_score"] >= 60
+
+
+def test_peak_memory_stays_within_two_gigabytes(clone):
+    records = [json.loads(line) for path in (clone / "logs").glob("*.jsonl") for line in path.open()]
+    peaks = {record["stage"]: record["peak_memory_bytes"] for record in records if "stage" in record}
+    assert len(peaks) == 10
+    assert max(peaks.values()) <= 2 * 2**30
+
+
+CONCERNED = [
+    ("sources.corpus", "the-verdict", {"download", "tokenize"}),
+    ("tokenize.messages.balance", False, {"tokenize"}),
+    ("pretrain.learning_rate", 0.001, {"pretrain"}),
+    ("model.dropout", 0.1, {"pretrain"}),
+    ("evaluation.max_rows", 8, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct"}),
+    ("finetune_spam.position", "mean", {"finetune_spam"}),
+    ("finetune_spam.base", "pretrain", {"finetune_spam"}),
+    ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
+    ("generate.max_new_tokens", 16, {"generate"}),
+    ("judge.controls", 3, {"judge"}),
+    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge"}),
+    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "stages"), CONCERNED, ids=[key for key, *_ in CONCERNED])
+def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, stages):
+    if "." in key:
+        set_parameter(workspace, key, value)
+    else:
+        text = (workspace / "params.yaml").read_text()
+        (workspace / "params.yaml").write_text(re.sub(rf"^{key}: \d+", f"{key}: {value}", text, flags=re.MULTILINE))
+    # preflight checks and report shows the whole file, whatever changes in it
+    assert changed_stages(workspace) == stages | {"preflight", "report"}
+
+
+USERS = [
+    # preflight too: it computes the fingerprint of the arithmetic
+    ("torch", {"preflight", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
+    ("tensorflow", {"load_gpt2@nano"}),
+    ("matplotlib", {"report"}),
+]
+
+
+@pytest.mark.parametrize(("package", "stages"), USERS, ids=[package for package, _ in USERS])
+def test_another_version_of_a_package_concerns_the_stages_that_use_it_and_must_be_installed(workspace, package, stages):
+    path = workspace / "environment.json"
+    pinned = json.loads(path.read_text())
+    path.write_text(json.dumps(pinned | {package: "0.1"}))
+    assert changed_stages(workspace) == stages
+    first = sorted(stages)[-1]
+    done = run(workspace, "dvc", "repro", "-s", first, ok=False)
+    assert f"{first}: {package} {pinned[package]} is installed, but environment.json says 0.1; " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_changed_judge_reruns_the_judge_and_the_report_only(workspace):
+    set_parameter(workspace, "judge.controls", 3)
+    assert stages_run(run(workspace, "dvc", "repro")) == ["preflight", "judge", "report"]
+
+
+def test_a_comment_in_params_reruns_no_computing_stage(workspace):
+    with (workspace / "params.yaml").open("a") as file:
+        file.write("# a remark\n")
+    assert stages_run(run(workspace, "dvc", "repro")) == ["preflight", "report"]
+
+
+def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
+    run(workspace, "git", "switch", "-q", "-c", "shorter-answers")
+    set_parameter(workspace, "generate.max_new_tokens", 4)
+    run(workspace, "dvc", "repro")
+    commit(workspace, "Shorter answers")
+    main = run(workspace, "git", "rev-parse", "HEAD~1").stdout.strip()
+
+    parameters = json.loads(run(workspace, "dvc", "params", "diff", main, "HEAD", "--json").stdout)
+    assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4, "diff": -44}}}
+    difference = json.loads(run(workspace, "dvc", "metrics", "diff", main, "HEAD", "--json").stdout)
+    assert difference["metrics/judge.json"]["after.mean_score"]["diff"] < 0
+    assert set(difference) == {"metrics/generate.json", "metrics/judge.json"}
+    run(workspace, "dvc", "plots", "diff", main, "HEAD")
+    page = (workspace / "dvc_plots" / "index.html").read_text()
+    assert main[:7] in page
+    shutil.rmtree(workspace / "dvc_plots")
+    run(workspace, "git", "checkout", "-q", "--detach", main)
+
+
+def test_a_mistake_in_the_last_section_stops_before_any_work(workspace):
+    path = workspace / "params.yaml"
+    path.write_text(path.read_text().replace("  controls: 10", "  controlls: 10"))
+    done = run(workspace, "dvc", "repro", ok=False)
+    assert stages_run(done) == ["preflight"]
+    assert "unknown key controlls (did you mean controls?)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_book_profile_without_a_network_ends_in_one_sentence(workspace):
+    shutil.copy(workspace / "profiles" / "book.yaml", workspace / "params.yaml")
+    nowhere = "http://127.0.0.1:9"  # the discard port: nothing listens
+    done = run(workspace, "dvc", "repro", "download", ok=False, HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere, NO_PROXY="")
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("download: ")]
+    assert "https://" in sentence
+    assert "SCRATCHLM_MIRROR" in sentence
+    assert not (workspace / "data" / "raw").exists()
+    left = [p for p in workspace.rglob("*") if p.name.endswith((".tmp", ".part")) and ".git" not in p.parts]
+    assert left == []
+
+
+@pytest.mark.parametrize("command", [("repro",), ("metrics", "show"), ("params", "diff")])
+def test_dvc_leaves_no_trace_of_itself_in_git(clone, command):
+    run(clone, "dvc", *command)
+    untracked = run(clone, "git", "status", "--porcelain", "--untracked-files=all").stdout
+    assert [line for line in untracked.splitlines() if line.startswith("??")] == []

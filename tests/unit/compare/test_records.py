@@ -1,0 +1,248 @@
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scratchlm.compare.bootstrap import observed
+from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
+from scratchlm.judge.overlap import normalise
+from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
+from scratchlm.tasks.classification import PREDICTION_SCHEMA, classification_scores
+from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
+from scratchlm.tasks.language_model import LOSS_SCHEMA
+
+
+class Held:
+    """A revision that holds these tables."""
+
+    def __init__(self, name: str, **tables: tuple[list[dict[str, Any]], pa.Schema]) -> None:
+        self.name, self.rebuild, self._tables = name, "`dvc repro`", tables
+
+    def table(self, path: str) -> pa.Table:
+        rows, schema = self._tables[path.rpartition("/")[2].removesuffix(".parquet").replace("-", "_")]
+        return pa.Table.from_pylist(rows, schema=schema)
+
+
+def family(metric: str) -> Family:
+    (found,) = families([metric])
+    return found
+
+
+def values(metric: str, revision: Any, tracked: Mapping[str, float] | None = None) -> dict[str, float]:
+    """What a revision's records give for each metric of a family."""
+    it = family(metric)
+    statistics = it.statistics(it.read(revision).columns, tracked or {})
+    return {name: observed(statistic) for name, statistic in statistics.items()}
+
+
+def predictions(*probabilities: float, **changes: Any) -> tuple[list[dict[str, Any]], pa.Schema]:
+    """Messages 0, 1, …, every other one spam."""
+    rows = [
+        {"id": f"sms-{i}", "label": i % 2, "predicted": int(p > 0.5), "probability": p, "text": f"text {i}"}
+        for i, p in enumerate(probabilities)
+    ]
+    rows[0] |= changes
+    return rows, PREDICTION_SCHEMA
+
+
+def losses(*sums: float) -> tuple[list[dict[str, Any]], pa.Schema]:
+    return [{"id": f"val-{i}", "loss_nats": s, "scored_tokens": 2} for i, s in enumerate(sums)], LOSS_SCHEMA
+
+
+def responses(*texts: str, **changes: Any) -> tuple[list[dict[str, Any]], pa.Schema]:
+    """Answers to tasks whose right answer is red; those of before are all wrong."""
+    rows = [
+        {"id": f"task-{i}", "model": model, "instruction": f"do {i}", "input": "", "output": "red",
+         "response": text if model == "after" else "?", "finished": len(text) < 5}
+        for model in ("before", "after")
+        for i, text in enumerate(texts)
+    ]  # fmt: skip
+    rows[-1] |= changes
+    return rows, RESPONSE_SCHEMA
+
+
+def judgements(*scores: float | None) -> tuple[list[dict[str, Any]], pa.Schema]:
+    rows = [
+        {"id": f"task-{i}", "model": model, "response": "", "score": s, "reason": "", "raw_reply": ""}
+        for model in ("after", "control_reference")
+        for i, s in enumerate(scores)
+    ]
+    return rows, JUDGEMENT_SCHEMA
+
+
+METRICS = [
+    "judge.after.mean_score",
+    "judge.control_empty.mean_score",
+    "generate.after.finished",
+    "finetune_instruct.after.test_loss",
+    "finetune_instruct.before.test_loss",
+    "ablate_spam/first.test.auroc",
+    "ablate_spam/first.val.auroc",
+    "finetune_spam.test.loss",
+    "load_gpt2/nano.val.loss",
+    "load_gpt2/124M.val.loss",
+    "pretrain.val.loss",
+    "pretrain.train.loss",
+    "tokenize.vocab_size",
+]
+
+
+def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
+    assert [(found.prefix, found.paths) for found in families(METRICS)] == [
+        ("pretrain.val", ("data/losses/pretrain.parquet",)),
+        ("load_gpt2/124M.val", ("data/losses/gpt2-124M.parquet",)),
+        ("load_gpt2/nano.val", ("data/losses/gpt2-nano.parquet",)),
+        ("finetune_spam.test", ("data/predictions/finetune_spam.parquet",)),
+        ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",)),
+        ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",)),
+        ("generate.after", ("data/responses/generate.parquet",)),
+        ("judge.after", ("data/responses/generate.parquet", "data/responses/judge.parquet")),
+    ]
+
+
+def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
+    assert families(["judge.after.failures", "judge.after.responses"]) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "up_is_better"),
+    [("pretrain.val.loss", False), ("pretrain.val.perplexity", False), ("pretrain.val.bits_per_byte", False),
+     ("finetune_instruct.after.test_loss", False), ("finetune_spam.test.accuracy", True),
+     ("generate.after.finished", True), ("judge.after.mean_score", True)],
+)  # fmt: skip
+def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_better: bool) -> None:
+    assert (better(metric, 0.1), better(metric, -0.1)) == (up_is_better, not up_is_better)
+
+
+# what the records give is what the stage tracked
+
+
+def test_predictions_give_the_scores_that_the_stage_tracks() -> None:
+    source = np.random.default_rng(1)
+    rows, schema = predictions(*source.random(60), 0.0, 1.0)
+    labels, probabilities = (np.array([row[name] for row in rows]) for name in ("label", "probability"))
+    expected = classification_scores(labels, probabilities)
+    found = values("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)))
+    assert found == pytest.approx({name: expected[name] for name in found})
+    assert set(found) == set(family("finetune_spam.test.loss").names)
+
+
+def test_a_certain_mistake_costs_what_scikit_learn_says() -> None:
+    rows, schema = predictions(1.0, 1.0)  # the first is ham
+    expected = classification_scores(np.array([0, 1]), np.array([1.0, 1.0]))["loss"]
+    found = values("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)))
+    assert found["loss"] == pytest.approx(expected)
+
+
+def test_losses_give_loss_perplexity_and_bits_per_byte() -> None:
+    held = Held("main", gpt2_nano=losses(2.0, 6.0))
+    found = values("load_gpt2/nano.val.loss", held, {"loss": 4.0, "bits_per_byte": 1.0})
+    assert found == pytest.approx({"loss": 2.0, "perplexity": np.exp(2), "bits_per_byte": 0.5})
+    assert values("finetune_instruct.after.test_loss", Held("main", finetune_instruct=losses(2.0, 6.0))) == {
+        "test_loss": 2.0
+    }
+
+
+def test_responses_give_the_counts_that_the_stage_tracks() -> None:
+    rows, schema = responses("Red.", "blue", "very red")
+    counted = response_counts([row for row in rows if row["model"] == "after"], normalise)
+    assert (counted["finished"], counted["exact_matches"]) == (2, 1)
+    found = values("generate.after.finished", Held("main", generate=(rows, schema)))
+    assert found == {"finished": 2, "exact_matches": 1}
+
+
+def test_judgements_give_the_mean_of_the_models_own_scores() -> None:
+    held = Held("main", generate=responses("a", "b"), judge=judgements(100.0, 25.0))
+    assert values("judge.after.mean_score", held) == {"mean_score": 62.5}
+
+
+# pairing
+
+
+def paired(metric: str, first: Any, second: Any) -> tuple[Any, Any, int]:
+    it = family(metric)
+    return pair_up(it, it.read(first), it.read(second), ("main", "branch"))
+
+
+def test_examples_are_paired_by_id_whatever_their_order() -> None:
+    rows, schema = predictions(0.1, 0.9, 0.2)
+    shuffled = Held("branch", finetune_spam=([rows[2], rows[0], rows[1]], schema))
+    one, other, left_out = paired("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)), shuffled)
+    assert left_out == 0
+    assert one["probability"].tolist() == other["probability"].tolist() == [0.1, 0.9, 0.2]
+
+
+@pytest.mark.parametrize("change", [{"id": "sms-9"}, {"label": 1}, {"text": "other"}])
+def test_messages_that_are_not_the_same_are_refused_with_a_sentence(change: dict[str, Any]) -> None:
+    first = Held("main", finetune_spam=predictions(0.1, 0.9, 0.2))
+    second = Held("branch", finetune_spam=predictions(0.1, 0.9, 0.2, **change))
+    with pytest.raises(Unpaired) as error:
+        paired("finetune_spam.test.loss", first, second)
+    assert str(error.value) == (
+        "finetune_spam.test is measured on other messages: 3 at main, 3 at branch, 2 the same; to compare, build both "
+        "with the same sources.messages, tokenize.messages and seed"
+    )
+
+
+def test_a_part_of_the_test_set_is_another_test_set() -> None:
+    first = Held("main", finetune_spam=predictions(0.1, 0.9, 0.2))
+    with pytest.raises(Unpaired, match="3 at main, 2 at branch, 2 the same"):
+        paired("finetune_spam.test.loss", first, Held("branch", finetune_spam=predictions(0.1, 0.9)))
+
+
+@pytest.mark.parametrize("metric", ["generate.after.finished", "judge.after.mean_score"])
+@pytest.mark.parametrize("change", [{"instruction": "other"}, {"input": "other"}, {"output": "blue"}])
+def test_tasks_that_are_not_the_same_are_refused(metric: str, change: dict[str, str]) -> None:
+    first = Held("main", generate=responses("a", "b"), judge=judgements(1.0, 2.0))
+    second = Held("branch", generate=responses("a", "b", **change), judge=judgements(1.0, 2.0))
+    with pytest.raises(Unpaired, match="is measured on other responses: 2 at main, 2 at branch, 1 the same; "):
+        paired(metric, first, second)
+
+
+def test_windows_with_another_id_are_refused() -> None:
+    rows, schema = losses(2.0, 6.0)
+    other = [row | {"id": f"{row['id']}-1a2b3c4d"} for row in rows]
+    with pytest.raises(Unpaired, match="on other windows: .* 0 the same; .* tokenize.corpus and evaluation.context_"):
+        paired("pretrain.val.loss", Held("main", pretrain=(rows, schema)), Held("branch", pretrain=(other, schema)))
+
+
+def test_responses_without_a_score_on_either_side_are_left_out_of_both() -> None:
+    first = Held("main", generate=responses(*"abcd"), judge=judgements(10.0, None, 30.0, 40.0))
+    second = Held("branch", generate=responses(*"abcd"), judge=judgements(11.0, 21.0, None, 41.0))
+    one, other, left_out = paired("judge.after.mean_score", first, second)
+    assert (one["score"].tolist(), other["score"].tolist(), left_out) == ([10.0, 40.0], [11.0, 41.0], 2)
+
+
+def test_no_score_in_common_is_refused() -> None:
+    first = Held("main", generate=responses(*"ab"), judge=judgements(10.0, None))
+    second = Held("branch", generate=responses(*"ab"), judge=judgements(None, 21.0))
+    with pytest.raises(Unpaired, match="^no example of judge.after has a value at both main and branch; "):
+        paired("judge.after.mean_score", first, second)
+
+
+# records and metrics of one build
+
+
+def test_records_that_do_not_give_the_tracked_figures_are_refused() -> None:
+    it, held = family("finetune_spam.test.loss"), Held("main", finetune_spam=predictions(0.1, 0.9, 0.8, 0.7))
+    records = it.read(held)
+    check_records(it, records, {"accuracy": 0.75, "precision": 0.666667}, held)
+    with pytest.raises(Unpaired) as error:
+        check_records(it, records, {"accuracy": 0.8}, held)
+    assert str(error.value) == (
+        "the records of finetune_spam.test at main give accuracy 0.75 and not the 0.8 of its metrics: they were not "
+        "built together; rebuild: `dvc repro`"
+    )
+
+
+def test_a_metric_that_is_zero_by_convention_agrees_with_its_records() -> None:
+    it, held = family("finetune_spam.test.loss"), Held("main", finetune_spam=predictions(0.1, 0.1))
+    check_records(it, it.read(held), {"precision": 0.0}, held)  # nothing is called spam: 0/0
+
+
+def test_a_judges_mean_is_over_its_own_scores() -> None:
+    it = family("judge.after.mean_score")
+    held = Held("main", generate=responses(*"abc"), judge=judgements(10.0, None, 30.0))
+    check_records(it, it.read(held), {"mean_score": 20.0}, held)

@@ -1,0 +1,135 @@
+import json
+import re
+
+import pytest
+
+from scratchlm.compare.changes import Change, Changes
+from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row
+from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text
+
+
+class Named:
+    def __init__(self, name: str) -> None:
+        self.name, self.commit = name, "1234567" + "0" * 33
+
+    def __str__(self) -> str:
+        return f"{self.name} (1234567)"
+
+
+ROWS = [
+    Row("pretrain.val.loss", 3.49708, 3.49708, 0.0, SAME, None, 207),
+    Row("finetune_spam.test.accuracy", 0.96, 0.98, 0.02, NO_EVIDENCE, (-0.0132, 0.0526), 150, 1234),
+    Row("finetune_spam.test.loss", 0.1 + 0.2, 0.25, -0.05, BETTER, (-0.08, -0.02), 150),
+    Row("generate.after.exact_matches", 66, 50, -16.0, WORSE, (-26.3, -5.1), 110),
+    Row("judge.after.mean_score", 72.6933, 60.0, None, NOT_COMPARED, note="the judges differ"),
+    Row("finetune_spam.train.loss", 0.002, 0.001, -0.001),
+    Row("finetune_spam.train.accuracy_low", 0.9, 0.8, -0.1),
+    Row("finetune_spam.test.confusion.ham_as_ham", 10, 11, 1),
+    Row("tokenize.vocab_size", 1024, 1024, 0),
+    Row("ablate_spam/first.padded_tokens", None, 95, None),
+]
+CHANGES = Changes(
+    [Change("finetune_spam.epochs", 3, 5), Change("finetune_spam.lora.rank", None, 16)],
+    [Change("torch", "2.12.0", "2.13.0")],
+    [Change("sms/SMSSpamCollection", "0123456789abcdef", None)],
+    [Change("src/scratchlm/training/loop.py", "a", "b", ("pretrain", "finetune_spam", "x", "y"))],
+)
+
+
+def comparison(name: str = "branch", changes: Changes = CHANGES, rows: list[Row] = ROWS) -> Comparison:
+    return Comparison(Named("main"), Named(name), rows, changes, ["branch is behind"])  # type: ignore[arg-type]
+
+
+def test_the_text_by_eye() -> None:
+    text = comparison_text([comparison()])
+    assert text.startswith(
+        """branch (1234567) compared with main (1234567)
+
+metric                          main    branch    change       95 % interval    n  verdict
+----------------------------  ------  --------  --------  ------------------  ---  -------------------
+finetune_spam.test.accuracy     0.96      0.98   +0.0200  −0.0132 to +0.0526  150  no evidence (1,200)
+finetune_spam.test.loss          0.3      0.25   −0.0500  −0.0800 to −0.0200  150  better
+generate.after.exact_matches      66        50     −16.0       −26.3 to −5.1  110  worse
+judge.after.mean_score         72.69        60         –                   –    –  not compared [1]
+
+The same on every example: pretrain.val.loss.
+
+other tracked figures       main    branch    change
+------------------------  ------  --------  --------
+finetune_spam.train.loss   0.002     0.001  −0.00100
+
+What differs:
+
+- parameters: finetune_spam.epochs 3 → 5
+- parameters: finetune_spam.lora.rank – → 16
+- packages: torch 2.12.0 → 2.13.0
+- data: sms/SMSSpamCollection 01234567 → –
+- code: src/scratchlm/training/loop.py (pretrain, finetune_spam, x and 1 more)
+
+[1] the judges differ.
+
+Only branch has metrics/ablate_spam/first.json.
+
+branch is behind.
+
+The 95 % interval of a change is that of a paired bootstrap over n test examples: it covers the choice of these
+examples, not the randomness of training, which `scratchlm seeds` measures."""
+    )
+
+
+def test_everything_shows_what_is_the_same_and_what_is_derived() -> None:
+    text = comparison_text([comparison()], everything=True)
+    for row in ROWS[:-1]:
+        assert re.search(rf"^{re.escape(row.metric)} ", text, flags=re.MULTILINE), row.metric
+    assert re.search(r"^pretrain.val.loss +3.497 +3.497 +0 +– +207 +the same on every example$", text, re.MULTILINE)
+
+
+def test_lines_stay_within_120_columns_for_the_longest_names_that_there_are() -> None:
+    long = [
+        Row("finetune_instruct.after.test_loss", 0.3218, 0.3012, -0.0206, NO_EVIDENCE, (-0.0312, 0.0098), 1100, 123456),
+        Row("load_gpt2/1558M.val.bits_per_byte", 0.3218, 0.30124, None, NOT_COMPARED, note="measured " * 30),
+    ]
+    name = "a-branch-with-a-name-that-nobody-should-give-it"
+    text = comparison_text([comparison(name, rows=long)])
+    assert max(map(len, text.splitlines())) <= 120
+    assert name in text.splitlines()[0]
+
+
+def test_builds_that_are_equal_say_so() -> None:
+    assert "\n- nothing in parameters, packages, data or code\n" in comparison_text(
+        [comparison(changes=Changes([], [], [], []))]
+    )
+
+
+def test_markdown_is_a_table_with_the_same_cells() -> None:
+    page = comparison_markdown([comparison("a|b")])
+    blocks = [block.splitlines() for block in page.split("\n\n")]
+    tables = [block for block in blocks if block[0].startswith("|")]
+    assert len(tables) == 2
+    for table in tables:
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+        assert len(columns) == 1
+        assert re.fullmatch(r"(\|:?-+:?)+\|", table[1])
+    cells = [cell.strip() for cell in tables[0][2].strip("|").split("|")]
+    assert cells == [
+        "finetune_spam.test.accuracy", "0.96", "0.98", "+0.0200", "−0.0132 to +0.0526", "150", "no evidence (1,200)"
+    ]  # fmt: skip
+    assert page.startswith("### a|b (1234567) compared with main (1234567)\n")
+    assert page.index("<details>") < page.index(tables[1][2]) < page.index("</details>")
+
+
+def test_json_has_every_figure_unrounded() -> None:
+    (found,) = json.loads(comparison_json([comparison()]))
+    assert found["baseline"] == {"revision": "main", "commit": "1234567" + "0" * 33}
+    assert [row["metric"] for row in found["metrics"]] == [row.metric for row in ROWS]
+    assert found["metrics"][2]["first"] == 0.1 + 0.2
+    assert found["metrics"][1]["interval"] == [-0.0132, 0.0526]
+    assert found["metrics"][1]["needed"] == 1234
+    assert found["changes"]["code"][0]["stages"] == ["pretrain", "finetune_spam", "x", "y"]
+    assert found["warnings"] == ["branch is behind"]
+
+
+@pytest.mark.parametrize("form", [comparison_text, comparison_markdown])
+def test_several_revisions_are_one_page_each(form) -> None:
+    text = form([comparison("one"), comparison("two")])
+    assert text.index("one (1234567) compared with main") < text.index("two (1234567) compared with main")

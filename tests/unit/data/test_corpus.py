@@ -1,0 +1,338 @@
+import random
+import subprocess
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from llms_from_scratch.ch02 import GPTDatasetV1
+
+from scratchlm.data import corpus
+from scratchlm.data.corpus import (
+    CorpusParams,
+    TokenWindows,
+    read_counts,
+    read_tokens,
+    split_chunks,
+    text_chunks,
+    write_corpus,
+    write_shards,
+)
+from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, WordTokenizer, collect_words, train_byte_pairs
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import PARQUET_OPTIONS, sha256_of
+
+SIGNS = [
+    *"aB1 '.!-_\n\t\r\x0b\x0c\x00\x1c\x1d\x1e\x1f\x85\xa0\u2028\u3000\u200b\ufeff", *"éß中文😀👩🏽‍",
+    "\r\n", "\n\n", "  ", "'s", " the", "word", END_OF_TEXT,
+]  # fmt: skip
+TEXTS = st.lists(st.sampled_from(SIGNS), min_size=1, max_size=25).map("".join)  # at most 25 * 13 characters
+
+
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("corpus") / "text.txt"
+
+
+@pytest.fixture(scope="session")
+def greedy() -> BytePairTokenizer:
+    """Has tokens for whatever the byte-pair pattern lets stand together in the texts of these tests."""
+    source = random.Random(1)
+    texts = ["".join(source.choices(SIGNS, k=25)) for _ in range(300)]
+    return BytePairTokenizer(*train_byte_pairs(texts, 1_200))
+
+
+@settings(deadline=None, max_examples=200)
+@given(TEXTS, st.integers(21, 100))
+def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
+    gpt2: BytePairTokenizer, greedy: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int
+) -> None:
+    scratch.write_bytes(text.encode())
+    words = WordTokenizer(collect_words(["word the aB1 .!"]))
+    with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
+        chunks = list(text_chunks(scratch))
+    assert "".join(chunks) == text
+    for tokenizer in (gpt2, greedy, words):
+        pieces = [token for chunk in chunks for token in tokenizer.encode_documents(chunk)]
+        assert pieces == tokenizer.encode_documents(text).tolist()
+
+
+@settings(deadline=None)
+@given(TEXTS, st.integers(1, 40))
+def test_no_character_is_lost_whatever_the_size_of_a_piece(scratch: Path, text: str, chunk_characters: int) -> None:
+    scratch.write_bytes(text.encode())
+    with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
+        assert "".join(text_chunks(scratch)) == text
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from([*SIGNS, "x" * 90, "中文" * 40]), min_size=1, max_size=25).map("".join),
+    st.integers(16, 100),
+    st.integers(1, 60),
+    st.integers(1, 20),
+)
+def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
+    gpt2: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int, shard_tokens: int, row_group_tokens: int
+) -> None:
+    scratch.write_bytes(text.encode())
+    sizes = {"CHUNK_CHARACTERS": chunk_characters, "ROW_GROUP_TOKENS": row_group_tokens}
+    longest = max(map(len, text.split()), default=0)  # a run longer than sixteen pieces may be cut inside
+    assume(longest < 16 * chunk_characters)
+    with mock.patch.multiple(corpus, **sizes):
+        counts = write_shards(text_chunks(scratch), gpt2, scratch.parent / "read" / "train", shard_tokens)
+    expected = gpt2.encoding.encode(text, allowed_special={END_OF_TEXT})
+    assert read_tokens(scratch.parent / "read", "train").tolist() == expected
+    assert (counts["tokens"], counts["bytes"]) == (len(expected), len(text.encode()))
+
+
+def test_a_separator_that_only_python_takes_for_white_space_is_no_place_to_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = BytePairTokenizer(*train_byte_pairs(["!\x1c?"] * 3, 259))
+    assert tokenizer.encode("!\x1c?") == [257]
+    (tmp_path / "text").write_text("!\x1c?")
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 2)
+    assert list(text_chunks(tmp_path / "text")) == ["!\x1c?"]
+
+
+def test_a_run_without_white_space_is_cut_after_sixteen_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 4)
+    (tmp_path / "text").write_text("x" * 64)
+    assert list(map(len, text_chunks(tmp_path / "text"))) == [64]
+    (tmp_path / "text").write_text("x" * 72)
+    assert list(map(len, text_chunks(tmp_path / "text"))) == [68, 4]
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        (6, ["aa bb", "  cc", " dd"]),
+        (4, ["aaaa", " bbb"]),  # between what is read at once and what is read next
+        (4, ["é", " xyyyyy"]),  # seen before there was enough for a piece
+    ],
+)
+def test_a_piece_ends_where_white_space_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, pieces: list[str]
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", size)
+    (tmp_path / "text").write_text("".join(pieces), encoding="utf-8")
+    assert list(text_chunks(tmp_path / "text")) == pieces
+
+
+@pytest.mark.parametrize("content", [b"abc\xff", b"abc\xe4\xb8", b"ab\xe4\xb8cdef", b"\xe4"])
+@pytest.mark.parametrize("chunk_characters", [1, 2, 5, 100])
+def test_what_is_not_utf8_is_refused_wherever_a_piece_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, chunk_characters: int
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", chunk_characters)
+    (tmp_path / "text").write_bytes(content)
+    with pytest.raises(UserError, match=r"text: not UTF-8 text \(.*\); convert the file to UTF-8$"):
+        list(text_chunks(tmp_path / "text"))
+
+
+def test_the_verdict_has_the_books_numbers(gpt2: BytePairTokenizer, mirror: Path, tmp_path: Path) -> None:
+    path = mirror / "the-verdict" / "the-verdict.txt"
+    text = path.read_text(encoding="utf-8")
+    assert (len(text), len(gpt2.encode(text))) == (20_479, 5_145)  # section 2.2 and 5.1.2
+    counts = write_corpus(path, gpt2, tmp_path / "tokens", CorpusParams(train_fraction=0.9, shard_tokens=1_000))
+    for split, part in (("train", text[: int(0.9 * 20_479)]), ("val", text[int(0.9 * 20_479) :])):
+        ids = gpt2.encode(part)
+        assert read_tokens(tmp_path / "tokens", split).tolist() == ids
+        assert counts[split] == {
+            "tokens": len(ids), "bytes": len(part), "documents": 1, "bytes_per_token": len(part) / len(ids),
+        }  # fmt: skip
+    assert (counts["train"]["tokens"], counts["val"]["tokens"]) == (4_612, 534)
+    assert read_counts(tmp_path / "tokens")["val"]["bytes_per_token"] == round(2_048 / 534, 5)
+    # 9 and 1 batches of 2 × 256 tokens (section 5.1.3)
+    assert [len(TokenWindows(read_tokens(tmp_path / "tokens", s), 256, 256)) // 2 for s in ("train", "val")] == [9, 1]
+
+
+def test_shards_hold_exactly_what_was_asked_for(gpt2: BytePairTokenizer, tmp_path: Path) -> None:
+    text = "one two three four five six seven"
+    counts = write_shards([text[:13], text[13:]], gpt2, tmp_path / "train", 3)
+    shards = sorted((tmp_path / "train").iterdir())
+    assert [path.name for path in shards] == ["00000.parquet", "00001.parquet", "00002.parquet"]
+    assert [pq.read_table(path).num_rows for path in shards] == [3, 3, 1]
+    assert read_tokens(tmp_path, "train").tolist() == gpt2.encode(text)
+    assert counts == {"tokens": 7, "bytes": 33, "documents": 1, "bytes_per_token": 33 / 7}
+
+
+def test_a_shard_written_as_its_tokens_come_has_the_bytes_of_one_written_at_once(
+    gpt2: BytePairTokenizer, mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1_000)
+    text = (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
+    write_shards([text[i : i + 700] for i in range(0, len(text), 700)], gpt2, tmp_path / "train", 2_300)
+    token_ids = read_tokens(tmp_path, "train")
+    for i, shard in enumerate(sorted((tmp_path / "train").iterdir())):
+        table = pa.table([token_ids[i * 2_300 : (i + 1) * 2_300]], schema=corpus.SHARD_SCHEMA)
+        pq.write_table(table, tmp_path / "once", row_group_size=1_000, use_dictionary=False, **PARQUET_OPTIONS)
+        assert shard.read_bytes() == (tmp_path / "once").read_bytes()
+    assert i == 2
+
+
+class Faltering:
+    """Encodes a text of digits as their sum; a text holding 0 only once another was encoded."""
+
+    def __init__(self) -> None:
+        self.another = threading.Event()
+
+    def encode_documents(self, text: str) -> np.ndarray:
+        if "x" in text:
+            raise ValueError("x is no digit")
+        if "0" in text:
+            assert self.another.wait(timeout=60)
+        else:
+            self.another.set()
+        return np.array([sum(map(int, text))], dtype=np.uint32)
+
+
+def test_tokens_stay_in_order_though_a_later_piece_is_ready_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
+    pieces = ["90", *map(str, range(11, 99, 11)), "7"]
+    write_shards(pieces, Faltering(), tmp_path / "train", 2)  # type: ignore[arg-type]
+    assert read_tokens(tmp_path, "train").tolist() == [9, 2, 4, 6, 8, 10, 12, 14, 16, 7]
+
+
+def test_a_piece_that_cannot_be_tokenized_stops_the_work_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^x is no digit$"):
+        write_shards(["1"] * 50 + ["x"] + ["2"] * 50, Faltering(), tmp_path / "train", 10)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_empty_shard_follows_a_full_one(gpt2: BytePairTokenizer, tmp_path: Path) -> None:
+    write_shards(["one two three four"], gpt2, tmp_path / "train", 2)
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["00000.parquet", "00001.parquet"]
+
+
+def test_documents_are_the_pieces_between_end_tokens_and_bytes_those_of_utf8(
+    gpt2: BytePairTokenizer, tmp_path: Path
+) -> None:
+    counts = write_shards([f"é{END_OF_TEXT}b", f" c{END_OF_TEXT}d"], gpt2, tmp_path / "t", 100)
+    assert counts["documents"] == 3
+    assert counts["bytes"] == len(f"é{END_OF_TEXT}b c{END_OF_TEXT}d".encode())
+    assert read_tokens(tmp_path, "t").tolist().count(gpt2.end_token_id) == 2
+
+
+def test_the_cut_is_counted_in_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 3)
+    (tmp_path / "text").write_text("ää öö üü éé")  # 11 characters, 19 bytes
+    parts = {split: "".join(chunks) for split, chunks in split_chunks(tmp_path / "text", 0.5).items()}
+    assert parts == {"train": "ää öö", "val": " üü éé"}
+
+
+def test_too_short_a_corpus_and_a_missing_one_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("a")
+    with pytest.raises(UserError, match="text: 1 characters cannot be split at 0.5; use a longer corpus"):
+        split_chunks(tmp_path / "text", 0.5)
+    with pytest.raises(UserError, match="none: no such file; `dvc repro`"):
+        split_chunks(tmp_path / "none", 0.5)
+    with pytest.raises(UserError, match=r"\*.parquet: no such file; `dvc repro`"):
+        read_tokens(tmp_path, "train")
+
+
+def test_the_same_text_gives_the_same_bytes(gpt2: BytePairTokenizer, mirror: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        params = CorpusParams(train_fraction=0.9, shard_tokens=2_000)
+        write_corpus(mirror / "the-verdict" / "the-verdict.txt", gpt2, tmp_path / folder, params)
+    hashes = [
+        {str(path.relative_to(tmp_path / folder)): sha256_of(path) for path in (tmp_path / folder).rglob("*.*")}
+        for folder in ("a", "b")
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(hashes[0]) == 3 + 1 + 1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 15))
+def test_windows_are_the_books(n_tokens: int, context_length: int, stride: int) -> None:
+    class Numbers:
+        def encode(self, text: str, allowed_special: set[str]) -> list[int]:
+            return [10 + i for i in range(n_tokens)]
+
+    book = GPTDatasetV1("", Numbers(), context_length, stride)
+    tokens = np.arange(10, 10 + n_tokens, dtype=np.uint32)
+    if not len(book):
+        with pytest.raises(UserError, match=rf"{n_tokens} tokens do not fill one window of {context_length} \+ 1; lo"):
+            TokenWindows(tokens, context_length, stride)
+        return
+    windows = TokenWindows(tokens, context_length, stride)
+    assert len(windows) == len(book)
+    inputs, targets = windows.batch(np.arange(len(book)))
+    assert inputs.dtype == targets.dtype == np.int64
+    assert inputs.tolist() == [window[0].tolist() for window in book]
+    assert targets.tolist() == [window[1].tolist() for window in book]
+
+
+def test_windows_come_in_the_order_asked_for() -> None:
+    inputs, targets = TokenWindows(np.arange(10), context_length=3, stride=2).batch(np.array([2, 0]))
+    assert inputs.tolist() == [[4, 5, 6], [0, 1, 2]]
+    assert targets.tolist() == [[5, 6, 7], [1, 2, 3]]
+
+
+WRITE = """
+import os, resource, sys
+from pathlib import Path
+from scratchlm.data import corpus
+from scratchlm.data.tokenizer import BytePairTokenizer, train_byte_pairs
+corpus.CHUNK_CHARACTERS = corpus.ROW_GROUP_TOKENS = 1 << 16
+corpus.os.cpu_count = lambda: 2
+for path in map(Path, sys.argv[1:]):
+    child = os.fork()  # a process' peak counts from its fork
+    if not child:
+        tokenizer = BytePairTokenizer(*train_byte_pairs(["the cat sat on the mat"] * 3, 260))
+        params = corpus.CorpusParams(train_fraction=0.9, shard_tokens=10**9)
+        corpus.write_corpus(path, tokenizer, path.with_suffix(""), params)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    line = "It sat there, and there it sat; nobody knew for how long.\n"
+    paths = [tmp_path / "small.txt", tmp_path / "large.txt"]
+    for path, n_bytes in zip(paths, (2_000_000, 24_000_000), strict=True):
+        path.write_text(line * (n_bytes // len(line)))
+    command = [sys.executable, "-c", WRITE, *map(str, paths)]
+    peaks = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # KiB; what the larger text adds would be 20,000, its tokens as uint32, all in one shard, 60,000
+    assert int(peaks[1]) - int(peaks[0]) < 15_000, peaks
+
+
+def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1 << 16)
+    tokens = np.random.default_rng(0).integers(50_000, size=1 << 22, dtype=np.uint32)  # 16 MiB
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    corpus._write_shards(np.array_split(tokens, 50), tmp_path / "corpus" / "train", 10**9)
+    before, pool, default = (
+        sorted(tmp_path.rglob("*")),
+        pa.proxy_memory_pool(pa.default_memory_pool()),
+        pa.default_memory_pool(),
+    )
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        windows = TokenWindows(read_tokens(tmp_path / "corpus", "train"), 255, 256)
+        for i in range(0, len(windows), 8):
+            inputs, _ = windows.batch(np.arange(i, i + 8))
+            assert np.array_equal(inputs, tokens[i * 256 : (i + 8) * 256].reshape(8, 256)[:, :-1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(default)
+    assert 0 < pool.max_memory() < tokens.nbytes / 8
+    assert 0 < peak < tokens.nbytes / 8
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,179 @@
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llms_from_scratch.ch06 import create_balanced_dataset, random_split
+
+from scratchlm.data.messages import (
+    MessagesParams,
+    balance_by_undersampling,
+    pad,
+    read_messages,
+    split_messages,
+    write_messages,
+)
+from scratchlm.data.tokenizer import BytePairTokenizer
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_table, sha256_of
+from scratchlm.run.params import check_params
+
+BOOK = MessagesParams(reading="book", balance=True, train_fraction=0.7, val_fraction=0.1)
+EVERY_LINE = r"; every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again$"
+
+
+@pytest.fixture(scope="session")
+def collection(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sms")
+    with zipfile.ZipFile(mirror / "sms-spam" / "sms+spam+collection.zip") as archive:
+        return Path(archive.extract("SMSSpamCollection", folder))
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("reading", "rows", "ham"), [("book", 5_572, 4_825), ("strict", 5_574, 4_827)])
+def test_the_real_collection_has_the_published_counts(collection: Path, reading, rows: int, ham: int) -> None:
+    messages = read_messages(collection, reading)
+    assert len(messages) == rows
+    assert messages["label"].value_counts().to_dict() == {0: ham, 1: 747}
+    assert messages["id"].is_unique
+
+
+def test_strict_reading_is_one_message_per_line(collection: Path) -> None:
+    lines = collection.read_text(encoding="utf-8").splitlines()
+    messages = read_messages(collection, "strict")
+    labels = messages["label"].map({0: "ham", 1: "spam"})
+    assert [f"{label}\t{text}" for label, text in zip(labels, messages["text"], strict=True)] == lines
+
+
+def test_the_splits_are_the_books_row_by_row(collection: Path) -> None:
+    frame = pd.read_csv(collection, sep="\t", header=None, names=["Label", "Text"])  # section 6.2
+    balanced = create_balanced_dataset(frame)
+    book = random_split(balanced.assign(Label=balanced["Label"].map({"ham": 0, "spam": 1})), 0.7, 0.1)
+    chosen = balance_by_undersampling(read_messages(collection, "book"), 123)
+    assert chosen["label"].value_counts().to_dict() == {0: 747, 1: 747}
+    ours = split_messages(chosen, BOOK, 123)
+    assert list(ours) == ["train", "val", "test"]
+    assert [len(split) for split in ours.values()] == [1_045, 149, 300]
+    for split, theirs in zip(ours.values(), book, strict=True):
+        assert split["text"].tolist() == theirs["Text"].tolist()
+        assert split["label"].tolist() == theirs["Label"].tolist()
+
+
+def test_another_seed_draws_and_shuffles_otherwise(collection: Path) -> None:
+    messages = read_messages(collection, "strict")
+    one, two = (balance_by_undersampling(messages, seed) for seed in (1, 2))
+    assert set(one["id"]) != set(two["id"])
+    assert split_messages(one, BOOK, 1)["train"]["id"].tolist() != split_messages(one, BOOK, 2)["train"]["id"].tolist()
+
+
+def test_the_written_tables_hold_the_split_with_its_tokens(
+    collection: Path, gpt2: BytePairTokenizer, tmp_path: Path
+) -> None:
+    counts = write_messages(collection, gpt2, tmp_path / "a", BOOK, 123)
+    rows = {split: read_table(tmp_path / "a" / f"{split}.parquet") for split in ("train", "val", "test")}
+    assert counts["read"] == 5_572
+    for split, table in rows.items():
+        assert counts[split] == {
+            "records": len(table),
+            "spam": sum(row["label"] for row in table),
+            "tokens": sum(len(row["token_ids"]) for row in table),
+        }
+        assert all(row["token_ids"] == gpt2.encode(row["text"]) for row in table)
+    texts = [row["text"] for row in rows["train"]]
+    crossing = [row for row in rows["val"] + rows["test"] if texts.count(row["text"])]
+    assert counts["duplicates_across_splits"] == len(crossing) > 0
+    assert max(len(row["token_ids"]) for row in rows["train"]) == 120  # section 6.3
+    write_messages(collection, gpt2, tmp_path / "b", BOOK, 123)
+    assert [sha256_of(tmp_path / "a" / f"{name}.parquet") for name in rows] == [
+        sha256_of(tmp_path / "b" / f"{name}.parquet") for name in rows
+    ]
+
+
+def test_crossing_duplicates_are_those_of_val_and_test_that_train_holds(
+    gpt2: BytePairTokenizer, tmp_path: Path
+) -> None:
+    lines = [b"ham\tsame"] * 7 + [b"spam\tother"] * 3
+    path = write(tmp_path / "sms", b"\n".join(lines) + b"\n")
+    params = MessagesParams(reading="strict", balance=False, train_fraction=0.5, val_fraction=0.2)
+    counts = write_messages(path, gpt2, tmp_path / "out", params, 1)
+    # of ten messages five train: "same" at least twice, "other" perhaps; both stand in train with this seed
+    assert {row["text"] for row in read_table(tmp_path / "out" / "train.parquet")} == {"same", "other"}
+    assert counts["duplicates_across_splits"] == 5
+
+
+def test_the_book_reading_lets_a_quotation_mark_swallow_a_line_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "sms", b'ham\t"hi\nspam\tyo"\nham\tNA\n')
+    assert read_messages(path, "book")["text"].tolist() == ["hi\nspam\tyo", "NA"]
+    strict = read_messages(path, "strict")
+    assert strict.to_numpy().tolist() == [["sms-00000", 0, '"hi'], ["sms-00001", 1, 'yo"'], ["sms-00002", 0, "NA"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"ham\thi\nspma\tyo\n", "row 2 starts 'spma'"),
+        (b"ham\thi\n\tyo\n", "row 2 starts ''"),
+        (b"ham\nspam\n", "row 1 starts 'ham'"),
+        (b"ham\thi\nspam\t\n", "row 2 starts 'spam'"),
+        (b"ham\thi\tthere\nspam\tyo\tho\n", "row 1 starts 'hi'"),
+        (b"ham\thi\nspam\tyo\tho\n", "Error tokenizing data. C error: Expected 2 fields in line 2, saw 3"),
+        (b"ham\thi \xa3\n", "'utf-8' codec can't decode byte 0xa3 in position 3: invalid start byte"),
+    ],
+)
+@pytest.mark.parametrize("reading", ["strict", "book"])
+def test_what_is_no_message_is_refused_with_its_place(tmp_path: Path, content: bytes, place: str, reading) -> None:
+    with pytest.raises(UserError, match=f"sms: {place}{EVERY_LINE}"):
+        read_messages(write(tmp_path / "sms", content), reading)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sms: no such file"):
+        read_messages(tmp_path / "sms", "strict")
+
+
+def test_more_spam_than_ham_cannot_be_balanced(tmp_path: Path) -> None:
+    messages = read_messages(write(tmp_path / "sms", b"spam\ta\nspam\tb\nham\tc\n"), "strict")
+    with pytest.raises(UserError) as caught:
+        balance_by_undersampling(messages, 1)
+    assert str(caught.value) == "2 spam messages but only 1 ham; set tokenize.messages.balance to false"
+
+
+def test_an_empty_split_names_the_parameters_behind_it(tmp_path: Path) -> None:
+    messages = read_messages(write(tmp_path / "sms", b"spam\ta\nham\tb\nham\tc\n"), "strict")
+    with pytest.raises(UserError) as caught:
+        split_messages(messages, BOOK, 1)
+    assert str(caught.value) == (
+        "the val split of 3 records is empty; change the fractions in tokenize.messages"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [0.9, 0.95])
+def test_fractions_must_leave_a_test_split(first: float) -> None:
+    with pytest.raises(UserError) as caught:
+        check_params(BOOK.model_dump() | {"train_fraction": first}, MessagesParams, source="params.yaml")
+    assert str(caught.value) == (
+        f"params.yaml: fractions {first} and 0.1 leave nothing for the third split; their sum must be below 1"
+    )
+
+
+def test_padding_cuts_fills_and_counts() -> None:
+    token_ids, lengths = pad([[1, 2], [], [3, 4, 5, 6]], 9, 3)
+    assert token_ids.tolist() == [[1, 2, 9], [9, 9, 9], [3, 4, 5]]
+    assert lengths.tolist() == [2, 1, 3]
+    assert token_ids.dtype == lengths.dtype == "int64"
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 8), max_size=6), min_size=1, max_size=4), st.integers(1, 7))
+def test_padded_rows_start_with_their_tokens_and_end_with_padding(sequences: list[list[int]], width: int) -> None:
+    token_ids, lengths = pad(sequences, 9, width)
+    assert token_ids.shape == (len(sequences), width)
+    for sequence, row, length in zip(sequences, token_ids.tolist(), lengths, strict=True):
+        assert [token for token in row if token != 9] == sequence[:width]
+        assert length == max(1, width - row.count(9))

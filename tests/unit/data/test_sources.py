@@ -1,0 +1,691 @@
+import hashlib
+import os
+import random
+import re
+import socket
+import struct
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from scratchlm.data import sources
+from scratchlm.data.catalogue import CATALOGUE, File, Source
+from scratchlm.data.sources import DownloadError, addresses, fetch, place
+from scratchlm.run.files import sha256_of
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+MIRROR = REPOSITORY.parent / "shared" / "mirror"
+CONTENT = random.Random(1).randbytes(300_000)
+OTHER = random.Random(2).randbytes(300_000)
+CUT = 2 * sources.CHUNK_BYTES  # what arrives of a chunk that breaks off is not kept
+
+
+class Server(ThreadingHTTPServer):
+    """What a test serves, how it misbehaves, and what was asked of it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.ranges = True
+        self.etag = ""
+        self.wrong_range = False
+        self.cuts: list[int] = []  # of the next answers: bytes of the body after which to hang up
+        self.statuses: list[int] = []  # of the next answers, instead of 200
+        self.requests: list[str] = []
+        self.asked: list[dict[str, str]] = []
+        self.sent_bytes: list[int] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.requests.append(self.path)
+        server.asked.append(dict(self.headers))
+        if server.statuses:
+            return self.answer(server.statuses.pop(0), b"not now")
+        if self.path not in server.files:
+            return self.answer(404, b"no such page")
+        body = server.files[self.path]
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        same = self.headers.get("If-Range", server.etag) == server.etag
+        if not (asked and server.ranges and same):
+            return self.answer(200, body)
+        start = int(asked[1])
+        if start >= len(body):
+            return self.answer(416, b"")
+        start = 0 if server.wrong_range else start
+        return self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
+
+    def answer(self, status: int, body: bytes, content_range: str = "") -> None:
+        cut = self.server.cuts.pop(0) if self.server.cuts and status in (200, 206) else len(body)
+        self.server.sent_bytes.append(min(cut, len(body)))
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
+        self.end_headers()
+        self.wfile.write(body[:cut])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "WAIT_SECONDS", 0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def a_source(*urls: str, content: bytes = CONTENT, **changes: object) -> tuple[Source, File]:
+    digest = hashlib.sha256(content).hexdigest()
+    file = replace(File("book.txt", digest, len(content), urls), **changes)
+    return Source("books", "A book", "none", "nobody", (file,)), file
+
+
+def a_zip(name: str, content: bytes, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def left_in(store: Path) -> list[str]:
+    return sorted(path.name for path in store.rglob("*") if path.is_file())
+
+
+def failure_of(source: Source, file: File, store: Path, mirror: str | None = None) -> str:
+    with pytest.raises(DownloadError) as caught:
+        fetch(source, file, store, mirror)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Whole transfers
+
+
+def test_a_fresh_fetch_puts_the_file_into_the_store(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    source, file = a_source(server.url("a"))
+    stored = fetch(source, file, tmp_path, None)
+    assert stored == tmp_path / "books" / "book.txt"
+    assert stored.read_bytes() == CONTENT
+    assert left_in(tmp_path) == ["book.txt"]
+
+
+def test_a_second_fetch_makes_no_request(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    source, file = a_source(server.url("a"))
+    fetch(source, file, tmp_path, None)
+    fetch(source, file, tmp_path, None)
+    assert server.requests == ["/a"]
+
+
+def test_a_corrupted_file_in_the_store_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    source, file = a_source(server.url("a"))
+    stored = fetch(source, file, tmp_path, None)
+    stored.write_bytes(OTHER)
+    assert fetch(source, file, tmp_path, None).read_bytes() == CONTENT
+
+
+def test_the_transfer_is_asked_for_uncompressed(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    fetch(*a_source(server.url("a")), tmp_path, None)
+    assert server.asked[0]["Accept-Encoding"] == "identity"
+
+
+# Broken transfers
+
+
+def test_a_broken_transfer_is_resumed_and_only_the_missing_bytes_travel(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.cuts = CONTENT, [CUT]
+    stored = fetch(*a_source(server.url("a")), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+    assert server.asked[1]["Range"] == f"bytes={CUT}-"
+    assert sum(server.sent_bytes) == len(CONTENT)
+
+
+def test_what_an_interrupted_fetch_left_is_resumed_by_the_next_one(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.cuts = CONTENT, [CUT, 0, 0, 0]
+    source, file = a_source(server.url("a"))
+    failure_of(source, file, tmp_path)
+    assert left_in(tmp_path) == ["book.txt.part", "book.txt.part.etag"]
+    assert fetch(source, file, tmp_path, None).read_bytes() == CONTENT
+    assert server.sent_bytes[-1] == len(CONTENT) - CUT
+    assert left_in(tmp_path) == ["book.txt"]
+
+
+def test_the_next_address_continues_where_the_broken_one_stopped(server: Server, tmp_path: Path) -> None:
+    server.files |= {"/a": CONTENT, "/b": CONTENT}
+    server.cuts = [CUT, 0, 0, 0]
+    fetch(*a_source(server.url("a"), server.url("b")), tmp_path, None)
+    assert server.requests[-1] == "/b"
+    assert server.sent_bytes[-1] == len(CONTENT) - CUT
+
+
+def test_a_server_that_ignores_range_sends_all_again(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.cuts, server.ranges = CONTENT, [CUT], False
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert server.sent_bytes == [CUT, len(CONTENT)]
+
+
+def test_a_server_that_answers_another_range_sends_all_again(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.etag, server.cuts = CONTENT, '"one"', [CUT]
+    server.wrong_range = True
+    file = a_source(server.url("a"), sha256=None, size_bytes=None)
+    assert fetch(*file, tmp_path, None).read_bytes() == CONTENT
+    assert "Range" not in server.asked[-1]
+
+
+def test_a_stale_part_is_given_up_after_its_hash_and_fetched_afresh(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "book.txt.part").write_bytes(OTHER[:70_000])
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert ["Range" in asked for asked in server.asked] == [True, False]
+
+
+def test_a_part_longer_than_the_file_is_started_again(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "book.txt.part").write_bytes(CONTENT + b"more")
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert ["Range" in asked for asked in server.asked] == [True, False]
+
+
+def test_a_complete_part_needs_no_request(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "book.txt.part").write_bytes(CONTENT)
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_a_file_that_changed_at_its_address_is_not_patched_together(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.etag, server.cuts = OTHER, '"old"', [CUT, 0, 0, 0]
+    source, file = a_source(server.url("a"))
+    failure_of(source, file, tmp_path)
+    server.files["/a"], server.etag = CONTENT, '"new"'
+    assert fetch(source, file, tmp_path, None).read_bytes() == CONTENT
+    assert server.asked[-1]["If-Range"] == '"old"'
+    assert server.sent_bytes[-1] == len(CONTENT)
+
+
+def test_without_a_hash_a_part_is_resumed_if_its_etag_vouches_for_it(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.etag, server.cuts = CONTENT, '"one"', [CUT]
+    stored = fetch(*a_source(server.url("a"), sha256=None), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+    assert sum(server.sent_bytes) == len(CONTENT)
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_without_a_hash_and_a_strong_etag_nothing_is_resumed(server: Server, tmp_path: Path, etag: str) -> None:
+    server.files["/a"], server.etag, server.cuts = CONTENT, etag, [CUT]
+    stored = fetch(*a_source(server.url("a"), sha256=None), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+    assert server.sent_bytes == [CUT, len(CONTENT)]
+
+
+def test_without_a_hash_bytes_of_two_addresses_are_not_mixed(server: Server, tmp_path: Path) -> None:
+    server.files |= {"/a": OTHER, "/b": CONTENT}
+    server.etag, server.cuts = '"one"', [CUT, 0, 0, 0]
+    file = a_source(server.url("a"), server.url("b"), sha256=None)
+    assert fetch(*file, tmp_path, None).read_bytes() == CONTENT
+
+
+# Retries
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.files["/a"], server.statuses = CONTENT, [503, 429]
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert len(server.requests) == 3
+
+
+def test_retries_are_bounded(server: Server, tmp_path: Path) -> None:
+    server.statuses = [503] * 100
+    message = failure_of(*a_source(server.url("a")), tmp_path)
+    assert len(server.requests) == sources.ATTEMPTS
+    assert f"(HTTP 503, {sources.ATTEMPTS} attempts)" in message
+
+
+def test_the_waits_double(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(sources, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(sources.time, "sleep", waits.append)
+    server.files["/a"], server.statuses = CONTENT, [500, 502, 504]
+    fetch(*a_source(server.url("a")), tmp_path, None)
+    assert waits == [1.5, 3, 6]
+
+
+def test_a_page_that_is_not_there_is_asked_for_once(server: Server, tmp_path: Path) -> None:
+    failure_of(*a_source(server.url("a")), tmp_path)
+    assert server.requests == ["/a"]
+
+
+def test_a_hash_that_is_wrong_from_the_start_is_fetched_once(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = OTHER
+    failure_of(*a_source(server.url("a")), tmp_path)
+    assert server.requests == ["/a"]
+
+
+def test_a_broken_tls_setup_is_no_reason_to_try_again(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nothing.pem"))
+    message = failure_of(*a_source(server.url("a").replace("http:", "https:")), tmp_path)
+    assert "invalid path" in message
+    assert "attempts" not in message
+
+
+# Wrong content
+
+
+def test_wrong_content_sends_to_the_next_address(server: Server, tmp_path: Path) -> None:
+    server.files |= {"/a": OTHER, "/b": CONTENT}
+    stored = fetch(*a_source(server.url("a"), server.url("b")), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+    assert server.requests == ["/a", "/b"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (OTHER, f"sha256 {hashlib.sha256(OTHER).hexdigest()}"),
+        (CONTENT + b"more", f"more than {len(CONTENT)} bytes"),
+        (CONTENT[:-1], f"only {len(CONTENT) - 1} bytes"),
+    ],
+)
+def test_wrong_content_is_named_and_leaves_nothing(server: Server, tmp_path: Path, body: bytes, words: str) -> None:
+    server.files["/a"] = body
+    assert words in failure_of(*a_source(server.url("a")), tmp_path)
+    assert left_in(tmp_path) == []
+
+
+def test_an_unpinned_file_is_refused_beyond_the_limit(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "UNPINNED_LIMIT_BYTES", 1000)
+    server.files["/a"] = CONTENT
+    file = a_source(server.url("a"), sha256=None, size_bytes=None)
+    assert "more than 1000 bytes" in failure_of(*file, tmp_path)
+    assert left_in(tmp_path) == []
+
+
+def test_no_more_is_written_than_one_chunk_too_many(tmp_path: Path) -> None:
+    _, file = a_source(size_bytes=15)
+    chunks = iter([bytes(10)] * 9)
+    sources._append(tmp_path / "part", chunks, file)
+    assert len(list(chunks)) == 7
+
+
+def test_when_all_addresses_fail_one_sentence_says_what_where_and_what_to_do(
+    server: Server, tmp_path: Path, closed_port: int
+) -> None:
+    server.files["/b"] = OTHER
+    nowhere = f"http://127.0.0.1:{closed_port}/c"
+    source, file = a_source(server.url("a"), server.url("b"), nowhere)
+    mirror = str(tmp_path / "mirror")
+    message = failure_of(source, file, tmp_path / "store", mirror)
+    assert message == (
+        f"cannot get books/book.txt: tried {mirror}/books/book.txt (no such file or directory),"
+        f" {server.url('a')} (HTTP 404),"
+        f" {server.url('b')} (sha256 {hashlib.sha256(OTHER).hexdigest()}),"
+        f" {nowhere} (connection refused, 4 attempts);"
+        f" expected a file of {len(CONTENT)} bytes with sha256 {file.sha256};"
+        " put it at <mirror>/books/book.txt and set SCRATCHLM_MIRROR to <mirror>,"
+        " a directory or an http(s) URL"
+    )
+    assert left_in(tmp_path) == []
+
+
+# Mirrors and paths
+
+
+def test_a_mirror_directory_is_asked_first(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "books").mkdir(parents=True)
+    (tmp_path / "mirror" / "books" / "book.txt").write_bytes(CONTENT)
+    source, file = a_source(server.url("a"))
+    fetched = fetch(source, file, tmp_path / "store", str(tmp_path / "mirror"))
+    assert fetched.read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_wrong_content_in_a_mirror_sends_to_the_public_address(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "mirror" / "books").mkdir(parents=True)
+    (tmp_path / "mirror" / "books" / "book.txt").write_bytes(OTHER)
+    server.files["/a"] = CONTENT
+    source, file = a_source(server.url("a"))
+    fetched = fetch(source, file, tmp_path / "store", str(tmp_path / "mirror"))
+    assert fetched.read_bytes() == CONTENT
+
+
+def test_a_mirror_url_is_asked_first(server: Server, tmp_path: Path) -> None:
+    server.files["/mirror/books/book.txt"] = CONTENT
+    source, file = a_source(server.url("a"))
+    fetch(source, file, tmp_path, server.url("mirror/"))
+    assert server.requests == ["/mirror/books/book.txt"]
+
+
+def test_a_mirror_holds_the_archive_under_its_own_name() -> None:
+    source = CATALOGUE["sms-spam"]
+    file = source.files[0]
+    assert addresses(source, file, "m")[0] == "m/sms-spam/sms+spam+collection.zip"
+    assert addresses(source, file, "http://h/m")[0] == "http://h/m/sms-spam/sms%2Bspam%2Bcollection.zip"
+    assert addresses(source, file, "m")[1:] == list(file.addresses)
+
+
+@pytest.mark.parametrize("mirror", [None, ""])
+def test_without_a_mirror_only_the_public_addresses_are_tried(mirror: str | None) -> None:
+    source, file = a_source("https://a/x", "https://b/x")
+    assert addresses(source, file, mirror) == ["https://a/x", "https://b/x"]
+
+
+def test_a_mirror_of_another_kind_is_refused() -> None:
+    with pytest.raises(DownloadError, match=r"SCRATCHLM_MIRROR is 's3://bucket'.*directory or"):
+        addresses(*a_source("https://a/x"), "s3://bucket")
+
+
+def test_a_file_of_the_repository_needs_neither_mirror_nor_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sample").mkdir()
+    Path("sample/book.txt").write_bytes(CONTENT)
+    source, file = a_source("sample/book.txt")
+    assert addresses(source, file, "http://h/m") == ["sample/book.txt"]
+    assert fetch(source, file, Path("store"), "http://h/m").read_bytes() == CONTENT
+
+
+def test_a_missing_file_of_the_repository_is_restored_from_git(tmp_path: Path) -> None:
+    message = failure_of(*a_source("sample/book.txt"), tmp_path)
+    assert "sample/book.txt (no such file or directory)" in message
+    assert message.endswith("restore it with `git checkout -- sample/book.txt`")
+
+
+# Archives
+
+
+def archived(url: str, **changes: object) -> tuple[Source, File]:
+    return a_source(url, archive="books.zip", **changes)
+
+
+def test_the_member_of_an_archive_is_stored_without_the_archive(server: Server, tmp_path: Path) -> None:
+    server.files["/a.zip"] = a_zip("book.txt", CONTENT)
+    stored = fetch(*archived(server.url("a.zip")), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+    assert left_in(tmp_path) == ["book.txt"]
+
+
+def test_a_broken_transfer_of_an_archive_recovers(server: Server, tmp_path: Path) -> None:
+    server.files["/a.zip"], server.cuts = a_zip("book.txt", CONTENT), [1000]
+    stored = fetch(*archived(server.url("a.zip")), tmp_path, None)
+    assert stored.read_bytes() == CONTENT
+
+
+def encrypted(archive: bytes) -> bytes:
+    """The same archive with the encryption flag set in both headers."""
+    changed = bytearray(archive)
+    changed[6] |= 1
+    changed[changed.rindex(b"PK\x01\x02") + 8] |= 1
+    return bytes(changed)
+
+
+def understated(archive: bytes, declared: int) -> bytes:
+    """The same archive whose directory declares a smaller member than there is."""
+    changed = bytearray(archive)
+    struct.pack_into("<I", changed, changed.rindex(b"PK\x01\x02") + 24, declared)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (a_zip("book.txt", OTHER), f"sha256 {hashlib.sha256(OTHER).hexdigest()}"),
+        (a_zip("book.txt", CONTENT[:10]), "only 10 bytes"),
+        (a_zip("../book.txt", CONTENT), "no book.txt in it"),
+        (a_zip("books/book.txt", CONTENT), "no book.txt in it"),
+        (a_zip("book.txt", bytes(10**6)), f"more than {len(CONTENT)} bytes"),
+        (understated(a_zip("book.txt", bytes(10**6)), len(CONTENT)), "not a sound zip archive"),
+        (a_zip("book.txt", CONTENT, zipfile.ZIP_BZIP2), "neither stored nor deflated"),
+        (encrypted(a_zip("book.txt", CONTENT)), "not a sound zip archive"),
+        (a_zip("book.txt", CONTENT)[:-30], "not a sound zip archive"),
+        (b"<html>log in first</html>", "not a sound zip archive"),
+    ],
+    ids=[
+        "other content",
+        "short member",
+        "path outside",
+        "in a folder",
+        "zip bomb",
+        "bomb that understates its size",
+        "other compression",
+        "encrypted",
+        "truncated",
+        "no zip",
+    ],
+)
+def test_a_wrong_archive_is_refused_and_leaves_nothing(server: Server, tmp_path: Path, body: bytes, words: str) -> None:
+    server.files["/a.zip"] = body
+    message = failure_of(*archived(server.url("a.zip")), tmp_path)
+    assert words in message
+    assert "put it at <mirror>/books/books.zip" in message
+    assert left_in(tmp_path) == []
+
+
+# What the file system refuses
+
+
+def test_an_unwritable_store_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file where a folder should be")
+    server.files["/a"] = CONTENT
+    message = failure_of(*a_source(server.url("a")), tmp_path / "store")
+    assert str(tmp_path / "store" / "books") in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_named_with_the_path(server: Server, tmp_path: Path) -> None:
+    server.files["/a"] = CONTENT
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "book.txt.part").symlink_to("/dev/full")
+    source, file = a_source(server.url("a"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_discard", lambda *_: None)
+        message = failure_of(source, file, tmp_path)
+    assert message.startswith(f"cannot write {tmp_path / 'books' / 'book.txt'}: no space left")
+
+
+# Placing
+
+
+def test_placing_makes_a_hard_link(tmp_path: Path) -> None:
+    (tmp_path / "stored").write_bytes(CONTENT)
+    place(tmp_path / "stored", tmp_path / "out" / "book.txt")
+    assert (tmp_path / "out" / "book.txt").samefile(tmp_path / "stored")
+
+
+def test_placing_copies_where_links_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "stored").write_bytes(CONTENT)
+    place(tmp_path / "stored", tmp_path / "out" / "book.txt")
+    assert (tmp_path / "out" / "book.txt").read_bytes() == CONTENT
+    assert not (tmp_path / "out" / "book.txt").samefile(tmp_path / "stored")
+    assert left_in(tmp_path / "out") == ["book.txt"]
+
+
+def test_placing_replaces_what_was_there_and_may_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "stored").write_bytes(CONTENT)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "book.txt").write_bytes(OTHER)
+    (tmp_path / "out" / ".book.txt.tmp").write_bytes(b"left by a killed run")
+    for _ in range(2):
+        place(tmp_path / "stored", tmp_path / "out" / "book.txt")
+        assert (tmp_path / "out" / "book.txt").samefile(tmp_path / "stored")
+        assert left_in(tmp_path / "out") == ["book.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stored").write_bytes(CONTENT)
+    (tmp_path / "out").write_text("a file where a folder should be")
+    with pytest.raises(DownloadError, match=re.escape(str(tmp_path / "out"))):
+        place(tmp_path / "stored", tmp_path / "out" / "book.txt")
+
+
+def test_the_hash_is_the_one_that_hashlib_finds(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "abc") == expected
+
+
+# The catalogue
+
+ENTRIES = {f"{source.name}/{file.name}": (source, file) for source in CATALOGUE.values() for file in source.files}
+
+
+def is_sample(file: File) -> bool:
+    return file.addresses[0].startswith("data/sample/")
+
+
+def test_the_catalogue_holds_what_the_profiles_name() -> None:
+    assert set(CATALOGUE) == {
+        *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
+        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M"),
+        *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
+    }
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_source_says_what_it_is_and_whose(name: str) -> None:
+    source = CATALOGUE[name]
+    assert source.name == name
+    assert all([source.description, source.licence, source.citation, source.files])
+    assert len({file.name for file in source.files}) == len(source.files)
+
+
+@pytest.mark.parametrize(("source", "file"), ENTRIES.values(), ids=ENTRIES)
+def test_a_catalogue_entry_is_well_formed(source: Source, file: File) -> None:
+    assert file.addresses
+    assert len(set(file.addresses)) == len(file.addresses)
+    for address in file.addresses:
+        assert address.startswith(("https://", "data/sample/"))
+        assert address.endswith((file.archive or file.name, "sms%2Bspam%2Bcollection.zip"))
+    for name in (source.name, file.name, file.archive or "-"):
+        assert re.fullmatch(r"[\w.+-]+", name)
+    if file.sha256 is None:
+        assert source.name in ("gpt2-355M", "gpt2-774M", "gpt2-1558M")
+    else:
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert file.size_bytes is not None
+
+
+@pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M", "nano"])
+def test_a_gpt2_source_holds_checkpoint_and_vocabulary(size: str) -> None:
+    assert {file.name for file in CATALOGUE[f"gpt2-{size}"].files} == {
+        *("hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001"),
+        *("encoder.json", "vocab.bpe"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "width"),
+    [("124M", 12, 768), ("355M", 24, 1024), ("774M", 36, 1280), ("1558M", 48, 1600)],
+)
+def test_the_size_of_the_weights_is_four_bytes_per_parameter(size: str, layers: int, width: int) -> None:
+    blocks = layers * (12 * width**2 + 13 * width)
+    parameters = (50257 + 1024) * width + blocks + 2 * width
+    weights = {file.name: file for file in CATALOGUE[f"gpt2-{size}"].files}
+    assert weights["model.ckpt.data-00000-of-00001"].size_bytes == 4 * parameters
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [pytest.param(*entry, id=name) for name, entry in ENTRIES.items() if is_sample(entry[1])],
+)
+def test_the_sample_in_git_is_what_the_catalogue_pins(
+    source: Source, file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (REPOSITORY / file.addresses[0]).exists():
+        pytest.skip("the sample is not made yet")
+    monkeypatch.chdir(REPOSITORY)
+    fetch(source, file, tmp_path, None)
+
+
+# The real files
+
+needs_mirror = pytest.mark.skipif(not MIRROR.is_dir(), reason=f"there is no mirror at {MIRROR}")
+
+
+@needs_mirror
+@pytest.mark.parametrize(
+    ("source_name", "file_name"),
+    [
+        ("the-verdict", "the-verdict.txt"),
+        ("tiny-shakespeare", "input.txt"),
+        ("sms-spam", "SMSSpamCollection"),
+        ("instruction-data", "instruction-data.json"),
+        ("gpt2-124M", "hparams.json"),
+        ("gpt2-124M", "model.ckpt.index"),
+        ("gpt2-124M", "encoder.json"),
+        ("gpt2-124M", "vocab.bpe"),
+    ],
+)
+def test_the_real_file_comes_from_the_mirror_with_its_pinned_hash(
+    source_name: str, file_name: str, tmp_path: Path
+) -> None:
+    source = CATALOGUE[source_name]
+    file = next(file for file in source.files if file.name == file_name)
+    only_mirror = replace(file, addresses=("https://127.0.0.1:1/",))
+    stored = fetch(source, only_mirror, tmp_path, str(MIRROR))
+    assert sha256_of(stored) == file.sha256
+    assert left_in(tmp_path) == [file_name]
+
+
+@needs_mirror
+def test_weights_that_cannot_be_had_are_reported_in_one_sentence(tmp_path: Path, closed_port: int) -> None:
+    source = CATALOGUE["gpt2-124M"]
+    weights = "model.ckpt.data-00000-of-00001"
+    file = next(file for file in source.files if file.name == weights)
+    nowhere = f"https://127.0.0.1:{closed_port}/124M/{weights}"
+    message = failure_of(source, replace(file, addresses=(nowhere,)), tmp_path, str(MIRROR))
+    assert message == (
+        f"cannot get gpt2-124M/{weights}: tried {MIRROR}/gpt2-124M/{weights}"
+        f" (no such file or directory), {nowhere} (connection refused, 4 attempts);"
+        f" expected a file of 497759232 bytes with sha256 {file.sha256};"
+        f" put it at <mirror>/gpt2-124M/{weights} and set SCRATCHLM_MIRROR to <mirror>,"
+        " a directory or an http(s) URL"
+    )
+    assert left_in(tmp_path) == []

@@ -1,0 +1,164 @@
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import requests
+import torch
+
+from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.formats.gguf import save_gguf
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.generate import generate
+from scratchlm.model.gpt import GPTModel, build_model
+from tests.unit.judge.ollama_stand_in import llama_server
+
+TEXT = (
+    "Sara was in the garden. She said: it's late, isn't it? Tom had 12 apples and 345 pears; naïve café 東京 🙂.\n\n"
+    * 3
+)
+CONTEXT_LENGTH = 256
+PROMPTS = [
+    "Sara was",
+    "Tom had 12",
+    "\n\n",
+    "She said: it's",
+]  # llama.cpp rounds within GELU: a tie might fall otherwise
+
+
+def random_gpt(**changes: Any) -> GPTModel:
+    """Every parameter moved away from zero and one."""
+    shape = {"vocab_size": 320, "context_length": CONTEXT_LENGTH, "n_layers": 2, "n_heads": 4, "emb_dim": 32}
+    rest = {"dropout": 0.0, "qkv_bias": True, "tied_head": True, "initialisation": "gpt2", "attention": "sdpa"}
+    model = build_model(GPTConfig(**(shape | rest | changes)), seed=1)
+    source = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=source)
+    return model.eval()
+
+
+def continued_by_llama(path: Path, prompt: list[int], n_tokens: int) -> list[int]:
+    """Greedy tokens from llama.cpp's server, the end token among them."""
+    server = llama_server(path, CONTEXT_LENGTH)
+    reply = requests.post(
+        f"{server.listening_address}/completion",
+        json={"prompt": prompt, "n_predict": n_tokens, "temperature": 0, "return_tokens": True, "ignore_eos": False},
+        timeout=60,
+    )
+    reply.raise_for_status()
+    return reply.json()["tokens"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer") / "trained"
+    save_byte_pairs(folder, *train_byte_pairs([TEXT], 320))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> BytePairTokenizer:
+    found = load_tokenizer(tokenizer_folder)
+    assert isinstance(found, BytePairTokenizer)
+    return found
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
+    tied_head: bool, qkv_bias: bool, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt(tied_head=tied_head, qkv_bias=qkv_bias)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    for text in PROMPTS:
+        prompt = tokenizer.encode(text)
+        (ours,) = generate(model, [prompt], max_new_tokens=60, end_token_id=tokenizer.end_token_id)
+        theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 60)
+        assert theirs[: len(ours.token_ids)] == ours.token_ids
+        assert theirs[len(ours.token_ids) :] in ([], [tokenizer.end_token_id])
+
+
+def test_llama_cpp_stops_at_the_end_token(tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
+    """The end token's own head row, made the likeliest after a while, ends both continuations at one place."""
+    model = random_gpt(tied_head=False)
+    prompt = tokenizer.encode("Sara was")
+    (free,) = generate(model, [prompt], max_new_tokens=20, end_token_id=None)
+    with torch.no_grad():  # the end token takes the place of the token that comes seventh
+        model.head.weight[tokenizer.end_token_id] = 1.01 * model.head.weight[free.token_ids[6]]
+    (ours,) = generate(model, [prompt], max_new_tokens=40, end_token_id=tokenizer.end_token_id)
+    assert ours.finished and len(ours.token_ids) < 40
+    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 40)
+    assert theirs in (ours.token_ids, [*ours.token_ids, tokenizer.end_token_id])
+
+
+def test_llama_cpp_splits_text_into_our_tokens(
+    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer_folder, tokenizer, half=False)
+    server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
+    for text in (TEXT, " ", "a  b\n\n c", "I'll we'd 'S 007", "e\u0301 👩\u200d💻 \u00a0x"):
+        reply = requests.post(f"{server.listening_address}/tokenize", json={"content": text}, timeout=60)
+        assert reply.json()["tokens"] == tokenizer.encode(text), text
+
+
+def test_half_precision_halves_the_matrices_and_runs(
+    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt()
+    for name, half in (("whole.gguf", False), ("half.gguf", True)):
+        save_gguf(tmp_path / name, model, tokenizer_folder, tokenizer, half=half)
+    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "half.gguf").tensors}
+    assert {types[name] for name in ("blk.0.attn_qkv.weight", "token_embd.weight", "blk.1.ffn_down.weight")} == {"F16"}
+    assert {types[name] for name in ("blk.0.attn_qkv.bias", "output_norm.weight", "blk.1.ffn_down.bias")} == {"F32"}
+    assert (tmp_path / "half.gguf").stat().st_size < 0.7 * (tmp_path / "whole.gguf").stat().st_size
+    prompt = tokenizer.encode("Sara was")
+    theirs = continued_by_llama(tmp_path / "half.gguf", prompt, 20)
+    rounded = random_gpt()
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(parameter.half().float())
+    (ours,) = generate(rounded, [prompt], max_new_tokens=5, end_token_id=tokenizer.end_token_id)
+    assert theirs[: len(ours.token_ids)] == ours.token_ids
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
+    tied_head: bool, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt(qkv_bias=False, tied_head=tied_head)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    weights = model.state_dict()
+    assert len(tensors) == 4 + 12 * 2 + (not tied_head)
+    assert ("output.weight" in tensors) != tied_head
+    assert np.array_equal(tensors["blk.1.ffn_up.weight"], weights["blocks.1.feed_forward.expansion.weight"])
+    assert np.array_equal(tensors["blk.0.attn_norm.bias"], weights["blocks.0.norm1.shift"])
+    assert tensors["blk.0.attn_qkv.bias"].shape == (96,) and not tensors["blk.0.attn_qkv.bias"].any()
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.architecture"] == "gpt2"
+    assert fields["gpt2.block_count"] == 2
+    assert fields["gpt2.context_length"] == CONTEXT_LENGTH
+    assert fields["gpt2.embedding_length"] == 32
+    assert fields["gpt2.feed_forward_length"] == 128
+    assert fields["gpt2.attention.head_count"] == 4
+    assert fields["gpt2.attention.layer_norm_epsilon"] == pytest.approx(1e-5)
+    assert (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
+    assert fields["tokenizer.ggml.eos_token_id"] == tokenizer.end_token_id
+    assert fields["tokenizer.ggml.add_bos_token"] is False
+    assert len(fields["tokenizer.ggml.tokens"]) == 320
+    kinds = fields["tokenizer.ggml.token_type"]
+    assert [i for i, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL] == [tokenizer.end_token_id]
+
+
+def test_the_same_model_gives_the_same_bytes(
+    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    for name in ("one.gguf", "two.gguf"):
+        save_gguf(tmp_path / name, random_gpt(), tokenizer_folder, tokenizer, half=True)
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.gguf", "two.gguf"]

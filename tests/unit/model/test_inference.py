@@ -1,0 +1,76 @@
+"""A model made for decoding against the model itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.generate import GREEDY, generate
+from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.model.inference import PackedLinear, for_inference
+from scratchlm.model.lora import LoRALinear, LoRAParams, apply_lora
+
+
+def model(tied_head: bool = True) -> GPTModel:
+    config = GPTConfig(
+        vocab_size=29, context_length=16, emb_dim=16, n_heads=2, n_layers=2, dropout=0.3, qkv_bias=True,
+        tied_head=tied_head, initialisation="torch", attention="sdpa",
+    )  # fmt: skip
+    return build_model(config, seed=0)
+
+
+TOKENS = torch.arange(24).view(2, 12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_logits_are_the_models_at_both_precisions(tied_head: bool, precision: str, tolerance: float) -> None:
+    plain = model(tied_head).eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        twin = for_inference(plain)
+        found, expected = twin(TOKENS), plain(TOKENS)
+    assert found.dtype == expected.dtype == getattr(torch, precision)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_same_tokens_are_generated(precision: str) -> None:
+    plain, prompts = model(), [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        expected = generate(plain, prompts, max_new_tokens=12, end_token_id=0, sampling=GREEDY)
+        assert generate(for_inference(plain), prompts, max_new_tokens=12, end_token_id=0, sampling=GREEDY) == expected
+    assert len({tuple(row.token_ids) for row in expected}) == 3
+
+
+def test_the_model_itself_stays_as_it_was_and_what_is_not_a_matrix_is_shared() -> None:
+    plain = model().train()
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    twin = for_inference(plain)
+    assert plain.training and not twin.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+    assert not any(isinstance(module, PackedLinear) for module in plain.modules())
+    assert twin.token_embedding.weight is plain.token_embedding.weight
+    assert sum(isinstance(module, PackedLinear) for module in twin.modules()) == 2 * 4 + 1
+    assert not any(isinstance(module, nn.Linear) for module in twin.modules())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_lora_matrices_beside_a_layer_still_count(tied_head: bool) -> None:
+    plain = model(tied_head)
+    apply_lora(plain, LoRAParams(rank=2, alpha=4.0, layers="all"), seed=1)
+    for module in plain.modules():
+        if isinstance(module, LoRALinear):
+            nn.init.normal_(module.B)
+    plain.eval()
+    torch.testing.assert_close(for_inference(plain)(TOKENS), plain(TOKENS), rtol=1e-4, atol=1e-4)
+
+
+def test_where_packing_does_not_help_the_model_itself_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = model()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert for_inference(plain) is plain
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert for_inference(plain) is plain

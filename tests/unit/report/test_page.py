@@ -1,0 +1,466 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from markupsafe import Markup
+
+from scratchlm.data.catalogue import SourcesParams, wanted_files
+from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, ReferenceJudge, control_records, judge_records, judge_scores
+from scratchlm.report import page as report
+from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
+from scratchlm.report.page import collect, examples, render
+from scratchlm.report.tables import figure, metric_tables, percent, shortened, thinned
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
+from scratchlm.run.params import load_yaml
+from scratchlm.tasks.classification import PREDICTION_SCHEMA, confusion_rows
+from scratchlm.tasks.generation import RESPONSE_SCHEMA
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PROFILE = REPOSITORY / "profiles" / "sample.yaml"
+SCRIPT = "<script>alert('spam')</script>"
+SPLITS = ("train", "val", "test")
+
+
+def make_project(root: Path) -> Path:
+    """What all stages of the sample profile leave behind, in their layout, through their writers."""
+    metrics, data = root / "metrics", root / "data"
+    shutil.copy(PROFILE, root / "params.yaml")
+    shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
+    write_downloads(root)
+    counts = {"tokens": 250_000, "bytes": 1_000_495, "documents": 900, "bytes_per_token": 4.00198}
+    records = {"records": 100, "spam": 50, "tokens": 2_000}
+    write_json(
+        metrics / "tokenize.json",
+        {
+            "vocab_size": 2048,
+            "corpus": {"train": counts, "val": counts},
+            "messages": {"read": 2_000, "duplicates_across_splits": 3, **dict.fromkeys(SPLITS, records)},
+            "instructions": {"duplicates_across_splits": 0, **dict.fromkeys(SPLITS, {"records": 9, "tokens": 99})},
+        },
+    )
+    corpus = {"loss": 2.5371, "perplexity": 12.6429, "bits_per_byte": 0.914631}
+    write_json(
+        metrics / "pretrain.json",
+        {"train": corpus, "val": corpus, "parameters": 1_234_567, "untrained_val_loss": 7.64321},
+    )
+    for size, loss, n in (
+        ("nano", 1.87654, 900_001),
+        ("124M", 3.2, 124_412_160),
+    ):  # the second one is left over from another run
+        write_json(
+            metrics / "load_gpt2" / f"{size}.json",
+            {"val": corpus | {"loss": loss}, "parameters": n, "tensors_mapped": 40},
+        )
+    write_spam(root)
+    losses = {f"{split}_loss": 4.4567 for split in SPLITS}
+    write_json(metrics / "finetune_instruct.json", {"before": losses, "after": dict.fromkeys(losses, 0.61239)})
+    for stage in ("pretrain", "finetune_instruct"):
+        write_csv(metrics / "plots" / f"{stage}.csv", curve())
+    asked = {"id": "task-9", "instruction": "Name a bird.", "input": "", "output": "A heron.", "finished": True}
+    figures = {"train_loss": 2.0, "val_loss": 2.5}
+    write_json(
+        data / "samples" / "pretrain.json",
+        [{"evaluation": i, **figures, "text": f"Sara was here {i}"} for i in range(4)],
+    )
+    write_json(
+        data / "samples" / "finetune_instruct.json",
+        [{"evaluation": i, **figures, "responses": [asked | {"response": f"A duck {i}"}]} for i in range(4)],
+    )
+    write_responses(root, make_responses())
+    for name in ("pretrain", "gpt2-nano", "gpt2-124M", "finetune_spam", "finetune_instruct"):
+        write_text(data / "models" / name / "model.safetensors", f"weights of {name}")
+        shape = {"n_layers": 3, "n_heads": 4, "emb_dim": 128, "context_length": 256, "vocab_size": 2048}
+        write_json(data / "models" / name / "config.json", {"gpt": shape})
+    return root
+
+
+def write_downloads(root: Path) -> None:
+    params = load_yaml(root / "params.yaml")
+    found: dict[str, Any] = {}
+    for source, file in wanted_files(SourcesParams(**params["sources"]), params["gpt2_sizes"]):
+        entry = found.setdefault(source.name, {"files": 0, "bytes": 0, "sha256": {}})
+        entry["files"] += 1
+        entry["bytes"] += 1_000
+        entry["sha256"][file.name] = "ab" * 32
+    write_json(root / "metrics" / "download.json", found)
+
+
+def write_spam(root: Path) -> None:
+    predictions = [
+        {"id": f"sms-{i:05d}", "label": i % 2, "predicted": int(p > 0.5), "probability": p, "text": text}
+        for i, (p, text) in enumerate(
+            [
+                (0.02, "see you"),
+                (0.97, "WIN a prize"),
+                (0.71, "call me"),
+                (0.04, f"Grüße 🎉 {SCRIPT}"),
+                (0.1, "x" * 900),
+            ]
+        )
+    ]
+    write_table(root / "data" / "predictions" / "finetune_spam.parquet", predictions, PREDICTION_SCHEMA)
+    plots = root / "metrics" / "plots"
+    write_csv(plots / "finetune_spam_confusion.csv", confusion_rows(predictions))
+    write_csv(plots / "finetune_spam.csv", [row | {"train_accuracy": 0.9, "val_accuracy": 0.8} for row in curve()])
+    scores = {
+        "accuracy": 0.98765,
+        "accuracy_low": 0.95432,
+        "accuracy_high": 0.99123,
+        "precision": 0.98,
+        "recall": 0.99,
+        "f1": 0.98499,
+        "auroc": 0.99876,
+        "loss": 0.0456,
+        "confusion": {"ham_as_ham": 2, "ham_as_spam": 1, "spam_as_ham": 1, "spam_as_spam": 1},
+    }
+    write_json(
+        root / "metrics" / "finetune_spam.json",
+        {**dict.fromkeys(SPLITS, scores), "padded_tokens": 60, "trainable_parameters": 900_259},
+    )
+
+
+def curve() -> list[dict[str, float]]:
+    return [
+        {"step": 20 * i, "epoch": i / 4, "learning_rate": 1e-3 / (i + 1), "train_loss": 7.0 / (i + 1), "val_loss": 7.5}
+        for i in range(4)
+    ]
+
+
+def make_responses(before: bool = True, n: int = 30) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"task-{i:05d}",
+            "model": model,
+            "instruction": f"Double <b>{i}</b>.",
+            "input": "",
+            "output": f"It is {2 * i}.",
+            "response": f"It is {2 * i}." if model == "after" and i % 3 else f"{model} no {i}",
+            "finished": model == "after",
+        }
+        for model in (["before", "after"] if before else ["after"])
+        for i in range(n)
+    ]
+
+
+def write_responses(root: Path, responses: list[dict[str, Any]], failing: int = 0) -> None:
+    judge = ReferenceJudge()
+    judged = list(judge_records(judge, [*responses, *control_records(responses, 3)]))
+    for row in [row for row in judged if row["model"] == "after"][:failing]:
+        row |= {"score": None, "reason": "", "raw_reply": "{"}
+    write_table(root / "data" / "responses" / "generate.parquet", responses, RESPONSE_SCHEMA)
+    write_table(root / "data" / "responses" / "judge.parquet", judged, JUDGEMENT_SCHEMA)
+    write_json(root / "metrics" / "judge.json", judge_scores(judged, seed=1) | {"judge": judge.identity})
+    models = dict.fromkeys(row["model"] for row in responses)
+    counts = {"responses": 30, "finished": 30, "exact_matches": 20}
+    write_json(root / "metrics" / "generate.json", dict.fromkeys(models, counts))
+
+
+def change_params(root: Path, **changes: Any) -> None:
+    params = load_yaml(root / "params.yaml")
+    for key, value in changes.items():
+        params[key] = params[key] | value if isinstance(value, dict) else value
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def options(root: Path) -> dict[str, Path]:
+    return {
+        "params": root / "params.yaml",
+        "pipeline": root / "dvc.yaml",
+        "metrics": root / "metrics",
+        "samples": root / "data" / "samples",
+        "predictions": root / "data" / "predictions" / "finetune_spam.parquet",
+        "responses": root / "data" / "responses",
+        "models": root / "data" / "models",
+    }
+
+
+def page_of(root: Path) -> str:
+    return render(collect(**options(root)))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose page shows no curves: they take the time, and `page` has them."""
+    monkeypatch.setattr(report, "curve_chart", lambda *_: Markup("<svg></svg>"))
+    return make_project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page_of(make_project(tmp_path_factory.mktemp("project")))
+
+
+class Checker(HTMLParser):
+    """Texts and attributes of a page; complains if an element that must be closed is not."""
+
+    VOID = {"meta", "br", "path", "use", "rect"}
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.tags: set[str] = set()
+        self._open: list[str] = []
+        self.feed(page)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self._open.pop() == tag
+
+
+def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
+    page = page_of(project)
+    for number in ["7.643", "2.537", "12.64", "0.9146", "1.877", "0.985", "0.9988", "4.457", "0.6124", "1,234,567"]:
+        assert number in page, number
+    assert "98.8\N{NO-BREAK SPACE}%" in page
+    assert "95.4\N{NO-BREAK SPACE}% to 99.1\N{NO-BREAK SPACE}%" in page
+    mean = read_json(project / "metrics" / "judge.json")["after"]["mean_score"]
+    assert f"{mean:.4g}" in page
+    assert sha256_of(project / "data" / "models" / "pretrain" / "model.safetensors") in page
+    assert "CC0 1.0" in page
+    assert "max_micro_batch_size" in page
+    assert "Sara was here 3" in page and "A duck 0" in page
+
+
+def test_the_page_is_well_formed_and_its_contents_lead_somewhere(page: str) -> None:
+    found = Checker(page)
+    anchors = {value for _, name, value in found.attributes if name == "id"}
+    assert {value for tag, name, value in found.attributes if tag == "a" and name == "href"} <= {
+        f"#{anchor}" for anchor in anchors
+    }
+    ids = [value for _, name, value in found.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_texts_of_messages_and_tasks_are_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "Grüße 🎉 &lt;script&gt;alert(&#39;spam&#39;)&lt;/script&gt;" in page
+    assert "Double &lt;b&gt;" in page
+
+
+def test_the_most_confident_mistakes_come_first(page: str) -> None:
+    assert page.index("sms-00003") < page.index("sms-00002")
+    assert "2 of 5 test messages" in page
+    assert "sms-00001" not in page
+
+
+def test_nothing_outside_the_page_is_loaded(page: str) -> None:
+    found = Checker(page)
+    loading = [value for _, name, value in found.attributes if name in ("src", "href", "xlink:href", "action", "data")]
+    assert all(value.startswith("#") for value in loading)
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)'\"]*)", page))
+    assert not found.tags & {"script", "link", "img", "iframe", "object", "embed", "base"}
+    assert "@import" not in page
+
+
+def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
+    arguments = [text for name, path in options(project).items() for text in (f"--{name}", str(path))]
+    pages = []
+    for hash_seed in ("0", "1"):
+        target = project / hash_seed / "report.html"
+        subprocess.run(
+            [sys.executable, "-m", "stages.report", *arguments, "--page", target, "--log", project / "log.jsonl"],
+            check=True,
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+        )
+        pages.append(target.read_bytes())
+    assert pages[0] == pages[1]
+    assert pages[0].count(b"<svg") == 6
+
+
+def test_the_page_tells_nothing_of_time_place_and_versions(page: str, tmp_path: Path) -> None:
+    assert str(tmp_path.parent) not in page and str(REPOSITORY) not in page
+    assert "matplotlib" not in page.lower()
+    assert not re.search(r"\d\d:\d\d", page)
+
+
+def test_reading_the_report_module_loads_no_torch() -> None:
+    code = "import sys, scratchlm.report.page; sys.exit('torch' in sys.modules or 'pyplot' in str(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_leftovers_of_other_gpt2_sizes_are_not_shown(project: Path) -> None:
+    page = page_of(project)
+    assert "124,412,160" not in page and "124M" not in page
+
+
+def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
+    change_params(project, gpt2_sizes=["nano", "124M"])
+    write_downloads(project)
+    page = page_of(project)
+    assert "124,412,160" in page and "1.877" in page and "load_gpt2@124M" in page
+
+
+def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> None:
+    base = {"base": "pretrain"}
+    change_params(project, gpt2_sizes=[], finetune_spam=base, finetune_instruct=base)
+    shutil.rmtree(project / "metrics" / "load_gpt2")
+    write_downloads(project)
+    page = page_of(project)
+    assert "load_gpt2" not in page and "1.877" not in page
+    Checker(page)
+
+
+def test_without_answers_of_the_base_model_there_is_no_column_for_them(project: Path) -> None:
+    change_params(project, generate={"before": False})
+    write_responses(project, make_responses(before=False))
+    page = page_of(project)
+    assert "before finetuning" not in page
+    assert "after finetuning" in page
+    Checker(page)
+
+
+def test_failures_of_the_judge_are_counted_and_not_ranked(project: Path) -> None:
+    write_responses(project, make_responses(), failing=2)
+    page = page_of(project)
+    assert re.search(r"<td>after</td><td class=\"number\">30</td><td class=\"number\">2</td>", page)
+    shown = examples(collect(**options(project)).responses)
+    assert not {"task-00000", "task-00001"} & {row["id"] for rows in shown.values() for row in rows}
+
+
+def test_a_judge_that_failed_everywhere_still_gives_a_page(project: Path) -> None:
+    write_responses(project, make_responses(), failing=30)
+    Checker(page_of(project))
+
+
+def test_a_missing_auroc_is_a_dash(project: Path) -> None:
+    path = project / "metrics" / "finetune_spam.json"
+    scores = read_json(path)
+    del scores["test"]["auroc"]
+    write_json(path, scores)
+    assert re.search(r"test AUROC</td><td class=\"number\"></td><td class=\"number result\">–</td>", page_of(project))
+
+
+def test_a_run_without_mistakes_says_so(project: Path) -> None:
+    path = project / "data" / "predictions" / "finetune_spam.parquet"
+    right = [row | {"predicted": row["label"]} for row in read_table(path)]
+    write_table(path, right, PREDICTION_SCHEMA)
+    assert "None of the 5 test messages was misclassified" in page_of(project)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics/judge.json",
+        "metrics/load_gpt2/nano.json",
+        "metrics/plots/pretrain.csv",
+        "data/samples/pretrain.json",
+        "data/predictions/finetune_spam.parquet",
+        "data/responses/judge.parquet",
+        "data/models/pretrain/model.safetensors",
+    ],
+)
+def test_a_missing_file_is_named(project: Path, name: str) -> None:
+    (project / name).unlink()
+    with pytest.raises(UserError, match=f"{re.escape(name)}: no such file"):
+        page_of(project)
+
+
+def test_best_middling_and_worst_responses_are_shown_with_what_the_base_said(project: Path) -> None:
+    shown = examples(collect(**options(project)).responses)
+    assert list(shown) == ["Best", "Around the median", "Worst"]
+    best, worst = shown["Best"][0], shown["Worst"][-1]
+    assert best["score"] == 100 and worst["score"] < 50
+    assert best["before"]["id"] == best["id"] and best["before"]["model"] == "before"
+
+
+def real_graph(**changes: Any) -> dict[str, tuple[str, ...]]:
+    params = load_yaml(PROFILE)
+    for key, value in changes.items():
+        params[key] = params[key] | value if isinstance(value, dict) else value
+    return {stage.name: stage.sources for stage in stage_graph(load_yaml(REPOSITORY / "dvc.yaml"), params)}
+
+
+def test_the_real_pipeline_has_the_edges_that_its_parameters_make() -> None:
+    graph = real_graph()
+    assert graph["preflight"] == ()
+    assert graph["download"] == ("preflight",)
+    assert graph["tokenize"] == ("download",)
+    assert graph["pretrain"] == ("tokenize",)
+    assert graph["load_gpt2@nano"] == ("download", "tokenize")
+    assert graph["finetune_spam"] == ("tokenize", "load_gpt2@nano")
+    assert graph["generate"] == ("tokenize", "load_gpt2@nano", "finetune_instruct")
+    assert graph["judge"] == ("generate",)
+    assert "pretrain" in graph["report"] and "report" not in graph["report"]
+
+
+def test_another_base_model_rewires_the_real_pipeline() -> None:
+    assert real_graph(finetune_spam={"base": "pretrain"})["finetune_spam"] == ("tokenize", "pretrain")
+
+
+def test_no_gpt2_sizes_leave_no_loading_stage_in_the_real_pipeline() -> None:
+    base = {"base": "pretrain"}
+    graph = real_graph(gpt2_sizes=[], finetune_spam=base, finetune_instruct=base)
+    assert not any("load_gpt2" in name for name in graph)
+    assert graph["finetune_instruct"] == ("tokenize", "pretrain")
+
+
+def test_the_graph_is_drawn_for_every_list_of_sizes() -> None:
+    params = load_yaml(PROFILE)
+    sizes = ["nano", "124M", "355M", "774M", "1558M"]
+    for n in range(len(sizes) + 1):
+        stages = stage_graph(load_yaml(REPOSITORY / "dvc.yaml"), params | {"gpt2_sizes": sizes[:n]})
+        picture = graph_svg(stages)
+        assert picture.count("<rect") == len(stages)
+        assert picture.count('class="arrow"') == len(drawn_edges(stages))
+
+
+def test_an_edge_joins_stages_whose_paths_are_the_same_or_hold_each_other() -> None:
+    pipeline = {
+        "stages": {
+            "a": {"outs": ["x/folder", {"y.csv": {"cache": False}}]},
+            "b": {"deps": ["x/folder/file"], "metrics": ["z/deep/m.json"]},
+            "c": {"deps": ["y.csv", "z"], "desc": "<last>"},
+            "d": {"deps": ["x/folder2", "${name}"]},
+        }
+    }
+    stages = stage_graph(pipeline, {"name": "y.csv"})
+    assert [stage.sources for stage in stages] == [(), ("a",), ("a", "b"), ("a",)]
+    assert drawn_edges(stages) == [("a", "b"), ("b", "c"), ("a", "d")]
+    assert "<title>&lt;last&gt;</title>" in graph_svg(stages)
+
+
+def test_an_unknown_parameter_in_the_pipeline_is_named() -> None:
+    with pytest.raises(UserError, match=r"\$\{model.name\}, which params.yaml does not have"):
+        stage_graph({"stages": {"a": {"deps": ["${model.name}"]}}}, {"model": {}})
+
+
+def test_numbers_have_four_digits_and_shares_one_decimal() -> None:
+    values = [1_000_495, 2.53714, 123456.7, 0.0001, 5e-05, None, True, 100.0, "text"]
+    assert [figure(v) for v in values] == [
+        "1,000,495", "2.537", "123,457", "0.0001", "5e-05", "–", "yes", "100", "text",
+    ]  # fmt: skip
+    assert percent(0.98765) == "98.8\N{NO-BREAK SPACE}%"
+
+
+def test_long_texts_end_in_an_ellipsis_and_long_lists_keep_both_ends() -> None:
+    assert shortened("a" * 400) == "a" * 400
+    assert shortened("a" * 401) == "a" * 399 + "…"
+    assert thinned(range(100), 4) == [0, 33, 66, 99]
+    assert thinned([1, 2], 4) == [1, 2]
+
+
+def test_metrics_become_tables_with_splits_as_columns_in_their_order() -> None:
+    tables = metric_tables({"test": {"loss": 1.5}, "train": {"loss": 2, "c": {"a": 1}}, "width": 7})
+    assert tables[0] == ("", ("train", "test"), [("loss", ("2", "1.5")), ("c.a", ("1", "–"))])
+    assert metric_tables({"corpus": {"val": {"loss": 1}}})[0] == ("corpus", ("val",), [("loss", ("1",))])
+    assert tables[1] == ("", ("value",), [("width", ("7",))])

@@ -1,0 +1,135 @@
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages import tokenize
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+STAGE = '''"""Do one thing."""
+
+from pathlib import Path
+
+import elsewhere
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import append_log, read_json, write_text
+from scratchlm.run.stage import run
+
+
+def main(params: Path, model_folder: Path{log}) -> None:
+    {body}
+
+
+if __name__ == "__main__":
+    run(main)
+'''
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A clone, so to speak, in a folder that has this project's name."""
+    folder = tmp_path / "scratchlm" / "clone"
+    (folder / "stages").mkdir(parents=True)
+    (folder / "stages" / "__init__.py").touch()
+    (folder / "elsewhere.py").write_text("def fail():\n    raise ValueError('a library failed')\n")
+    return folder
+
+
+def run_stage(workplace: Path, body: str, *options: str, log: str = "") -> subprocess.CompletedProcess[str]:
+    (workplace / "stages" / "example.py").write_text(STAGE.format(body=body, log=log))
+    command = [sys.executable, "-m", "stages.example", *options]
+    return subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+
+
+ALL = ("--params", "p.yaml", "--model-folder", "m", "--log", "logs/example.jsonl")
+
+
+def test_options_reach_main_as_paths_and_a_line_is_logged(workplace: Path) -> None:
+    done = run_stage(workplace, "write_text(model_folder / 'a', repr(params))", *ALL)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (workplace / "m" / "a").read_text() == "PosixPath('p.yaml')"
+    (line,) = (workplace / "logs" / "example.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert set(record) == {"stage", "seconds", "peak_memory_bytes"}
+    assert record["stage"] == "example"
+    assert 1 << 20 < record["peak_memory_bytes"] < 1 << 36
+    assert record["seconds"] >= 0
+
+
+def test_the_end_of_a_stage_does_not_wait_for_a_search_for_garbage(workplace: Path) -> None:
+    body = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > len(gc.get_objects())))"
+    assert run_stage(workplace, body, *ALL).stdout == "True\n"
+
+
+def test_a_stage_that_asks_for_the_log_can_write_to_it(workplace: Path) -> None:
+    done = run_stage(workplace, "append_log(log, {'step': 1})", *ALL, log=", log: Path")
+    assert done.returncode == 0
+    records = [json.loads(line) for line in (workplace / "logs" / "example.jsonl").read_text().splitlines()]
+    assert [set(record) & {"step", "stage"} for record in records] == [{"step"}, {"stage"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        ("raise UserError('wrong; do this')", "example: wrong; do this\n"),
+        ("read_json(params)", "example: p.yaml: no such file; `dvc repro` makes every artifact, "
+         "`dvc checkout` restores cached ones\n"),
+        ("raise KeyboardInterrupt", "example: interrupted; nothing half-written was left, "
+         "`dvc repro` runs this stage again\n"),
+    ],
+    ids=["stage", "library", "interrupt"],
+)  # fmt: skip
+def test_what_the_user_must_act_on_is_one_line_and_status_1(workplace: Path, body: str, line: str) -> None:
+    done = run_stage(workplace, body, *ALL)
+    assert (done.returncode, done.stderr) == (1, line)
+    assert not (workplace / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "last"),
+    [
+        ("elsewhere.fail()", "ValueError: a library failed"),
+        ("{}['x']", "KeyError: 'x'"),
+        ("assert params is None", "AssertionError"),
+    ],
+    ids=["other library", "key", "assert"],
+)
+def test_a_defect_keeps_its_traceback(workplace: Path, body: str, last: str) -> None:
+    done = run_stage(workplace, body, *ALL)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == last
+    assert done.stderr.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "the following arguments are required: --params, --model-folder, --log"),
+        (ALL[:-2], "the following arguments are required: --log"),
+        ((*ALL, "--modle", "x"), "unrecognized arguments: --modle x"),
+    ],
+)
+def test_wrong_options_are_named_before_any_work(workplace: Path, options: tuple[str, ...], message: str) -> None:
+    done = run_stage(workplace, "write_text(Path('touched'), '')", *options)
+    assert done.returncode == 2
+    assert f"python -m stages.example: error: {message}" in done.stderr
+    assert not (workplace / "touched").exists()
+
+
+def test_a_mistake_in_params_is_one_line_of_a_real_stage(tmp_path: Path) -> None:
+    text = (REPOSITORY / "profiles" / "sample.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("shard_tokens: 10000000", "shard_tokens: 0"))
+    names = {*inspect.signature(tokenize.main).parameters, "log"} - {"params"}
+    options = [part for name in names for part in (f"--{name.replace('_', '-')}", str(tmp_path / name))]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.tokenize", "--params", str(tmp_path / "params.yaml"), *options],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == (
+        "tokenize: params.yaml: tokenize.corpus.shard_tokens is 0: must be greater than or equal to 1\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]

@@ -1,0 +1,183 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchlm.model.classifier import GPTClassifier, Texts
+from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_table, write_table
+from scratchlm.tasks.classification import (
+    PREDICTION_SCHEMA,
+    SpamEvaluation,
+    classification_scores,
+    confusion_rows,
+    prediction_rows,
+    spam_probabilities,
+)
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.tasks.spam import padded_texts
+
+Build = Callable[..., GPTModel]
+PAD = 10
+
+
+def message(number: int, label: int, token_ids: list[int]) -> dict[str, Any]:
+    return {"id": f"sms-{number:05d}", "label": label, "text": f"text {number}", "token_ids": token_ids}
+
+
+def texts_of(rows: list[dict[str, Any]]) -> Texts:
+    return padded_texts([row["token_ids"] for row in rows], PAD, 8)
+
+
+def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> SpamEvaluation:
+    texts = {split: texts_of(rows) for split, rows in splits.items()}
+    labels = {split: [row["label"] for row in rows] for split, rows in splits.items()}
+    return SpamEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
+
+
+def random_messages(n: int, seed: int) -> list[dict[str, Any]]:
+    source = np.random.default_rng(seed)
+    return [message(i, i % 2, source.integers(10, size=source.integers(1, 12)).tolist()) for i in range(n)]
+
+
+@pytest.fixture
+def classifier(tiny_gpt: Build) -> GPTClassifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return GPTClassifier(tiny_gpt(dropout=0.5), 2, "last_real")
+
+
+def test_scores_of_six_messages_by_hand() -> None:
+    labels = np.array([1, 1, 1, 0, 0, 0])
+    probabilities = np.array([0.9, 0.8, 0.3, 0.6, 0.2, 0.1])
+    scores = classification_scores(labels, probabilities)
+    assert scores["confusion"] == {"ham_as_ham": 2, "ham_as_spam": 1, "spam_as_ham": 1, "spam_as_spam": 2}
+    assert scores["accuracy"] == scores["precision"] == scores["recall"] == pytest.approx(4 / 6)
+    assert scores["f1"] == pytest.approx(4 / 6)
+    assert scores["auroc"] == pytest.approx(8 / 9)  # of 9 pairs of spam and ham, only 0.3 < 0.6 is the wrong way
+    assert scores["loss"] == pytest.approx(-sum(map(math.log, [0.9, 0.8, 0.3, 0.4, 0.8, 0.9])) / 6)
+    # Wilson: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    assert (scores["accuracy_low"], scores["accuracy_high"]) == pytest.approx((0.29999, 0.90323), abs=1e-4)
+
+
+def test_precision_and_recall_are_not_each_other() -> None:
+    scores = classification_scores(np.array([1, 1, 1, 1, 0]), np.array([0.9, 0.1, 0.1, 0.1, 0.1]))
+    assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx((1.0, 0.25, 0.4))
+
+
+def test_one_half_is_not_yet_spam() -> None:
+    assert classification_scores(np.array([1, 0]), np.array([0.5, 0.5]))["confusion"]["ham_as_ham"] == 1
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_where_only_one_class_occurs_there_is_no_auroc_and_the_rest_is_defined(label: int) -> None:
+    right = 0.9 if label else 0.1
+    scores = classification_scores(np.array([label] * 4), np.array([right] * 4))
+    assert "auroc" not in scores
+    assert scores["accuracy"] == scores["accuracy_high"] == 1
+    assert scores["precision"] == scores["recall"] == scores["f1"] == float(label)
+    assert scores["loss"] == pytest.approx(-math.log(0.9))
+
+
+def test_probabilities_that_are_no_numbers_are_one_sentence() -> None:
+    with pytest.raises(UserError, match="^the classifier's probabilities are no longer numbers; lower learning_rate"):
+        classification_scores(np.array([1, 0]), np.array([0.2, math.nan]))
+
+
+def test_where_nothing_is_called_spam_precision_is_0() -> None:
+    scores = classification_scores(np.array([1, 0]), np.array([0.2, 0.1]))
+    assert (scores["precision"], scores["recall"], scores["f1"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_sure_mistake_costs_much_and_not_infinitely_much() -> None:
+    assert 10 < classification_scores(np.array([1, 0]), np.array([0.0, 0.1]))["loss"] < 100
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
+def test_scores_hold_together(pairs: list[tuple[bool, float]]) -> None:
+    labels = np.array([int(label) for label, _ in pairs])
+    probabilities = np.array([probability for _, probability in pairs])
+    scores = classification_scores(labels, probabilities)
+    counts = scores["confusion"]
+    assert sum(counts.values()) == len(pairs)
+    assert counts["spam_as_ham"] + counts["spam_as_spam"] == labels.sum()
+    assert scores["accuracy"] == pytest.approx((counts["ham_as_ham"] + counts["spam_as_spam"]) / len(pairs))
+    assert (
+        scores["accuracy_low"] <= scores["accuracy"] + 1e-12 and scores["accuracy"] <= scores["accuracy_high"] + 1e-12
+    )
+    if ("auroc" in scores) and len(set(probabilities.tolist())) == len(pairs):
+        spam, ham = probabilities[labels == 1], probabilities[labels == 0]
+        assert scores["auroc"] == pytest.approx((spam[:, None] > ham).mean())  # Mann and Whitney 1947
+    expected = np.where(labels == 1, probabilities, 1 - probabilities)
+    assert scores["loss"] == pytest.approx(-np.log(expected).mean(), rel=1e-9)
+
+
+def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClassifier) -> None:
+    messages = random_messages(9, seed=1)
+    texts, everyone = texts_of(messages), np.arange(9)
+    classifier.train()
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    found = spam_probabilities(classifier, texts, everyone, batch_size=4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert classifier.training
+    assert found.shape == (9,) and found.dtype == np.float64
+    for batch_size in (1, 9, 20):
+        np.testing.assert_allclose(spam_probabilities(classifier, texts, everyone, batch_size), found, atol=1e-6)
+    classifier.eval()
+    for message, probability in zip(messages, found, strict=True):
+        cut = message["token_ids"][:8]
+        with torch.no_grad():  # without padding: a causal model's last real position does not see it
+            logits = classifier(torch.tensor([cut]), torch.tensor([len(cut)]))[0]
+        ham, spam = logits.exp().tolist()
+        assert probability == pytest.approx(spam / (ham + spam), abs=1e-6)
+    assert spam_probabilities(classifier, texts, everyone, 4).tolist() == found.tolist()
+    some = np.array([7, 0, 3])
+    np.testing.assert_allclose(spam_probabilities(classifier, texts, some, 4), found[some], atol=1e-6)
+    assert not classifier.training
+
+
+def test_quick_figures_are_of_the_same_few_messages_of_train_and_val(classifier: GPTClassifier) -> None:
+    splits = {name: random_messages(n, seed=n) for name, n in {"train": 11, "val": 5, "test": 4}.items()}
+    evaluation = evaluation_of(splits)
+    figures = evaluation.quick(classifier)
+    assert figures == evaluation.quick(classifier)
+    chosen = [splits["train"][i] for i in (0, 5, 10)]
+    probabilities = spam_probabilities(classifier, texts_of(chosen), np.arange(3), 2)
+    expected = classification_scores(np.array([row["label"] for row in chosen]), probabilities)
+    assert figures["train_loss"] == expected["loss"]
+    assert figures["train_accuracy"] == expected["accuracy"]
+    assert set(figures) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
+
+
+def test_full_figures_are_of_every_message_of_every_split(classifier: GPTClassifier) -> None:
+    splits = {name: random_messages(n, seed=n) for name, n in {"train": 11, "val": 5, "test": 4}.items()}
+    evaluation = evaluation_of(splits)
+    scores, probabilities = evaluation.full(classifier)
+    assert {split: len(found) for split, found in probabilities.items()} == {"train": 11, "val": 5, "test": 4}
+    for split, rows in splits.items():
+        labels = np.array([row["label"] for row in rows])
+        assert scores[split] == classification_scores(labels, probabilities[split])
+
+
+def test_a_prediction_is_kept_per_message_and_named_for_the_confusion_plot(tmp_path: Path) -> None:
+    rows = prediction_rows([message(0, 0, [1]), message(7, 1, [2])], np.array([0.75, 0.5]))
+    assert rows == [
+        {"id": "sms-00000", "label": 0, "text": "text 0", "probability": 0.75, "predicted": 1},
+        {"id": "sms-00007", "label": 1, "text": "text 7", "probability": 0.5, "predicted": 0},
+    ]
+    assert confusion_rows(rows) == [{"actual": "ham", "predicted": "spam"}, {"actual": "spam", "predicted": "ham"}]
+    write_table(tmp_path / "predictions.parquet", rows, PREDICTION_SCHEMA)
+    assert read_table(tmp_path / "predictions.parquet") == rows
+
+
+def test_every_message_needs_its_probability() -> None:
+    with pytest.raises(ValueError):
+        prediction_rows([message(0, 0, [1])], np.array([0.75, 0.5]))

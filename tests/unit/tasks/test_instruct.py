@@ -1,0 +1,85 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from scratchlm.model.lora import LoRALinear, LoRAParams, merge_lora
+from scratchlm.run.resume import Resume
+from scratchlm.tasks.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
+from scratchlm.training.loop import train
+
+ROWS = [
+    {"prompt_token_ids": [1, 2], "response_token_ids": [3, 4]},
+    {"prompt_token_ids": [5], "response_token_ids": [6]},
+    {"prompt_token_ids": [7, 8, 9], "response_token_ids": []},
+    {"prompt_token_ids": [1], "response_token_ids": [2, 3]},
+]
+
+
+@pytest.fixture(scope="session")
+def params(training_values: dict[str, Any]) -> Any:
+    values = training_values | {"base": "pretrain", "mask_instruction": True, "dropout": 0.0, "lora": None}
+    return lambda **changes: FinetuneInstructParams(**values | changes)
+
+
+@pytest.mark.parametrize(
+    ("mask", "targets", "n_scored"),
+    [
+        (True, [[6, 0, -100, -100], [-100, 3, 4, 0]], 5),
+        (False, [[6, 0, -100, -100], [2, 3, 4, 0]], 6),
+    ],
+)
+def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_scored: int) -> None:
+    task = instruct_task(ROWS, 0, 8, params(mask_instruction=mask), dict, [])
+    batch = task.batch(np.array([1, 0]))
+    assert task.n_examples == 4
+    assert [tensor.tolist() for tensor in batch.tensors] == [[[5, 6, 0, 0], [1, 2, 3, 4]], targets]
+    assert batch.n_scored == n_scored
+
+
+def test_the_loss_is_torchs_over_response_tokens(tiny_gpt: Any, params: Any) -> None:
+    model, task = tiny_gpt().double(), instruct_task(ROWS, 0, 8, params(), dict, [])
+    inputs, targets = task.batch(np.arange(4)).tensors
+    mean = task.loss(model, inputs, targets) / task.batch(np.arange(4)).n_scored
+    torch.testing.assert_close(mean, F.cross_entropy(model(inputs).transpose(1, 2), targets))
+
+
+def test_without_lora_everything_trains(tiny_gpt: Any, params: Any) -> None:
+    model = tiny_gpt()
+    prepare_assistant(model, params(), 1)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_with_lora_training_moves_its_matrices_and_nothing_else(
+    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path, tied: bool
+) -> None:
+    p = params(lora=LoRAParams(rank=2, alpha=2.0, layers="all"), epochs=4)
+    model = tiny_gpt(tied_head=tied)
+    inputs = torch.tensor([[1, 2, 3]])
+    untouched = model(inputs)
+    prepare_assistant(model, p, 1)
+    assert isinstance(model.head, LoRALinear) != tied
+    assert torch.equal(model(inputs), untouched)  # B starts at zero
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    train(model, instruct_task(ROWS, 0, 8, p, lambda: {"loss": 0.0}, []), p, runtime, cpu, tmp_path / "log", Resume())
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.split(".")[-1] in ("A", "B")}
+    learned = model(inputs)
+    assert not torch.allclose(learned, untouched, atol=1e-4)
+    merge_lora(model)
+    torch.testing.assert_close(model(inputs), learned, rtol=1e-5, atol=1e-5)
+
+
+def test_the_matrices_are_drawn_from_the_seed(tiny_gpt: Any, params: Any) -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        model = tiny_gpt()
+        torch.manual_seed(len(drawn))
+        prepare_assistant(model, params(lora=LoRAParams(rank=2, alpha=2.0, layers="all")), seed)
+        drawn.append(model.head.A.detach())
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])

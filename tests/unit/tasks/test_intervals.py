@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchlm.tasks.intervals import mean_interval, share_interval
+
+
+def test_one_value_is_its_own_interval() -> None:
+    assert mean_interval([42], seed=1) == (42.0, 42.0)
+
+
+def test_equal_values_have_no_spread() -> None:
+    assert mean_interval([7.5] * 12, seed=1) == (7.5, 7.5)
+
+
+def test_two_values_reach_from_one_to_the_other() -> None:
+    """A resample's mean is 0, 50 or 100 with chances 1/4, 1/2, 1/4: both tails hold more than 2.5 %."""
+    assert mean_interval([0.0, 100.0], seed=1) == (0.0, 100.0)
+
+
+def test_the_interval_is_that_of_resampled_means() -> None:
+    """An independent bootstrap written out; quantiles of 2000 and 20,000 means differ by about 2 % of the spread."""
+    values = np.random.default_rng(3).exponential(10, size=60)
+    draws = np.random.default_rng(4).integers(60, size=(20_000, 60))
+    expected = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    spread = values.std() / np.sqrt(60)
+    np.testing.assert_allclose(mean_interval(values.tolist(), seed=5), expected, atol=0.2 * spread)
+
+
+def test_the_interval_depends_on_its_seed_alone() -> None:
+    values = [1.0, 5.0, 2.0, 9.0, 4.0]
+    np.random.seed(0)
+    first = mean_interval(values, seed=1)
+    np.random.seed(1)
+    assert mean_interval(values, seed=1) == first
+    assert np.random.random() == np.random.RandomState(1).random()
+
+
+def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:
+    """For 40 normal values the percentile interval is expected to cover in 94.0 % (Student's t with 39 degrees).
+
+    Over 300 draws the share found has a standard deviation of 1.4 points; four of them are allowed.
+    """
+    source = np.random.default_rng(11)
+    covered = 0
+    for seed in range(300):
+        low, high = mean_interval(source.normal(50, 20, size=40).tolist(), seed)
+        covered += low <= 50 <= high
+    assert covered / 300 == pytest.approx(0.94, abs=4 * 0.014)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval_is_the_textbooks(successes: int, n: int, low: float, high: float) -> None:
+    assert share_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilsons_interval_solves_its_equation_and_holds_the_share(n: int, share: float) -> None:
+    """Wilson 1927: both ends p satisfy (found - p)² = z² p (1 - p) / n."""
+    successes = round(share * n)
+    found, z = successes / n, 1.959963984540054
+    low, high = share_interval(successes, n)
+    assert 0 <= low <= found + 1e-12 and found - 1e-12 <= high <= 1
+    for p in (low, high):
+        assert (found - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-9)

@@ -1,0 +1,111 @@
+"""Remembering what frozen blocks give changes how long the experiment takes, and no figure of it."""
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from scratchlm.data.messages import MessagesParams, write_messages
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.formats.openai import load_openai
+from scratchlm.model.classifier import Position, Texts
+from scratchlm.model.gpt import GPTModel
+from scratchlm.run.device import RuntimeParams
+from scratchlm.run.files import read_splits
+from scratchlm.run.resume import Resume
+from scratchlm.tasks import spam_experiment
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.tasks.spam import FinetuneSpamParams
+from scratchlm.tasks.spam_experiment import SpamExperiment, run_spam_experiment
+
+pytestmark = pytest.mark.usefixtures("deterministic_as_before")
+Splits = Mapping[str, Sequence[Mapping[str, Any]]]
+SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample"
+
+
+@pytest.fixture
+def both_ways(
+    training_values: dict[str, Any], runtime: RuntimeParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[SpamExperiment, SpamExperiment]]:
+    """The experiment on two models with the same weights: frozen blocks remembered, and run for every batch."""
+    remembered = []
+    remember = Texts.remember
+    monkeypatch.setattr(Texts, "remember", lambda *args: (remembered.append(args), remember(*args)))
+
+    def run(trunks: Sequence[GPTModel], splits: Splits, pad_token_id: int, **changes: Any) -> Any:
+        values = training_values | {
+            "base": "gpt2-nano", "pretrained": True, "trainable": "last_block", "padding": "longest", "dropout": 0.0,
+            "lora": None,
+        }  # fmt: skip
+        params = FinetuneSpamParams(**values | changes)
+        evaluation = EvaluationParams(context_length=8, batch_size=8, max_rows=40)
+        found = []
+        for trunk, n_bytes in zip(trunks, (1 << 30, 0), strict=True):
+            monkeypatch.setattr(spam_experiment, "REMEMBERED_BYTES", n_bytes)
+            log = tmp_path / "log.jsonl"
+            found.append(run_spam_experiment(trunk, splits, pad_token_id, params, evaluation, runtime, log, Resume()))
+            assert len(remembered) == len(splits)  # the first run's
+        return tuple(found)
+
+    return run
+
+
+def assert_curves_are_near(fast: SpamExperiment, slow: SpamExperiment, rel: float, messages: int) -> None:
+    """Losses to a relative `rel`; accuracies to one message of the `messages` that an evaluation looks at."""
+    assert len(fast.curve) == len(slow.curve)
+    assert fast.curve[0]["train_loss"] != pytest.approx(fast.curve[-1]["train_loss"], rel=rel)  # it has learned
+    for mine, other in zip(fast.curve, slow.curve, strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            near = {"abs": 1.01 / messages} if name.endswith("accuracy") else {"rel": rel}
+            assert mine[name] == pytest.approx(value, **near), name
+
+
+@pytest.mark.parametrize("position", get_args(Position))
+def test_on_a_tiny_model_the_curve_and_all_probabilities_stay_the_same(
+    tiny_gpt: Callable[..., GPTModel], both_ways: Any, position: Position
+) -> None:
+    source = np.random.default_rng(3)
+    splits = {
+        split: [
+            {"label": i % 2, "token_ids": (source.integers(5, size=source.integers(1, 9)) + 5 * (i % 2)).tolist()}
+            for i in range(n)
+        ]
+        for split, n in (("train", 24), ("val", 10), ("test", 10))
+    }
+    trunks = [tiny_gpt(n_layers=3) for _ in range(2)]
+    fast, slow = both_ways(trunks, splits, 10, position=position, epochs=3.0, evaluate_every_steps=4)
+    assert_curves_are_near(fast, slow, rel=1e-5, messages=10_000)  # not one message differs
+    for split, expected in slow.probabilities.items():
+        np.testing.assert_allclose(fast.probabilities[split], expected, rtol=1e-4)
+    assert fast.scores["padded_tokens"] == slow.scores["padded_tokens"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", get_args(Position))
+def test_on_the_sample_the_losses_are_near_and_the_accuracies_within_one_message(
+    both_ways: Any, tmp_path: Path, position: Position
+) -> None:
+    tokenizer = load_tokenizer(SAMPLE / "gpt2-nano")
+    params = MessagesParams(reading="strict", balance=True, train_fraction=0.7, val_fraction=0.1)
+    write_messages(sms_collection(tmp_path), tokenizer, tmp_path / "messages", params, seed=123)
+    splits = read_splits(tmp_path / "messages")
+    trunk, _ = load_openai(SAMPLE / "gpt2-nano", "nano", tmp_path)
+    fast, slow = both_ways(
+        (trunk, deepcopy(trunk)), splits, tokenizer.end_token_id, position=position, epochs=2.0, batch_size=8,
+        learning_rate=0.001, evaluate_every_steps=50,
+    )  # fmt: skip
+    assert_curves_are_near(fast, slow, rel=1e-3, messages=40)
+    for split, rows in splits.items():
+        assert fast.scores[split]["accuracy"] == pytest.approx(slow.scores[split]["accuracy"], abs=1.01 / len(rows))
+        assert fast.scores[split]["loss"] == pytest.approx(slow.scores[split]["loss"], rel=1e-3)
+
+
+def sms_collection(folder: Path) -> Path:
+    """The sample's messages, out of their archive."""
+    with zipfile.ZipFile(SAMPLE / "sms+spam+collection.zip") as archive:
+        return Path(archive.extract("SMSSpamCollection", folder))

@@ -1,0 +1,82 @@
+"""What a stage imports before its work begins. Every run of it waits for that, so heavy packages are asked for here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_architecture import STAGES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEAVY = (
+    "dvc", "httpx", "jinja2", "matplotlib", "ollama", "pandas", "pyarrow", "requests", "safetensors", "scipy.stats",
+    "sklearn", "tensorflow", "tiktoken", "tokenizers", "torch", "torch._dynamo", "transformers",
+)  # fmt: skip
+MODELS = {"pyarrow", "safetensors", "tiktoken", "torch"}
+IMPORTS = {
+    "code": {"pyarrow"},
+    "preflight": MODELS | {"requests"},  # torch for the arithmetic; the others, milliseconds, come with the parameters
+    "download": {"pyarrow", "requests"},  # pyarrow, everywhere, for the states of unfinished runs
+    "tokenize": {"pyarrow", "tiktoken"},
+    "pretrain": MODELS,
+    "load_gpt2": MODELS,  # TensorFlow has a process of its own
+    "finetune_spam": MODELS,
+    "ablate_spam": MODELS,
+    "finetune_instruct": MODELS,
+    "generate": MODELS,
+    "judge": {"pyarrow"},
+    "report": {"jinja2", "matplotlib", "pyarrow"},
+}
+COMPUTING = """
+import sys
+from pathlib import Path
+from scratchlm.formats.native import load_gpt, save_gpt
+from scratchlm.model.config import gpt2_config
+from scratchlm.model.generate import generate
+from scratchlm.model.gpt import build_model
+from scratchlm.run.device import DeviceParams, set_up
+from scratchlm.training.optimizer import TrainingParams, build_optimizer
+
+set_up(DeviceParams(device="cpu", threads=1, precision="float32"))
+save_gpt(Path("model"), build_model(gpt2_config("nano", 300, 16), 0))
+model = load_gpt(Path("model"))
+generate(model, [[1, 2], [3]], max_new_tokens=2, end_token_id=None)
+settings = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.9, "weight_decay": 0.1, "weight_decay_on": "matrices"}
+optimizer = build_optimizer(model, TrainingParams.model_construct(**settings))
+model.hidden_states(model.token_embedding.weight.new_zeros(1, 4).long()).sum().backward()
+optimizer.step()
+optimizer.zero_grad()
+print(*sys.modules)
+"""
+
+
+def modules_after(program: str, folder: Path = REPOSITORY) -> set[str]:
+    """What a fresh Python has imported when the program ends."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_only_the_heavy_packages_that_it_needs(stage: str) -> None:
+    found = modules_after(f"import sys, stages.{stage}; print(*sys.modules)") & set(HEAVY)
+    more, fewer = sorted(found - IMPORTS[stage]), sorted(IMPORTS[stage] - found)
+    assert not more, (
+        f"stages.{stage} now imports {', '.join(more)} before its work begins; split the module that brings it in, "
+        "import it where it is used, or, if the stage cannot do without it, add it to IMPORTS"
+    )
+    assert not fewer, f"stages.{stage} no longer imports {', '.join(fewer)}; take it out of IMPORTS"
+
+
+def test_nothing_that_a_stage_computes_imports_torchs_compiler(tmp_path: Path) -> None:
+    """It takes a second, and three ways lead to it: switching on determinism, the meta device and the optimizers."""
+    assert "torch._dynamo" not in modules_after(COMPUTING, tmp_path)
+
+
+def test_the_process_that_reads_tensorflows_files_does_without_keras_and_torch(tmp_path: Path) -> None:
+    prefix = REPOSITORY / "data" / "sample" / "gpt2-nano" / "model.ckpt"
+    program = f"import sys; from scratchlm.formats.tensorflow_reader import main; main({str(prefix)!r}, 'weights')"
+    found = modules_after(f"{program}; print(*sys.modules)", tmp_path)
+    assert "tensorflow" in found
+    assert not found & {"keras", "matplotlib", "pyarrow", "sklearn", "torch"}

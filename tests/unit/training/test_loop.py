@@ -1,0 +1,296 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from scratchlm.data.corpus import TokenWindows
+from scratchlm.run.errors import UserError
+from scratchlm.run.resume import Resume
+from scratchlm.tasks.instruct import FinetuneInstructParams, instruct_task
+from scratchlm.tasks.pretraining import pretraining_task
+from scratchlm.training.loop import Batch, Task, batch_indices, count_steps, train
+from scratchlm.training.optimizer import AdamW, TrainingParams, learning_rate_at
+
+ROWS = [
+    {"prompt_token_ids": [1 + i % 3] * (1 + i % 2), "response_token_ids": [(i + j) % 11 for j in range(1 + i % 5)]}
+    for i in range(12)
+]
+
+
+@pytest.fixture(scope="session")
+def params(training_values: dict[str, Any]) -> Any:
+    return lambda **changes: TrainingParams(**training_values | changes)
+
+
+@pytest.fixture
+def learn(runtime: Any, cpu: torch.device, tmp_path: Path) -> Any:
+    def run(model: torch.nn.Module, task: Task, p: TrainingParams) -> list[dict[str, float]]:
+        return train(model, task, p, runtime, cpu, tmp_path / "log.jsonl", Resume())
+
+    return run
+
+
+def nothing() -> dict[str, float]:
+    return {"loss": 0.0}
+
+
+def windows_task(evaluate: Any = nothing) -> Task:
+    return pretraining_task("pretrain", TokenWindows(np.arange(60) % 11, 6, 4), evaluate, [])
+
+
+def responses_task(training_values: dict[str, Any]) -> Task:
+    p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
+    return instruct_task(ROWS, 0, 8, p, nothing, [])
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_steps_are_full_batches_times_epochs(params: Any) -> None:
+    assert count_steps(11, params(batch_size=4, epochs=1.0)) == 2
+    assert count_steps(11, params(batch_size=4, epochs=2.5)) == 5
+    assert count_steps(4, params(batch_size=4, epochs=1)) == 1
+    assert count_steps(100, params(batch_size=1, epochs=0.29)) == 29  # 0.29 * 100 is 28.999…
+
+
+@pytest.mark.parametrize(
+    ("n_examples", "epochs", "sentence"),
+    [
+        (
+            3,
+            2.0,
+            "3 training examples give 0 batches of 4 an epoch, and 2.0 epochs no step; lower batch_size",
+        ),
+        (
+            8,
+            0.25,
+            "8 training examples give 2 batches of 4 an epoch, and 0.25 epochs no step; lower batch_size or "
+            "raise epochs",
+        ),
+    ],
+)
+def test_too_few_examples_for_a_step_are_refused(params: Any, n_examples: int, epochs: float, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        count_steps(n_examples, params(epochs=epochs))
+    assert str(caught.value) == sentence
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 2**31 - 1))
+def test_an_epoch_takes_each_example_at_most_once_and_leaves_less_than_a_batch(
+    n_examples: int, batch_size: int, seed: int
+) -> None:
+    per_epoch = n_examples // batch_size
+    for epoch in range(2 if per_epoch else 0):
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        taken = np.concatenate([batch_indices(step, n_examples, batch_size, seed) for step in steps])
+        assert len(taken) == len(set(taken.tolist())) == per_epoch * batch_size
+        assert set(taken.tolist()) <= set(range(n_examples))
+
+
+def test_the_examples_of_a_step_depend_on_seed_and_step_alone() -> None:
+    forward = [batch_indices(step, 20, 4, 1).tolist() for step in range(15)]
+    torch.manual_seed(99)
+    backward = [batch_indices(step, 20, 4, 1).tolist() for step in reversed(range(15))]
+    assert forward == backward[::-1]
+    assert sorted(sum(forward[:5], [])) == sorted(sum(forward[5:10], [])) == [*range(20)]
+    assert forward[:5] != forward[5:10] != forward[10:]
+    assert forward[:5] != [batch_indices(step, 20, 4, 2).tolist() for step in range(5)]
+
+
+def test_a_run_is_that_of_a_plain_loop_with_torchs_own_parts(
+    tiny_gpt: Any, params: Any, learn: Any, runtime: Any
+) -> None:
+    p = params(epochs=3, weight_decay_on="all", max_grad_norm=0.5)
+    task = windows_task()
+    model, plain = tiny_gpt().double(), tiny_gpt().double()
+    learn(model, task, p)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.1, foreach=False)
+    n_steps = count_steps(task.n_examples, p)
+    assert n_steps > 6
+    for step in range(n_steps):
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, n_steps, p)
+        inputs, targets = task.batch(batch_indices(step, task.n_examples, 4, runtime.seed)).tensors
+        F.cross_entropy(plain(inputs).flatten(0, 1), targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5])
+def test_micro_batches_with_unequal_scored_tokens_give_the_weights_of_one_batch(
+    tiny_gpt: Any, params: Any, learn: Any, training_values: dict[str, Any], micro: int
+) -> None:
+    task = responses_task(training_values)
+    assert len({task.batch(np.arange(i, i + 3)).n_scored for i in range(0, 12, 3)}) > 1
+    results = []
+    for size in (6, micro):
+        model = tiny_gpt().double()
+        learn(model, task, params(batch_size=6, max_micro_batch_size=size, epochs=3))
+        results.append(weights(model))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
+
+
+def test_a_micro_batch_may_score_nothing_but_a_whole_batch_may_not(
+    tiny_gpt: Any, params: Any, learn: Any, training_values: dict[str, Any]
+) -> None:
+    long = {"prompt_token_ids": [1] * 9, "response_token_ids": [2]}
+    p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
+    model = tiny_gpt()
+    learn(model, instruct_task([*ROWS[:3], long], 0, 8, p, nothing, []), params(max_micro_batch_size=1))
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    with pytest.raises(UserError) as caught:
+        learn(model, instruct_task([long] * 4, 0, 8, p, nothing, []), params())
+    assert str(caught.value) == (
+        "finetune_instruct: no target is scored in step 1; shorten the prompts or widen the context"
+    )
+
+
+def test_evaluating_more_often_changes_no_weight(tiny_gpt: Any, params: Any, learn: Any) -> None:
+    results = []
+    for every in (1, 1000):
+        model = tiny_gpt(dropout=0.3)
+
+        def evaluate(model: torch.nn.Module = model) -> dict[str, float]:
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            return {"loss": model(torch.zeros(1, 3, dtype=torch.long)).mean().item()}
+
+        curve = learn(model, windows_task(evaluate), params(evaluate_every_steps=every, epochs=2))
+        results.append((weights(model), curve))
+    (one, often), (other, seldom) = results
+    assert len(often) > len(seldom) == 2
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert often[0] == seldom[0] and often[-1] == seldom[-1]
+
+
+def test_two_runs_give_the_same_weights_bit_for_bit_and_another_seed_others(
+    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path
+) -> None:
+    results = []
+    for seed in (7, 7, 8):
+        torch.manual_seed(len(results))  # what happened before must not matter
+        model = tiny_gpt(dropout=0.3)
+        train(
+            model, windows_task(), params(), runtime.model_copy(update={"seed": seed}), cpu, tmp_path / "log", Resume()
+        )
+        results.append(weights(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert not torch.equal(results[0]["head.weight"], results[2]["head.weight"])
+
+
+def test_dropout_is_drawn_anew_from_the_tasks_own_stream(tiny_gpt: Any, params: Any, learn: Any) -> None:
+    results = []
+    for name in ("pretrain", "other"):
+        model = tiny_gpt(dropout=0.3)
+        learn(model, windows_task()._replace(name=name), params())
+        results.append(model.head.weight.clone())
+    assert not torch.equal(*results)
+
+
+def test_the_curve_has_step_epoch_rate_and_figures_by_hand(
+    tiny_gpt: Any, params: Any, learn: Any, tmp_path: Path
+) -> None:
+    figures = iter([{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0}, {"loss": 0.5}])
+    task = windows_task(lambda: next(figures))
+    assert task.n_examples == 14
+    p = params(epochs=1.7, evaluate_every_steps=2, schedule="constant", warmup_steps=4)  # three steps an epoch
+    curve = learn(tiny_gpt(), task, p)
+    assert curve == [
+        {"step": 0, "epoch": 0.0, "learning_rate": pytest.approx(0.0025), "loss": 3.0},
+        {"step": 2, "epoch": pytest.approx(2 / 3), "learning_rate": pytest.approx(0.0075), "loss": 2.0},
+        {"step": 4, "epoch": pytest.approx(4 / 3), "learning_rate": pytest.approx(0.01), "loss": 1.0},
+        {"step": 5, "epoch": pytest.approx(5 / 3), "learning_rate": pytest.approx(0.01), "loss": 0.5},
+    ]
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [2, 4, 5]
+    assert set(records[0]) == {"step", "scored_per_second", "training_seconds"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run_with_the_remedy(
+    tiny_gpt: Any, params: Any, learn: Any, value: float
+) -> None:
+    figures = iter([{"loss": 1.0, "accuracy": 0.5}, {"loss": value, "accuracy": 0.5}])
+    with pytest.raises(UserError) as caught:
+        learn(tiny_gpt(), windows_task(lambda: next(figures)), params(evaluate_every_steps=2))
+    assert str(caught.value) == (
+        f"pretrain: the loss is no longer a number at step 2 ({{'loss': {value}, 'accuracy': 0.5}}); "
+        "lower learning_rate, raise warmup_steps, or use precision float32"
+    )
+
+
+def test_gradients_are_clipped_from_the_first_step(params: Any, learn: Any) -> None:
+    norms = []
+
+    class Line(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(3))
+
+    def loss(model: Line, x: torch.Tensor) -> torch.Tensor:
+        return (model.weight * x).sum() * 100
+
+    model = Line()
+    step = AdamW.step
+
+    def watched(self: AdamW, *arguments: Any) -> Any:
+        norms.append(model.weight.grad.norm().item())
+        return step(self, *arguments)
+
+    task = Task("line", 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing, [])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AdamW, "step", watched)
+        learn(model, task, params(epochs=3, max_grad_norm=0.25))
+    assert norms == pytest.approx([0.25] * 3, rel=1e-4)
+
+
+def test_the_model_is_left_ready_to_be_used(tiny_gpt: Any, params: Any, learn: Any) -> None:
+    model = tiny_gpt(dropout=0.5)
+    learn(model, windows_task(), params())
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_model_learns_what_repeats(tiny_gpt: Any, params: Any, learn: Any) -> None:
+    model, task = tiny_gpt(emb_dim=16), windows_task()
+    learn(model, task, params(epochs=30, learning_rate=0.02))
+    inputs, targets = task.batch(np.arange(4)).tensors
+    assert (model(inputs).argmax(-1) == targets).all()
+
+
+def test_bfloat16_trains_weights_that_stay_in_float32(
+    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path
+) -> None:
+    model = tiny_gpt()
+    seen = set()
+    model.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    train(
+        model,
+        windows_task(),
+        params(),
+        runtime.model_copy(update={"precision": "bfloat16"}),
+        cpu,
+        tmp_path / "log",
+        Resume(),
+    )
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_batch_of_windows_by_hand() -> None:
+    task = windows_task()
+    batch = task.batch(np.array([1, 0]))
+    assert batch.n_scored == 12
+    assert [tensor.tolist() for tensor in batch.tensors] == [
+        [[4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5]],
+        [[5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6]],
+    ]

@@ -1,0 +1,36 @@
+"""Say whether two builds gave the same bytes: compare two dvc.lock files, what belongs to the code left out.
+
+    python tools/same_results.py before/dvc.lock after/dvc.lock
+
+outputs are compared by hash. Status 1 if anything differs. The report is left out: it shows the
+graph, and its words change with the code.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LEFT_OUT = ("data/code", "data/report.html")
+
+
+def results(lock: Path) -> dict[str, Any]:
+    """What dvc.lock says of each output: path -> hash."""
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if not out["path"].startswith(LEFT_OUT)}
+
+
+def main(before: Path, after: Path) -> int:
+    """Print every output that differs; the number of them."""
+    old, new = results(before), results(after)
+    different = [path for path in dict.fromkeys((*old, *new)) if old.get(path) != new.get(path)]
+    for path in different:
+        print(f"{path}: {old.get(path, 'absent')} -> {new.get(path, 'absent')}")
+    print(f"{len(old)} outputs before, {len(new)} after, {len(different)} differ")
+    return min(1, len(different))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
