@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from scratchlm.report.charts import FIRST, SECOND
-from scratchlm.run.files import whole_file
+from scratchlm.run.files import atomic_write
 
 COLOURS = (FIRST, SECOND, "#009e73")
 LINEAR_RATIO = 30  # between highest and lowest: beyond it, a linear axis shows only the highest
@@ -51,7 +51,7 @@ def write_chart(path: Path, title: str, x_label: str, panels: Sequence[Panel]) -
             axis.grid(True, linewidth=0.5, color="#dddddd")
             axis.spines[["right", "top"]].set_visible(False)
         figure.legend(panels[0].series, loc="outside lower center", ncols=len(panels[0].series), frameon=False)
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 

@@ -25,6 +25,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from scratchlm.run.code import installed_version
+from scratchlm.run.context import Run as StageRun
 from scratchlm.run.device import DeviceParams, set_up
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -165,8 +166,9 @@ def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times
     Where torch's own choice is slower, it would be a peak that training exceeds.
     """
     params = DeviceParams(device=device, threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
-    place = set_up(params)
-    a, b = (torch.randn(size, size, device=place, dtype=getattr(torch, precision)) for _ in range(2))
+    context = StageRun()
+    set_up(context, params)
+    a, b = (torch.randn(size, size, device=context.device, dtype=getattr(torch, precision)) for _ in range(2))
 
     def run() -> float:
         for _ in range(times):

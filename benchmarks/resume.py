@@ -1,7 +1,7 @@
-"""What keeping states for a resume costs: the same training with and without them, alternating, in one run.
+"""The cost of checkpoints: the same training with and without them, alternating, in one run.
 
-Run as `python -m benchmarks.resume --size small --repeats 3`. States are kept as often as they ever may be
-(SCRATCHLM_RESUME_SECONDS is 0), for trainings long enough for some. Writes benchmarks/results/resume-<size>.json.
+Run as `python -m benchmarks.resume --size small --repeats 3`. Checkpoints are saved as often as they ever
+may be (SCRATCHLM_RESUME_SECONDS is 0), in trainings long enough for some. Writes benchmarks/results/resume-<size>.json.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from benchmarks.harness import RESULTS
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
-from scratchlm.run.device import RuntimeParams
+from scratchlm.run.context import Run
 from scratchlm.run.files import write_json
-from scratchlm.run.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, LARGEST_SHARE, Resume
+from scratchlm.run.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, PAUSE_PER_COST, Checkpoint
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import train
 from scratchlm.training.optimizer import TrainingParams
 
 BATCH_SIZE, WINDOW = 2, 256
-STATES = 3  # about how many a training is long enough for
+CHECKPOINTS = 3  # about how many a training is long enough for
 
 
-def seconds_of(model: GPTModel, n_steps: int, resume: Resume) -> float:
+def seconds_of(model: GPTModel, n_steps: int, checkpoint: Checkpoint) -> float:
     """One training of `n_steps` steps."""
     windows = TokenWindows(torch.randint(GPT2_VOCAB_SIZE, (n_steps * BATCH_SIZE + WINDOW,)).numpy(), WINDOW, 1)
     params = TrainingParams(
@@ -37,10 +37,9 @@ def seconds_of(model: GPTModel, n_steps: int, resume: Resume) -> float:
         schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices", beta1=0.9, beta2=0.95,
         max_grad_norm=1.0, evaluate_every_steps=n_steps,
     )  # fmt: skip
-    runtime = RuntimeParams(device="cpu", threads=torch.get_num_threads(), precision="float32", seed=0)
-    task = pretraining_task("training", windows, lambda: {"loss": 0.0}, [])
+    task = pretraining_task(windows, params, lambda model: {"loss": 0.0})
     start = time.perf_counter()
-    train(model, task, params, runtime, torch.device("cpu"), Path(os.devnull), resume)
+    train(model, task, Run(checkpoint=checkpoint))
     return time.perf_counter() - start
 
 
@@ -53,19 +52,19 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ[INTERVAL_VARIABLE] = "0"
     model = GPTModel(gpt2_config(options.size, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH))
-    step_seconds = seconds_of(model, 6, Resume()) / 6
-    state_seconds = 12 * parameter_count(model) / ASSUMED_BYTES_PER_SECOND
-    n_steps = math.ceil(STATES * state_seconds / LARGEST_SHARE / step_seconds)
+    step_seconds = seconds_of(model, 6, Checkpoint()) / 6
+    save_seconds = 12 * parameter_count(model) / ASSUMED_BYTES_PER_SECOND
+    n_steps = math.ceil(CHECKPOINTS * PAUSE_PER_COST * save_seconds / step_seconds)
     ratios = []
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
         for repeat in range(options.repeats):
-            resume = Resume(Path(folder) / str(repeat), "benchmark")
-            with_states, without = seconds_of(model, n_steps, resume), seconds_of(model, n_steps, Resume())
-            assert resume.kept, "no state was kept, so nothing was measured"
-            ratios.append(with_states / without)
-            print(f"{n_steps} steps: {with_states:.1f} s with states, {without:.1f} s without: {ratios[-1]:.4f}")
+            checkpoint = Checkpoint(Path(folder) / str(repeat), "benchmark")
+            saving, without = seconds_of(model, n_steps, checkpoint), seconds_of(model, n_steps, Checkpoint())
+            assert checkpoint.position, "no checkpoint was saved, so nothing was measured"
+            ratios.append(saving / without)
+            print(f"{n_steps} steps: {saving:.1f} s with checkpoints, {without:.1f} s without: {ratios[-1]:.4f}")
     found = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
-    print(f"with states / without, {options.size}, {options.threads} threads: {found}")
+    print(f"with checkpoints / without, {options.size}, {options.threads} threads: {found}")
     machine = {"threads": options.threads, "torch": torch.__version__}
     write_json(RESULTS / f"resume-{options.size}.json", {"seconds_ratio": found, "steps": n_steps, "machine": machine})
 

@@ -17,9 +17,10 @@ from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.data.sources import fetch
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
+from scratchlm.run.context import Run
 from scratchlm.run.files import read_splits
 from scratchlm.run.params import Section, check_params, load_yaml
-from scratchlm.run.resume import Resume
+from scratchlm.run.resume import Checkpoint
 from stages import tokenize
 
 Params = TypeVar("Params", bound=Section)
@@ -66,8 +67,8 @@ def stage_params(section: type[Params], precision: str = "float32", **changes: M
 
 
 @contextmanager
-def started(stage: str) -> Iterator[tuple[Path, Resume]]:
-    """A log and a place for resume states as a stage is given them, empty at first and gone afterwards."""
+def started(stage: str) -> Iterator[Run]:
+    """A run as a stage is given it; its log and its checkpoint are empty at first and deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
         log = Path(folder) / "log.jsonl"
-        yield log, Resume(Path(folder) / "states", stage, stage, log)
+        yield Run(stage, log, Checkpoint(Path(folder) / "states", stage, stage, log))

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from scratchlm.run.code import stage_code
-from scratchlm.run.files import whole_folder, write_json
-from scratchlm.run.stage import run
+from scratchlm.run.context import Run
+from scratchlm.run.files import atomic_folder, write_json
+from scratchlm.run.stage import start
 
 
-def main(stages: Path, library: Path, lock: Path, output: Path) -> None:
-    with whole_folder(output) as folder:
+def main(run: Run, *, stages: Path, library: Path, lock: Path, output: Path) -> None:
+    with atomic_folder(output) as folder:
         for script in sorted(stages.glob("[!_]*.py")):
             write_json(folder / f"{script.stem}.json", stage_code(script, library, lock))
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

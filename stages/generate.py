@@ -6,12 +6,12 @@ from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.native import load_gpt
 from scratchlm.judge.overlap import normalise
-from scratchlm.run.device import RuntimeParams, autocast, set_up
+from scratchlm.run.context import Run
+from scratchlm.run.device import RuntimeParams, set_up
 from scratchlm.run.files import read_splits, write_json, write_table
 from scratchlm.run.params import read_params
-from scratchlm.run.resume import Resume
-from scratchlm.run.stage import run
-from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, generate_responses, response_counts
+from scratchlm.run.stage import start
+from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, Responder, response_counts
 
 
 class Params(RuntimeParams):
@@ -19,33 +19,28 @@ class Params(RuntimeParams):
 
 
 def main(
-    params: Path, tokenizer: Path, instructions: Path, base: Path, assistant: Path, responses: Path, metrics: Path,
-    resume: Resume,
+    run: Run, *, params: Path, tokenizer: Path, instructions: Path, base: Path, assistant: Path, responses: Path,
+    metrics: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
-    device = set_up(p)
-    text = load_tokenizer(tokenizer)
+    set_up(run, p)
+    responder = Responder(load_tokenizer(tokenizer), p.generate, run)
     rows = read_splits(instructions)["test"]
     models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
-    resume.only_under(arithmetic_fingerprint(device))
-    records = resume.records(len(rows) * len(models))
-    with resume.keeping_records(records, RESPONSE_SCHEMA) as keep_if_due, autocast(p, device):
+    run.checkpoint.require(arithmetic_fingerprint(run.device))
+    records = run.checkpoint.load_rows(len(rows) * len(models))
+    with run.checkpoint.saving_rows(records, RESPONSE_SCHEMA) as save_if_due, run.autocast():
         for name, folder in models.items():
             n_done = sum(record["model"] == name for record in records)
             if n_done < len(rows):
-                gpt = load_gpt(folder).to(device)
-                for batch in generate_responses(gpt, rows, text, p.generate, p.seed, name, n_done):
+                gpt = load_gpt(folder).to(run.device)
+                for batch in responder.responses(gpt, name, rows, n_done):
                     records += batch
-                    keep_if_due()
+                    save_if_due()
     write_table(responses, records, RESPONSE_SCHEMA)
-    write_json(
-        metrics,
-        {
-            name: response_counts([record for record in records if record["model"] == name], normalise)
-            for name in models
-        },
-    )
+    answers = {name: [record for record in records if record["model"] == name] for name in models}
+    write_json(metrics, {name: response_counts(found, normalise) for name, found in answers.items()})
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.run.context import Run
 from scratchlm.run.device import set_up
 from scratchlm.run.files import write_json, write_text
 from scratchlm.run.params import read_params
-from scratchlm.run.stage import run
+from scratchlm.run.stage import start
 from scratchlm.tasks.preflight import check_together, leftover_metrics
 from stages import (
     ablate_spam,
@@ -36,16 +37,17 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(params: Path, loaded: Path, ablated: Path, marker: Path, metrics: Path) -> None:
+def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path, metrics: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
     for path in leftover_metrics(p, loaded, ablated):
         print(
             f"preflight: {path} belongs to no stage of params.yaml; delete it if you no longer need it", file=sys.stderr
         )
-    write_json(metrics, describe_arithmetic(set_up(p)))
+    set_up(run, p)
+    write_json(metrics, describe_arithmetic(run.device))
     write_text(marker, "params.yaml was checked\n")
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

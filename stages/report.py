@@ -3,16 +3,17 @@
 from pathlib import Path
 
 from scratchlm.report.page import collect, render
+from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
-from scratchlm.run.stage import run
+from scratchlm.run.stage import start
 
 
 def main(
-    params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path, models: Path,
-    page: Path,
+    run: Run, *, params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path,
+    models: Path, page: Path,
 ) -> None:  # fmt: skip
     write_text(page, render(collect(params, pipeline, metrics, samples, predictions, responses, models)))
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

@@ -6,9 +6,10 @@ from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, write_instructions
 from scratchlm.data.messages import MessagesParams, write_messages
 from scratchlm.data.tokenizer import TokenizerParams, make_tokenizer
+from scratchlm.run.context import Run
 from scratchlm.run.files import only_file, write_json
 from scratchlm.run.params import Section, Seed, read_params
-from scratchlm.run.stage import run
+from scratchlm.run.stage import start
 
 
 class TokenizeParams(Section):
@@ -24,7 +25,7 @@ class Params(Section):
 
 
 def main(
-    params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokenizer: Path,
+    run: Run, *, params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokenizer: Path,
     corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path, metrics: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
@@ -41,4 +42,4 @@ def main(
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)

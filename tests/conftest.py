@@ -9,7 +9,6 @@ import torch
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_json
 from tests.clones import FEW_STEPS, commit, make_clone, run
 
@@ -72,11 +71,6 @@ def training_values() -> dict[str, Any]:
         "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9,
         "beta2": 0.99, "max_grad_norm": 1.0, "evaluate_every_steps": 100,
     }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def runtime() -> RuntimeParams:
-    return RuntimeParams(device="cpu", threads=1, precision="float32", seed=7)
 
 
 @pytest.fixture(scope="session")

@@ -14,17 +14,16 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from scratchlm.data.catalogue import VOCABULARY_FILES
-from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, split_chunks, write_corpus
+from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, format_prompt, read_instructions, split_instructions
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.openai import hparams, to_openai
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, gpt2_config
 from scratchlm.model.gpt import build_model
+from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams, set_up, stream
-from scratchlm.run.files import sha256_of, whole_folder, write_json
-from scratchlm.run.resume import Resume
-from scratchlm.tasks.corpus import CorpusEvaluation
-from scratchlm.tasks.pretraining import PretrainParams, pretraining_task
+from scratchlm.run.files import atomic_folder, sha256_of, write_json
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, pretraining_task
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -65,7 +64,8 @@ tf.raw_ops.SaveV2(
 
 
 def main() -> None:
-    device = set_up(RUNTIME)
+    run = Run(stage="gpt2-nano")
+    set_up(run, RUNTIME)
     tasks = split_instructions(read_instructions(HERE / "instruction-data.json"), INSTRUCTIONS)["train"]
     prompts = [format_prompt(task, INSTRUCTIONS.prompt_style) + task["output"] for task in tasks]
     stories = "".join(split_chunks(HERE / "stories.txt", CORPUS.train_fraction)["train"])
@@ -76,12 +76,13 @@ def main() -> None:
         write_corpus(HERE / "stories.txt", load_tokenizer(work / "tokenizer"), work / "corpus", CORPUS)
         config = gpt2_config("nano", NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH)
         gpt = build_model(config, stream(RUNTIME.seed, "initialisation"))
-        evaluation = CorpusEvaluation(work / "corpus", EVALUATION)
-        windows = TokenWindows(read_tokens(work / "corpus", "train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
-        task = pretraining_task("gpt2-nano", windows, lambda: _shown(evaluation.quick(gpt)), [])
-        train(gpt, task, TRAINING, RUNTIME, device, work / "log.jsonl", Resume())
+        corpus = Corpus(work / "corpus")
+        evaluation = CorpusEvaluation(corpus, EVALUATION)
+        windows = TokenWindows(corpus.tokens("train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
+        task = pretraining_task(windows, TRAINING, lambda model: _shown(evaluation.evaluate(model)))
+        train(gpt, task._replace(name="gpt2-nano"), run)
         save_file(to_openai(gpt), work / "variables.safetensors")
-        with whole_folder(HERE / "gpt2-nano") as folder:
+        with atomic_folder(HERE / "gpt2-nano") as folder:
             for name in VOCABULARY_FILES:
                 (folder / name).write_bytes((work / "tokenizer" / name).read_bytes())
             write_json(folder / "hparams.json", hparams(config))
@@ -91,9 +92,9 @@ def main() -> None:
         print(f'"data/sample/gpt2-nano/{path.name}": ("{sha256_of(path)}", {path.stat().st_size:_}),')
 
 
-def _shown(figures: dict[str, float]) -> dict[str, float]:
-    print({name: round(value, 3) for name, value in figures.items()}, flush=True)
-    return figures
+def _shown(metrics: dict[str, float]) -> dict[str, float]:
+    print({name: round(value, 3) for name, value in metrics.items()}, flush=True)
+    return metrics
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from benchmarks.sources import instruction_splits
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
 from scratchlm.model.generate import generate
 from scratchlm.model.inference import for_inference
-from scratchlm.run.device import DeviceParams, autocast, set_up
+from scratchlm.run.context import Run as StageRun
+from scratchlm.run.device import DeviceParams, set_up
 
 NOTES = (
     "Equal: weights, prompts as token ids, greedy choice, how many tokens are made; prompts are read anew in each "
@@ -31,13 +32,14 @@ def random_prompts(n_prompts: int, n_tokens: int) -> list[list[int]]:
 def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
     """As stages/generate.py decodes a batch."""
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
-    device = set_up(params)
+    context = StageRun()
+    set_up(context, params)
     prompts = random_prompts(n_prompts, prompt_tokens)
-    with autocast(params, device):
-        model = for_inference(our_model(size).to(device))
+    with context.autocast():
+        model = for_inference(our_model(size).to(context.device))
 
     def run() -> float:
-        with autocast(params, device):
+        with context.autocast():
             found = generate(model, prompts, max_new_tokens=new_tokens, end_token_id=None)
         return sum(len(generation.token_ids) for generation in found)
 
@@ -88,8 +90,9 @@ def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
 
 def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32")
-    device = set_up(params)
-    model, asked = for_inference(our_model(size).to(device)), test_set(source, vocabulary)
+    context = StageRun()
+    set_up(context, params)
+    model, asked = for_inference(our_model(size).to(context.device)), test_set(source, vocabulary)
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
 
     def run() -> float:
@@ -97,7 +100,7 @@ def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int)
 
     def answered(batch: Sequence[tuple[list[int], int]]) -> list:
         prompts, lengths = zip(*batch, strict=True)
-        with autocast(params, device):
+        with context.autocast():
             return generate(
                 model, prompts, max_new_tokens=max(lengths), end_token_id=None,
                 is_complete=lambda row, token_ids: len(token_ids) == lengths[row],

@@ -17,12 +17,10 @@ from benchmarks.sources import instruction_splits, stage_params, started, tokeni
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.run.device import set_up
-from scratchlm.tasks import responses
 from scratchlm.tasks.generation import Rows
-from scratchlm.tasks.instruct import instruct_task
-from scratchlm.tasks.responses import ResponseEvaluation
+from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.settings import evenly_spaced
-from scratchlm.training.loop import batch_indices, train
+from scratchlm.training.loop import batch_indices, no_sample, train
 from stages.finetune_instruct import Params
 
 EVALUATED = 40  # examples of train and of val: five batches, the book's eval_iter
@@ -41,17 +39,14 @@ def ours(size: SizeName, source: str, vocabulary: str, steps: int, precision: st
     p, splits, text = params_of(precision), instruction_splits(source, vocabulary), tokenizer_of(vocabulary)
     per_epoch = len(splits["train"]) // p.finetune_instruct.batch_size
     params = p.finetune_instruct.model_copy(update={"epochs": (steps + 0.5) / per_epoch})
-    device = set_up(p)
-    gpt = our_model(size, text.vocab_size).to(device)
+    gpt = our_model(size, text.vocab_size)
+    instructions = Instructions(splits, text, gpt.config.context_length)
+    task = instruct_task(instructions, params, ResponseEvaluation(instructions, p.evaluation))
 
     def run() -> float:
-        evaluation = ResponseEvaluation(splits, text, gpt.config.context_length, p.evaluation)
-        task = instruct_task(
-            splits["train"], text.end_token_id, gpt.config.context_length, params,
-            lambda: evaluation.quick(gpt), evaluation.samples,
-        )  # fmt: skip
-        with started("finetune_instruct") as (log, resume), mock.patch.object(responses, "N_SAMPLES", 0):
-            curve = train(gpt, task, params, p, device, log, resume)
+        with started("finetune_instruct") as context:
+            set_up(context, p)
+            curve = train(gpt, task._replace(sample=no_sample), context).curve
         return curve[-1]["step"] * params.batch_size
 
     return run

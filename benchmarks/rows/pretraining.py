@@ -9,10 +9,11 @@ from benchmarks.peers import AUTOCAST, SEED, UNTIED, book_model, huggingface_los
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
+from scratchlm.run.context import Run as StageRun
 from scratchlm.run.device import RuntimeParams, set_up
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import TrainingState, optimizer_step
-from scratchlm.training.optimizer import TrainingParams, build_optimizer
+from scratchlm.training.optimizer import TrainingParams
 
 LEARNING_RATE = 4e-4  # the book's, like the optimizer settings below
 NOTES = (
@@ -44,14 +45,15 @@ def training_steps(
         min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",
         beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1,
     )  # fmt: skip
-    place = set_up(runtime)
-    model = build_model(config, SEED).to(place).train()
+    context = StageRun()
+    set_up(context, runtime)
+    model = build_model(config, SEED).to(context.device).train()
     tokens = torch.randint(config.vocab_size, (8 * batch_size * window + 1,)).numpy()
-    task = pretraining_task("pretrain", TokenWindows(tokens, window, window), lambda: {}, [])
-    state = TrainingState(model, build_optimizer(model, params), task.samples, place)
+    task = pretraining_task(TokenWindows(tokens, window, window), params, lambda model: {})
+    state = TrainingState(model, task, context)
 
     def run() -> float:
-        return sum(optimizer_step(model, task, state, 1, params, runtime, place) for _ in range(steps))
+        return sum(optimizer_step(state) for _ in range(steps))
 
     return run
 

@@ -13,7 +13,8 @@ from benchmarks.peers import AUTOCAST, book_model, our_model
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
 from scratchlm.model.config import SizeName
-from scratchlm.tasks.spam_experiment import run_spam_experiment
+from scratchlm.run.device import set_up
+from scratchlm.tasks.spam import finetune_spam
 from stages.finetune_spam import Params
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def ours(size: SizeName, source: str, vocabulary: str, epochs: float, precision:
     trunk = our_model(size)
 
     def run() -> float:
-        with started("finetune_spam") as (log, resume):
-            found = run_spam_experiment(trunk, splits, pad_token_id, p.finetune_spam, p.evaluation, p, log, resume)
+        with started("finetune_spam") as context:
+            set_up(context, p)
+            found = finetune_spam(trunk, splits, pad_token_id, p.finetune_spam, p.evaluation, context)
         return found.curve[-1]["step"] * p.finetune_spam.batch_size
 
     return run

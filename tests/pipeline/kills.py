@@ -77,7 +77,7 @@ class Clone:
             run(self.path, "dvc", "repro", **self.variables)
         assert results(self.path) == self.reference
         wait_for(lambda: not self.processes(), "a process is left over")
-        assert self.leftovers() == []
+        assert self.stale_temporary_files() == []
 
     def mend_after(self, dvc: subprocess.Popen[str]) -> None:
         """`scratchlm mend`, as `make repro` calls it each time; asserts that DVC failed because of its own files."""
@@ -95,7 +95,7 @@ class Clone:
         found = [p for p in self.processes() if _arguments(p)[1:2] == ["-m"] and _is_stage(_arguments(p))]
         return found[0] if found else None
 
-    def leftovers(self) -> list[str]:
+    def stale_temporary_files(self) -> list[str]:
         """Temporary files and states in the clone (DVC's cache included) and in the temporary folder."""
         ends = (".tmp", ".old", ".part")
         in_clone = [p for p in self.path.rglob("*") if p.name.endswith(ends) and ".git" not in p.parts]

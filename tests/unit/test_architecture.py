@@ -161,10 +161,11 @@ def test_a_stage_script_is_short_and_contains_no_path(stage):
 def test_every_path_arrives_as_a_named_option(stage):
     words = definition(stage)["cmd"].split()
     options = {words[i].removeprefix("--").replace("-", "_") for i in range(3, len(words), 2)}
-    module = __import__(f"stages.{stage}", fromlist=["main"])
-    wanted = set(module.main.__code__.co_varnames[: module.main.__code__.co_argcount]) | {"log"}
+    code = __import__(f"stages.{stage}", fromlist=["main"]).main.__code__
+    named = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
     assert words[:3] == ["python", "-m", f"stages.{stage}"]
-    assert options == wanted
+    assert code.co_varnames[: code.co_argcount] == ("run",)
+    assert options - {"resume"} == {*named, "log"}
 
 
 def test_files_are_written_through_the_functions_that_make_them_whole():
@@ -175,7 +176,7 @@ def test_files_are_written_through_the_functions_that_make_them_whole():
             calls = {ast.unparse(n.func) for n in ast.walk(function) if isinstance(n, ast.Call)}
             writes = {c for c in calls if re.search(r"\.(write_text|write_bytes|write_table|to_csv|to_parquet)$", c)}
             writes |= {c for c in calls if c in ("save_file", "open")}
-            whole = calls & {"whole_file", "whole_folder"} or function.name.startswith("_write")
+            whole = calls & {"atomic_write", "atomic_folder"} or function.name.startswith("_write")
             assert not writes or whole, f"{path.name}: {function.name} writes with {writes}"
 
 

@@ -35,10 +35,11 @@ from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.model.config import gpt2_config
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import build_model
+from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams, set_up
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 
-set_up(DeviceParams(device="cpu", threads=1, precision="float32"))
+set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
 save_gpt(Path("model"), build_model(gpt2_config("nano", 300, 16), 0))
 model = load_gpt(Path("model"))
 generate(model, [[1, 2], [3]], max_new_tokens=2, end_token_id=None)

@@ -1,11 +1,13 @@
-"""Each stage's script on tiny input, in the order of the pipeline."""
+"""Each stage's script on tiny input, in the order of the pipeline, with the options that dvc.yaml gives it."""
 
+import importlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
@@ -15,24 +17,12 @@ from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.openai import hparams
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model
+from scratchlm.run.context import Run
 from scratchlm.run.files import read_csv, read_json, read_splits, read_table
-from scratchlm.run.resume import Resume
-from stages import (
-    ablate_spam,
-    download,
-    finetune_instruct,
-    finetune_spam,
-    generate,
-    judge,
-    load_gpt2,
-    preflight,
-    pretrain,
-    report,
-    tokenize,
-)
+from scratchlm.run.pipeline import read_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY: dict = {
+TINY: dict[str, Any] = {
     "threads": 1,
     "gpt2_sizes": [],
     "tokenizer": {"kind": "bpe", "vocab_size": 300},
@@ -45,115 +35,114 @@ TINY: dict = {
     "judge": {"controls": 2},
     "spam_ablations": {"first": {"position": "first"}},
 }
+Call = Callable[..., None]
+
+
+def caller(folder: Path, source: Path = REPOSITORY) -> Call:
+    """Runs a stage's `main` with dvc.yaml's options, each path below `folder`; keywords name other paths.
+
+    source: the project whose params.yaml resolves dvc.yaml.
+    """
+    definitions = read_stages(source)
+
+    def call(stage: str, **changes: Path) -> None:
+        words = definitions[stage]["cmd"].split()[3:]
+        paths = {name[2:].replace("-", "_"): folder / path for name, path in zip(words[::2], words[1::2], strict=True)}
+        run = Run(stage=stage, log=paths.pop("log"))
+        paths.pop("resume", None)
+        importlib.import_module(f"stages.{stage.partition('@')[0]}").main(run, **paths | changes)
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with params.yaml (tiny) and raw data, in which the stages are run one after the other."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with dvc.yaml, params.yaml (tiny) and raw data, in which the stages are run one after the other."""
     place = tmp_path_factory.mktemp("pipeline")
     params = yaml.safe_load((REPOSITORY / "profiles" / "sample.yaml").read_text())
     for section, changes in TINY.items():
         params[section] = changes if section in ("threads", "tokenizer", "gpt2_sizes") else params[section] | changes
     (place / "params.yaml").write_text(yaml.safe_dump(params))
-    raw = place / "raw"
+    (place / "dvc.yaml").write_bytes((REPOSITORY / "dvc.yaml").read_bytes())
     stories = "".join(f"Sara saw {n} red birds by the lake. Tim saw {n + 1} dogs.\n" for n in range(300))
     messages = "".join(
         f"spam\tWin prize {n} now, call 0{n}!\nham\tSee you at {n} then, ok?\nham\tI am late {n}\n" for n in range(40)
     )
     tasks = [{"instruction": f"Say {n}.", "input": "" if n % 2 else "x", "output": f"{n}."} for n in range(60)]
-    for name, text in {"corpus": stories, "messages": messages, "instructions": json.dumps(tasks)}.items():
-        (raw / name).mkdir(parents=True)
-        (raw / name / "file").write_text(text)
+    for kind, text in {"stories": stories, "messages": messages, "instructions": json.dumps(tasks)}.items():
+        folder = place / "data" / "raw" / f"sample-{kind}"
+        folder.mkdir(parents=True)
+        (folder / "file").write_text(text)
     return place
 
 
-def tokenize_into(place: Path) -> None:
-    if not (place / "tokens").exists():
-        tokens = place / "tokens"
-        tokenize.main(
-            place / "params.yaml", place / "no-vocabulary", place / "raw/corpus", place / "raw/messages",
-            place / "raw/instructions", tokens / "tokenizer", tokens / "corpus", tokens / "messages",
-            tokens / "instructions", place / "metrics/tokenize.json",
-        )  # fmt: skip
+@pytest.fixture(scope="module")
+def call(place: Path) -> Call:
+    """Runs stages in `place`, where tokenize has run."""
+    call = caller(place, place)
+    call("tokenize")
+    return call
 
 
-def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place):
-    folders = [place / name for name in ("loaded", "ablated")]
-    preflight.main(place / "params.yaml", *folders, place / "one", place / "one.json")
-    preflight.main(REPOSITORY / "params.yaml", *folders, place / "other", place / "other.json")
+def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, call: Call) -> None:
+    call("preflight", marker=place / "one")
+    call("preflight", marker=place / "other", params=REPOSITORY / "params.yaml")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
+    assert read_json(place / "metrics" / "preflight.json") == describe_arithmetic("cpu")
 
 
-def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(tmp_path, capsys):
-    loaded, ablated = tmp_path / "loaded", tmp_path / "ablated"
-    files = [
-        loaded / "nano.json",
-        loaded / "124M.json",
-        loaded / "NOTES.md",
-        loaded / "mine" / "a.txt",
-        ablated / "x.json",
-    ]
+def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded, ablated = (tmp_path / "metrics" / name for name in ("load_gpt2", "ablate_spam"))
+    names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
+    files = [*(loaded / name for name in names), ablated / "x.json"]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
-    preflight.main(REPOSITORY / "params.yaml", loaded, ablated, tmp_path / "marker", tmp_path / "preflight.json")
+    caller(tmp_path)("preflight", params=REPOSITORY / "params.yaml")
     assert all(file.exists() for file in files)
     named = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
     assert named == [str(loaded / "124M.json"), str(ablated / "x.json")]
 
 
-def test_preflight_says_how_this_machine_computes(place):
-    folders = [place / name for name in ("loaded", "ablated")]
-    preflight.main(place / "params.yaml", *folders, place / "marker", place / "preflight.json")
-    assert read_json(place / "preflight.json") == describe_arithmetic(torch.device("cpu"))
-
-
-def test_download_fetches_the_sample_from_the_repository(tmp_path, monkeypatch):
+def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("SCRATCHLM_MIRROR", raising=False)
-    download.main(REPOSITORY / "params.yaml", tmp_path / "store", tmp_path / "raw", tmp_path / "metrics.json")
-    metrics = read_json(tmp_path / "metrics.json")
+    caller(tmp_path)("download", params=REPOSITORY / "params.yaml")
+    metrics = read_json(tmp_path / "metrics" / "download.json")
     assert sorted(metrics) == ["gpt2-nano", "sample-instructions", "sample-messages", "sample-stories"]
     assert metrics["gpt2-nano"]["files"] == 5
     for source, entry in metrics.items():
-        files = list((tmp_path / "raw" / source).iterdir())
+        files = list((tmp_path / "data" / "raw" / source).iterdir())
         assert sum(path.stat().st_size for path in files) == entry["bytes"]
 
 
-def test_tokenize_writes_shards_splits_and_counts(place):
-    tokenize_into(place)
-    counts = read_json(place / "metrics/tokenize.json")
-    splits = read_splits(place / "tokens/messages")
-    assert counts["vocab_size"] == load_tokenizer(place / "tokens/tokenizer").vocab_size == 300
+def test_tokenize_writes_shards_splits_and_counts(place: Path, call: Call) -> None:
+    counts, tokens = read_json(place / "metrics" / "tokenize.json"), place / "data" / "tokens"
+    splits = read_splits(tokens / "messages")
+    assert counts["vocab_size"] == load_tokenizer(tokens / "tokenizer").vocab_size == 300
     assert [len(splits[name]) for name in ("train", "val", "test")] == [56, 8, 16]
     assert counts["messages"]["read"] == 120
-    assert counts["instructions"]["test"]["records"] == len(read_splits(place / "tokens/instructions")["test"]) == 6
+    assert counts["instructions"]["test"]["records"] == len(read_splits(tokens / "instructions")["test"]) == 6
     assert counts["corpus"]["train"]["bytes"] > 8 * counts["corpus"]["val"]["bytes"]
 
 
-def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch):
-    tokenize_into(place)
-    params, tokens, metrics, log = place / "params.yaml", place / "tokens", place / "metrics", place / "log"
-    models, plots, samples = place / "models", metrics / "plots", place / "samples"
+def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: Call) -> None:
+    metrics, data = place / "metrics", place / "data"
+    tokens, models, responses = data / "tokens", data / "models", data / "responses"
 
-    pretrain.main(
-        params, tokens / "tokenizer", tokens / "corpus", models / "pretrain", place / "losses.parquet",
-        samples / "pretrain.json", metrics / "pretrain.json", plots / "pretrain.csv", log, Resume(),
-    )  # fmt: skip
-    curve = read_csv(plots / "pretrain.csv")
+    call("pretrain")
+    curve = read_csv(metrics / "plots" / "pretrain.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])
-    assert len(read_json(samples / "pretrain.json")) == len(curve)
+    assert len(read_json(data / "samples" / "pretrain.json")) == len(curve)
     assert read_json(metrics / "pretrain.json")["untrained_val_loss"] == pytest.approx(math.log(300), abs=0.1)
-    windows = read_table(place / "losses.parquet")
+    windows = read_table(data / "losses" / "pretrain.parquet")
     mean = sum(row["loss_nats"] for row in windows) / sum(row["scored_tokens"] for row in windows)
     assert mean == pytest.approx(read_json(metrics / "pretrain.json")["val"]["loss"], rel=1e-5)
 
-    finetune_spam.main(
-        params, tokens / "tokenizer", tokens / "messages", models / "pretrain", models / "finetune_spam",
-        place / "predictions.parquet", metrics / "finetune_spam.json", plots / "finetune_spam.csv",
-        plots / "finetune_spam_confusion.csv", log, Resume(),
-    )  # fmt: skip
-    predictions = read_table(place / "predictions.parquet")
+    call("finetune_spam")
+    predictions = read_table(data / "predictions" / "finetune_spam.parquet")
     right = sum(row["label"] == row["predicted"] for row in predictions) / len(predictions)
     assert right == pytest.approx(read_json(metrics / "finetune_spam.json")["test"]["accuracy"])
     assert {row["id"] for row in predictions} == {row["id"] for row in read_splits(tokens / "messages")["test"]}
@@ -161,98 +150,71 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place, monkeypatch)
     assert settings["padded_tokens"] == 24
     assert classifier.head.out_features == 2
 
-    finetune_instruct.main(
-        params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        place / "response_losses.parquet", samples / "finetune_instruct.json", metrics / "finetune_instruct.json",
-        plots / "finetune_instruct.csv", log, Resume(),
-    )  # fmt: skip
+    call("finetune_instruct")
     losses = read_json(metrics / "finetune_instruct.json")
     assert losses["after"]["val_loss"] < losses["before"]["val_loss"]
-    answers = read_table(place / "response_losses.parquet")
+    answers = read_table(data / "losses" / "finetune_instruct.parquet")
     mean = sum(row["loss_nats"] for row in answers) / sum(row["scored_tokens"] for row in answers)
     assert mean == pytest.approx(losses["after"]["test_loss"], rel=1e-5)
     tasks = [row["id"] for row in read_splits(tokens / "instructions")["test"]]
     assert [row["id"].rpartition("-")[0] for row in answers] == tasks
     assert load_gpt(models / "finetune_instruct").config == load_gpt(models / "pretrain").config
 
-    generate.main(
-        params, tokens / "tokenizer", tokens / "instructions", models / "pretrain", models / "finetune_instruct",
-        place / "responses/generate.parquet", metrics / "generate.json", Resume(),
-    )  # fmt: skip
-    responses = read_table(place / "responses/generate.parquet")
-    assert [row["model"] for row in responses] == ["before"] * 6 + ["after"] * 6
+    call("generate")
+    assert [row["model"] for row in read_table(responses / "generate.parquet")] == ["before"] * 6 + ["after"] * 6
 
-    judge.main(
-        params, place / "responses/generate.parquet", place / "responses/judge.parquet",
-        metrics / "judge.json", plots / "judge_scores.csv", Resume(),
-    )  # fmt: skip
+    call("judge")
     scores = read_json(metrics / "judge.json")
     assert scores["control_reference"]["mean_score"] == 100
     assert scores["control_empty"]["mean_score"] == 0
-    assert len(read_table(place / "responses/judge.parquet")) == 12 + 3 * 2
+    assert len(read_table(responses / "judge.parquet")) == 12 + 3 * 2
 
-    ablate_spam.main(
-        params, tokens / "tokenizer", tokens / "messages", models / "pretrain", place / "ablated.parquet",
-        metrics / "ablate_spam" / "first.json", log, Resume(),
-    )  # fmt: skip
-    ids = [row["id"] for row in read_table(place / "ablated.parquet")]
+    call("ablate_spam@first")
+    ids = [row["id"] for row in read_table(data / "predictions" / "ablate_spam" / "first.parquet")]
     assert ids == [row["id"] for row in predictions]
     varied_scores, scores = (read_json(metrics / name) for name in ("ablate_spam/first.json", "finetune_spam.json"))
     assert varied_scores["padded_tokens"] == scores["padded_tokens"]
     assert varied_scores["train"] != scores["train"]
 
     (metrics / "download.json").write_text("{}")
-    report.main(
-        params, REPOSITORY / "dvc.yaml", metrics, samples, place / "predictions.parquet", place / "responses",
-        models, place / "report.html",
-    )  # fmt: skip
-    page = (place / "report.html").read_text()
+    call("report")
+    page = (data / "report.html").read_text()
     assert "<td>position first</td>" in page
     assert "ablate_spam@first" in page
 
 
-def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(place, tmp_path):
-    tokenize_into(place)
+def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(
+    place: Path, call: Call, tmp_path: Path
+) -> None:
     values = yaml.safe_load((place / "params.yaml").read_text())
     for section, layers in {"finetune_spam": "all", "finetune_instruct": "blocks"}.items():
         values[section]["lora"] = {"rank": 2, "alpha": 2.0, "layers": layers}
-    params = tmp_path / "params.yaml"
+    params, base, tokens = tmp_path / "params.yaml", tmp_path / "base", place / "data" / "tokens"
     params.write_text(yaml.safe_dump(values))
-    base = tmp_path / "base"
     save_gpt(base, build_model(ModelParams(**values["model"]).config(300), seed=5))
-    tokens, folder, log = place / "tokens", tmp_path / "out", tmp_path / "log"
-    finetune_spam.main(
-        params, tokens / "tokenizer", tokens / "messages", base, folder / "spam", folder / "predictions.parquet",
-        folder / "spam.json", folder / "spam.csv", folder / "confusion.csv", log, Resume(),
-    )  # fmt: skip
-    finetune_instruct.main(
-        params, tokens / "tokenizer", tokens / "instructions", base, folder / "instruct", folder / "losses.parquet",
-        folder / "samples.json", folder / "instruct.json", folder / "instruct.csv", log, Resume(),
-    )  # fmt: skip
-    curve = read_csv(folder / "instruct.csv")
+    with_lora, inputs = caller(tmp_path), {"base": base, "tokenizer": tokens / "tokenizer"}
+    with_lora("finetune_spam", messages=tokens / "messages", **inputs)
+    with_lora("finetune_instruct", instructions=tokens / "instructions", **inputs)
+    curve = read_csv(tmp_path / "metrics" / "plots" / "finetune_instruct.csv")
     assert float(curve[-1]["val_loss"]) < float(curve[0]["val_loss"])
-    assert (folder / "spam" / "adapter.safetensors").exists()
-    assert (folder / "instruct" / "adapter.safetensors").exists()
-    load_classifier(folder / "spam")
-    tuned, start = load_gpt(folder / "instruct"), load_gpt(base)
+    models = tmp_path / "data" / "models"
+    assert (models / "finetune_spam" / "adapter.safetensors").exists()
+    assert (models / "finetune_instruct" / "adapter.safetensors").exists()
+    load_classifier(models / "finetune_spam")
+    tuned, start = load_gpt(models / "finetune_instruct"), load_gpt(base)
     assert (tuned.token_embedding.weight == start.token_embedding.weight).all()
     assert (tuned.blocks[0].attention.qkv.weight != start.blocks[0].attention.qkv.weight).any()
 
 
-def test_load_gpt2_measures_the_sample_checkpoint_on_the_corpus(tmp_path, monkeypatch):
+def test_load_gpt2_measures_the_sample_checkpoint_on_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(REPOSITORY)
-    raw, tokens = tmp_path / "raw", tmp_path / "tokens"
-    download.main(REPOSITORY / "params.yaml", tmp_path / "store", raw, tmp_path / "download.json")
-    tokenize.main(
-        REPOSITORY / "params.yaml", raw / "gpt2-nano", raw / "sample-stories", raw / "sample-messages",
-        raw / "sample-instructions", tokens / "tokenizer", tokens / "corpus", tokens / "messages",
-        tokens / "instructions", tmp_path / "tokenize.json",
-    )  # fmt: skip
-    load_gpt2.main(
-        REPOSITORY / "params.yaml", raw / "gpt2-nano", tokens / "corpus", tmp_path / "model",
-        tmp_path / "losses.parquet", tmp_path / "metrics.json",
-    )  # fmt: skip
-    metrics = read_json(tmp_path / "metrics.json")
+    sample = caller(tmp_path)
+    for stage in ("download", "tokenize", "load_gpt2@nano"):
+        sample(stage, params=REPOSITORY / "params.yaml")
+    metrics = read_json(tmp_path / "metrics" / "load_gpt2" / "nano.json")
     assert metrics["tensors_mapped"] == 4 + 12 * 3
     assert metrics["val"]["loss"] < 1.0
-    assert hparams(load_gpt(tmp_path / "model").config) == read_json(raw / "gpt2-nano" / "hparams.json")
+    config = load_gpt(tmp_path / "data" / "models" / "gpt2-nano").config
+    assert hparams(config) == read_json(tmp_path / "data" / "raw" / "gpt2-nano" / "hparams.json")

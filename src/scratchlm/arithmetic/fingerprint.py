@@ -5,19 +5,17 @@ import hashlib
 import torch
 from torch.nn import functional
 
-CPU = torch.device("cpu")
 
-
-def describe_arithmetic(device: torch.device) -> dict[str, str]:
+def describe_arithmetic(device: str) -> dict[str, str]:
     """The fingerprint of a device, and the name of what computes there, for a person to read."""
-    if device.type == "cuda":
+    if device == "cuda":
         kernels = torch.cuda.get_device_name(device)
     else:
-        kernels = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+        kernels = torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
     return {"arithmetic": arithmetic_fingerprint(device), "kernels": kernels}
 
 
-def arithmetic_fingerprint(device: torch.device = CPU) -> str:
+def arithmetic_fingerprint(device: str = "cpu") -> str:
     """A hash of this machine's arithmetic: equal where rebuilds can be bit-identical.
 
     Two training steps of a small network in float32, attention, and a product in bfloat16: matrix products, softmax,

@@ -151,9 +151,9 @@ def results() -> None:
 @app.command()
 def mend() -> None:
     """Make readable again what a killed DVC left half-written, if `dvc repro` says that it cannot read it."""
-    from scratchlm.run.watchdog import mend
+    from scratchlm.run.watchdog import repair
 
-    for sentence in mend():
+    for sentence in repair():
         typer.echo(sentence)
 
 

@@ -12,7 +12,7 @@ from scratchlm.compare.text import difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import figure as number
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import whole_file
+from scratchlm.run.files import atomic_write
 
 COLOURS = {BETTER: FIRST, WORSE: SECOND, NO_EVIDENCE: "#777777"}
 ENDINGS = (".png", ".svg")
@@ -48,7 +48,7 @@ def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> Non
         for axis, (comparison, rows) in zip(axes, panels, strict=True):
             _draw(axis, comparison, rows)
         undated = {"Date": None} if path.suffix == ".svg" else None
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from scratchlm.compare.flatten import leaves
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import whole_file
+from scratchlm.run.files import atomic_write
 from scratchlm.tasks.intervals import CONFIDENCE
 
 PLOT_ENDINGS = (".png", ".svg", ".pdf")
@@ -108,7 +108,7 @@ def draw(path: Path, title: str, figures: Mapping[str, Spread]) -> None:
         axis.set_yticks([])
         axis.tick_params(labelsize=7)
         axis.spines[["left", "right", "top"]].set_visible(False)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=150)
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from scratchlm.data.tokenizer import END_OF_TEXT, Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import PARQUET_OPTIONS, missing, read_json, whole_folder, write_json
+from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, missing, read_json, write_json
 from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
@@ -68,7 +68,7 @@ def text_chunks(path: Path) -> Iterator[str]:
 
 def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusParams) -> dict[str, dict[str, float]]:
     """Tokenize a text file into `folder`/train, `folder`/val and `folder`/counts.json, which it also returns."""
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         counts = {
             split: write_shards(chunks, tokenizer, temporary / split, params.shard_tokens)
             for split, chunks in split_chunks(text, params.train_fraction).items()
@@ -98,7 +98,7 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
     Returns the counts of tokens, bytes (of UTF-8 text) and documents (pieces between end tokens).
     """
     counts: dict[str, float] = {"tokens": 0, "bytes": 0, "documents": 1}
-    with whole_folder(folder) as temporary, tqdm(unit="B", unit_scale=True, desc=f"tokenize {folder.name}") as bar:
+    with atomic_folder(folder) as temporary, tqdm(unit="B", unit_scale=True, desc=f"tokenize {folder.name}") as bar:
 
         def counted() -> Iterator[np.ndarray]:
             for text, token_ids in _tokenized(chunks, tokenizer):
@@ -137,6 +137,26 @@ def read_tokens(folder: Path, split: str) -> np.ndarray:
                     file.write(parquet.read_row_group(i)["token_id"].to_numpy())
         file.flush()
         return np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
+
+
+class Corpus:
+    """The token ids of a corpus that write_corpus wrote; a split is read once, when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: with the shards of train and val, and their counts."""
+        self._folder = folder
+        self._tokens: dict[str, np.ndarray] = {}
+
+    def tokens(self, split: str) -> np.ndarray:
+        """All token ids of a split, (N,) uint32. Raises UserError if there is none."""
+        if split not in self._tokens:
+            self._tokens[split] = read_tokens(self._folder, split)
+        return self._tokens[split]
+
+    @property
+    def counts(self) -> dict[str, dict[str, float]]:
+        """Tokens, bytes and documents by split."""
+        return read_counts(self._folder)
 
 
 class TokenWindows:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import read_json, whole_folder, write_table
+from scratchlm.run.files import atomic_folder, read_json, write_table
 from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
@@ -42,7 +42,7 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
     """Read, split and tokenize the entries into `folder`/{train,val,test}.parquet; return the counts."""
     splits = split_instructions(read_instructions(path), params)
     counts: dict[str, Any] = {}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for name, split in splits.items():
             rows = [_tokenized(entry, tokenizer, params.prompt_style) for entry in split]
             write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)

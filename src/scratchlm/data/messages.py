@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import missing, whole_folder, write_table
+from scratchlm.run.files import atomic_folder, missing, write_table
 from scratchlm.run.params import Section
 
 if TYPE_CHECKING:  # only `tokenize` reads the collection, and others import this module too
@@ -50,7 +50,7 @@ def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: Messa
     chosen = balance_by_undersampling(messages, seed) if params.balance else messages
     splits = split_messages(chosen, params, seed)
     counts: dict[str, Any] = {"read": len(messages)}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for name, split in splits.items():
             rows: list[dict[str, Any]] = split.to_dict("records")
             rows = [row | {"token_ids": tokenizer.encode(row["text"])} for row in rows]

@@ -14,7 +14,7 @@ import tiktoken
 from pydantic import Field
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import missing, read_json, whole_folder, write_json, write_text
+from scratchlm.run.files import atomic_folder, missing, read_json, write_json, write_text
 from scratchlm.run.params import Section
 
 END_OF_TEXT = "<|endoftext|>"
@@ -181,14 +181,14 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 def save_byte_pairs(folder: Path, encoder: dict[str, int], merges: Sequence[tuple[str, str]]) -> None:
     """Write GPT-2's two files."""
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "encoder.json").write_bytes(json.dumps(encoder).encode())
         write_text(temporary / "vocab.bpe", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
 
 
 def save_words(folder: Path, words: Sequence[str]) -> None:
     """Write a word tokenizer's vocabulary."""
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         write_json(temporary / "words.json", list(words))
 
 

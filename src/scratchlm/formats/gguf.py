@@ -9,7 +9,7 @@ import numpy as np
 
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
 from scratchlm.model.gpt import GPTModel
-from scratchlm.run.files import read_json, whole_file
+from scratchlm.run.files import atomic_write, read_json
 
 _WHOLE_MODEL = [
     ("token_embd.weight", "token_embedding.weight"),
@@ -41,7 +41,7 @@ def save_gguf(path: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: By
     import gguf
 
     config, weights = model.config, model.state_dict()
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "gpt2")
         writer.add_block_count(config.n_layers)
         writer.add_context_length(config.context_length)

@@ -16,7 +16,7 @@ from scratchlm.formats.native import WEIGHTS_FILE, assign_weights, read_weights,
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import read_json, whole_folder, write_json
+from scratchlm.run.files import atomic_folder, read_json, write_json
 
 _PREFIX = "transformer."
 _WHOLE_MODEL = [
@@ -71,7 +71,7 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer_folder: Path, toke
         weights[_PREFIX + theirs] = (tensor.T if transposed else tensor).contiguous()
     if not config.tied_head:
         weights["lm_head.weight"] = ours["head.weight"].contiguous()
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
         (temporary / "vocab.json").write_bytes((tokenizer_folder / "encoder.json").read_bytes())

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import missing, read_json, whole_folder, write_json
+from scratchlm.run.files import atomic_folder, missing, read_json, write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TIED_HEAD = "head.weight"
@@ -102,7 +102,7 @@ def save_folder(
 ) -> None:
     """Write a folder of CONFIG_FILE, WEIGHTS_FILE and, if given, adapter.safetensors; `dropped` is not stored."""
     weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if name != dropped}
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE)
         write_json(temporary / CONFIG_FILE, config)
         if adapter:

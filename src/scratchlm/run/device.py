@@ -4,13 +4,13 @@ import ctypes
 import hashlib
 import os
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section, Seed
 
@@ -29,42 +29,36 @@ class RuntimeParams(DeviceParams):
     seed: Seed
 
 
-def set_up(params: DeviceParams) -> torch.device:
-    """Fix threads, fast and deterministic kernels for this process; return the device to compute on.
+def set_up(run: Run, params: DeviceParams) -> None:
+    """Prepare this process to compute as `params` says, deterministically, and note it in `run`.
 
     Raises UserError if the device is not there.
     """
-    device = resolve_device(params.device)
+    run.device, run.precision = resolve_device(params.device), params.precision
+    if isinstance(params, RuntimeParams):
+        run.seed = params.seed
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for determinism
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without importing torch's compiler
     # An aid for finding defects, paid at every allocation
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(params.threads)
-    if device.type == "cpu":
+    if run.device == "cpu":
         _choose_float32_kernels()
     _keep_freed_memory()
-    return device
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device for a name of params.yaml; `auto` takes cuda, then mps, then cpu.
+def resolve_device(name: str) -> str:
+    """The kind of device that a name of params.yaml means; `auto` takes cuda, then mps, then cpu.
 
     Raises UserError if the device is not there.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(device for device, available in there.items() if available))
+        return next(device for device, available in there.items() if available)
     if not there[name]:
         found = ", ".join(device for device, available in there.items() if available)
         raise UserError(f"device is {name!r}, but torch finds only {found} here; set device to one of these or to auto")
-    return torch.device(name)
-
-
-def autocast(params: DeviceParams, device: torch.device) -> AbstractContextManager:
-    """Matrix products in bfloat16 where `precision` says so; weights stay in float32."""
-    if params.precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return name
 
 
 def _choose_float32_kernels() -> None:

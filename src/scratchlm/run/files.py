@@ -20,7 +20,7 @@ SIGNIFICANT_DIGITS = 6
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; it becomes `target` if the block ends well, else it goes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -33,8 +33,8 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Like whole_file, for a folder: an existing `target` is replaced as a whole."""
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Like atomic_write, for a folder: an existing `target` is replaced as a whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
@@ -58,7 +58,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder(beside: Path) -> Iterator[Path]:
+def temporary_folder(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, for files that are nobody's result; it goes with the block."""
     beside.parent.mkdir(parents=True, exist_ok=True)
     folder = beside.with_name(f".{beside.name}.{os.getpid()}.scratch.tmp")
@@ -69,15 +69,15 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def leftovers(target: Path) -> list[Path]:
-    """What whole_file, whole_folder and scratch_folder leave beside `target` if the process is killed."""
+def stale_temporary_files(target: Path) -> list[Path]:
+    """What atomic_write, atomic_folder and temporary_folder leave beside `target` if the process is killed."""
     name = f".{glob.escape(target.name)}"
     return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
 
 
 def write_text(path: Path, text: str) -> None:
     """UTF-8 with LF line ends, on every platform."""
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
 
@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One line per row under the first row's keys; floats rounded as in write_json."""
-    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows([_rounded(dict(row)) for row in rows])
@@ -122,7 +122,7 @@ PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
     """Rows to Parquet with an explicit schema: what pyarrow would infer depends on the rows."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         pq.write_table(table, temporary, row_group_size=65_536, **PARQUET_OPTIONS)
 
 

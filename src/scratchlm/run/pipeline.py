@@ -37,7 +37,7 @@ def code_record(stage: Mapping[str, Any]) -> Path | None:
     return next((Path(path) for path in paths(stage.get("deps", [])) if path.startswith(CODE_FOLDER)), None)
 
 
-def identity(stage: Mapping[str, Any]) -> str:
+def cache_key(stage: Mapping[str, Any]) -> str:
     """A hash of all that DVC compares before it reruns a stage: command, inputs, code, packages, parameters.
 
     64 hex digits. Equal for two runs exactly if they must have the same result.

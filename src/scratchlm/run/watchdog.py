@@ -1,9 +1,9 @@
-"""Nothing is left running or broken when DVC or a stage is killed.
+"""Leave nothing running or broken when DVC or a stage is killed.
 
-DVC rewrites dvc.lock (and .dvc/tmp/rwlock) in place: killed while it does so, it leaves a file that the next
-`dvc repro` cannot read. So the first stage of a `dvc repro` starts this module as a process of its own, which
-waits for the end of that DVC and mends what is broken. It imports little: it waits for hours.
-Before a first stage has run nobody guards: `make repro` mends before it calls DVC, `scratchlm mend` does by hand.
+DVC rewrites dvc.lock and .dvc/tmp/rwlock in place: if it is killed meanwhile, the next `dvc repro` cannot read them. So
+the first stage of a `dvc repro` starts this module as a process of its own, which waits until that DVC has exited and
+repairs the two files. It imports little, because it waits for hours. Until a first stage has started there is no
+watchdog: `make repro` therefore calls `scratchlm repair` first.
 """
 
 import ctypes
@@ -25,33 +25,33 @@ import psutil
 from scratchlm.run.errors import UserError
 
 LOCK_FILE = Path("dvc.lock")
-RUNNING_FILE = Path(".dvc/tmp/rwlock")  # where DVC notes which of its processes works on which path
+RUNNING_FILE = Path(".dvc/tmp/rwlock")  # DVC lists here which of its processes writes which path
 LOCK_COPY, LOCK_DAMAGED = Path(".scratchlm/dvc.lock"), Path(".scratchlm/dvc.lock.damaged")
 CONFLICT = b"<<<<<<< "  # begins a line where git could not merge
-GUARD_NOTE = Path(".scratchlm/guard")  # locked by the guard at work
-PATIENCE_SECONDS = 10.0  # for a killed stage's process to be gone, for a file to be whole
+WATCHDOG_NOTE = Path(".scratchlm/watchdog")  # locked by the running watchdog
+PATIENCE_SECONDS = 10.0  # for a killed process to disappear, for a file to be complete
 POLL_SECONDS = 0.05
 WRITING_SECONDS = 0.2  # about as long as DVC takes to write dvc.lock
 PR_SET_PDEATHSIG = 1
 
 
 def stay_below_dvc() -> psutil.Process:
-    """End this process when the DVC that started it ends, which cannot take its stages along; return that DVC.
+    """Exit this process when the DVC that started it exits; return that DVC's process.
 
-    Raises UserError if it has ended already: then no process above is one that DVC notes as running.
+    Raises UserError if it has exited already: then none of the parent processes is listed as running.
     """
     die_with_parent()
     running, parents = _running_dvcs(), psutil.Process().parents()
     dvc = next((process for process in parents if process.pid in running), None)
     if dvc is None:
-        raise UserError("the DVC that started this stage has ended, and nothing goes on without it; run dvc repro")
-    if dvc.pid != os.getppid():  # a shell stays between the two
+        raise UserError("the parent `dvc` process has exited; run `dvc repro` again")
+    if dvc.pid != os.getppid():  # a shell is between the two
         threading.Thread(target=_end_with, args=[dvc], daemon=True).start()
     return dvc
 
 
 def die_with_parent() -> None:
-    """End this process when the one that started it ends."""
+    """Exit this process when its parent exits."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         return
@@ -59,29 +59,29 @@ def die_with_parent() -> None:
 
 
 @contextmanager
-def alone(lock: Path, stage: str) -> Iterator[None]:
-    """Within the block this is the only process that runs the stage in this workspace.
+def only_process(lock: Path, stage: str) -> Iterator[None]:
+    """Within the block no other process runs the stage in this workspace.
 
-    Raises UserError if another one holds the lock for longer than a killed one takes to be gone.
+    Raises UserError if another one holds the lock for longer than a killed process needs to disappear.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
-                raise UserError(f"another process runs {stage} in this workspace; only one may, wait for it or end it")
+                raise UserError(f"another process runs {stage} in this workspace; wait for it, or stop it")
             time.sleep(POLL_SECONDS)
         yield
 
 
-def guard_lock_file(dvc: psutil.Process) -> None:
-    """Copy dvc.lock, which is whole while a stage runs, and see that a guard waits for the end of `dvc`."""
+def watch_lock_file(dvc: psutil.Process) -> None:
+    """Copy dvc.lock, which is complete while a stage runs, and start a watchdog for `dvc` unless one is running."""
     if not LOCK_FILE.exists():
         return
     _copy(LOCK_FILE, LOCK_COPY)
-    with GUARD_NOTE.open("a") as note:
+    with WATCHDOG_NOTE.open("a") as note:
         if not _locked(note.fileno()):
-            return  # it is at work already
+            return  # one is running
     subprocess.Popen(
         [sys.executable, "-m", __name__, str(dvc.pid)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -89,8 +89,8 @@ def guard_lock_file(dvc: psutil.Process) -> None:
     )  # fmt: skip
 
 
-def mend() -> list[str]:
-    """Make what a killed DVC left readable again: its note of what runs, and dvc.lock. Return what was done.
+def repair() -> list[str]:
+    """Make the two files readable again if a killed DVC left them broken; return what was done, in sentences.
 
     dvc.lock becomes the copy again if DVC would refuse it; the refused file is moved to LOCK_DAMAGED. If it only lacks
     stages, it stays: it may be another branch's, and DVC takes the results of stages that it lacks from its cache.
@@ -119,13 +119,13 @@ def mend() -> list[str]:
 
 
 def main(pid: str) -> None:
-    """Wait until the process `pid` is gone, then mend what it left."""
-    with GUARD_NOTE.open("a") as note:
+    """Wait until the process `pid` has exited, then repair what it left."""
+    with WATCHDOG_NOTE.open("a") as note:
         if _locked(note.fileno()):
             if psutil.pid_exists(int(pid)):
                 _wait_for_end(psutil.Process(int(pid)))
-            with suppress(UserError):  # nobody reads a guard's output
-                mend()
+            with suppress(UserError):  # a watchdog has no output
+                repair()
 
 
 def _end_with(process: psutil.Process) -> None:
@@ -134,7 +134,7 @@ def _end_with(process: psutil.Process) -> None:
 
 
 def _wait_for_end(process: psutil.Process) -> None:
-    """Not psutil's own wait: it waits for a zombie until somebody buries it."""
+    """`psutil.Process.wait()` blocks on a zombie until its parent collects it, so poll instead."""
     try:
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(POLL_SECONDS)
@@ -143,7 +143,7 @@ def _wait_for_end(process: psutil.Process) -> None:
 
 
 def _running_dvcs() -> set[int]:
-    """The process numbers that DVC notes beside the paths that it is writing."""
+    """The process ids that DVC lists beside the paths that it is writing."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while _is_broken(content := _content(RUNNING_FILE)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)  # another DVC is writing the file

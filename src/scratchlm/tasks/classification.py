@@ -27,7 +27,7 @@ PREDICTION_SCHEMA = pa.schema(
 Rows = Sequence[Mapping[str, Any]]  # messages with id, label and text
 
 
-class SpamEvaluation:
+class ClassifierEvaluation:
     """Scores of a classifier on the three splits."""
 
     def __init__(
@@ -36,15 +36,15 @@ class SpamEvaluation:
         self._texts, self._params = texts, params
         self._labels = {split: np.array(classes) for split, classes in labels.items()}
 
-    def quick(self, model: GPTClassifier) -> dict[str, float]:
+    def evaluate(self, model: GPTClassifier) -> dict[str, float]:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for split in ("train", "val"):
             chosen = evenly_spaced(len(self._texts[split]), self._params.max_rows)
             probabilities = spam_probabilities(model, self._texts[split], chosen, self._params.batch_size)
             scores = classification_scores(self._labels[split][chosen], probabilities)
-            figures |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
-        return figures
+            metrics |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
+        return metrics
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every split, whole."""
@@ -96,21 +96,23 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
             "the classifier's probabilities are no longer numbers; lower learning_rate, raise warmup_steps, or use "
             "precision float32"
         )
-    from sklearn import metrics  # a second that preflight, which only reads this stage's parameters, need not wait
+    from sklearn import (
+        metrics as sklearn_metrics,  # a second that preflight, which only reads this stage's parameters, need not wait
+    )
 
     predicted = (probabilities > 0.5).astype(int)
-    (tn, fp), (fn, tp) = metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+    (tn, fp), (fn, tp) = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
     low, high = share_interval(tp + tn, len(labels))
     scores = {
         "accuracy": (tp + tn) / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "precision": metrics.precision_score(labels, predicted, zero_division=0.0),
-        "recall": metrics.recall_score(labels, predicted, zero_division=0.0),
-        "f1": metrics.f1_score(labels, predicted, zero_division=0.0),
-        "loss": metrics.log_loss(labels, probabilities, labels=[0, 1]),
+        "precision": sklearn_metrics.precision_score(labels, predicted, zero_division=0.0),
+        "recall": sklearn_metrics.recall_score(labels, predicted, zero_division=0.0),
+        "f1": sklearn_metrics.f1_score(labels, predicted, zero_division=0.0),
+        "loss": sklearn_metrics.log_loss(labels, probabilities, labels=[0, 1]),
         "confusion": {"ham_as_ham": tn, "ham_as_spam": fp, "spam_as_ham": fn, "spam_as_spam": tp},
     }
     if len(set(labels.tolist())) == 2:
-        scores["auroc"] = metrics.roc_auc_score(labels, probabilities)
+        scores["auroc"] = sklearn_metrics.roc_auc_score(labels, probabilities)
     return scores

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
-from tqdm import tqdm
 
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.model.generate import Generation, SamplingParams, cut_at, generate, stop_at
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.inference import for_inference
+from scratchlm.run.context import Run
 from scratchlm.run.device import stream
 from scratchlm.run.params import Section
 
@@ -37,29 +37,35 @@ class GenerateParams(Section):
     sampling: SamplingParams
 
 
-def generate_responses(
-    model: GPTModel, rows: Rows, tokenizer: Tokenizer, params: GenerateParams, seed: int, name: str, n_done: int = 0
-) -> Iterator[list[dict[str, Any]]]:
-    """One record of RESPONSE_SCHEMA per row, under the model's `name`, a batch at a time.
+class Responder:
+    """Answers instructions as params.yaml says; a row's draws depend on its own id only."""
 
-    A row's draws depend on its own id only. n_done: rows, whole batches of them, that are left out.
-    """
-    decoder = for_inference(model)
-    with tqdm(total=len(rows), initial=n_done, desc=f"generate {name}", unit="response") as bar:
-        for start in range(n_done, len(rows), params.batch_size):
-            batch = rows[start : start + params.batch_size]
-            found = generate(
-                decoder,
-                [row["prompt_token_ids"] for row in batch],
-                max_new_tokens=params.max_new_tokens,
-                end_token_id=tokenizer.end_token_id,
-                sampling=params.sampling,
-                seeds=[stream(seed, f"sampling {row['id']}") for row in batch],
-                is_complete=stop_at([params.stop] * len(batch), tokenizer.decode) if params.stop else None,
-            )
-            answers = zip(batch, found, strict=True)
-            yield [{"model": name, **response_record(row, answer, tokenizer, params.stop)} for row, answer in answers]
-            bar.update(len(batch))
+    def __init__(self, tokenizer: Tokenizer, params: GenerateParams, run: Run) -> None:
+        self._tokenizer, self._params, self._run = tokenizer, params, run
+
+    def responses(self, model: GPTModel, name: str, rows: Rows, n_done: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """One record of RESPONSE_SCHEMA per row, under the model's `name`, a batch at a time.
+
+        n_done: rows, whole batches of them, that are skipped because they have been answered.
+        """
+        decoder, params = for_inference(model), self._params
+        with self._run.progress(len(rows), n_done, "response", f"generate {name}") as bar:
+            for start in range(n_done, len(rows), params.batch_size):
+                batch = rows[start : start + params.batch_size]
+                found = generate(
+                    decoder,
+                    [row["prompt_token_ids"] for row in batch],
+                    max_new_tokens=params.max_new_tokens,
+                    end_token_id=self._tokenizer.end_token_id,
+                    sampling=params.sampling,
+                    seeds=[stream(self._run.seed, f"sampling {row['id']}") for row in batch],
+                    is_complete=stop_at([params.stop] * len(batch), self._tokenizer.decode) if params.stop else None,
+                )
+                yield [
+                    {"model": name, **response_record(row, answer, self._tokenizer, params.stop)}
+                    for row, answer in zip(batch, found, strict=True)
+                ]
+                bar.update(len(batch))
 
 
 def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[str], str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Finetuning a GPT to follow instructions. The book's chapter 7."""
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -8,13 +9,21 @@ import torch
 from pydantic import Field
 
 from scratchlm.data.instructions import collate
-from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
+from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.inference import for_inference
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.device import stream
+from scratchlm.tasks.generation import Rows, response_record
+from scratchlm.tasks.language_model import Losses, example_id, measure_losses
+from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.losses import summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
+
+N_SAMPLES = 3
+SAMPLE_TOKENS = 64
 
 
 class FinetuneInstructParams(TrainingParams):
@@ -29,26 +38,82 @@ class FinetuneInstructParams(TrainingParams):
     lora: LoRAParams | None
 
 
+class Instructions:
+    """Tokenized tasks of the three splits, for a model with a context of `context_length` tokens."""
+
+    def __init__(self, splits: Mapping[str, Rows], tokenizer: Tokenizer, context_length: int) -> None:
+        self.splits, self.tokenizer, self._context_length = splits, tokenizer, context_length
+
+    def batch(self, rows: Rows, *, mask_instruction: bool) -> tuple[np.ndarray, np.ndarray]:
+        """inputs, targets: (B, T) int64 each; what is not scored is IGNORE_INDEX."""
+        end = self.tokenizer.end_token_id
+        return collate(rows, end, self._context_length, mask_instruction=mask_instruction)
+
+
 def prepare_assistant(model: GPTModel, params: FinetuneInstructParams, seed: int) -> None:
     """Leave only what `params` names to train."""
     if params.lora is not None:
         apply_lora(model, params.lora, stream(seed, "lora"))
 
 
-def instruct_task(
-    rows: Sequence[dict[str, Any]],
-    end_token_id: int,
-    context_length: int,
-    params: FinetuneInstructParams,
-    evaluate: Callable[[], Mapping[str, float]],
-    samples: list[dict[str, Any]],
-) -> Task:
-    """The loop's task for rows with prompt_token_ids and response_token_ids."""
+def instruct_task(instructions: Instructions, params: FinetuneInstructParams, evaluation: "ResponseEvaluation") -> Task:
+    """The loop's task for the train split."""
+    rows = instructions.splits["train"]
 
     def batch(indices: np.ndarray) -> Batch:
-        inputs, targets = collate(
-            [rows[i] for i in indices], end_token_id, context_length, mask_instruction=params.mask_instruction
-        )
+        inputs, targets = instructions.batch([rows[i] for i in indices], mask_instruction=params.mask_instruction)
         return Batch((torch.from_numpy(inputs), torch.from_numpy(targets)), int((targets != IGNORE_INDEX).sum()))
 
-    return Task("finetune_instruct", len(rows), batch, summed_next_token_loss, evaluate, samples)
+    return Task(
+        "finetune_instruct", params, len(rows), batch, summed_next_token_loss, evaluation.evaluate, evaluation.sample
+    )
+
+
+class ResponseEvaluation:
+    """Loss per response token on the three splits, whatever training scores, and a few responses to read."""
+
+    def __init__(self, instructions: Instructions, params: EvaluationParams) -> None:
+        self._instructions, self._params = instructions, params
+
+    def evaluate(self, model: GPTModel) -> dict[str, float]:
+        """train_loss and val_loss on at most max_rows responses of each: the same ones at each call."""
+        at_most = self._params.max_rows
+        return {f"{split}_loss": self._measure(model, split, at_most).mean for split in ("train", "val")}
+
+    def sample(self, model: GPTModel) -> dict[str, Any]:
+        """responses: to the first N_SAMPLES instructions of val, greedily."""
+        rows, tokenizer = self._instructions.splits["val"][:N_SAMPLES], self._instructions.tokenizer
+        prompts = [row["prompt_token_ids"] for row in rows]
+        answers = generate(
+            for_inference(model), prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=tokenizer.end_token_id
+        )
+        return {
+            "responses": [response_record(row, answer, tokenizer) for row, answer in zip(rows, answers, strict=True)]
+        }
+
+    def full(self, model: GPTModel) -> dict[str, Losses]:
+        """The losses of every split, whole."""
+        return {split: self._measure(model, split, len(rows)) for split, rows in self._instructions.splits.items()}
+
+    def test_ids(self) -> list[str]:
+        """The id of every test response: its task's, and a hash of the tokens that answer it."""
+        ids = []
+        for row in self._instructions.splits["test"]:
+            _, targets = self._instructions.batch([row], mask_instruction=True)
+            content = json.dumps([row["instruction"], row["input"], targets[targets != IGNORE_INDEX].tolist()])
+            ids.append(example_id(row["id"], content.encode()))
+        return ids
+
+    def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
+        rows = self._instructions.splits[split]
+        chosen = [rows[i] for i in evenly_spaced(len(rows), at_most)]
+
+        def batch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return self._instructions.batch([chosen[i] for i in indices], mask_instruction=True)
+
+        return measure_losses(model, batch, len(chosen), self._params.batch_size)
+
+
+def mean_losses(losses: Mapping[str, Losses]) -> dict[str, float]:
+    """The loss per response token of each split, as the metrics name it."""
+    return {f"{split}_loss": measured.mean for split, measured in losses.items()}

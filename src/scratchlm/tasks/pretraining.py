@@ -1,4 +1,4 @@
-"""Pretraining: next-token prediction on sliding windows. The book's chapter 5."""
+"""Pretraining: next-token prediction on sliding windows of a corpus. The book's chapter 5."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -7,8 +7,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from scratchlm.data.corpus import TokenWindows
-from scratchlm.training.loop import Batch, Task
+from scratchlm.data.corpus import Corpus, TokenWindows
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.model.generate import generate
+from scratchlm.model.gpt import GPTModel
+from scratchlm.model.inference import for_inference
+from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, measure_losses, perplexity
+from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
+from scratchlm.training.loop import Batch, Metrics, Task, no_sample
 from scratchlm.training.losses import summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
 
@@ -22,7 +28,10 @@ class PretrainParams(TrainingParams):
 
 
 def pretraining_task(
-    name: str, windows: TokenWindows, evaluate: Callable[[], Mapping[str, float]], samples: list[dict[str, Any]]
+    windows: TokenWindows,
+    params: TrainingParams,
+    evaluate: Callable[[GPTModel], Metrics],
+    sample: Callable[[GPTModel], Mapping[str, Any]] = no_sample,
 ) -> Task:
     """The loop's task for windows of (B, T) inputs and targets."""
 
@@ -30,4 +39,61 @@ def pretraining_task(
         inputs, targets = (torch.from_numpy(part) for part in windows.batch(indices))
         return Batch((inputs, targets), targets.numel())
 
-    return Task(name, len(windows), batch, summed_next_token_loss, evaluate, samples)
+    return Task("pretrain", params, len(windows), batch, summed_next_token_loss, evaluate, sample)
+
+
+class TextSampler:
+    """Continues the prompt of params.yaml greedily: the text that a person reads beside the loss."""
+
+    def __init__(self, tokenizer: Tokenizer, params: PretrainParams) -> None:
+        self._tokenizer, self._n_tokens = tokenizer, params.sample_tokens
+        self._prompt = tokenizer.encode(params.sample_prompt)
+
+    def sample(self, model: GPTModel) -> dict[str, str]:
+        """text: the prompt and its continuation."""
+        (continued,) = generate(
+            for_inference(model),
+            [self._prompt],
+            max_new_tokens=self._n_tokens,
+            end_token_id=self._tokenizer.end_token_id,
+        )
+        return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
+
+
+class CorpusEvaluation:
+    """Loss on the corpus over windows that do not overlap; as many windows of train as there are of val."""
+
+    def __init__(self, corpus: Corpus, params: EvaluationParams) -> None:
+        self._corpus, self._params = corpus, params
+
+    def evaluate(self, model: GPTModel) -> dict[str, float]:
+        """train_loss and val_loss on at most max_rows windows of each: the same ones at each call."""
+        return {f"{split}_loss": self._measure(model, split, self._params.max_rows).mean for split in ("train", "val")}
+
+    def full(self, model: GPTModel, split: str) -> Losses:
+        """The losses of every val window, or of as many of train."""
+        return self._measure(model, split, len(self._windows("val")))
+
+    def metrics(self, losses: Losses, split: str) -> dict[str, float]:
+        """loss (nats per token), perplexity and bits per byte of a split."""
+        counts = self._corpus.counts[split]
+        return {
+            "loss": losses.mean,
+            "perplexity": perplexity(losses.mean),
+            "bits_per_byte": bits_per_byte(losses.mean, counts["tokens"], counts["bytes"]),
+        }
+
+    def val_ids(self) -> list[str]:
+        """The id of every val window: its number, and a hash of the tokens that are predicted in it."""
+        windows = self._windows("val")
+        targets = (windows.batch(np.array([i]))[1] for i in range(len(windows)))
+        return [example_id(f"val-{i:05d}", tokens.tobytes()) for i, tokens in enumerate(targets)]
+
+    def _windows(self, split: str) -> TokenWindows:
+        length = self._params.context_length
+        return TokenWindows(self._corpus.tokens(split), length, length)
+
+    def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
+        windows = self._windows(split)
+        chosen = evenly_spaced(len(windows), at_most)
+        return measure_losses(model, lambda i: windows.batch(chosen[i]), len(chosen), self._params.batch_size)

@@ -1,7 +1,7 @@
-"""Finetuning a GPT into a spam classifier. The book's chapter 6."""
+"""Finetuning a GPT into a spam classifier: the experiment and its ablations. The book's chapter 6."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,20 @@ from torch.nn import functional as F
 
 from scratchlm.data.messages import CLASSES, pad
 from scratchlm.model.classifier import GPTClassifier, Position, Texts, Trainable, freeze
-from scratchlm.model.gpt import GPTModel, at_least_float32, build_model
-from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.model.gpt import GPTModel, at_least_float32, build_model, parameter_count
+from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
+from scratchlm.run.context import Run
 from scratchlm.run.device import stream
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
-from scratchlm.training.loop import Batch, Task
+from scratchlm.tasks.classification import ClassifierEvaluation
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.training.loop import Batch, Task, train
 from scratchlm.training.optimizer import TrainingParams
+
+CACHED_BYTES = 4 << 30  # memory for the outputs of frozen blocks
+
+Messages = Mapping[str, Sequence[Mapping[str, Any]]]  # split -> rows of MESSAGE_SCHEMA
 
 
 class FinetuneSpamParams(TrainingParams):
@@ -40,6 +47,48 @@ class FinetuneSpamParams(TrainingParams):
 SpamAblations = dict[str, dict[str, Any]]  # by variant, what differs from finetune_spam
 
 
+class SpamResult(NamedTuple):
+    """The trained classifier with plain weights, its LoRA matrices if it had any, and what was measured.
+
+    metrics: by split, and two sizes. probabilities: of spam, (N,) float64 by split.
+    """
+
+    classifier: GPTClassifier
+    adapter: dict[str, Tensor]
+    curve: list[dict[str, float]]
+    metrics: dict[str, Any]
+    probabilities: dict[str, np.ndarray]
+
+
+def finetune_spam(
+    backbone: GPTModel,
+    messages: Messages,
+    pad_token_id: int,
+    params: FinetuneSpamParams,
+    evaluation_params: EvaluationParams,
+    run: Run,
+) -> SpamResult:
+    """Finetune `backbone` on the train split and measure all three."""
+    token_ids = {split: [row["token_ids"] for row in rows] for split, rows in messages.items()}
+    labels = {split: [row["label"] for row in rows] for split, rows in messages.items()}
+    width = padded_width(params.padding, token_ids["train"], backbone.config.context_length)
+    texts = {split: padded_texts(found, pad_token_id, width) for split, found in token_ids.items()}
+    classifier = build_spam_classifier(backbone, params, run.seed).to(run.device)
+    if _can_cache(classifier, texts):
+        with run.autocast(), run.progress(len(texts), 0, "split", "finetune_spam frozen blocks") as bar:
+            for found in texts.values():
+                found.remember(classifier, evaluation_params.batch_size)
+                bar.update()
+    evaluation = ClassifierEvaluation(texts, labels, evaluation_params)
+    sizes = {"padded_tokens": width, "trainable_parameters": parameter_count(classifier, trainable_only=True)}
+    training = train(classifier, spam_task(texts["train"], labels["train"], params, evaluation), run)
+    adapter = adapter_state(classifier)
+    merge_lora(classifier)
+    with run.autocast():
+        metrics, probabilities = evaluation.full(classifier)
+    return SpamResult(classifier, adapter, training.curve, metrics | sizes, probabilities)
+
+
 def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -> FinetuneSpamParams:
     """The parameters of one variant. Raises UserError naming the key if its changes are not valid."""
     changes = ablations[variant]
@@ -50,13 +99,13 @@ def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -
     )
 
 
-def build_spam_classifier(trunk: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:
-    """A classifier with a fresh head on `trunk`, with only what `params` names left to train."""
+def build_spam_classifier(backbone: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:
+    """A classifier with a fresh head on `backbone`, with only what `params` names left to train."""
     if not params.pretrained:
-        trunk = build_model(trunk.config, stream(seed, "initialisation"))
+        backbone = build_model(backbone.config, stream(seed, "initialisation"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "classification head"))
-        classifier = GPTClassifier(trunk, len(CLASSES), params.position)
+        classifier = GPTClassifier(backbone, len(CLASSES), params.position)
     if params.lora is None:
         freeze(classifier, params.trainable)
     else:
@@ -77,16 +126,23 @@ def padded_texts(token_ids: Sequence[Sequence[int]], pad_token_id: int, width: i
     return Texts(torch.from_numpy(padded), torch.from_numpy(lengths))
 
 
-def spam_task(texts: Texts, labels: Sequence[int], evaluate: Callable[[], Mapping[str, float]]) -> Task:
+def spam_task(texts: Texts, labels: Sequence[int], params: TrainingParams, evaluation: ClassifierEvaluation) -> Task:
     """The loop's task for messages and their classes, one each."""
     classes = torch.tensor(labels)
 
     def batch(indices: np.ndarray) -> Batch:
         return Batch((*texts.batch(indices.tolist()), classes[indices]), len(indices))
 
-    return Task("finetune_spam", len(texts), batch, summed_class_loss, evaluate, samples=[])
+    return Task("finetune_spam", params, len(texts), batch, summed_class_loss, evaluation.evaluate)
 
 
 def summed_class_loss(model: GPTClassifier, texts: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the class, summed over texts: what GPTClassifier takes, (B,) int64 -> scalar, in nats."""
     return F.cross_entropy(at_least_float32(model(texts, lengths)), labels, reduction="sum")
+
+
+def _can_cache(classifier: GPTClassifier, texts: Mapping[str, Texts]) -> bool:
+    """Whether the outputs of frozen blocks are the same in every epoch, and fit into memory."""
+    config = classifier.trunk.config
+    n_bytes = 4 * config.emb_dim * sum(found.token_ids.numel() for found in texts.values())
+    return config.dropout == 0 and n_bytes <= CACHED_BYTES

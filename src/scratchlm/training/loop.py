@@ -1,4 +1,4 @@
-"""The one training loop. Pretraining and both finetunings give it their batches, loss and evaluation."""
+"""The one training loop. Pretraining and every finetuning give it their batches, loss and evaluation."""
 
 import math
 import time
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
-from scratchlm.run.device import RuntimeParams, autocast, generator, random_states, restore_random_states, stream
+from scratchlm.run.context import Run
+from scratchlm.run.device import generator, random_states, restore_random_states, stream
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import append_log
-from scratchlm.run.resume import Resume
 from scratchlm.training.optimizer import TrainingParams, build_optimizer, learning_rate_at
+
+Metrics = Mapping[str, float]
 
 
 class Batch(NamedTuple):
@@ -27,105 +27,152 @@ class Batch(NamedTuple):
     n_scored: int
 
 
+def no_sample(model: nn.Module) -> dict[str, Any]:
+    """For a task that shows no examples while it trains."""
+    return {}
+
+
 class Task(NamedTuple):
     """What is trained on what.
 
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
-    evaluate: the figures of a curve row, computed without touching the training's random streams.
-    samples: what evaluate collects beside, one entry a call.
+    evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
+    The last two change nothing: no weights, no random stream.
     """
 
     name: str
+    params: TrainingParams
     n_examples: int
     batch: Callable[[np.ndarray], Batch]
     loss: Callable[..., Tensor]
-    evaluate: Callable[[], Mapping[str, float]]
+    evaluate: Callable[[Any], Metrics]
+    sample: Callable[[Any], Mapping[str, Any]] = no_sample
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.n_examples // self.params.batch_size
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps in all: an epoch has as many as it has full batches. Raises UserError if that is none."""
+        p = self.params
+        n_steps = int(p.epochs * self.batches_per_epoch + 1e-9)  # 0.29 * 100 is a little less than 29
+        if not n_steps:
+            raise UserError(
+                f"{self.n_examples} training examples make {self.batches_per_epoch} full batches of {p.batch_size}, so "
+                f"{p.epochs} epochs are 0 steps; lower batch_size{' or raise epochs' if self.batches_per_epoch else ''}"
+            )
+        return n_steps
+
+
+class Training(NamedTuple):
+    """curve: step, epoch, learning rate and metrics of each evaluation. samples: what was written beside each."""
+
+    curve: list[dict[str, float]]
     samples: list[dict[str, Any]]
 
 
-def train(
-    model: nn.Module,
-    task: Task,
-    params: TrainingParams,
-    runtime: RuntimeParams,
-    device: torch.device,
-    log: Path,
-    resume: Resume,
-) -> list[dict[str, float]]:
-    """Train `model` in place; return the curve: step, epoch, learning rate and the evaluation's figures.
+def train(model: nn.Module, task: Task, run: Run) -> Training:
+    """Train `model` in place, evaluating at step 0, every evaluate_every_steps and at the end.
 
-    The mean gradient of a step is over scored items, however the batch is cut into micro batches.
-    Goes on from what `resume` holds, to the same bits as if it had never stopped.
-    Raises UserError if there are fewer examples than one batch, or if the loss stops being a number.
+    The mean gradient of a step is over scored items, however the batch is cut into micro batches. Resumes from the
+    run's checkpoint, to the same bits as if it had never stopped.
+    Raises UserError if there are fewer examples than one batch, or if the loss is not finite.
     """
-    n_steps = count_steps(task.n_examples, params)
-    torch.manual_seed(stream(runtime.seed, f"{task.name} dropout"))
-    state = TrainingState(model, build_optimizer(model, params), task.samples, device)
-
-    def position() -> str | None:
-        return f"step {state.step} of {n_steps}" if state.step and state.whole else None
-
-    resume.only_under(arithmetic_fingerprint(device))
-    if kept := resume.load():
-        state.read(kept)
-        resume.resumed(position())
+    n_steps = task.n_steps
+    torch.manual_seed(stream(run.seed, f"{task.name} dropout"))
+    state = TrainingState(model, task, run)
+    run.checkpoint.require(arithmetic_fingerprint(state.device.type))
+    if path := run.checkpoint.load():
+        state.read(path)
+        run.checkpoint.resumed(state.position())
     start, n_scored = time.perf_counter(), 0
     model.train()
     with (
-        tqdm(total=n_steps, initial=state.step, desc=task.name, unit="step") as bar,
-        resume.keeping(state.write, position, state.size_bytes) as keep_if_due,
+        run.progress(n_steps, state.step, "step", task.name) as bar,
+        run.checkpoint.saving(state.write, state.position, state.size_bytes) as save_if_due,
     ):
         while True:
-            evaluation_due = state.step % params.evaluate_every_steps == 0 or state.step == n_steps
-            if evaluation_due and not (state.curve and state.curve[-1]["step"] == state.step):
+            if state.evaluation_due():
                 if n_scored:
                     seconds = time.perf_counter() - start
                     speed = {"scored_per_second": n_scored / seconds, "training_seconds": seconds}
-                    append_log(log, {"step": state.step, **speed})
-                state.curve.append(_evaluate(model, task, state.step, n_steps, params, runtime, device))
+                    run.record({"step": state.step, **speed})
+                state.evaluate()
                 start, n_scored = time.perf_counter(), 0
             if state.step == n_steps:
                 break
-            keep_if_due()
-            n_scored += optimizer_step(model, task, state, n_steps, params, runtime, device)
+            save_if_due()
+            n_scored += optimizer_step(state)
             bar.update()
     model.eval()
-    return state.curve
+    return Training(state.curve, state.samples)
 
 
 class TrainingState:
-    """All that the rest of a training depends on, between two optimizer steps.
+    """Everything that the rest of a training depends on, between two optimizer steps.
 
     Data order and learning rate are functions of the step, so the step stands for them.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, samples: list[dict[str, Any]], device: torch.device
-    ) -> None:
-        self.step = 0
+    def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
+        self.model, self.task, self.run = model, task, run
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, task.params)
+        self.step, self.n_steps = 0, task.n_steps
         self.curve: list[dict[str, float]] = []
-        self.optimizer = optimizer
+        self.samples: list[dict[str, Any]] = []
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.whole = True  # False while the weights are between two steps
-        self._samples, self._device = samples, device
-        self._random = random_states(device)
+        self._consistent = True  # False while the weights are between two steps
+        self._random = random_states(self.device)
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
 
+    def position(self) -> str | None:
+        """Where training is, in words; None where no checkpoint can be written or nothing would be lost."""
+        return f"step {self.step} of {self.n_steps}" if self.step and self._consistent else None
+
+    def evaluation_due(self) -> bool:
+        """Whether the curve lacks a row for this step."""
+        due = self.step % self.task.params.evaluate_every_steps == 0 or self.step == self.n_steps
+        return due and not (self.curve and self.curve[-1]["step"] == self.step)
+
+    def evaluate(self) -> None:
+        """Add a row to the curve, and a sample if the task writes one.
+
+        Raises UserError for a metric that is not finite.
+        """
+        task = self.task
+        self.model.eval()
+        with torch.no_grad(), self.run.autocast():
+            metrics = dict(task.evaluate(self.model))
+            if not all(math.isfinite(value) for value in metrics.values()):
+                raise UserError(
+                    f"{task.name}: the loss is not a finite number at step {self.step} ({metrics}); "
+                    "lower learning_rate, raise warmup_steps, or use precision float32"
+                )
+            sample = task.sample(self.model)
+        self.model.train()
+        rate = learning_rate_at(min(self.step, self.n_steps - 1), self.n_steps, task.params)
+        epoch = self.step / task.batches_per_epoch
+        if sample:
+            self.samples.append({"evaluation": len(self.curve), **metrics, **sample})
+        self.curve.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **metrics})
+
     def update(self) -> None:
-        """The optimizer's step, after which the random streams are noted: a step that is given up moves them too."""
-        self.whole = False
+        """The optimizer's step. The random streams are noted after it, because a step that fails moves them too."""
+        self._consistent = False
         self.optimizer.step()
-        self._random = random_states(self._device)
+        self._random = random_states(self.device)
         self.step += 1
-        self.whole = True
+        self._consistent = True
 
     def write(self, path: Path) -> None:
-        """The state as it was when the last step ended."""
+        """Save the state as it was when the last step ended."""
         torch.save(
             {
                 "step": self.step,
                 "curve": self.curve,
-                "samples": self._samples[: len(self.curve)],
+                "samples": self.samples[: len(self.curve)],  # an interrupt may come between the two
                 "weights": {name: p.detach() for name, p in self._weights.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "random": self._random,
@@ -134,70 +181,47 @@ class TrainingState:
         )
 
     def read(self, path: Path) -> None:
-        """Take over what `write` wrote."""
+        """Restore what `write` saved."""
         found = torch.load(path, map_location="cpu", weights_only=True)
-        self.step, self.curve, self._random = found["step"], found["curve"], found["random"]
-        self._samples[:] = found["samples"]
+        self.step, self.curve, self.samples = found["step"], found["curve"], found["samples"]
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(found["weights"][name])
         self.optimizer.load_state_dict(found["optimizer"])
+        self._random = found["random"]
         restore_random_states(self._random)
-
-
-def count_steps(n_examples: int, params: TrainingParams) -> int:
-    """Optimizer steps in all: an epoch has as many as it has full batches. Raises UserError if that is none."""
-    per_epoch = n_examples // params.batch_size
-    n_steps = int(params.epochs * per_epoch + 1e-9)  # 0.29 * 100 is a little less than 29
-    if not n_steps:
-        raise UserError(
-            f"{n_examples} training examples give {per_epoch} batches of {params.batch_size} an epoch, and "
-            f"{params.epochs} epochs no step; lower batch_size{' or raise epochs' if per_epoch else ''}"
-        )
-    return n_steps
 
 
 def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
     """The examples of one step, (batch_size,) int64; each epoch is its own shuffle.
 
-    A function of its arguments alone: no state is kept from step to step.
+    A function of its arguments alone: nothing is carried from step to step.
     """
-    per_epoch = n_examples // batch_size
-    epoch, place = divmod(step, per_epoch)
+    epoch, place = divmod(step, n_examples // batch_size)
     order = _epoch_order(n_examples, seed, epoch)
     return order[place * batch_size : (place + 1) * batch_size]
 
 
-def optimizer_step(
-    model: nn.Module,
-    task: Task,
-    state: TrainingState,
-    n_steps: int,
-    params: TrainingParams,
-    runtime: RuntimeParams,
-    device: torch.device,
-) -> int:
-    """Train `model` on the next batch of `task`; return how many items it scored. n_steps: of the whole training.
-
-    Raises UserError if the batch scores nothing.
-    """
-    indices = batch_indices(state.step, task.n_examples, params.batch_size, runtime.seed)
+def optimizer_step(state: TrainingState) -> int:
+    """Train on the next batch; return how many items it scored. Raises UserError if it scores none."""
+    task, params = state.task, state.task.params
+    indices = batch_indices(state.step, task.n_examples, params.batch_size, state.run.seed)
     n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
     batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
     total = sum(batch.n_scored for batch in batches)
     if not total:
         raise UserError(
-            f"{task.name}: no target is scored in step {state.step + 1}; shorten the prompts or widen the context"
+            f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
     for batch in batches:
-        with autocast(runtime, device):
-            loss = task.loss(model, *(tensor.to(device) for tensor in batch.tensors))
+        with state.run.autocast():
+            loss = task.loss(state.model, *(tensor.to(state.device) for tensor in batch.tensors))
         (loss / total).backward()
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate_at(state.step, n_steps, params)
+        group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update()
     state.optimizer.zero_grad(set_to_none=True)
     return total
@@ -206,26 +230,3 @@ def optimizer_step(
 @lru_cache(maxsize=1)  # one epoch at a time
 def _epoch_order(n_examples: int, seed: int, epoch: int) -> np.ndarray:
     return torch.randperm(n_examples, generator=generator(seed, f"data order {epoch}")).numpy()
-
-
-def _evaluate(
-    model: nn.Module,
-    task: Task,
-    step: int,
-    n_steps: int,
-    params: TrainingParams,
-    runtime: RuntimeParams,
-    device: torch.device,
-) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad(), autocast(runtime, device):
-        figures = task.evaluate()
-    model.train()
-    if not all(math.isfinite(value) for value in figures.values()):
-        raise UserError(
-            f"{task.name}: the loss is no longer a number at step {step} ({dict(figures)}); "
-            "lower learning_rate, raise warmup_steps, or use precision float32"
-        )
-    rate = learning_rate_at(min(step, n_steps - 1), n_steps, params)
-    epoch = step / (task.n_examples // params.batch_size)
-    return {"step": step, "epoch": epoch, "learning_rate": rate, **figures}

@@ -19,7 +19,7 @@ from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH
 from scratchlm.model.generate import generate
 from scratchlm.run.files import read_json, write_json
-from scratchlm.tasks.instruct import instruct_task
+from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.spam import padded_texts, padded_width
 from scratchlm.training.loop import batch_indices
 
@@ -129,7 +129,8 @@ def test_the_book_and_transformers_get_our_batches_of_instructions() -> None:
     source, text = ("sample-instructions", "gpt2-nano"), tokenizer_of("gpt2-nano")
     p, rows = instruct.params_of("float32"), instruction_splits(*source)["train"]
     size, end = p.finetune_instruct.batch_size, text.end_token_id
-    task = instruct_task(rows, end, GPT2_CONTEXT_LENGTH, p.finetune_instruct, dict, [])
+    instructions = Instructions({"train": rows}, text, GPT2_CONTEXT_LENGTH)
+    task = instruct_task(instructions, p.finetune_instruct, ResponseEvaluation(instructions, p.evaluation))
     theirs = instruct.examples(*source, steps=3)["train"]
     for step in range(3):
         inputs, targets = task.batch(batch_indices(step, len(rows), size, p.seed)).tensors

@@ -16,7 +16,7 @@ from scratchlm.formats.openai import from_openai, hparams, load_openai, tensor_m
 from scratchlm.model.config import SIZES, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import scratch_folder, write_json
+from scratchlm.run.files import temporary_folder, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = REPOSITORY / "data" / "sample" / "gpt2-nano"
@@ -129,7 +129,7 @@ def torch_tensors(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def outcome(folder: Path, size: str = "nano") -> "tuple[GPTModel, int] | str":
     """What load_openai returns, or its sentence."""
     try:
-        with scratch_folder(folder.parent / "model") as scratch:
+        with temporary_folder(folder.parent / "model") as scratch:
             return load_openai(folder, size, scratch)  # type: ignore[arg-type]
     except UserError as error:
         return str(error)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.run.context import Run
 from scratchlm.run.device import (
     RuntimeParams,
-    autocast,
     generator,
     resolve_device,
     set_up,
@@ -63,9 +63,9 @@ def test_a_generator_starts_anew_and_leaves_the_global_stream_alone() -> None:
 
 
 def test_the_cpu_is_always_there_and_auto_finds_something() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("cpu") == "cpu"
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert resolve_device("auto") == torch.device(best)
+    assert resolve_device("auto") == best
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_the_cpu_is_always_there_and_auto_finds_something() -> None:
 def test_auto_takes_cuda_then_mps_then_cpu(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, best: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert resolve_device("auto").type == best
+    assert resolve_device("auto") == best
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +102,15 @@ def test_wrong_settings_are_refused(change: dict[str, Any], sentence: str) -> No
 
 def test_set_up_fixes_threads_and_deterministic_kernels(restore_torch: None) -> None:
     torch.use_deterministic_algorithms(False)
-    assert set_up(params(threads=3)) == torch.device("cpu")
+    run = Run()
+    set_up(run, params(threads=3, precision="bfloat16"))
+    assert (run.device, run.precision, run.seed) == ("cpu", "bfloat16", 1)
     assert torch.get_num_threads() == 3
     assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_float32_products_keep_every_bit_of_float32(restore_torch: None) -> None:
-    set_up(params())
+    set_up(Run(), params())
     assert torch.backends.mkldnn.matmul.fp32_precision in {"bf16", "none"}
     numbers = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
     assert torch.equal(numbers @ torch.eye(300), numbers)
@@ -116,7 +118,7 @@ def test_float32_products_keep_every_bit_of_float32(restore_torch: None) -> None
 
 def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch, restore_torch: None) -> None:
     monkeypatch.setattr(torch, "equal", lambda found, exact: False)  # as on a processor with matrix units
-    set_up(params())
+    set_up(Run(), params())
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
@@ -124,8 +126,9 @@ def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch, resto
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     code = """
 import psutil, torch
+from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams, set_up
-set_up(DeviceParams(device="cpu", threads=1, precision="float32"))
+set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
 resident = psutil.Process().memory_info().rss
 ones = torch.ones(1 << 26)
 del ones
@@ -138,7 +141,7 @@ print((psutil.Process().memory_info().rss - resident) >> 20)
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_precision_is_that_of_products_and_never_of_weights(precision: str, dtype: torch.dtype) -> None:
     layer = torch.nn.Linear(2, 2)
-    with autocast(params(precision=precision), torch.device("cpu")):
+    with Run(precision=precision).autocast():
         assert layer(torch.ones(1, 2)).dtype == dtype
     assert layer.weight.dtype == torch.float32
 

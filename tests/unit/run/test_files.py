@@ -9,13 +9,13 @@ import pytest
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import (
     append_log,
+    atomic_folder,
+    atomic_write,
     only_file,
     read_csv,
     read_json,
     read_table,
     sha256_of,
-    whole_file,
-    whole_folder,
     write_csv,
     write_json,
     write_table,
@@ -36,7 +36,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "result.txt"
-    with whole_file(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("new")
         assert not target.exists()
         assert temporary.parent == target.parent
@@ -47,7 +47,7 @@ def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt, SystemExit])
 def test_a_file_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseException]) -> None:
     (tmp_path / "result.txt").write_text("old")
-    with pytest.raises(stop), whole_file(tmp_path / "result.txt") as temporary:
+    with pytest.raises(stop), atomic_write(tmp_path / "result.txt") as temporary:
         temporary.write_text("half")
         raise stop
     assert names(tmp_path) == ["result.txt"]
@@ -56,7 +56,7 @@ def test_a_file_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseExcep
 
 def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        with whole_folder(tmp_path / "model") as temporary:
+        with atomic_folder(tmp_path / "model") as temporary:
             (temporary / "deep").mkdir()
             (temporary / "deep" / name).write_text(name)
     assert names(tmp_path) == ["model"]
@@ -67,7 +67,7 @@ def test_a_new_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
 def test_a_folder_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseException]) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
-    with pytest.raises(stop), whole_folder(tmp_path / "model") as temporary:
+    with pytest.raises(stop), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "half").write_text("half")
         raise stop
     assert names(tmp_path) == ["model"]
@@ -77,7 +77,7 @@ def test_a_folder_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseExc
 KILLED_AT_EACH_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
-from scratchlm.run.files import whole_file, whole_folder
+from scratchlm.run.files import atomic_write, atomic_folder
 
 kind, place = sys.argv[1], Path(sys.argv[2])
 
@@ -90,10 +90,10 @@ def write(path, text):
 
 def work():
     if kind == "file":
-        with whole_file(place / "target") as temporary:
+        with atomic_write(place / "target") as temporary:
             write(temporary, "new text")
     else:
-        with whole_folder(place / "target") as temporary:
+        with atomic_folder(place / "target") as temporary:
             for name in ("a", "b"):
                 write(temporary / name, "new text")
 

@@ -15,16 +15,17 @@ from pathlib import Path
 
 import elsewhere
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import append_log, read_json, write_text
-from scratchlm.run.stage import run
+from scratchlm.run.files import read_json, write_text
+from scratchlm.run.context import Run
+from scratchlm.run.stage import start
 
 
-def main(params: Path, model_folder: Path{log}) -> None:
+def main(run: Run, *, params: Path, model_folder: Path) -> None:
     {body}
 
 
 if __name__ == "__main__":
-    run(main)
+    start(main)
 '''
 
 
@@ -38,8 +39,8 @@ def workplace(tmp_path: Path) -> Path:
     return folder
 
 
-def run_stage(workplace: Path, body: str, *options: str, log: str = "") -> subprocess.CompletedProcess[str]:
-    (workplace / "stages" / "example.py").write_text(STAGE.format(body=body, log=log))
+def run_stage(workplace: Path, body: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (workplace / "stages" / "example.py").write_text(STAGE.format(body=body))
     command = [sys.executable, "-m", "stages.example", *options]
     return subprocess.run(command, cwd=workplace, capture_output=True, text=True)
 
@@ -64,8 +65,8 @@ def test_the_end_of_a_stage_does_not_wait_for_a_search_for_garbage(workplace: Pa
     assert run_stage(workplace, body, *ALL).stdout == "True\n"
 
 
-def test_a_stage_that_asks_for_the_log_can_write_to_it(workplace: Path) -> None:
-    done = run_stage(workplace, "append_log(log, {'step': 1})", *ALL, log=", log: Path")
+def test_a_stage_can_write_to_the_log(workplace: Path) -> None:
+    done = run_stage(workplace, "run.record({'step': 1})", *ALL)
     assert done.returncode == 0
     records = [json.loads(line) for line in (workplace / "logs" / "example.jsonl").read_text().splitlines()]
     assert [set(record) & {"step", "stage"} for record in records] == [{"step"}, {"stage"}]
@@ -77,7 +78,7 @@ def test_a_stage_that_asks_for_the_log_can_write_to_it(workplace: Path) -> None:
         ("raise UserError('wrong; do this')", "example: wrong; do this\n"),
         ("read_json(params)", "example: p.yaml: no such file; `dvc repro` makes every artifact, "
          "`dvc checkout` restores cached ones\n"),
-        ("raise KeyboardInterrupt", "example: interrupted; nothing half-written was left, "
+        ("raise KeyboardInterrupt", "example: interrupted; no partial output was left. "
          "`dvc repro` runs this stage again\n"),
     ],
     ids=["stage", "library", "interrupt"],
@@ -122,7 +123,7 @@ def test_wrong_options_are_named_before_any_work(workplace: Path, options: tuple
 def test_a_mistake_in_params_is_one_line_of_a_real_stage(tmp_path: Path) -> None:
     text = (REPOSITORY / "profiles" / "sample.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("shard_tokens: 10000000", "shard_tokens: 0"))
-    names = {*inspect.signature(tokenize.main).parameters, "log"} - {"params"}
+    names = {*inspect.signature(tokenize.main).parameters, "log"} - {"params", "run"}
     options = [part for name in names for part in (f"--{name.replace('_', '-')}", str(tmp_path / name))]
     done = subprocess.run(
         [sys.executable, "-m", "stages.tokenize", "--params", str(tmp_path / "params.yaml"), *options],

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scratchlm.run import watchdog as guard
+from scratchlm.run import watchdog
 from scratchlm.run.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -46,8 +46,8 @@ child.wait()
 """
 STAGE = """
 import time
-from scratchlm.run.watchdog import guard_lock_file, stay_below_dvc
-guard_lock_file(stay_below_dvc())
+from scratchlm.run.watchdog import watch_lock_file, stay_below_dvc
+watch_lock_file(stay_below_dvc())
 print("ready", flush=True)
 time.sleep(600)
 """
@@ -55,7 +55,7 @@ time.sleep(600)
 
 @pytest.fixture
 def dvc_with_stage(workspace: Path) -> tuple[psutil.Process, psutil.Process]:
-    """A process that stands for DVC and one below it that stands for a stage, with a guard."""
+    """A process that stands for DVC and one below it that stands for a stage, with a watchdog."""
     return start_dvc([sys.executable, "-c", STAGE])
 
 
@@ -64,11 +64,11 @@ def start_dvc(command: list[str]) -> tuple[psutil.Process, psutil.Process]:
     assert process.stdout
     stage = psutil.Process(int(process.stdout.readline()))
     assert process.stdout.readline() == "ready\n"
-    wait_for(lambda: guards(process.pid) != [])
+    wait_for(lambda: watchdogs(process.pid) != [])
     return psutil.Process(process.pid), stage
 
 
-def guards(pid: int) -> list[psutil.Process]:
+def watchdogs(pid: int) -> list[psutil.Process]:
     command = ["-m", "scratchlm.run.watchdog", str(pid)]
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == command]
 
@@ -86,7 +86,7 @@ def test_a_lock_file_that_dvc_would_refuse_is_put_back_after_its_end_and_only_su
     dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path, state: str
 ) -> None:
     dvc, stage = dvc_with_stage
-    (watcher,) = guards(dvc.pid)
+    (watcher,) = watchdogs(dvc.pid)
     (workspace / "dvc.lock").write_text((BROKEN | READABLE)[state])
     dvc.send_signal(signal.SIGKILL)
     dvc.wait()
@@ -94,14 +94,14 @@ def test_a_lock_file_that_dvc_would_refuse_is_put_back_after_its_end_and_only_su
     assert (workspace / "dvc.lock").read_text() == READABLE.get(state, LOCK)
 
 
-def test_one_guard_is_enough_for_one_dvc(
+def test_one_watchdog_is_enough_for_one_dvc(
     dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
 ) -> None:
     dvc, stage = dvc_with_stage
-    wait_for(lambda: not free(workspace / guard.GUARD_NOTE))
-    guard.guard_lock_file(psutil.Process())
-    assert len(guards(dvc.pid)) == 1
-    assert guards(os.getpid()) == []
+    wait_for(lambda: not free(workspace / watchdog.WATCHDOG_NOTE))
+    watchdog.watch_lock_file(psutil.Process())
+    assert len(watchdogs(dvc.pid)) == 1
+    assert watchdogs(os.getpid()) == []
     dvc.kill()
     dvc.wait()
     wait_for(lambda: gone(stage))
@@ -109,11 +109,11 @@ def test_one_guard_is_enough_for_one_dvc(
 
 def test_a_lock_file_that_is_being_written_is_left_alone(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = workspace / "dvc.lock"
-    (workspace / guard.LOCK_COPY).parent.mkdir()
-    (workspace / guard.LOCK_COPY).write_text("schema: '2.0'\n")
+    (workspace / watchdog.LOCK_COPY).parent.mkdir()
+    (workspace / watchdog.LOCK_COPY).write_text("schema: '2.0'\n")
     lock.write_text("")
-    monkeypatch.setattr(guard.time, "sleep", lambda seconds: lock.write_text(LOCK))
-    guard.mend()
+    monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: lock.write_text(LOCK))
+    watchdog.repair()
     assert lock.read_text() == LOCK
 
 
@@ -121,44 +121,44 @@ def test_a_note_of_what_runs_that_was_cut_goes(
     dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path
 ) -> None:
     dvc, stage = dvc_with_stage
-    (watcher,) = guards(dvc.pid)
-    (workspace / guard.RUNNING_FILE).write_text('{"read": {}, "wri')
+    (watcher,) = watchdogs(dvc.pid)
+    (workspace / watchdog.RUNNING_FILE).write_text('{"read": {}, "wri')
     dvc.send_signal(signal.SIGKILL)
     dvc.wait()
     wait_for(lambda: gone(stage) and gone(watcher))
-    assert not (workspace / guard.RUNNING_FILE).exists()
+    assert not (workspace / watchdog.RUNNING_FILE).exists()
 
 
 def test_mending_by_hand_touches_nothing_that_is_whole(workspace: Path) -> None:
-    running = workspace / guard.RUNNING_FILE
+    running = workspace / watchdog.RUNNING_FILE
     running.parent.mkdir(parents=True)
     running.write_text("{}")
-    guard.mend()
+    watchdog.repair()
     assert (running.read_text(), (workspace / "dvc.lock").read_text()) == ("{}", LOCK)
     running.write_text("")
-    guard.mend()
+    watchdog.repair()
     assert not running.exists()
 
 
 def test_a_merge_conflict_is_left_to_a_person(workspace: Path) -> None:
     lock = workspace / "dvc.lock"
-    (workspace / guard.LOCK_COPY).parent.mkdir()
-    (workspace / guard.LOCK_COPY).write_text("schema: '2.0'\n")
+    (workspace / watchdog.LOCK_COPY).parent.mkdir()
+    (workspace / watchdog.LOCK_COPY).write_text("schema: '2.0'\n")
     conflict = "schema: '2.0'\n<<<<<<< HEAD\nstages: {}\n=======\nstages: null\n>>>>>>> a\n"
     lock.write_text(conflict)
     with pytest.raises(UserError, match=r"dvc.lock holds a merge conflict; keep one side with `git checkout --ours"):
-        guard.mend()
+        watchdog.repair()
     assert lock.read_text() == conflict
 
 
 def test_what_is_replaced_is_kept_beside(workspace: Path) -> None:
-    (workspace / guard.LOCK_COPY).parent.mkdir()
-    (workspace / guard.LOCK_COPY).write_text(LOCK)
+    (workspace / watchdog.LOCK_COPY).parent.mkdir()
+    (workspace / watchdog.LOCK_COPY).write_text(LOCK)
     (workspace / "dvc.lock").write_text(LOCK[:-3] + "{")
-    (sentence,) = guard.mend()
+    (sentence,) = watchdog.repair()
     assert sentence.startswith("dvc.lock could not be read: it is restored")
     assert (workspace / "dvc.lock").read_text() == LOCK
-    assert (workspace / guard.LOCK_DAMAGED).read_text() == LOCK[:-3] + "{"
+    assert (workspace / watchdog.LOCK_DAMAGED).read_text() == LOCK[:-3] + "{"
 
 
 def test_a_stage_dies_with_its_dvc_though_a_shell_stands_between(workspace: Path) -> None:
@@ -184,7 +184,7 @@ except UserError as error:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_stage_whose_dvc_ended_before_it_began_does_not_go_on(workspace: Path) -> None:
-    running = workspace / guard.RUNNING_FILE
+    running = workspace / watchdog.RUNNING_FILE
     running.parent.mkdir(parents=True)
     code = (
         "import json, os, pathlib, subprocess, sys;"
@@ -194,7 +194,7 @@ def test_a_stage_whose_dvc_ended_before_it_began_does_not_go_on(workspace: Path)
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     wait_for(lambda: (workspace / "said").exists() and (workspace / "said").read_text() != "")
-    assert (workspace / "said").read_text().startswith("the DVC that started this stage has ended")
+    assert (workspace / "said").read_text().startswith("the parent `dvc` process has exited")
 
 
 def free(lock: Path) -> bool:
@@ -206,7 +206,7 @@ def free(lock: Path) -> bool:
     return True
 
 
-def test_a_guard_imports_little() -> None:
+def test_a_watchdog_imports_little() -> None:
     """It waits for hours beside the computation."""
     heavy = "(name for name in ('torch', 'pyarrow', 'yaml') if name in sys.modules)"
     code = f"import sys, scratchlm.run.watchdog; print(*{heavy})"
@@ -214,22 +214,22 @@ def test_a_guard_imports_little() -> None:
 
 
 def test_a_stage_runs_once_at_a_time_in_a_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.2)
     lock = workspace / "logs" / "stage.jsonl"
     with (
-        guard.alone(lock, "pretrain"),
-        pytest.raises(UserError, match="another process runs pretrain in this workspace; only one may"),
-        guard.alone(lock, "pretrain"),
+        watchdog.only_process(lock, "pretrain"),
+        pytest.raises(UserError, match="another process runs pretrain in this workspace; wait for it"),
+        watchdog.only_process(lock, "pretrain"),
     ):
         raise AssertionError("two at once")
-    with guard.alone(lock, "pretrain"):
+    with watchdog.only_process(lock, "pretrain"):
         pass
 
 
 STAGE_THAT_HOLDS_ITS_LOCK = """
 import pathlib, time
-from scratchlm.run.watchdog import alone
-with alone(pathlib.Path("log"), "s"):
+from scratchlm.run.watchdog import only_process
+with only_process(pathlib.Path("log"), "s"):
     print("ready", flush=True)
     time.sleep(600)
 """
@@ -239,6 +239,6 @@ def test_a_killed_process_does_not_hold_its_stage(workspace: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", STAGE_THAT_HOLDS_ITS_LOCK], stdout=subprocess.PIPE)
     assert process.stdout and process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)
-    with guard.alone(workspace / "log", "s"):
+    with watchdog.only_process(workspace / "log", "s"):
         pass
     process.wait()

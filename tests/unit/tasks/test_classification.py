@@ -15,7 +15,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_table
 from scratchlm.tasks.classification import (
     PREDICTION_SCHEMA,
-    SpamEvaluation,
+    ClassifierEvaluation,
     classification_scores,
     confusion_rows,
     prediction_rows,
@@ -36,10 +36,10 @@ def texts_of(rows: list[dict[str, Any]]) -> Texts:
     return padded_texts([row["token_ids"] for row in rows], PAD, 8)
 
 
-def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> SpamEvaluation:
+def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> ClassifierEvaluation:
     texts = {split: texts_of(rows) for split, rows in splits.items()}
     labels = {split: [row["label"] for row in rows] for split, rows in splits.items()}
-    return SpamEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
+    return ClassifierEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
 
 
 def random_messages(n: int, seed: int) -> list[dict[str, Any]]:
@@ -147,8 +147,8 @@ def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClas
 def test_quick_figures_are_of_the_same_few_messages_of_train_and_val(classifier: GPTClassifier) -> None:
     splits = {name: random_messages(n, seed=n) for name, n in {"train": 11, "val": 5, "test": 4}.items()}
     evaluation = evaluation_of(splits)
-    figures = evaluation.quick(classifier)
-    assert figures == evaluation.quick(classifier)
+    figures = evaluation.evaluate(classifier)
+    assert figures == evaluation.evaluate(classifier)
     chosen = [splits["train"][i] for i in (0, 5, 10)]
     probabilities = spam_probabilities(classifier, texts_of(chosen), np.arange(3), 2)
     expected = classification_scores(np.array([row["label"] for row in chosen]), probabilities)

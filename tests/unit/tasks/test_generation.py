@@ -10,12 +10,13 @@ from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.judge.overlap import normalise
 from scratchlm.model.generate import Generation, SamplingParams, generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.run.context import Run
 from scratchlm.run.device import stream
 from scratchlm.run.files import read_table, write_table
 from scratchlm.tasks.generation import (
     RESPONSE_SCHEMA,
     GenerateParams,
-    generate_responses,
+    Responder,
     response_counts,
     response_record,
 )
@@ -43,8 +44,11 @@ def rows(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def responses_of(*args: Any) -> list[dict[str, Any]]:
-    return [record for batch in generate_responses(*args) for record in batch]
+def responses_of(
+    model: GPTModel, rows: Any, params: GenerateParams, seed: int = 5, name: str = "after"
+) -> list[dict[str, Any]]:
+    responder = Responder(WORDS, params, Run(seed=seed))
+    return [record for batch in responder.responses(model, name, rows) for record in batch]
 
 
 def params(sampling: SamplingParams, batch_size: int) -> GenerateParams:
@@ -54,7 +58,7 @@ def params(sampling: SamplingParams, batch_size: int) -> GenerateParams:
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_the_batch_size_does_not_change_a_response(sampling: SamplingParams, tiny_gpt: Build) -> None:
     model = tiny_gpt(context_length=32, initialisation="torch")
-    one, eight = (responses_of(model, rows(19), WORDS, params(sampling, n), 5, "after") for n in (1, 8))
+    one, eight = (responses_of(model, rows(19), params(sampling, n)) for n in (1, 8))
     assert one == eight
     assert [record["id"] for record in one] == [row["id"] for row in rows(19)]
     assert len({record["response"] for record in one}) > 3
@@ -62,17 +66,17 @@ def test_the_batch_size_does_not_change_a_response(sampling: SamplingParams, tin
 
 def test_a_sampled_response_depends_on_seed_and_id_and_not_on_its_neighbours(tiny_gpt: Build) -> None:
     model = tiny_gpt(context_length=32)
-    whole = responses_of(model, rows(9), WORDS, params(SAMPLED, 4), 5, "after")
-    assert responses_of(model, rows(9)[3:5], WORDS, params(SAMPLED, 4), 5, "after") == whole[3:5]
-    assert responses_of(model, rows(9), WORDS, params(SAMPLED, 4), 6, "after") != whole
+    whole = responses_of(model, rows(9), params(SAMPLED, 4))
+    assert responses_of(model, rows(9)[3:5], params(SAMPLED, 4)) == whole[3:5]
+    assert responses_of(model, rows(9), params(SAMPLED, 4), seed=6) != whole
     renamed = [row | {"id": f"other-{i}"} for i, row in enumerate(rows(9))]
-    responses = [record["response"] for record in responses_of(model, renamed, WORDS, params(SAMPLED, 4), 5, "x")]
+    responses = [record["response"] for record in responses_of(model, renamed, params(SAMPLED, 4))]
     assert responses != [record["response"] for record in whole]
 
 
 def test_a_response_is_what_the_decoder_says_for_its_prompt_and_stream(tiny_gpt: Build) -> None:
     model, row = tiny_gpt(context_length=32), rows(3)[2]
-    (record,) = responses_of(model, [row], WORDS, params(SAMPLED, 4), 5, "after")
+    (record,) = responses_of(model, [row], params(SAMPLED, 4))
     (expected,) = generate(
         model,
         [row["prompt_token_ids"]],
@@ -86,7 +90,7 @@ def test_a_response_is_what_the_decoder_says_for_its_prompt_and_stream(tiny_gpt:
 
 
 def test_records_say_which_model_answered_what_and_fit_the_schema(tmp_path: Path, tiny_gpt: Build) -> None:
-    records = responses_of(tiny_gpt(context_length=32), rows(2), WORDS, params(GREEDY, 4), 5, "before")
+    records = responses_of(tiny_gpt(context_length=32), rows(2), params(GREEDY, 4), name="before")
     assert set(records[0]) == set(RESPONSE_SCHEMA.names)
     assert (records[1]["model"], records[1]["instruction"], records[1]["output"]) == ("before", "do 1", "a b")
     write_table(tmp_path / "responses.parquet", records, RESPONSE_SCHEMA)

@@ -1,4 +1,4 @@
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from scratchlm.model.lora import LoRALinear, LoRAParams, merge_lora
-from scratchlm.run.resume import Resume
-from scratchlm.tasks.instruct import FinetuneInstructParams, instruct_task, prepare_assistant
-from scratchlm.training.loop import train
+from scratchlm.run.context import Run
+from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task, prepare_assistant
+from scratchlm.training.loop import Task, no_sample, train
 
 ROWS = [
     {"prompt_token_ids": [1, 2], "response_token_ids": [3, 4]},
@@ -25,6 +25,12 @@ def params(training_values: dict[str, Any]) -> Any:
     return lambda **changes: FinetuneInstructParams(**values | changes)
 
 
+def task_of(params: FinetuneInstructParams) -> Task:
+    instructions = Instructions({"train": ROWS}, SimpleNamespace(end_token_id=0), 8)  # type: ignore[arg-type]
+    evaluation = SimpleNamespace(evaluate=lambda model: {"loss": 0.0}, sample=no_sample)
+    return instruct_task(instructions, params, evaluation)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("mask", "targets", "n_scored"),
     [
@@ -33,7 +39,7 @@ def params(training_values: dict[str, Any]) -> Any:
     ],
 )
 def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_scored: int) -> None:
-    task = instruct_task(ROWS, 0, 8, params(mask_instruction=mask), dict, [])
+    task = task_of(params(mask_instruction=mask))
     batch = task.batch(np.array([1, 0]))
     assert task.n_examples == 4
     assert [tensor.tolist() for tensor in batch.tensors] == [[[5, 6, 0, 0], [1, 2, 3, 4]], targets]
@@ -41,7 +47,7 @@ def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_sc
 
 
 def test_the_loss_is_torchs_over_response_tokens(tiny_gpt: Any, params: Any) -> None:
-    model, task = tiny_gpt().double(), instruct_task(ROWS, 0, 8, params(), dict, [])
+    model, task = tiny_gpt().double(), task_of(params())
     inputs, targets = task.batch(np.arange(4)).tensors
     mean = task.loss(model, inputs, targets) / task.batch(np.arange(4)).n_scored
     torch.testing.assert_close(mean, F.cross_entropy(model(inputs).transpose(1, 2), targets))
@@ -54,9 +60,7 @@ def test_without_lora_everything_trains(tiny_gpt: Any, params: Any) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_with_lora_training_moves_its_matrices_and_nothing_else(
-    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path, tied: bool
-) -> None:
+def test_with_lora_training_moves_its_matrices_and_nothing_else(tiny_gpt: Any, params: Any, tied: bool) -> None:
     p = params(lora=LoRAParams(rank=2, alpha=2.0, layers="all"), epochs=4)
     model = tiny_gpt(tied_head=tied)
     inputs = torch.tensor([[1, 2, 3]])
@@ -65,7 +69,7 @@ def test_with_lora_training_moves_its_matrices_and_nothing_else(
     assert isinstance(model.head, LoRALinear) != tied
     assert torch.equal(model(inputs), untouched)  # B starts at zero
     before = {name: value.clone() for name, value in model.named_parameters()}
-    train(model, instruct_task(ROWS, 0, 8, p, lambda: {"loss": 0.0}, []), p, runtime, cpu, tmp_path / "log", Resume())
+    train(model, task_of(p), Run(seed=7))
     moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if name.split(".")[-1] in ("A", "B")}
     learned = model(inputs)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.tasks.responses import N_SAMPLES, SAMPLE_TOKENS, ResponseEvaluation, mean_losses
+from scratchlm.tasks.instruct import N_SAMPLES, SAMPLE_TOKENS, Instructions, ResponseEvaluation, mean_losses
 from scratchlm.tasks.settings import EvaluationParams
 
 Build = Callable[..., GPTModel]
@@ -38,7 +38,7 @@ SPLITS = {"train": rows(9), "val": rows(5), "test": rows(4)}
 
 def evaluation(max_rows: int = 2, batch_size: int = 3, splits: Any = None) -> ResponseEvaluation:
     params = EvaluationParams(context_length=CONTEXT_LENGTH, batch_size=batch_size, max_rows=max_rows)
-    return ResponseEvaluation(splits or SPLITS, WORDS, CONTEXT_LENGTH, params)
+    return ResponseEvaluation(Instructions(splits or SPLITS, WORDS, CONTEXT_LENGTH), params)
 
 
 def loss_by_hand(model: GPTModel, chosen: list[dict[str, Any]]) -> float:
@@ -53,12 +53,12 @@ def loss_by_hand(model: GPTModel, chosen: list[dict[str, Any]]) -> float:
     return sum(losses) / len(losses)
 
 
-def test_full_figures_are_the_loss_per_response_token_of_every_split(tiny_gpt: Build) -> None:
+def test_full_metrics_are_the_loss_per_response_token_of_every_split(tiny_gpt: Build) -> None:
     model = tiny_gpt()
-    figures = mean_losses(evaluation().full(model))
-    assert set(figures) == {"train_loss", "val_loss", "test_loss"}
+    metrics = mean_losses(evaluation().full(model))
+    assert set(metrics) == {"train_loss", "val_loss", "test_loss"}
     for split, chosen in SPLITS.items():
-        assert figures[f"{split}_loss"] == pytest.approx(loss_by_hand(model, chosen), rel=1e-5)
+        assert metrics[f"{split}_loss"] == pytest.approx(loss_by_hand(model, chosen), rel=1e-5)
 
 
 def test_the_batch_size_does_not_change_the_loss(tiny_gpt: Build) -> None:
@@ -79,25 +79,28 @@ def test_a_test_response_keeps_its_id_as_long_as_the_task_and_its_answer_are_the
         assert not set(ids(**change)) & set(ids()), change
 
 
-def test_quick_figures_are_of_the_same_few_rows_and_responses_to_read(tiny_gpt: Build) -> None:
+def test_metrics_during_training_are_of_the_same_few_rows(tiny_gpt: Build) -> None:
     model, measured = tiny_gpt(), evaluation()
-    figures = measured.quick(model)
-    assert figures == pytest.approx(
+    metrics = measured.evaluate(model)
+    assert metrics == pytest.approx(
         {
             "train_loss": loss_by_hand(model, [SPLITS["train"][0], SPLITS["train"][8]]),
             "val_loss": loss_by_hand(model, [SPLITS["val"][0], SPLITS["val"][4]]),
         },
         rel=1e-5,
     )
-    assert measured.quick(model) == figures
-    assert [sample["evaluation"] for sample in measured.samples] == [0, 1]
-    first = measured.samples[0]
-    assert {name: first[name] for name in figures} == figures
-    assert [response["id"] for response in first["responses"]] == ["task-00000", "task-00001", "task-00002"]
-    assert len(first["responses"]) == N_SAMPLES
+    assert measured.evaluate(model) == metrics
+
+
+def test_a_sample_holds_responses_to_the_first_instructions(tiny_gpt: Build) -> None:
+    model, measured = tiny_gpt(), evaluation()
+    sample = measured.sample(model)
+    assert measured.sample(model) == sample
+    assert [response["id"] for response in sample["responses"]] == ["task-00000", "task-00001", "task-00002"]
+    assert len(sample["responses"]) == N_SAMPLES
     prompts = [row["prompt_token_ids"] for row in SPLITS["val"][:N_SAMPLES]]
     expected = generate(model, prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=WORDS.end_token_id)
-    for response, answer in zip(first["responses"], expected, strict=True):
+    for response, answer in zip(sample["responses"], expected, strict=True):
         assert response["response"] == WORDS.decode(answer.token_ids).strip()
 
 
@@ -105,7 +108,8 @@ def test_measuring_draws_nothing_and_leaves_the_mode(tiny_gpt: Build) -> None:
     model = tiny_gpt(dropout=0.5).train()
     torch.manual_seed(2)
     before = torch.random.get_rng_state()
-    evaluation().quick(model)
+    evaluation().evaluate(model)
+    evaluation().sample(model)
     evaluation().full(model)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert model.training

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from scratchlm.tasks.spam import (
     spam_task,
     summed_class_loss,
 )
+from scratchlm.training.loop import Task
 
 TOKEN_IDS, LABELS = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9]], [0, 1, 0, 1]
 
@@ -92,8 +94,12 @@ def test_the_width_is_the_longest_training_message_or_what_was_asked_for_within_
     assert padded_width(50, [[1]], 8) == 8
 
 
-def test_a_batch_by_hand() -> None:
-    task = spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, dict)
+def task_of(params: FinetuneSpamParams) -> Task:
+    return spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, params, SimpleNamespace(evaluate=dict))  # type: ignore
+
+
+def test_a_batch_by_hand(params: Any) -> None:
+    task = task_of(params())
     batch = task.batch(np.array([3, 0, 2]))
     assert (task.n_examples, batch.n_scored) == (4, 3)
     assert [tensor.tolist() for tensor in batch.tensors] == [
@@ -106,7 +112,7 @@ def test_a_batch_by_hand() -> None:
 
 def test_the_loss_is_summed_over_messages(tiny_gpt: Any, params: Any) -> None:
     classifier = build_spam_classifier(tiny_gpt(), params(), 1).eval()
-    tensors = spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, dict).batch(np.arange(4)).tensors
+    tensors = task_of(params()).batch(np.arange(4)).tensors
     loss = summed_class_loss(classifier, *tensors)
     assert loss.item() == pytest.approx(4 * F.cross_entropy(classifier(*tensors[:2]), tensors[2]).item(), rel=1e-6)
     with torch.no_grad():

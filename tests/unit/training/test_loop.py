@@ -1,6 +1,8 @@
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scratchlm.data.corpus import TokenWindows
+from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.resume import Resume
-from scratchlm.tasks.instruct import FinetuneInstructParams, instruct_task
+from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
 from scratchlm.tasks.pretraining import pretraining_task
-from scratchlm.training.loop import Batch, Task, batch_indices, count_steps, train
+from scratchlm.training.loop import Batch, Task, batch_indices, no_sample, train
 from scratchlm.training.optimizer import AdamW, TrainingParams, learning_rate_at
 
 ROWS = [
@@ -30,24 +32,28 @@ def params(training_values: dict[str, Any]) -> Any:
 
 
 @pytest.fixture
-def learn(runtime: Any, cpu: torch.device, tmp_path: Path) -> Any:
-    def run(model: torch.nn.Module, task: Task, p: TrainingParams) -> list[dict[str, float]]:
-        return train(model, task, p, runtime, cpu, tmp_path / "log.jsonl", Resume())
+def learn(tmp_path: Path) -> Callable[..., list[dict[str, float]]]:
+    """Trains a model on a task with these parameters; the curve. Keywords change the run."""
 
-    return run
+    def go(model: torch.nn.Module, task: Task, p: TrainingParams, **run: Any) -> list[dict[str, float]]:
+        return train(model, task._replace(params=p), Run(log=tmp_path / "log.jsonl", **{"seed": 7} | run)).curve
+
+    return go
 
 
-def nothing() -> dict[str, float]:
+def nothing(model: torch.nn.Module) -> dict[str, float]:
     return {"loss": 0.0}
 
 
 def windows_task(evaluate: Any = nothing) -> Task:
-    return pretraining_task("pretrain", TokenWindows(np.arange(60) % 11, 6, 4), evaluate, [])
+    """Without parameters: `learn` brings them."""
+    return pretraining_task(TokenWindows(np.arange(60) % 11, 6, 4), None, evaluate)  # type: ignore[arg-type]
 
 
-def responses_task(training_values: dict[str, Any]) -> Task:
+def responses_task(training_values: dict[str, Any], rows: Any = ROWS) -> Task:
     p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
-    return instruct_task(ROWS, 0, 8, p, nothing, [])
+    instructions = Instructions({"train": rows}, SimpleNamespace(end_token_id=0), 8)  # type: ignore[arg-type]
+    return instruct_task(instructions, p, SimpleNamespace(evaluate=nothing, sample=no_sample))  # type: ignore[arg-type]
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -55,10 +61,13 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_steps_are_full_batches_times_epochs(params: Any) -> None:
-    assert count_steps(11, params(batch_size=4, epochs=1.0)) == 2
-    assert count_steps(11, params(batch_size=4, epochs=2.5)) == 5
-    assert count_steps(4, params(batch_size=4, epochs=1)) == 1
-    assert count_steps(100, params(batch_size=1, epochs=0.29)) == 29  # 0.29 * 100 is 28.999…
+    def n_steps(n_examples: int, **changes: Any) -> int:
+        return windows_task()._replace(n_examples=n_examples, params=params(**changes)).n_steps
+
+    assert n_steps(11, batch_size=4, epochs=1.0) == 2
+    assert n_steps(11, batch_size=4, epochs=2.5) == 5
+    assert n_steps(4, batch_size=4, epochs=1) == 1
+    assert n_steps(100, batch_size=1, epochs=0.29) == 29  # 0.29 * 100 is 28.999…
 
 
 @pytest.mark.parametrize(
@@ -67,19 +76,20 @@ def test_steps_are_full_batches_times_epochs(params: Any) -> None:
         (
             3,
             2.0,
-            "3 training examples give 0 batches of 4 an epoch, and 2.0 epochs no step; lower batch_size",
+            "3 training examples make 0 full batches of 4, so 2.0 epochs are 0 steps; lower batch_size",
         ),
         (
             8,
             0.25,
-            "8 training examples give 2 batches of 4 an epoch, and 0.25 epochs no step; lower batch_size or "
-            "raise epochs",
+            "8 training examples make 2 full batches of 4, so 0.25 epochs are 0 steps; "
+            "lower batch_size or raise epochs",
         ),
     ],
 )
 def test_too_few_examples_for_a_step_are_refused(params: Any, n_examples: int, epochs: float, sentence: str) -> None:
+    task = windows_task()._replace(n_examples=n_examples, params=params(epochs=epochs))
     with pytest.raises(UserError) as caught:
-        count_steps(n_examples, params(epochs=epochs))
+        _ = task.n_steps
     assert str(caught.value) == sentence
 
 
@@ -106,19 +116,17 @@ def test_the_examples_of_a_step_depend_on_seed_and_step_alone() -> None:
     assert forward[:5] != [batch_indices(step, 20, 4, 2).tolist() for step in range(5)]
 
 
-def test_a_run_is_that_of_a_plain_loop_with_torchs_own_parts(
-    tiny_gpt: Any, params: Any, learn: Any, runtime: Any
-) -> None:
+def test_a_run_is_that_of_a_plain_loop_with_torchs_own_parts(tiny_gpt: Any, params: Any, learn: Any) -> None:
     p = params(epochs=3, weight_decay_on="all", max_grad_norm=0.5)
     task = windows_task()
     model, plain = tiny_gpt().double(), tiny_gpt().double()
     learn(model, task, p)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.1, foreach=False)
-    n_steps = count_steps(task.n_examples, p)
+    n_steps = task._replace(params=p).n_steps
     assert n_steps > 6
     for step in range(n_steps):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, n_steps, p)
-        inputs, targets = task.batch(batch_indices(step, task.n_examples, 4, runtime.seed)).tensors
+        inputs, targets = task.batch(batch_indices(step, task.n_examples, 4, 7)).tensors
         F.cross_entropy(plain(inputs).flatten(0, 1), targets.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
         optimizer.step()
@@ -144,14 +152,13 @@ def test_a_micro_batch_may_score_nothing_but_a_whole_batch_may_not(
     tiny_gpt: Any, params: Any, learn: Any, training_values: dict[str, Any]
 ) -> None:
     long = {"prompt_token_ids": [1] * 9, "response_token_ids": [2]}
-    p = FinetuneInstructParams(**training_values, base="x", mask_instruction=True, dropout=0.0, lora=None)
     model = tiny_gpt()
-    learn(model, instruct_task([*ROWS[:3], long], 0, 8, p, nothing, []), params(max_micro_batch_size=1))
+    learn(model, responses_task(training_values, [*ROWS[:3], long]), params(max_micro_batch_size=1))
     assert all(value.isfinite().all() for value in model.state_dict().values())
     with pytest.raises(UserError) as caught:
-        learn(model, instruct_task([long] * 4, 0, 8, p, nothing, []), params())
+        learn(model, responses_task(training_values, [long] * 4), params())
     assert str(caught.value) == (
-        "finetune_instruct: no target is scored in step 1; shorten the prompts or widen the context"
+        "finetune_instruct: step 1 scores no target; shorten the prompts or use a longer context"
     )
 
 
@@ -160,7 +167,7 @@ def test_evaluating_more_often_changes_no_weight(tiny_gpt: Any, params: Any, lea
     for every in (1, 1000):
         model = tiny_gpt(dropout=0.3)
 
-        def evaluate(model: torch.nn.Module = model) -> dict[str, float]:
+        def evaluate(model: torch.nn.Module) -> dict[str, float]:
             assert not model.training
             assert not torch.is_grad_enabled()
             return {"loss": model(torch.zeros(1, 3, dtype=torch.long)).mean().item()}
@@ -174,15 +181,13 @@ def test_evaluating_more_often_changes_no_weight(tiny_gpt: Any, params: Any, lea
 
 
 def test_two_runs_give_the_same_weights_bit_for_bit_and_another_seed_others(
-    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path
+    tiny_gpt: Any, params: Any, learn: Any
 ) -> None:
     results = []
     for seed in (7, 7, 8):
         torch.manual_seed(len(results))  # what happened before must not matter
         model = tiny_gpt(dropout=0.3)
-        train(
-            model, windows_task(), params(), runtime.model_copy(update={"seed": seed}), cpu, tmp_path / "log", Resume()
-        )
+        learn(model, windows_task(), params(), seed=seed)
         results.append(weights(model))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
     assert not torch.equal(results[0]["head.weight"], results[2]["head.weight"])
@@ -197,11 +202,11 @@ def test_dropout_is_drawn_anew_from_the_tasks_own_stream(tiny_gpt: Any, params: 
     assert not torch.equal(*results)
 
 
-def test_the_curve_has_step_epoch_rate_and_figures_by_hand(
+def test_the_curve_has_step_epoch_rate_and_metrics_by_hand(
     tiny_gpt: Any, params: Any, learn: Any, tmp_path: Path
 ) -> None:
-    figures = iter([{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0}, {"loss": 0.5}])
-    task = windows_task(lambda: next(figures))
+    metrics = iter([{"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0}, {"loss": 0.5}])
+    task = windows_task(lambda model: next(metrics))
     assert task.n_examples == 14
     p = params(epochs=1.7, evaluate_every_steps=2, schedule="constant", warmup_steps=4)  # three steps an epoch
     curve = learn(tiny_gpt(), task, p)
@@ -220,11 +225,11 @@ def test_the_curve_has_step_epoch_rate_and_figures_by_hand(
 def test_a_loss_that_is_no_number_stops_the_run_with_the_remedy(
     tiny_gpt: Any, params: Any, learn: Any, value: float
 ) -> None:
-    figures = iter([{"loss": 1.0, "accuracy": 0.5}, {"loss": value, "accuracy": 0.5}])
+    metrics = iter([{"loss": 1.0, "accuracy": 0.5}, {"loss": value, "accuracy": 0.5}])
     with pytest.raises(UserError) as caught:
-        learn(tiny_gpt(), windows_task(lambda: next(figures)), params(evaluate_every_steps=2))
+        learn(tiny_gpt(), windows_task(lambda model: next(metrics)), params(evaluate_every_steps=2))
     assert str(caught.value) == (
-        f"pretrain: the loss is no longer a number at step 2 ({{'loss': {value}, 'accuracy': 0.5}}); "
+        f"pretrain: the loss is not a finite number at step 2 ({{'loss': {value}, 'accuracy': 0.5}}); "
         "lower learning_rate, raise warmup_steps, or use precision float32"
     )
 
@@ -247,10 +252,11 @@ def test_gradients_are_clipped_from_the_first_step(params: Any, learn: Any) -> N
         norms.append(model.weight.grad.norm().item())
         return step(self, *arguments)
 
-    task = Task("line", 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing, [])
+    p = params(epochs=3, max_grad_norm=0.25)
+    task = Task("line", p, 4, lambda indices: Batch((torch.ones(len(indices), 3),), len(indices)), loss, nothing)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AdamW, "step", watched)
-        learn(model, task, params(epochs=3, max_grad_norm=0.25))
+        learn(model, task, p)
     assert norms == pytest.approx([0.25] * 3, rel=1e-4)
 
 
@@ -267,21 +273,11 @@ def test_the_model_learns_what_repeats(tiny_gpt: Any, params: Any, learn: Any) -
     assert (model(inputs).argmax(-1) == targets).all()
 
 
-def test_bfloat16_trains_weights_that_stay_in_float32(
-    tiny_gpt: Any, params: Any, runtime: Any, cpu: torch.device, tmp_path: Path
-) -> None:
+def test_bfloat16_trains_weights_that_stay_in_float32(tiny_gpt: Any, params: Any, learn: Any) -> None:
     model = tiny_gpt()
     seen = set()
     model.head.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
-    train(
-        model,
-        windows_task(),
-        params(),
-        runtime.model_copy(update={"precision": "bfloat16"}),
-        cpu,
-        tmp_path / "log",
-        Resume(),
-    )
+    learn(model, windows_task(), params(), precision="bfloat16")
     assert seen == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -293,4 +289,15 @@ def test_a_batch_of_windows_by_hand() -> None:
     assert [tensor.tolist() for tensor in batch.tensors] == [
         [[4, 5, 6, 7, 8, 9], [0, 1, 2, 3, 4, 5]],
         [[5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 5, 6]],
+    ]
+
+
+def test_a_sample_is_kept_beside_the_metrics_of_each_evaluation(tiny_gpt: Any, params: Any) -> None:
+    def sample(model: torch.nn.Module) -> dict[str, str]:
+        assert not model.training and not torch.is_grad_enabled()
+        return {"text": "a heron"}
+
+    task = windows_task()._replace(sample=sample, params=params(evaluate_every_steps=2))
+    assert train(tiny_gpt(), task, Run()).samples == [
+        {"evaluation": i, "loss": 0.0, "text": "a heron"} for i in range(3)
     ]

@@ -1,4 +1,4 @@
-"""A training that was stopped anywhere and goes on ends with the same bits as one that never stopped."""
+"""A training that was stopped anywhere and resumed ends with the same bits as one that never stopped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,39 +11,39 @@ import torch
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
-from scratchlm.run.device import RuntimeParams
-from scratchlm.run.resume import Resume
+from scratchlm.run.context import Run
+from scratchlm.run.resume import Checkpoint
 from scratchlm.training.loop import Batch, Task, train
 from scratchlm.training.losses import summed_next_token_loss
 from scratchlm.training.optimizer import AdamW, TrainingParams
 
 WINDOWS = TokenWindows(np.arange(90) * 7 % 11, 6, 4)
-IDENTITY = "f" * 64
+CACHE_KEY = "f" * 64
 
 
 @pytest.fixture(autouse=True)
 def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCHLM_RESUME_SECONDS", "0")
-    monkeypatch.setattr("scratchlm.run.resume.LARGEST_SHARE", float("inf"))
+    monkeypatch.setattr("scratchlm.run.resume.PAUSE_PER_COST", 0)
 
 
 class Killed(BaseException):
     """What a SIGKILL is to the test: nothing in the library reacts to it."""
 
 
-class Run:
+class Attempt:
     """One process' attempt at the training; `stop` says where it ends before its time."""
 
     def __init__(self, build: Callable[[], GPTModel], stop: tuple[str, int, type[BaseException]] | None = None) -> None:
-        self.model, self.samples = build(), []
-        self._stop, self._calls = stop, {"batch": 0, "loss": 0, "evaluate": 0}
+        self.model = build()
+        self._stop, self._calls = stop, {"batch": 0, "loss": 0, "evaluate": 0, "sample": 0}
 
     def _call(self, name: str) -> None:
         self._calls[name] += 1
         if self._stop and self._stop[:2] == (name, self._calls[name]):
             raise self._stop[2]
 
-    def task(self) -> Task:
+    def task(self, params: TrainingParams) -> Task:
         def batch(indices: np.ndarray) -> Batch:
             self._call("batch")
             inputs, targets = (torch.from_numpy(part) for part in WINDOWS.batch(indices))
@@ -54,26 +54,30 @@ class Run:
             self._call("loss")
             return summed
 
-        def evaluate() -> dict[str, float]:
-            value = float(self.model(torch.arange(6)[None]).square().mean())
+        def evaluate(model: GPTModel) -> dict[str, float]:
             self._call("evaluate")
-            self.samples.append({"evaluation": len(self.samples), "value": value})
-            return {"loss": value}
+            return {"loss": float(model(torch.arange(6)[None]).square().mean())}
 
-        return Task("test", len(WINDOWS), batch, loss, evaluate, self.samples)
+        def sample(model: GPTModel) -> dict[str, float]:
+            self._call("sample")
+            return {"value": float(model(torch.arange(3)[None]).mean())}
+
+        return Task("test", params, len(WINDOWS), batch, loss, evaluate, sample)
 
 
 @pytest.fixture
-def learn(runtime: RuntimeParams, cpu: torch.device, training_values: dict[str, Any], tmp_path: Path) -> Any:
+def learn(training_values: dict[str, Any], tmp_path: Path) -> Any:
     params = TrainingParams(**training_values | {"epochs": 2.0, "max_micro_batch_size": 3, "evaluate_every_steps": 4})
 
-    def go(run: Run, folder: str | None = None) -> dict[str, Any]:
-        state = Resume(tmp_path / folder, IDENTITY, "test", tmp_path / "log") if folder else Resume()
-        curve = train(run.model, run.task(), params, runtime, cpu, tmp_path / "log", state)
+    def go(attempt: Attempt, folder: str | None = None) -> dict[str, Any]:
+        log = tmp_path / "log"
+        checkpoint = Checkpoint(tmp_path / folder, CACHE_KEY, "test", log) if folder else Checkpoint()
+        run = Run(stage="test", log=log, checkpoint=checkpoint, seed=7)
+        training = train(attempt.model, attempt.task(params), run)
         return {
-            "curve": curve,
-            "samples": run.samples,
-            "weights": {name: tensor.numpy().tobytes() for name, tensor in run.model.state_dict().items()},
+            "curve": training.curve,
+            "samples": training.samples,
+            "weights": {name: tensor.numpy().tobytes() for name, tensor in attempt.model.state_dict().items()},
             "stream": torch.get_rng_state().tolist(),
         }
 
@@ -102,6 +106,7 @@ STOPS = [
     ("evaluate", 1),
     ("evaluate", 2),
     ("evaluate", 4),
+    ("sample", 2),
 ]
 
 
@@ -112,21 +117,21 @@ def test_a_run_that_was_stopped_once_ends_with_the_same_bits(
     learn: Any, tiny_gpt: Any, kind: Any, how: type[BaseException], where: tuple[str, int]
 ) -> None:
     build = kind(tiny_gpt)
-    whole = learn(Run(build))
+    whole = learn(Attempt(build))
     with pytest.raises(how):
-        learn(Run(build, (*where, how)), "states")
+        learn(Attempt(build, (*where, how)), "states")
     torch.manual_seed(99)  # another process knows nothing of the stream
-    assert learn(Run(build), "states") == whole
+    assert learn(Attempt(build), "states") == whole
 
 
 def test_a_run_that_is_stopped_at_every_step_gets_to_the_end_with_the_same_bits(learn: Any, tiny_gpt: Any) -> None:
     build = dense(tiny_gpt)
-    whole = learn(Run(build))
+    whole = learn(Attempt(build))
     attempts = 0
     while attempts < 50:
         attempts += 1
         try:
-            found = learn(Run(build, ("loss", 4, Killed)), "states")  # two micro batches a step: in its second step
+            found = learn(Attempt(build, ("loss", 4, Killed)), "states")  # two micro batches a step: in its second step
         except Killed:
             continue
         break
@@ -134,10 +139,10 @@ def test_a_run_that_is_stopped_at_every_step_gets_to_the_end_with_the_same_bits(
     assert found == whole
 
 
-def test_the_log_tells_from_where_a_run_went_on(learn: Any, tiny_gpt: Any, tmp_path: Path) -> None:
+def test_the_log_tells_where_a_run_resumed(learn: Any, tiny_gpt: Any, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        learn(Run(dense(tiny_gpt), ("batch", 8, Killed)), "states")
-    learn(Run(dense(tiny_gpt)), "states")
+        learn(Attempt(dense(tiny_gpt), ("batch", 8, Killed)), "states")
+    learn(Attempt(dense(tiny_gpt)), "states")
     assert '{"resumed_from": "step 3 of 10"}' in (tmp_path / "log").read_text().splitlines()
 
 
@@ -145,7 +150,7 @@ def test_an_interrupt_within_the_optimizer_keeps_the_state_before_it(
     learn: Any, tiny_gpt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build = dense(tiny_gpt)
-    whole = learn(Run(build))
+    whole = learn(Attempt(build))
     steps = [0]
     real = AdamW.step
 
@@ -159,13 +164,13 @@ def test_an_interrupt_within_the_optimizer_keeps_the_state_before_it(
     with monkeypatch.context() as patched:
         patched.setattr(AdamW, "step", step)
         with pytest.raises(KeyboardInterrupt):
-            learn(Run(build), "states")
-    assert learn(Run(build), "states") == whole
+            learn(Attempt(build), "states")
+    assert learn(Attempt(build), "states") == whole
 
 
 def test_frozen_weights_are_not_in_the_state(learn: Any, tiny_gpt: Any, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        learn(Run(with_lora(tiny_gpt), ("batch", 8, Killed)), "states")
+        learn(Attempt(with_lora(tiny_gpt), ("batch", 8, Killed)), "states")
     (path,) = (tmp_path / "states").iterdir()
     state = torch.load(path, weights_only=True)
     assert state["weights"]
@@ -176,7 +181,7 @@ def test_a_state_of_a_processor_with_other_arithmetic_is_not_used(
     learn: Any, tiny_gpt: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
-        learn(Run(dense(tiny_gpt), ("batch", 8, Killed)), "states")
+        learn(Attempt(dense(tiny_gpt), ("batch", 8, Killed)), "states")
     monkeypatch.setattr("scratchlm.training.loop.arithmetic_fingerprint", lambda device: "other")
-    learn(Run(dense(tiny_gpt)), "states")
+    learn(Attempt(dense(tiny_gpt)), "states")
     assert "resumed_from" not in (tmp_path / "log").read_text()

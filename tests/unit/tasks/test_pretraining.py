@@ -2,6 +2,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from scratchlm.data.corpus import SHARD_SCHEMA
+from scratchlm.data.corpus import SHARD_SCHEMA, Corpus
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.corpus import CorpusEvaluation, corpus_scores
 from scratchlm.tasks.language_model import Losses
-from scratchlm.tasks.samples import TextSampler
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
 Build = Callable[..., GPTModel]
@@ -48,24 +48,24 @@ def loss_by_hand(model: GPTModel, split: str, windows: list[int]) -> float:
     return torch.stack(losses).mean().item()
 
 
-def test_full_figures_take_every_val_window_and_as_many_of_train(corpus: Path, tiny_gpt: Build) -> None:
-    model, evaluation = tiny_gpt(), CorpusEvaluation(corpus, PARAMS)
+def test_full_metrics_take_every_val_window_and_as_many_of_train(corpus: Path, tiny_gpt: Build) -> None:
+    model, evaluation = tiny_gpt(), CorpusEvaluation(Corpus(corpus), PARAMS)
     val, train = evaluation.full(model, "val"), evaluation.full(model, "train")
     assert (len(val.sums), len(train.sums)) == (4, 4)
     assert val.mean == pytest.approx(loss_by_hand(model, "val", [0, 1, 2, 3]), rel=1e-6)
     assert train.mean == pytest.approx(loss_by_hand(model, "train", [0, 3, 6, 9]), rel=1e-6)
 
 
-def test_quick_figures_are_of_the_same_few_windows_each_time(corpus: Path, tiny_gpt: Build) -> None:
-    model, evaluation = tiny_gpt(), CorpusEvaluation(corpus, PARAMS)
-    first = evaluation.quick(model)
-    assert first == evaluation.quick(model)
+def test_metrics_during_training_are_of_the_same_few_windows_each_time(corpus: Path, tiny_gpt: Build) -> None:
+    model, evaluation = tiny_gpt(), CorpusEvaluation(Corpus(corpus), PARAMS)
+    first = evaluation.evaluate(model)
+    assert first == evaluation.evaluate(model)
     assert first["train_loss"] == pytest.approx(loss_by_hand(model, "train", [0, 9]), rel=1e-6)
     assert first["val_loss"] == pytest.approx(loss_by_hand(model, "val", [0, 3]), rel=1e-6)
 
 
 def test_a_split_that_does_not_fill_a_window_is_refused(corpus: Path) -> None:
-    evaluation = CorpusEvaluation(corpus, PARAMS.model_copy(update={"context_length": 40}))
+    evaluation = CorpusEvaluation(Corpus(corpus), PARAMS.model_copy(update={"context_length": 40}))
     with pytest.raises(UserError, match="^35 tokens do not fill one window of 40"):
         evaluation.val_ids()
 
@@ -73,17 +73,19 @@ def test_a_split_that_does_not_fill_a_window_is_refused(corpus: Path) -> None:
 def test_scores_are_loss_perplexity_and_bits_per_byte() -> None:
     losses = Losses(np.array([math.log(4), 3 * math.log(4)]), np.array([1, 3]))
     # 2 bits per token, 10 tokens in 40 bytes
-    assert corpus_scores(losses, n_tokens=10, n_bytes=40) == pytest.approx(
+    corpus = SimpleNamespace(counts={"val": {"tokens": 10, "bytes": 40}})
+    evaluation = CorpusEvaluation(corpus, PARAMS)  # type: ignore[arg-type]
+    assert evaluation.metrics(losses, "val") == pytest.approx(
         {"loss": math.log(4), "perplexity": 4.0, "bits_per_byte": 0.5}
     )
 
 
 def test_a_windows_id_says_which_tokens_are_predicted_in_it(corpus: Path) -> None:
-    ids = CorpusEvaluation(corpus, PARAMS).val_ids()
+    ids = CorpusEvaluation(Corpus(corpus), PARAMS).val_ids()
     tokens = np.random.default_rng(35).integers(11, size=35)
     hashes = [hashlib.sha256(tokens[8 * i + 1 : 8 * i + 9].astype("<i8").tobytes()).hexdigest() for i in range(4)]
     assert ids == [f"val-0000{i}-{hashes[i][:8]}" for i in range(4)]
-    shorter = CorpusEvaluation(corpus, PARAMS.model_copy(update={"context_length": 7})).val_ids()
+    shorter = CorpusEvaluation(Corpus(corpus), PARAMS.model_copy(update={"context_length": 7})).val_ids()
     assert not set(ids) & set(shorter)
 
 
@@ -113,10 +115,7 @@ def test_settings_that_measure_nothing_are_refused(change: dict[str, int]) -> No
         EvaluationParams(**(PARAMS.model_dump() | change))
 
 
-# samples
-
-
-def test_a_sample_of_text_is_kept_beside_each_evaluations_figures(tiny_gpt: Build) -> None:
+def test_a_sample_continues_the_prompt_greedily(tiny_gpt: Build) -> None:
     words = WordTokenizer([*"abcdefghi", END_OF_TEXT, UNKNOWN])
     model = tiny_gpt().train()
     with torch.no_grad():  # each token is followed by the next letter
@@ -129,11 +128,6 @@ def test_a_sample_of_text_is_kept_beside_each_evaluations_figures(tiny_gpt: Buil
         hidden = model.hidden_states(torch.arange(8)[None])[0]  # (8, C)
         model.head.weight.zero_()
         model.head.weight[1:9] = hidden / hidden.norm(dim=1, keepdim=True)
-    sampler = TextSampler(model, words, "c d", 4)
-    assert sampler.after({"val_loss": 2.0}) == {"val_loss": 2.0}
-    sampler.after({"val_loss": 1.0})
-    assert sampler.samples == [
-        {"evaluation": 0, "val_loss": 2.0, "text": "c d e f g h"},
-        {"evaluation": 1, "val_loss": 1.0, "text": "c d e f g h"},
-    ]
+    sampler = TextSampler(words, PretrainParams.model_construct(sample_prompt="c d", sample_tokens=4))
+    assert sampler.sample(model) == {"text": "c d e f g h"}
     assert model.training

@@ -1,0 +1,46 @@
+"""What a stage is handed besides its inputs: where and how it computes, its log, its checkpoint, its progress."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scratchlm.run.files import append_log
+from scratchlm.run.resume import Checkpoint
+
+
+@dataclass
+class Run:
+    """One run of a stage. Everything has a value from the start, so that a library call needs no stage around it.
+
+    stage: its name. log: a JSON-lines file for what is no result, such as tokens per second; None writes nowhere.
+    checkpoint: what an unfinished run saves, to be resumed. device: cpu, cuda
+    or mps. precision: of matrix products; weights are always float32. seed: of every random stream.
+    """
+
+    stage: str = ""
+    log: Path | None = None
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    device: str = "cpu"
+    precision: str = "float32"
+    seed: int = 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block matrix products are computed in `precision`."""
+        if self.precision != "bfloat16":
+            return nullcontext()
+        import torch
+
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def record(self, values: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        if self.log:
+            append_log(self.log, values)
+
+    def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
+        """A progress bar on standard error, `done` of `total` units of which are behind it."""
+        return tqdm(total=total, initial=done, desc=title or self.stage, unit=unit)
