@@ -1,4 +1,4 @@
-"""What a stage is handed besides its inputs: where and how it computes, its log, its checkpoint, its progress."""
+"""What a stage gets besides its inputs: device, precision, seed, log, checkpoint and progress bar."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, threads, precision, determinism, random streams."""
+"""The device and how it computes: threads, precision, determinism, random streams."""
 
 import ctypes
 import hashlib
@@ -86,7 +86,7 @@ def _keep_freed_memory() -> None:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Where torch's global random streams stand: the CPU's, and that of the device where it has its own."""
+    """The states of torch's global random streams: the CPU's, and the device's if it has one of its own."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = getattr(torch, device.type).get_rng_state()

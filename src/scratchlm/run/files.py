@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, the same bytes for the same content."""
+"""Read and write files: complete or not at all, the same bytes for the same content."""
 
 import csv
 import glob
@@ -21,7 +21,7 @@ SIGNIFICANT_DIGITS = 6
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `target`; it becomes `target` if the block ends well, else it goes."""
+    """Yield a temporary path beside `target`; it replaces `target` on success and is deleted on error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -59,7 +59,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty folder beside a path, for files that are nobody's result; it goes with the block."""
+    """Yield an empty folder beside a path, for scratch files; it is deleted when the block exits."""
     beside.parent.mkdir(parents=True, exist_ok=True)
     folder = beside.with_name(f".{beside.name}.{os.getpid()}.scratch.tmp")
     folder.mkdir()
@@ -70,7 +70,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def stale_temporary_files(target: Path) -> list[Path]:
-    """What atomic_write, atomic_folder and temporary_folder leave beside `target` if the process is killed."""
+    """The files that atomic_write, atomic_folder and temporary_folder leave beside `target` if the process is killed."""
     name = f".{glob.escape(target.name)}"
     return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
 

@@ -1,4 +1,7 @@
-"""What dvc.yaml says of each stage, with every `${...}` and `foreach` resolved as DVC resolves them."""
+"""The stages of dvc.yaml, with every `${...}` and `foreach` resolved as DVC resolves them.
+
+For where DVC is not loaded, which takes a second: the start of a stage, and the report.
+"""
 
 import hashlib
 import json
@@ -51,7 +54,7 @@ def cache_key(stage: Mapping[str, Any]) -> str:
 
 
 def _parameter_values(names: Sequence[str]) -> dict[str, Any]:
-    """The values of the keys of params.yaml that stand under `params:`."""
+    """The values of the keys of params.yaml under `params:`."""
     params = load_yaml(Path("params.yaml"))
     return {name: _looked_up(name, params) for name in names}
 

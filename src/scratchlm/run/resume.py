@@ -27,7 +27,7 @@ Write = Callable[[Path], None]
 
 
 class Checkpoint:
-    """What one stage saves: a file `<cache key of the run>-<sha256 of the content>` in a folder of its own.
+    """The file that one stage saves: `<cache key of the run>-<sha256 of the content>` in a folder of its own.
 
     The file appears whole or not at all. It is used only under the cache key that it was saved under, and only if its
     content is what its name says.

@@ -1,4 +1,4 @@
-"""How every stage script starts: named options in, one sentence out when the user must act."""
+"""The start of every stage script: named options in, one sentence out when the user must act."""
 
 import argparse
 import gc
@@ -61,7 +61,7 @@ def start(main: Callable[..., None]) -> None:
 
 
 def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Checkpoint:
-    """What only a stage that DVC started does: it has a definition in dvc.yaml, and a parent that may be killed.
+    """Prepare a stage that DVC started: it has a definition in dvc.yaml, and a parent that may be killed.
 
     Raises UserError if the definition is no longer the one that DVC read: the result would be recorded under another.
     """

@@ -47,7 +47,7 @@ class ClassifierEvaluation:
         return metrics
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-        """Scores and probabilities of every split, whole."""
+        """Scores and probabilities of every message of every split."""
         batch_size = self._params.batch_size
         probabilities = {
             split: spam_probabilities(model, texts, np.arange(len(texts)), batch_size)
@@ -97,7 +97,7 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
             "precision float32"
         )
     from sklearn import (
-        metrics as sklearn_metrics,  # a second that preflight, which only reads this stage's parameters, need not wait
+        metrics as sklearn_metrics,  # takes a second; preflight only reads parameters here
     )
 
     predicted = (probabilities > 0.5).astype(int)

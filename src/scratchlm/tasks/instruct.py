@@ -92,7 +92,7 @@ class ResponseEvaluation:
         }
 
     def full(self, model: GPTModel) -> dict[str, Losses]:
-        """The losses of every split, whole."""
+        """The losses of every response of every split."""
         return {split: self._measure(model, split, len(rows)) for split, rows in self._instructions.splits.items()}
 
     def test_ids(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Intervals: how far a figure can be trusted at its number of examples."""
+"""Confidence intervals of a mean and of a proportion."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Language-model loss, exact over tokens, one figure per window or response too."""
+"""Language-model loss: exact over tokens, and one value per window or response."""
 
 import hashlib
 import math
@@ -74,7 +74,7 @@ def example_id(name: str, content: bytes) -> str:
 
 
 def perplexity(nats_per_token: float) -> float:
-    """e to the loss: among how many equally likely tokens the model is in doubt. Jelinek et al. 1977.
+    """e to the loss: the effective number of equally likely next tokens. Jelinek et al. 1977.
 
     Raises UserError for a loss so large that this is no floating-point number.
     """
@@ -90,7 +90,7 @@ def perplexity(nats_per_token: float) -> float:
 def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> float:
     """The loss per byte of text, which models with different tokenizers share, as long as these lose nothing.
 
-    A word tokenizer drops white space and unknown words, so that its figure is too good.
+    A word tokenizer drops white space and unknown words, so its value is too low.
     """
     return nats_per_token * n_tokens / n_bytes / math.log(2)
 

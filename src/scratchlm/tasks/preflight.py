@@ -1,4 +1,4 @@
-"""What must hold before any work starts: sections of params.yaml that fit together. Each section checks itself."""
+"""Checks before any work starts: do the sections of params.yaml fit together? Each section checks itself."""
 
 import re
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def _vocabularies(params: Any) -> Iterator[str]:
     """Every GPT-2 checkpoint that is loaded must have been trained with the tokenizer in use."""
     ours = {"gpt2": params.sources.vocabulary, "bpe": "trained on the corpus", "word": "the corpus' words"}
     if len(set(params.gpt2_sizes)) < len(params.gpt2_sizes):
-        yield f"gpt2_sizes is {params.gpt2_sizes}; each size may stand in it once, remove the repeated one"
+        yield f"gpt2_sizes is {params.gpt2_sizes}; each size may occur once; remove the repeated one"
     for size in params.gpt2_sizes:
         theirs, n_tokens = "gpt2-nano" if size == "nano" else "gpt2-124M", published_config(size).vocab_size
         if params.tokenizer.kind != "gpt2" or params.sources.vocabulary != theirs:
@@ -70,7 +70,7 @@ def _bases(params: Any) -> Iterator[str]:
 
 
 def _contexts(params: Any) -> Iterator[str]:
-    """Nothing may ask for more positions than the model has that it meets."""
+    """No stage may need a longer context than its model has."""
     lengths = {"pretrain": params.model.context_length}
     for size in params.gpt2_sizes:
         lengths[f"gpt2-{size}"] = published_config(size).context_length

@@ -1,4 +1,4 @@
-"""What every measurement of a model has in common."""
+"""Parameters that every evaluation of a model shares."""
 
 from typing import Annotated
 
@@ -9,10 +9,10 @@ from scratchlm.run.params import Section
 
 
 class EvaluationParams(Section):
-    """How models are measured: the same for every model, so that figures can be compared.
+    """How models are evaluated: the same for every model, so that metrics can be compared.
 
     context_length: tokens of a window of the corpus; responses use the model's own. batch_size: rows per forward pass.
-    max_rows: windows, messages or responses per split in evaluations during training; final figures use all.
+    max_rows: windows, messages or responses per split in evaluations during training; final metrics use all.
     """
 
     context_length: Annotated[int, Field(ge=2)]

@@ -33,7 +33,7 @@ def no_sample(model: nn.Module) -> dict[str, Any]:
 
 
 class Task(NamedTuple):
-    """What is trained on what.
+    """A model's training task.
 
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
@@ -112,7 +112,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
 class TrainingState:
     """Everything that the rest of a training depends on, between two optimizer steps.
 
-    Data order and learning rate are functions of the step, so the step stands for them.
+    Data order and learning rate are functions of the step, so they need not be saved.
     """
 
     def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
