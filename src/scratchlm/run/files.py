@@ -70,7 +70,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def stale_temporary_files(target: Path) -> list[Path]:
-    """The files that atomic_write, atomic_folder and temporary_folder leave beside `target` if the process is killed."""
+    """The files that the functions above leave beside `target` if the process is killed."""
     name = f".{glob.escape(target.name)}"
     return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
 
