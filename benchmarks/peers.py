@@ -15,7 +15,8 @@ import torch
 
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.formats.huggingface import huggingface_config, tensor_names
+from scratchlm.formats.huggingface import huggingface_config
+from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 
@@ -79,8 +80,10 @@ def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: in
     ours = our_model(size, vocab_size)
     weights, dtype = ours.state_dict(), getattr(torch, precision)
     theirs = {
-        f"transformer.{name}": (weights[our].T if transposed else weights[our]).to(dtype).contiguous()
-        for name, our, transposed in tensor_names(ours.config.n_layers)
+        f"transformer.{name.huggingface}": (weights[name.ours].T if name.linear else weights[name.ours])
+        .to(dtype)
+        .contiguous()
+        for name in tensor_names(ours.config.n_layers)
     }
     config = GPT2Config(**huggingface_config(ours.config, vocab_size - 1))  # type: ignore[arg-type]
     model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=theirs, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Classifiers in our own format: a GPT's folder whose config.json also says how to classify."""
+"""Classifiers in our own format: like a language model's folder, with a classifier section in config.json."""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from scratchlm.run.files import read_json
 def save_classifier(
     folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, **settings: Any
 ) -> None:
-    """Write a classifier. settings: what must be known to use it, such as the padded width."""
+    """Write a classifier. settings: what its users need to know, such as the padded length."""
     own = {"n_classes": model.head.out_features, "position": model.position, **settings}
     save_folder(folder, model, {"gpt": model.trunk.config.model_dump(), "classifier": own}, None, adapter)
 
 
 def load_classifier(folder: Path) -> tuple[GPTClassifier, dict[str, Any]]:
-    """The classifier in `folder`, in evaluation mode, and the settings it was saved with. Errors as load_gpt."""
+    """Return the classifier in `folder`, in evaluation mode, and its settings. Errors as load_gpt."""
     config = read_json(folder / CONFIG_FILE)
     if "classifier" not in config:
         raise UserError(f"{folder} holds a language model, not a classifier; name one that finetune_spam made")

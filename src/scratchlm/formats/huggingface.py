@@ -1,9 +1,5 @@
-"""Our models as Hugging Face GPT-2 folders, both ways: config.json, model.safetensors, tokenizer files.
+"""Hugging Face's GPT-2 folders, written and read: config.json, model.safetensors and tokenizer files."""
 
-Source of the layout: transformers, models/gpt2. Their linear layers are Conv1D, (C_in, C_out).
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,6 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
+from scratchlm.formats.names import HEAD, tensor_names
 from scratchlm.formats.native import WEIGHTS_FILE, assign_weights, read_weights, shapes_only
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
@@ -19,29 +16,9 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, write_json
 
 _PREFIX = "transformer."
-_WHOLE_MODEL = [
-    ("wte.weight", "token_embedding.weight", False),
-    ("wpe.weight", "position_embedding.weight", False),
-    ("ln_f.weight", "final_norm.scale", False),
-    ("ln_f.bias", "final_norm.shift", False),
-]
-_EACH_BLOCK = [
-    ("ln_1.weight", "norm1.scale", False),
-    ("ln_1.bias", "norm1.shift", False),
-    ("attn.c_attn.weight", "attention.qkv.weight", True),
-    ("attn.c_attn.bias", "attention.qkv.bias", False),
-    ("attn.c_proj.weight", "attention.projection.weight", True),
-    ("attn.c_proj.bias", "attention.projection.bias", False),
-    ("ln_2.weight", "norm2.scale", False),
-    ("ln_2.bias", "norm2.shift", False),
-    ("mlp.c_fc.weight", "feed_forward.expansion.weight", True),
-    ("mlp.c_fc.bias", "feed_forward.expansion.bias", False),
-    ("mlp.c_proj.weight", "feed_forward.projection.weight", True),
-    ("mlp.c_proj.bias", "feed_forward.projection.bias", False),
-]
-# Written by some versions, the causal mask and not a weight
+# The causal mask, which older versions store beside the weights
 _BUFFERS = (".attn.bias", ".attn.masked_bias")
-# What our model computes; transformers' own defaults
+# Settings of transformers under which its model computes what ours does; all are its defaults
 _FIXED = {
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -51,26 +28,18 @@ _FIXED = {
 }
 
 
-def tensor_names(n_layers: int) -> Iterator[tuple[str, str, bool]]:
-    """(their name without prefix, our name, whether the matrix is transposed), every tensor once."""
-    yield from _WHOLE_MODEL
-    for layer in range(n_layers):
-        for theirs, ours, transposed in _EACH_BLOCK:
-            yield f"h.{layer}.{theirs}", f"blocks.{layer}.{ours}", transposed
-
-
 def save_huggingface(folder: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load.
 
-    A model without query, key and value biases gets zeros: GPT-2's layout always has them.
+    Query, key and value biases are zeros where the model has none: the format requires them.
     """
     config, ours = model.config, model.state_dict()
     weights = {}
-    for theirs, name, transposed in tensor_names(config.n_layers):
-        tensor = ours[name] if name in ours else torch.zeros(3 * config.emb_dim)
-        weights[_PREFIX + theirs] = (tensor.T if transposed else tensor).contiguous()
+    for name in tensor_names(config.n_layers):
+        tensor = ours[name.ours] if name.ours in ours else torch.zeros(3 * config.emb_dim)
+        weights[_PREFIX + name.huggingface] = (tensor.T if name.linear else tensor).contiguous()
     if not config.tied_head:
-        weights["lm_head.weight"] = ours["head.weight"].contiguous()
+        weights[HEAD.huggingface] = ours[HEAD.ours].contiguous()
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
@@ -82,32 +51,34 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer_folder: Path, toke
 
 
 def load_huggingface(folder: Path) -> GPTModel:
-    """The GPT-2 of a Hugging Face folder. Raises UserError naming the file and the first tensor that does not fit."""
-    config = _config(folder)
+    """Return the GPT-2 of a Hugging Face folder, in float32.
+
+    Raises UserError naming the file and the first tensor that does not fit.
+    """
+    config = _read_config(folder)
     path = folder / WEIGHTS_FILE
-    theirs = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
-    # our weights are float32, whatever precision they were stored in
-    theirs = {name: tensor.float() for name, tensor in theirs.items() if not name.endswith(_BUFFERS)}
+    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
+    stored = {name: tensor.float() for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
     with shapes_only():
         model = GPTModel(config)
     weights: dict[str, Tensor] = {}
-    for name, ours, transposed in tensor_names(config.n_layers):
-        if name not in theirs:
-            raise UserError(f"{path}: tensor {name} is missing; export the model again")
-        tensor = theirs.pop(name)
-        weights[ours] = tensor.T.contiguous() if transposed else tensor
-    head = theirs.pop("lm_head.weight", None)
+    for name in tensor_names(config.n_layers):
+        if name.huggingface not in stored:
+            raise UserError(f"{path}: tensor {name.huggingface} is missing; export the model again")
+        tensor = stored.pop(name.huggingface)
+        weights[name.ours] = tensor.T.contiguous() if name.linear else tensor
+    head = stored.pop(HEAD.huggingface, None)
     if not config.tied_head and head is not None:
-        weights["head.weight"] = head
-    if theirs:
-        raise UserError(f"{path}: tensor {min(theirs)} belongs to no part of a GPT-2; export the model again")
+        weights[HEAD.ours] = head
+    if stored:
+        raise UserError(f"{path}: tensor {min(stored)} belongs to no part of a GPT-2; export the model again")
     return assign_weights(model, weights, str(path))
 
 
 def load_huggingface_tokenizer(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """encoder and merges of a GPT-2 tokenizer folder (vocab.json, merges.txt).
+    """Return the encoder and the merges of a GPT-2 tokenizer folder (vocab.json, merges.txt).
 
-    Raises UserError naming the file that is missing, or if the two do not belong together.
+    Raises UserError naming the file that is missing, or if the two files disagree.
     """
     encoder, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
     BytePairTokenizer(encoder, merges)
@@ -115,7 +86,7 @@ def load_huggingface_tokenizer(folder: Path) -> tuple[dict[str, int], list[tuple
 
 
 def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object]:
-    """Their config.json of one of our configurations."""
+    """Return the content of their config.json for one of our configurations."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -135,7 +106,7 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
     }
 
 
-def _config(folder: Path) -> GPTConfig:
+def _read_config(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     theirs = read_json(path)
     if theirs.get("model_type") != "gpt2":

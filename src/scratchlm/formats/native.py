@@ -1,4 +1,4 @@
-"""Our own format: a folder of config.json and model.safetensors, the same bytes for the same model."""
+"""Our own format: a folder of config.json and model.safetensors. The same model gives the same bytes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,13 @@ TIED_HEAD = "head.weight"
 
 
 def save_gpt(folder: Path, model: GPTModel, adapter: dict[str, Tensor] | None = None) -> None:
-    """Write a language model; a tied head is not stored twice. adapter: LoRA matrices to keep beside it."""
-    save_folder(
-        folder, model, {"gpt": model.config.model_dump()}, TIED_HEAD if model.config.tied_head else None, adapter
-    )
+    """Write a language model; a tied head is not stored. adapter: LoRA matrices to save beside the weights."""
+    dropped = TIED_HEAD if model.config.tied_head else None
+    save_folder(folder, model, {"gpt": model.config.model_dump()}, dropped, adapter)
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The configuration of the model in `folder`. Raises UserError naming the file and what is wrong."""
+    """Return the configuration of the model in `folder`. Raises UserError naming the file and what is wrong."""
     path = folder / CONFIG_FILE
     try:
         return GPTConfig.model_validate(read_json(path).get("gpt"))
@@ -40,11 +39,11 @@ def read_config(folder: Path) -> GPTConfig:
 
 
 def load_gpt(folder: Path, **changes: Any) -> GPTModel:
-    """The language model in `folder`, in evaluation mode.
+    """Return the language model in `folder`, in evaluation mode.
 
-    changes: fields of GPTConfig that concern its use and not its weights: dropout, attention.
-    Raises UserError naming the folder and the tensor if the weights do not fit the configuration, or if it holds a
-    classifier.
+    changes: fields of GPTConfig that do not affect the weights: dropout, attention.
+    Raises UserError naming the folder if it holds a classifier, and the tensor if the weights do not fit the
+    configuration.
     """
     if "classifier" in read_json(folder / CONFIG_FILE):
         raise UserError(
@@ -58,13 +57,13 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
 
 @contextmanager
 def shapes_only() -> Iterator[None]:
-    """Within the block modules are made of shapes without numbers (the meta device), to be given their weights."""
+    """Build modules on the meta device, with shapes but no numbers, until assign_tensors gives them weights."""
     with torch.device("meta"), _NoInitialisation():
         yield
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """torch.nn.init does nothing: on the meta device it has nothing to fill, but imports torch's compiler for it."""
+    """Skip torch.nn.init: there is nothing to fill on the meta device, but it would import torch's compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
@@ -73,7 +72,7 @@ class _NoInitialisation(TorchFunctionMode):
 
 
 def assign_weights(model: GPTModel, weights: dict[str, Tensor], source: str) -> GPTModel:
-    """Give a model that was built under shapes_only its weights, without a second copy; evaluation mode.
+    """Return `model`, built under shapes_only, with `weights` as its tensors (not copies), in evaluation mode.
 
     Raises UserError naming `source` and the first missing, unknown or misshapen tensor.
     """
@@ -86,10 +85,10 @@ def assign_weights(model: GPTModel, weights: dict[str, Tensor], source: str) -> 
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder. Raises UserError if the file is missing or damaged."""
+    """Return all tensors of a folder by name. Raises UserError if the file is missing or damaged."""
     path = folder / WEIGHTS_FILE
     try:
-        # Copied to where torch puts tensors: from the file's odd addresses, kernels are slower and have other last bits
+        # Cloned for torch's alignment: on the file's odd addresses, kernels are slower and differ in the last bits
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except FileNotFoundError:
         raise missing(path) from None
@@ -100,19 +99,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def save_folder(
     folder: Path, model: nn.Module, config: dict[str, Any], dropped: str | None, adapter: dict[str, Tensor] | None
 ) -> None:
-    """Write a folder of CONFIG_FILE, WEIGHTS_FILE and, if given, adapter.safetensors; `dropped` is not stored."""
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if name != dropped}
+    """Write CONFIG_FILE, WEIGHTS_FILE without the tensor `dropped` and, if there is one, adapter.safetensors."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != dropped}
     with atomic_folder(folder) as temporary:
-        save_file(weights, temporary / WEIGHTS_FILE)
+        for file, tensors in ((WEIGHTS_FILE, weights), ("adapter.safetensors", adapter)):
+            if tensors:
+                save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary / file)
         write_json(temporary / CONFIG_FILE, config)
-        if adapter:
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in adapter.items()}, temporary / "adapter.safetensors"
-            )
 
 
 def assign_tensors(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Make `weights` the model's tensors. Raises UserError as assign_weights does."""
+    """Make `weights` the model's tensors. Errors as assign_weights."""
     expected = model.state_dict()
     for name in [*expected, *weights]:
         if name not in weights:

@@ -1,13 +1,8 @@
-"""OpenAI's GPT-2 checkpoints (TensorFlow) to our model and back to their layout.
-
-Source of the layout: github.com/openai/gpt-2, src/model.py.
-"""
+"""OpenAI's GPT-2 checkpoints (TensorFlow): read into our model, and its weights written back as their variables."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -15,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scratchlm.formats import tensorflow_reader
+from scratchlm.formats.names import tensor_names
 from scratchlm.formats.native import assign_weights, shapes_only
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel
@@ -24,63 +20,14 @@ from scratchlm.run.files import read_json
 PREFIX = "model.ckpt"
 
 
-class Mapping(NamedTuple):
-    """One tensor: its name there, its name here, and how its layout changes."""
-
-    theirs: str
-    ours: str
-    kind: str
-
-
-# Their linear layers are convolutions of width one, (1, C_in, C_out); torch's are (C_out, C_in).
-_TO_OURS: dict[str, Callable[[Tensor], Tensor]] = {
-    "same": lambda tensor: tensor,
-    "linear": lambda tensor: tensor.squeeze(0).T,
-}
-_TO_THEIRS: dict[str, Callable[[Tensor], Tensor]] = {
-    "same": lambda tensor: tensor,
-    "linear": lambda tensor: tensor.T[None],
-}
-_WHOLE_MODEL = [
-    ("model/wte", "token_embedding.weight", "same"),
-    ("model/wpe", "position_embedding.weight", "same"),
-    ("model/ln_f/g", "final_norm.scale", "same"),
-    ("model/ln_f/b", "final_norm.shift", "same"),
-]
-_EACH_BLOCK = [
-    ("attn/c_attn/w", "attention.qkv.weight", "linear"),
-    ("attn/c_attn/b", "attention.qkv.bias", "same"),
-    ("attn/c_proj/w", "attention.projection.weight", "linear"),
-    ("attn/c_proj/b", "attention.projection.bias", "same"),
-    ("mlp/c_fc/w", "feed_forward.expansion.weight", "linear"),
-    ("mlp/c_fc/b", "feed_forward.expansion.bias", "same"),
-    ("mlp/c_proj/w", "feed_forward.projection.weight", "linear"),
-    ("mlp/c_proj/b", "feed_forward.projection.bias", "same"),
-    ("ln_1/g", "norm1.scale", "same"),
-    ("ln_1/b", "norm1.shift", "same"),
-    ("ln_2/g", "norm2.scale", "same"),
-    ("ln_2/b", "norm2.shift", "same"),
-]
-
-
-def tensor_mappings(n_layers: int) -> Iterator[Mapping]:
-    """Every tensor of a checkpoint, once. The head is tied, so it has none of its own."""
-    for row in _WHOLE_MODEL:
-        yield Mapping(*row)
-    for layer in range(n_layers):
-        for theirs, ours, kind in _EACH_BLOCK:
-            yield Mapping(f"model/h{layer}/{theirs}", f"blocks.{layer}.{ours}", kind)
-
-
 def load_openai(folder: Path, size: SizeName, scratch: Path) -> tuple[GPTModel, int]:
-    """The GPT-2 in a checkpoint folder (hparams.json, model.ckpt.*), and how many tensors it took.
+    """Return the GPT-2 of a checkpoint folder (hparams.json, model.ckpt.*) and its number of tensors.
 
     scratch: an empty folder with room for a copy of the weights.
-
-    Raises UserError naming the file and the tensor if the checkpoint is not of this size, is damaged,
+    Raises UserError naming the file and the tensor if the checkpoint is damaged, has another size than `size`,
     or has a missing, extra or misshapen tensor.
     """
-    config = _config(folder, size)
+    config = _read_config(folder, size)
     arrays = scratch / "variables.safetensors"
     _read_in_own_process(folder / PREFIX, arrays)
     variables = load_file(arrays)
@@ -89,42 +36,44 @@ def load_openai(folder: Path, size: SizeName, scratch: Path) -> tuple[GPTModel, 
 
 
 def from_openai(variables: dict[str, Tensor], config: GPTConfig, source: str) -> GPTModel:
-    """A model from OpenAI's variables by name; each is used exactly once. Errors as load_openai, naming `source`.
+    """Return a model made of OpenAI's variables, each used exactly once. Errors as load_openai, naming `source`.
 
-    `variables` is emptied on the way, so that a large model is never held twice.
+    Empties `variables` on the way, so that memory never holds a large model twice.
     """
     with shapes_only():
         model = GPTModel(config)
     expected = model.state_dict()
     weights = {}
-    for mapping in tensor_mappings(config.n_layers):
-        if mapping.theirs not in variables:
-            raise UserError(f"{source}: tensor {mapping.theirs} is missing; fetch the whole checkpoint again")
-        wanted = tuple(_TO_THEIRS[mapping.kind](expected[mapping.ours]).shape)
-        got = tuple(variables[mapping.theirs].shape)
+    for name in tensor_names(config.n_layers):
+        if name.openai not in variables:
+            raise UserError(f"{source}: tensor {name.openai} is missing; fetch the whole checkpoint again")
+        tensor = variables.pop(name.openai)
+        got, wanted = tuple(tensor.shape), tuple(expected[name.ours].shape)
+        if name.linear:
+            wanted = (1, *wanted[::-1])
         if got != wanted:
             raise UserError(
-                f"{source}: tensor {mapping.theirs} has shape {got}, but hparams.json asks for {wanted}; "
+                f"{source}: tensor {name.openai} has shape {got}, but hparams.json asks for {wanted}; "
                 "take both from one checkpoint"
             )
-        weights[mapping.ours] = _TO_OURS[mapping.kind](variables.pop(mapping.theirs)).contiguous()
-    if extra := sorted(variables):
-        raise UserError(f"{source}: tensor {extra[0]} belongs to no part of a GPT-2 of this size; fetch it again")
+        weights[name.ours] = (tensor.squeeze(0).T if name.linear else tensor).contiguous()
+    if variables:
+        raise UserError(f"{source}: tensor {min(variables)} belongs to no part of a GPT-2 of this size; fetch it again")
     return assign_weights(model, weights, source)
 
 
 def to_openai(model: GPTModel) -> dict[str, np.ndarray]:
-    """OpenAI's variables of a model whose head is tied and whose projections have biases."""
+    """Return a model's weights as OpenAI's variables. Its head must be tied, its attention must have biases."""
     assert model.config.tied_head and model.config.qkv_bias
     weights = model.state_dict()
     return {
-        mapping.theirs: _TO_THEIRS[mapping.kind](weights[mapping.ours]).contiguous().numpy()
-        for mapping in tensor_mappings(model.config.n_layers)
+        name.openai: (weights[name.ours].T[None] if name.linear else weights[name.ours]).contiguous().numpy()
+        for name in tensor_names(model.config.n_layers)
     }
 
 
 def hparams(config: GPTConfig) -> dict[str, int]:
-    """OpenAI's hparams.json of a configuration."""
+    """Return OpenAI's hparams.json for a configuration."""
     return {
         "n_vocab": config.vocab_size,
         "n_ctx": config.context_length,
@@ -134,7 +83,7 @@ def hparams(config: GPTConfig) -> dict[str, int]:
     }
 
 
-def _config(folder: Path, size: SizeName) -> GPTConfig:
+def _read_config(folder: Path, size: SizeName) -> GPTConfig:
     path = folder / "hparams.json"
     found = read_json(path)
     try:

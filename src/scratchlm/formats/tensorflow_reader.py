@@ -1,6 +1,6 @@
-"""A process of its own that reads a TensorFlow checkpoint and hands over plain arrays.
+"""Read a TensorFlow checkpoint in a separate process and write its variables to a safetensors file.
 
-TensorFlow beside torch or pyarrow in one process can hang (tensorflow issues 60389 and 99464).
+TensorFlow can hang in a process that also has torch or pyarrow (tensorflow issues 60389 and 99464).
 Run as `python -m scratchlm.formats.tensorflow_reader PREFIX OUTPUT.safetensors`.
 """
 
@@ -9,14 +9,14 @@ import sys
 
 from scratchlm.run.watchdog import die_with_parent
 
-REFUSED = 2  # exit status when the last line on standard error is a sentence for the user
+REFUSED = 2  # exit status if the last line of standard error is a UserError's sentence
 
 
 def main(prefix: str, output: str) -> None:
-    """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to a safetensors file."""
+    """Write every variable of the checkpoint `prefix` (model.ckpt for model.ckpt.index) to `output`."""
     die_with_parent()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # else TensorFlow imports Keras 3, with it scikit-learn and matplotlib
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"  # avoid Keras 3, which imports scikit-learn and matplotlib
     import numpy as np
     import tensorflow as tf
     from safetensors.numpy import save_file

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
-from scratchlm.formats.huggingface import huggingface_config, load_huggingface, save_huggingface, tensor_names
+from scratchlm.formats.huggingface import huggingface_config, load_huggingface, save_huggingface
+from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel, build_model

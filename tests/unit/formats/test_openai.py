@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from scratchlm.formats.openai import from_openai, hparams, load_openai, tensor_mappings, to_openai
+from scratchlm.formats.names import tensor_names
+from scratchlm.formats.openai import from_openai, hparams, load_openai, to_openai
 from scratchlm.model.config import SIZES, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.errors import UserError
@@ -193,11 +194,12 @@ def loaded(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_at_every_size_each_of_our_tensors_has_one_of_theirs() -> None:
     for size in ("nano", "124M", "355M", "774M", "1558M"):
-        mappings = list(tensor_mappings(SIZES[size].n_layers))
+        names = list(tensor_names(SIZES[size].n_layers))
         with torch.device("meta"):
             ours = set(GPTModel(gpt2_config(size, 50257, 1024)).state_dict()) - {"head.weight"}
-        assert len({mapping.theirs for mapping in mappings}) == len(mappings)
-        assert sorted(mapping.ours for mapping in mappings) == sorted(ours)
+        for column in ("openai", "huggingface", "gguf"):
+            assert len({getattr(name, column) for name in names}) == len(names)
+        assert sorted(name.ours for name in names) == sorted(ours)
 
 
 @pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M"])
@@ -206,8 +208,8 @@ def test_the_layout_is_that_of_the_published_code(size: str) -> None:
     with torch.device("meta"):
         ours = GPTModel(config).state_dict()
     shapes = {
-        mapping.theirs: (1, *ours[mapping.ours].shape[::-1]) if mapping.kind == "linear" else ours[mapping.ours].shape
-        for mapping in tensor_mappings(config.n_layers)
+        name.openai: (1, *ours[name.ours].shape[::-1]) if name.linear else ours[name.ours].shape
+        for name in tensor_names(config.n_layers)
     }
     assert {name: tuple(shape) for name, shape in shapes.items()} == their_shapes(config)
 
@@ -219,7 +221,7 @@ def test_the_layout_is_that_of_the_real_124M_index(tensorflow: TensorFlow) -> No
     config = gpt2_config("124M", 50257, 1024)
     assert json.loads((MIRROR / "hparams.json").read_text()) == hparams(config)
     assert found == {name: ["float32", *shape] for name, shape in their_shapes(config).items()}
-    assert set(found) == {mapping.theirs for mapping in tensor_mappings(12)}
+    assert set(found) == {name.openai for name in tensor_names(12)}
     assert len(found) == 148
 
 

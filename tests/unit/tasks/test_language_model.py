@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.formats.huggingface import huggingface_config, tensor_names
+from scratchlm.formats.huggingface import huggingface_config
+from scratchlm.formats.names import tensor_names
 from scratchlm.model import gpt
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -80,8 +81,8 @@ def test_the_mean_is_the_loss_that_transformers_reports(tiny_gpt: Build) -> None
     theirs = GPT2LMHeadModel(GPT2Config(**huggingface_config(ours.config, end_token_id=0))).eval()
     weights = ours.state_dict()
     named = {
-        f"transformer.{theirs_name}": weights[name].T if transposed else weights[name]
-        for theirs_name, name, transposed in tensor_names(ours.config.n_layers)
+        f"transformer.{name.huggingface}": weights[name.ours].T if name.linear else weights[name.ours]
+        for name in tensor_names(ours.config.n_layers)
     }
     theirs.load_state_dict(named | {"lm_head.weight": weights["head.weight"]})
     sequence = np.random.default_rng(3).integers(11, size=(4, 8))
