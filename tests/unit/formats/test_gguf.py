@@ -1,5 +1,5 @@
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -9,9 +9,9 @@ import torch
 
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import generate
-from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.model.gpt import GPTModel
+from tests.unit.formats.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import llama_server
 
 TEXT = (
@@ -19,6 +19,7 @@ TEXT = (
     * 3
 )
 CONTEXT_LENGTH = 256
+Build = Callable[..., GPTModel]
 PROMPTS = [
     "Sara was",
     "Tom had 12",
@@ -27,16 +28,12 @@ PROMPTS = [
 ]  # llama.cpp rounds within GELU: a tie might fall otherwise
 
 
-def random_gpt(**changes: Any) -> GPTModel:
-    """Every parameter moved away from zero and one."""
-    shape = {"vocab_size": 320, "context_length": CONTEXT_LENGTH, "n_layers": 2, "n_heads": 4, "emb_dim": 32}
-    rest = {"dropout": 0.0, "qkv_bias": True, "tied_head": True, "initialisation": "gpt2", "attention": "sdpa"}
-    model = build_model(GPTConfig(**(shape | rest | changes)), seed=1)
-    source = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=source)
-    return model.eval()
+@pytest.fixture(scope="module")
+def random_gpt(tiny_gpt: Build) -> Build:
+    """Builds a GPT over the test tokenizer's vocabulary."""
+    size = {"vocab_size": 320, "context_length": CONTEXT_LENGTH, "n_heads": 4, "emb_dim": 32}
+    rest = {"tied_head": True, "initialisation": "gpt2", "attention": "sdpa"}
+    return lambda **changes: perturbed(tiny_gpt(**size | rest | changes), 0.3)
 
 
 def continued_by_llama(path: Path, prompt: list[int], n_tokens: int) -> list[int]:
@@ -68,7 +65,12 @@ def tokenizer(tokenizer_folder: Path) -> BytePairTokenizer:
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
-    tied_head: bool, qkv_bias: bool, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    tied_head: bool,
+    qkv_bias: bool,
+    random_gpt: Build,
+    tokenizer_folder: Path,
+    tokenizer: BytePairTokenizer,
+    tmp_path: Path,
 ) -> None:
     model = random_gpt(tied_head=tied_head, qkv_bias=qkv_bias)
     save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
@@ -80,7 +82,9 @@ def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
         assert theirs[len(ours.token_ids) :] in ([], [tokenizer.end_token_id])
 
 
-def test_llama_cpp_stops_at_the_end_token(tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
+def test_llama_cpp_stops_at_the_end_token(
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
     """The end token's own head row, made the likeliest after a while, ends both continuations at one place."""
     model = random_gpt(tied_head=False)
     prompt = tokenizer.encode("Sara was")
@@ -95,7 +99,7 @@ def test_llama_cpp_stops_at_the_end_token(tokenizer_folder: Path, tokenizer: Byt
 
 
 def test_llama_cpp_splits_text_into_our_tokens(
-    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer_folder, tokenizer, half=False)
     server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
@@ -105,7 +109,7 @@ def test_llama_cpp_splits_text_into_our_tokens(
 
 
 def test_half_precision_halves_the_matrices_and_runs(
-    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt()
     for name, half in (("whole.gguf", False), ("half.gguf", True)):
@@ -127,7 +131,7 @@ def test_half_precision_halves_the_matrices_and_runs(
 
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
-    tied_head: bool, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    tied_head: bool, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(qkv_bias=False, tied_head=tied_head)
     save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
@@ -156,7 +160,7 @@ def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
 
 
 def test_the_same_model_gives_the_same_bytes(
-    tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     for name in ("one.gguf", "two.gguf"):
         save_gguf(tmp_path / name, random_gpt(), tokenizer_folder, tokenizer, half=True)

@@ -15,8 +15,9 @@ from scratchlm.formats.huggingface import huggingface_config, load_huggingface, 
 from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import generate
-from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+from tests.unit.formats.perturbed import perturbed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WEIGHTS = "model.safetensors"
@@ -29,39 +30,19 @@ TOLERANCE = 1e-4
 Build = Callable[..., GPTModel]
 
 
-def config_of(n_layers: int, n_heads: int, emb_dim: int, vocab_size: int, **changes: Any) -> GPTConfig:
-    shape = {"n_layers": n_layers, "n_heads": n_heads, "emb_dim": emb_dim, "vocab_size": vocab_size}
-    rest = {
-        "context_length": 64,
-        "dropout": 0.0,
-        "qkv_bias": True,
-        "tied_head": True,
-        "initialisation": "gpt2",
-        "attention": "sdpa",
-    }
-    return GPTConfig(**(shape | rest | changes))
-
-
-def perturb(model: torch.nn.Module, seed: int) -> None:
-    """Move every parameter, biases and norms too, so that none is trivially zero or one."""
-    source = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=source)
-
-
-def random_gpt(config: GPTConfig) -> GPTModel:
-    model = build_model(config, seed=1)
-    perturb(model, seed=2)
-    return model.eval()
+@pytest.fixture(scope="module")
+def random_gpt(tiny_gpt: Build) -> Build:
+    """Builds a GPT over the test tokenizer's vocabulary."""
+    size = {"vocab_size": 300, "context_length": 64, "n_heads": 4, "emb_dim": 32}
+    rest = {"tied_head": True, "initialisation": "gpt2", "attention": "sdpa"}
+    return lambda **changes: perturbed(tiny_gpt(**size | rest | changes), 0.05)
 
 
 def random_transformers_gpt(config: GPTConfig) -> GPT2LMHeadModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = GPT2LMHeadModel(GPT2Config(**huggingface_config(config, end_token_id=0)))
-    perturb(model, seed=4)
-    return model.eval()
+    return perturbed(model, 0.05, seed=4)
 
 
 def assert_same_logits(ours: GPTModel, theirs: GPT2LMHeadModel) -> None:
@@ -89,9 +70,9 @@ def assert_same_greedy_text(ours: GPTModel, theirs: GPT2LMHeadModel, n_tokens: i
     assert len(found.token_ids) == n_tokens
 
 
-def assert_same_both_ways(config: GPTConfig, tokenizer_folder: Path, scratch: Path) -> None:
+def assert_same_both_ways(ours: GPTModel, tokenizer_folder: Path, scratch: Path) -> None:
     """Our export in transformers, and transformers' own save in ours: the same logits and greedy text."""
-    ours, tokenizer = random_gpt(config), load_tokenizer(tokenizer_folder)
+    config, tokenizer = ours.config, load_tokenizer(tokenizer_folder)
     save_huggingface(scratch / "ours", ours, tokenizer_folder, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(scratch / "ours")
     assert isinstance(theirs, GPT2LMHeadModel)
@@ -120,8 +101,8 @@ def tokenizer(tokenizer_folder: Path) -> BytePairTokenizer:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> GPTModel:
-    return random_gpt(config_of(2, 4, 32, 300))
+def tiny(random_gpt: Build) -> GPTModel:
+    return random_gpt()
 
 
 @pytest.fixture
@@ -132,19 +113,19 @@ def exported(tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: 
 
 @pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M"])
 def test_at_every_published_width_both_ways_give_transformers_logits_and_text(
-    size: str, tokenizer_folder: Path, tmp_path: Path
+    size: str, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    config = config_of(1, *SIZES[size][1:], vocab_size=300)
-    assert_same_both_ways(config, tokenizer_folder, tmp_path)
+    model = random_gpt(**SIZES[size]._asdict() | {"n_layers": 1})
+    assert_same_both_ways(model, tokenizer_folder, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "n_layers"), [("124M", 12), ("355M", 24), ("774M", 8), ("1558M", 4)])
 def test_with_the_whole_vocabulary_the_sizes_give_transformers_logits_and_text_both_ways(
-    size: str, n_layers: int, tokenizer_folder: Path, tmp_path: Path
+    size: str, n_layers: int, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    config = config_of(n_layers, *SIZES[size][1:], GPT2_VOCAB_SIZE, context_length=GPT2_CONTEXT_LENGTH)
-    assert_same_both_ways(config, tokenizer_folder, tmp_path)
+    rest = {"n_layers": n_layers, "vocab_size": GPT2_VOCAB_SIZE, "context_length": GPT2_CONTEXT_LENGTH}
+    assert_same_both_ways(random_gpt(**SIZES[size]._asdict() | rest), tokenizer_folder, tmp_path)
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
@@ -154,11 +135,12 @@ def test_every_kind_of_model_exports_right(
     tied_head: bool,
     qkv_bias: bool,
     attention: str,
+    random_gpt: Build,
     tokenizer_folder: Path,
     tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:
-    ours = random_gpt(config_of(2, 4, 32, 300, tied_head=tied_head, qkv_bias=qkv_bias, attention=attention))
+    ours = random_gpt(tied_head=tied_head, qkv_bias=qkv_bias, attention=attention)
     save_huggingface(tmp_path / "model", ours, tokenizer_folder, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert_same_logits(ours, theirs)
@@ -171,15 +153,15 @@ def test_every_kind_of_model_exports_right(
         assert not again.blocks[1].attention.qkv.bias.any()
 
 
-def test_an_untied_model_of_transformers_loads_untied(tmp_path: Path) -> None:
-    theirs = random_transformers_gpt(config_of(2, 4, 32, 300, tied_head=False))
+def test_an_untied_model_of_transformers_loads_untied(random_gpt: Build, tmp_path: Path) -> None:
+    theirs = random_transformers_gpt(random_gpt(tied_head=False).config)
     assert theirs.lm_head.weight is not theirs.transformer.wte.weight
     theirs.save_pretrained(tmp_path)
     assert_same_logits(load_huggingface(tmp_path), theirs)
 
 
-def test_weights_stored_in_half_precision_become_float32(tmp_path: Path) -> None:
-    theirs = random_transformers_gpt(config_of(2, 4, 32, 300)).bfloat16()
+def test_weights_stored_in_half_precision_become_float32(tiny: GPTModel, tmp_path: Path) -> None:
+    theirs = random_transformers_gpt(tiny.config).bfloat16()
     theirs.save_pretrained(tmp_path)
     assert load_file(tmp_path / WEIGHTS)["transformer.wte.weight"].dtype == torch.bfloat16
     assert_same_logits(load_huggingface(tmp_path), theirs.float())
@@ -240,9 +222,9 @@ def auto_tokenizer(
 
 
 def test_the_auto_tokenizer_agrees_over_the_real_vocabulary(
-    mirror: Path, gpt2: BytePairTokenizer, tmp_path: Path
+    mirror: Path, gpt2: BytePairTokenizer, random_gpt: Build, tmp_path: Path
 ) -> None:
-    model = build_model(config_of(1, 2, 4, GPT2_VOCAB_SIZE), seed=1)
+    model = random_gpt(n_layers=1, n_heads=2, emb_dim=4, vocab_size=GPT2_VOCAB_SIZE)
     save_huggingface(tmp_path / "model", model, mirror / "gpt2-124M", gpt2)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
     verdict = (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
