@@ -1,4 +1,4 @@
-"""What a judge is asked and answers, and the parameters of each kind of judge."""
+"""What every judge must do, what it returns, and the parameters of each kind of judge."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ MAX_SCORE = 100
 
 
 class ReferenceJudgeParams(Section):
-    """No model: exact match and token overlap with the reference answer."""
+    """No model: an exact match, or token overlap, with the reference answer."""
 
     backend: Literal["reference"]
     controls: Annotated[int, Field(ge=0)]
@@ -21,8 +21,8 @@ class ReferenceJudgeParams(Section):
 class OllamaJudgeParams(Section):
     """A language model served by Ollama.
 
-    retries: further attempts after a reply that breaks the schema or a server that is busy.
-    context_tokens, max_new_tokens: what the server allots to question and reply; its own defaults cut silently.
+    retries: further attempts after a reply that breaks the schema, a timeout or a busy server.
+    context_tokens, max_new_tokens: sizes of question and reply; the server's defaults truncate silently.
     """
 
     backend: Literal["ollama"]
@@ -41,7 +41,7 @@ JudgeParams = Annotated[ReferenceJudgeParams | OllamaJudgeParams, Field(discrimi
 
 @dataclass(frozen=True)
 class Judgement:
-    """score is None where no valid reply could be had; raw_reply is then the last invalid one."""
+    """score: None if no reply was valid; raw_reply is then the last invalid one."""
 
     score: float | None
     reason: str
@@ -49,9 +49,9 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """identity: what must be the same for two runs' scores to be comparable."""
+    """identity: two runs' scores are comparable only if it is the same in both."""
 
     identity: dict[str, Any]
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
-        """Grade a response to `entry` (instruction, input, output: the reference answer)."""
+        """Return the grade of a response to `entry` (instruction, input and output, the reference answer)."""

@@ -1,4 +1,4 @@
-"""Scoring responses from 0 to 100: the judge by comparison with the reference answer, controls, and the mean scores."""
+"""Score responses from 0 to 100 with a judge: the controls, one record per response, the mean scores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from scratchlm.judge.overlap import normalise, token_f1
-from scratchlm.judge.protocol import MAX_SCORE, Judge, Judgement, JudgeParams, ReferenceJudgeParams
+from scratchlm.judge.protocol import Judge, JudgeParams, ReferenceJudgeParams
+from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.tasks.intervals import mean_interval
 
 JUDGEMENT_SCHEMA = pa.schema(
@@ -20,62 +20,42 @@ JUDGEMENT_SCHEMA = pa.schema(
 
 
 def build_judge(params: JudgeParams) -> Judge:
-    """The judge that the parameters name, ready to answer.
+    """Return the judge that the parameters name, ready to answer.
 
-    Raises UserError if its server cannot be reached or lacks the model.
+    Raises UserError if its server cannot be reached or does not have the model.
     """
     if isinstance(params, ReferenceJudgeParams):
         return ReferenceJudge()
-    from scratchlm.judge.ollama import OllamaJudge  # its clients are a quarter of a second to import
+    from scratchlm.judge.ollama import OllamaJudge  # its HTTP clients take 0.25 seconds to import
 
     return OllamaJudge(params)
 
 
-class ReferenceJudge:
-    """100 for the reference answer up to case, punctuation and spacing; else half of the token overlap (F1).
-
-    It knows one right answer, so it underrates others; it is a deterministic yardstick and not a language model.
-    Source of the overlap: Rajpurkar et al. 2016, section 6.1.
-    """
-
-    identity: dict[str, Any] = {"backend": "reference", "version": 1}
-
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
-        wanted, given = normalise(entry["output"]), normalise(response)
-        if wanted == given:
-            return Judgement(float(MAX_SCORE), "same as the reference answer", "")
-        overlap = token_f1(wanted.split(), given.split())
-        return Judgement(round(MAX_SCORE / 2 * overlap, 2), f"token overlap {overlap:.2f}, not the same", "")
-
-
 def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
-    """Answers whose score is known: the reference itself, another task's reference, and nothing, `n` of each.
+    """Return `n` records of each control: the reference answer, another task's reference, and an empty response.
 
-    A judge that does not tell them apart is not measuring; their means stand beside the result.
+    Their right scores are known. If a judge does not separate them, its other scores mean nothing.
     """
     after = [dict(record) for record in records if record["model"] == "after"]
-    chosen = after[:n]
-    others = [*after[1:], *after[:1]]
+    chosen, others = after[:n], [*after[1:], *after[:1]]
+    shuffled = zip(chosen, others, strict=False)
     return [
         *({**record, "model": "control_reference", "response": record["output"]} for record in chosen),
-        *(
-            {**record, "model": "control_shuffled", "response": other["output"]}
-            for record, other in zip(chosen, others, strict=False)
-        ),
+        *({**record, "model": "control_shuffled", "response": other["output"]} for record, other in shuffled),
         *({**record, "model": "control_empty", "response": ""} for record in chosen),
     ]
 
 
 def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]], n_done: int = 0) -> Iterator[dict[str, Any]]:
-    """One record of JUDGEMENT_SCHEMA per response, as it is judged. n_done: responses that are left out."""
+    """Yield a record of JUDGEMENT_SCHEMA for each response, once it is judged; the first `n_done` are skipped."""
     for record in tqdm(records[n_done:], total=len(records), initial=n_done, desc="judge", unit="response"):
         verdict = judge.score(record, record["response"])
-        kept = {field: record[field] for field in ("id", "model", "response")}
-        yield kept | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
+        named = {field: record[field] for field in ("id", "model", "response")}
+        yield named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    """Per model: the mean score over responses that got one, its 95 % interval, and how many got none."""
+    """Return by model the mean score, its 95 % interval and how many responses got no score; these do not count in it."""
     scores: dict[str, dict[str, Any]] = {}
     for model in dict.fromkeys(row["model"] for row in judged):
         rows = [row for row in judged if row["model"] == model]

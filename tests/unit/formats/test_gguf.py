@@ -11,7 +11,7 @@ from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byt
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
-from tests.unit.formats.perturbed import perturbed
+from tests.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import llama_server
 
 TEXT = (

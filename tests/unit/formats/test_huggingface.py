@@ -17,7 +17,7 @@ from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from tests.unit.formats.perturbed import perturbed
+from tests.perturbed import perturbed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 WEIGHTS = "model.safetensors"

@@ -10,27 +10,28 @@ from typing import Any
 
 import pytest
 import requests
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.judge import ollama as ollama_judge
-from scratchlm.judge.ollama import INSTRUCTIONS, OllamaJudge
+from scratchlm.judge import prompt
+from scratchlm.judge.ollama import OllamaJudge
+from scratchlm.judge.prompt import INSTRUCTIONS, prompt_sha256
 from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
+from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import (
     JUDGEMENT_SCHEMA,
-    ReferenceJudge,
     build_judge,
     control_records,
     judge_records,
     judge_scores,
 )
-from scratchlm.model.config import GPTConfig
-from scratchlm.model.gpt import build_model
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_table
 from scratchlm.tasks.intervals import mean_interval
+from tests.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import Answer, OllamaStandIn, RawAnswer, Refusal, llama_server, ollama_stand_in
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
@@ -112,7 +113,7 @@ def test_the_reference_judge_gives_100_or_half_of_the_overlap(wanted: str, respo
     assert verdict.reason
 
 
-def test_the_reference_judge_tells_signs_apart_where_there_are_only_signs() -> None:
+def test_the_reference_judge_compares_punctuation_where_there_is_nothing_else() -> None:
     for wanted in ("+", "?!"):
         entry = {**ENTRY, "output": wanted}
         assert ReferenceJudge().score(entry, f" {wanted} ").score == 100
@@ -179,7 +180,7 @@ def test_a_record_is_judged_into_one_row_of_the_schema(tmp_path: Path) -> None:
     write_table(tmp_path / "judgements.parquet", rows, JUDGEMENT_SCHEMA)
 
 
-def test_failures_stand_beside_the_mean_and_are_not_in_it() -> None:
+def test_failures_are_counted_beside_the_mean_and_not_in_it() -> None:
     judged = [
         {"model": "after", "score": 80.0},
         {"model": "before", "score": None},
@@ -220,7 +221,7 @@ def test_judge_parameters_are_told_apart_by_their_backend() -> None:
 # what the judging model is asked
 
 
-def test_everything_that_steers_decoding_stands_in_options(serve: Serve) -> None:
+def test_every_decoding_setting_is_in_options(serve: Serve) -> None:
     server = serve()
     assert judge_at(server).score(ENTRY, "Paris") == Judgement(90.0, "It is right.", GOOD)
     (body,) = server.requests
@@ -462,7 +463,7 @@ def test_another_program_at_the_address_is_not_taken_for_ollama(serve: Serve, bo
     server.tags = RawAnswer(body)
     with pytest.raises(UserError) as failure:
         judge_at(server)
-    assert str(failure.value).startswith(f"Ollama at {server.host} answered with something that is no list of models; ")
+    assert str(failure.value).startswith(f"Ollama at {server.host} did not answer with a list of models; ")
 
 
 def test_a_list_of_models_that_is_refused_is_said_with_its_status(serve: Serve) -> None:
@@ -473,10 +474,10 @@ def test_a_list_of_models_that_is_refused_is_said_with_its_status(serve: Serve) 
 
 
 @pytest.mark.parametrize("answer", [RawAnswer(b"soon"), RawAnswer(b"{}"), Refusal(404, "not found")])
-def test_a_server_that_does_not_tell_its_version_is_refused(serve: Serve, answer: Answer) -> None:
+def test_a_server_that_does_not_report_its_version_is_refused(serve: Serve, answer: Answer) -> None:
     server = serve()
     server.version = answer
-    with pytest.raises(UserError, match=rf"^Ollama at {server.host} did not tell its version \(.*start it with"):
+    with pytest.raises(UserError, match=rf"^Ollama at {server.host} did not report its version \(.*start it with"):
         judge_at(server)
 
 
@@ -509,8 +510,12 @@ def test_identity_says_which_server_model_and_prompt_judged(serve: Serve, monkey
     assert OllamaJudge(ollama_params(host=server.host + "/")).identity == identity
     for name in ("INSTRUCTIONS", "QUESTION"):
         with monkeypatch.context() as patch:
-            patch.setattr(ollama_judge, name, getattr(ollama_judge, name) + " ")
+            patch.setattr(prompt, name, getattr(prompt, name) + " ")
             assert judge_at(server).identity["prompt_sha256"] != identity["prompt_sha256"]
+
+
+def test_the_prompt_is_the_one_under_which_published_scores_were_given() -> None:
+    assert prompt_sha256() == "61637d3385e148ab89ca02688eddcc295228b9206006e2add6386d143279890a"
 
 
 def test_build_judge_asks_the_server_before_the_first_question(serve: Serve) -> None:
@@ -521,31 +526,18 @@ def test_build_judge_asks_the_server_before_the_first_question(serve: Serve) -> 
 # a language model that really answers
 
 
-def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(serve: Serve, tmp_path: Path) -> None:
+def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(
+    serve: Serve, tiny_gpt: Callable[..., GPTModel], tmp_path: Path
+) -> None:
     """The stand-in passes the question on to llama.cpp, which runs a random model of ours under the judge's schema."""
     encoder, merges = train_byte_pairs([INSTRUCTIONS, '{"reason": "It is right.", "score": 90}'] * 3, 300)
     save_byte_pairs(tmp_path / "tokenizer", encoder, merges)
-    config = GPTConfig(
-        vocab_size=300,
-        context_length=2048,
-        n_layers=1,
-        n_heads=2,
-        emb_dim=16,
-        dropout=0.0,
-        qkv_bias=True,
-        tied_head=True,
-        initialisation="gpt2",
-        attention="sdpa",
-    )
-    model = build_model(config, seed=1)
-    source = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=source)
+    size = {"vocab_size": 300, "context_length": 2048, "n_layers": 1, "emb_dim": 16}
+    model = perturbed(tiny_gpt(**size, tied_head=True, initialisation="gpt2", attention="sdpa"), 0.3)
     save_gguf(
         tmp_path / "judge.gguf", model, tmp_path / "tokenizer", load_tokenizer(tmp_path / "tokenizer"), half=False
     )
-    llama = llama_server(tmp_path / "judge.gguf", config.context_length)
+    llama = llama_server(tmp_path / "judge.gguf", model.config.context_length)
     replies: list[str] = []
     line_ends = [token_id for token, token_id in encoder.items() if set(token) & set("ĉĊč")]  # it would write them only
 

@@ -18,7 +18,7 @@ from scratchlm.judge.overlap import normalise, token_f1
         (" ? ! ", "? !"),
     ],
 )
-def test_texts_are_compared_without_case_signs_and_spacing(text: str, expected: str) -> None:
+def test_texts_are_compared_without_case_punctuation_and_spacing(text: str, expected: str) -> None:
     assert normalise(text) == expected
 
 

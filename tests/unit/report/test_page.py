@@ -12,7 +12,8 @@ import yaml
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import SourcesParams, wanted_files
-from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, ReferenceJudge, control_records, judge_records, judge_scores
+from scratchlm.judge.reference import ReferenceJudge
+from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
 from scratchlm.report import page as report
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.page import collect, examples, render
