@@ -55,7 +55,7 @@ def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]], n_done: in
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:
-    """Return by model the mean score, its 95 % interval and how many responses got no score; these do not count in it."""
+    """Return by model the mean score, its 95 % interval and how many responses have no score (not in the mean)."""
     scores: dict[str, dict[str, Any]] = {}
     for model in dict.fromkeys(row["model"] for row in judged):
         rows = [row for row in judged if row["model"] == model]
