@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratchlm.report.page import collect, render
+from scratchlm.report.page import Inputs, collect, render
 from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
 from scratchlm.run.stage import start
@@ -12,7 +12,8 @@ def main(
     run: Run, *, params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path,
     models: Path, page: Path,
 ) -> None:  # fmt: skip
-    write_text(page, render(collect(params, pipeline, metrics, samples, predictions, responses, models)))
+    inputs = Inputs(params, pipeline, metrics, samples, predictions, responses, models)
+    write_text(page, render(collect(inputs)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE, Comparison, Ro
 from scratchlm.compare.records import better
 from scratchlm.compare.text import difference_cells
 from scratchlm.report.charts import FIRST, SECOND
-from scratchlm.report.tables import figure as number
+from scratchlm.report.tables import format_number
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
@@ -65,7 +65,9 @@ def _draw(axis: "matplotlib.axes.Axes", comparison: Comparison, rows: Sequence[R
     axis.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.5), xticks=[])
     axis.set_title(f"{comparison.second} compared with {comparison.first}")
     axis.set_xlabel("← worse     difference with its 95 % interval, each metric on its own scale     better →")
-    axis.set_yticks(range(len(rows)), [f"{row.metric}  {number(row.first)} → {number(row.second)}" for row in rows])
+    axis.set_yticks(
+        range(len(rows)), [f"{row.metric}  {format_number(row.first)} → {format_number(row.second)}" for row in rows]
+    )
     right = axis.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), ["{} ({})".format(*difference_cells(row)) for row in rows])
     for side in (axis, right):

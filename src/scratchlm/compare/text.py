@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import NOT_COMPARED, SAME, Comparison, Row
-from scratchlm.report.tables import NONE, figure
+from scratchlm.report.tables import NONE, format_number
 
 WIDTH = 120
 NAME_CHARACTERS = 14  # of a revision in a table's head
@@ -66,7 +66,9 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     if same:
         parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
     if other:
-        cells = [[row.metric, figure(row.first), figure(row.second), difference_cells(row)[0]] for row in other]
+        cells = [
+            [row.metric, format_number(row.first), format_number(row.second), difference_cells(row)[0]] for row in other
+        ]
         table = _table(["other tracked figures", *names, "change"], cells, markdown)
         folded = f"<details><summary>other tracked figures: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)
@@ -96,8 +98,8 @@ def _judged_cells(row: Row, notes: Sequence[str]) -> list[str]:
     needed = f" ({_about(row.needed)})" if row.needed else ""
     mark = f" [{notes.index(row.note) + 1}]" if row.note else ""
     verdict = row.verdict if row.verdict in (SAME, NOT_COMPARED) else row.verdict.removesuffix(" of a difference")
-    values = [figure(row.first), figure(row.second), *difference_cells(row)]
-    return [row.metric, *values, figure(row.examples), f"{verdict}{needed}{mark}"]
+    values = [format_number(row.first), format_number(row.second), *difference_cells(row)]
+    return [row.metric, *values, format_number(row.examples), f"{verdict}{needed}{mark}"]
 
 
 def difference_cells(row: Row) -> tuple[str, str]:
@@ -131,7 +133,7 @@ def _change_lines(changes: Changes) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    return _cut(figure(value), 40)
+    return _cut(format_number(value), 40)
 
 
 def _hash(value: str | None) -> str:

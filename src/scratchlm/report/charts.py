@@ -1,4 +1,4 @@
-"""Charts of the report as SVG: the same bytes for the same numbers, in colours that the page's style sheet sets."""
+"""The report's charts as SVG: the same bytes for the same numbers, in colours of the page's style sheet."""
 
 import io
 import re
@@ -11,11 +11,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-# Drawn in these colours, which then become style sheet variables: so charts follow light and dark.
+# Placeholders that become variables of the style sheet, so that charts follow the light and the dark theme
 INK, FIRST, SECOND, GRID = "#010101", "#0072b2", "#d55e00", "#010203"
 VARIABLES = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", GRID: "var(--line)"}
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
+    "svg.fonttype": "none",  # text as text: smaller, selectable, in the page's font
     "font.size": 9.0,
     "text.color": INK,
     "axes.edgecolor": GRID,
@@ -38,7 +38,10 @@ Curve = Sequence[Mapping[str, float]]
 
 
 class Panel(NamedTuple):
-    """One pair of axes under a shared x axis. series: legend text -> column of the curve."""
+    """One pair of axes; all panels of a chart share the x axis. series: legend text -> column of the curve.
+
+    height: in inches.
+    """
 
     label: str
     series: Mapping[str, str]
@@ -46,21 +49,17 @@ class Panel(NamedTuple):
 
 
 def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
-    """Columns of a training curve over the optimizer step, one panel over the other."""
+    """Draw columns of a training curve over the optimizer step, in panels from top to bottom."""
     with _style(name):
         figure = _figure(WIDTH_INCHES, sum(panel.height for panel in panels) + 0.4)
-        axes = figure.subplots(
-            len(panels), sharex=True, squeeze=False, height_ratios=[panel.height for panel in panels]
-        )[:, 0]
+        heights = [panel.height for panel in panels]
+        axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         steps = [row["step"] for row in curve]
+        line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(curve) <= 30 else "", "markersize": 3}
         for axis, panel in zip(axes, panels, strict=True):
             styles = ((FIRST, "--"), (SECOND, "-")) if len(panel.series) > 1 else ((INK, "-"),)
-            looks = zip(panel.series.items(), styles, strict=True)
-            for (label, column), (colour, line) in looks:
-                axis.plot(
-                    steps, [row[column] for row in curve], line, color=colour, linewidth=1.8, label=label,
-                    marker="o" if len(curve) <= 30 else "", markersize=3,
-                )  # fmt: skip
+            for (label, column), (colour, dashes) in zip(panel.series.items(), styles, strict=True):
+                axis.plot(steps, [row[column] for row in curve], dashes, color=colour, label=label, **line)
             axis.set_ylabel(panel.label)
             if len(panel.series) > 1:
                 axis.legend()
@@ -70,7 +69,7 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
 
 
 def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: Sequence[str]) -> Markup:
-    """Actual class (rows) against predicted (columns); the shade is the share of the row."""
+    """Draw counts by actual class (rows) and predicted class (columns), shaded by their proportion of the row."""
     with _style(name):
         figure = _figure(3.4, 3.1)
         axis = figure.subplots()
@@ -79,9 +78,9 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
             total = sum(counts[actual, predicted] for predicted in classes)
             for x, predicted in enumerate(classes):
                 count = counts[actual, predicted]
-                share = count / total if total else 0.0
-                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * share, linewidth=0))
-                axis.text(x, y, f"{count}\n{100 * share:.1f} %", ha="center", va="center", fontsize=11)
+                proportion = count / total if total else 0.0
+                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * proportion, linewidth=0))
+                axis.text(x, y, f"{count}\n{100 * proportion:.1f} %", ha="center", va="center", fontsize=11)
         axis.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="actual", aspect="equal")
         axis.set_xticks(range(len(classes)), classes)
         axis.set_yticks(range(len(classes)), classes, rotation=90, va="center")
@@ -90,7 +89,7 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
 
 
 def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
-    """How many responses got which score, in steps of ten and full marks apart, one colour per model."""
+    """Draw a histogram of scores in bins of ten and one bin for 100, with one colour per model."""
     bins = [*(f"{low}–{low + 9}" for low in range(0, 100, 10)), "100"]
     with _style(name):
         figure = _figure(WIDTH_INCHES, 2.6)
@@ -100,8 +99,8 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
         colours = {"before": SECOND, "after": FIRST}
         for i, (model, values) in enumerate(scores.items()):
             heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(bins))]
-            places = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
-            bars = axis.bar(places, heights, width * 0.92, color=colours[model], label=f"{model} finetuning")
+            centres = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
+            bars = axis.bar(centres, heights, width * 0.92, color=colours[model], label=f"{model} finetuning")
             axis.bar_label(bars, [str(height or "") for height in heights], fontsize=7.5, padding=1)
         axis.set(xlabel="score", ylabel="responses")
         axis.set_xticks(range(len(bins)), bins)
@@ -112,7 +111,7 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """Our style, within which a user's own matplotlibrc counts for nothing. name: keeps ids of charts apart."""
+    """Apply our style and ignore the user's matplotlibrc. name: makes the ids of a chart's elements its own."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
@@ -120,7 +119,7 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """A figure of so many inches with room for labels at its left and bottom."""
+    """Return a figure of this size in inches, with room for labels at its left and bottom."""
     figure = Figure(figsize=(width, height))
     figure.subplots_adjust(left=0.72 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.12 / height)
     return figure
@@ -132,7 +131,7 @@ def _svg(figure: Figure, label: str) -> Markup:
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    # several charts share a page, where ids must not repeat
+    # Ids that nothing refers to are removed: they would repeat from chart to chart on the page
     used = set(re.findall(r"#([\w-]+)", drawing))
     drawing = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawing)
     for colour, variable in VARIABLES.items():
@@ -142,6 +141,6 @@ def _svg(figure: Figure, label: str) -> Markup:
     width, height = box.groups()
     opening = (
         f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{float(width) * PIXELS_PER_POINT:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'style="width:{float(width) * PIXELS_PER_POINT:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(re.sub(r"^<svg[^>]*>", opening, drawing))

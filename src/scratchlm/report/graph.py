@@ -1,6 +1,7 @@
-"""The graph of stages, read from dvc.yaml and drawn as SVG in layers from top to bottom."""
+"""The graph of stages: read from dvc.yaml, drawn as SVG in layers from top to bottom."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from graphlib import TopologicalSorter
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ from markupsafe import Markup, escape
 from scratchlm.run.pipeline import paths, resolved_stages
 
 BOX_WIDTH, BOX_HEIGHT = 152, 32
-GAP, LANE_WIDTH, LAYER_HEIGHT = 20, 8, 68  # between neighbours; for an arrow that passes a layer; from layer to layer
-SWEEPS = 8
+LAYER_HEIGHT = 68  # from the top of one layer to the top of the next
+LANE_WIDTH = 8  # of an arrow that passes a layer
+GAP = 20  # between neighbours
+SWEEPS = 8  # down and up again, to reduce crossings
 
 
 class Stage(NamedTuple):
@@ -22,34 +25,29 @@ class Stage(NamedTuple):
 
 
 def stage_graph(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[Stage]:
-    """The stages of a parsed dvc.yaml with `${...}` and `foreach` resolved, as `dvc dag` names them.
+    """Return the stages of a parsed dvc.yaml, `${...}` and `foreach` resolved, under the names that `dvc dag` uses.
 
-    A stage reads from another if a dependency is, holds or lies in one of the other's outputs. The stage `code`, from
-    which every other one reads, is left out.
+    A stage reads from another if one of its dependencies equals, contains or lies in an output of the other.
+    The stage `code` is left out, because all others read from it.
     """
     resolved = {name: stage for name, stage in resolved_stages(pipeline, params).items() if name != "code"}
-    outputs = {
-        name: [path for kind in ("outs", "metrics", "plots") for path in map(PurePosixPath, paths(stage.get(kind, [])))]
-        for name, stage in resolved.items()
-    }
+    inputs = {name: _paths(stage, "deps") for name, stage in resolved.items()}
+    outputs = {name: _paths(stage, "outs", "metrics", "plots") for name, stage in resolved.items()}
+
+    def reads(name: str, other: str) -> bool:
+        return name != other and any(_overlap(path, output) for path in inputs[name] for output in outputs[other])
+
     return [
-        Stage(
-            name,
-            stage.get("desc", ""),
-            tuple(
-                other
-                for other in resolved
-                if other != name
-                and any(_touch(PurePosixPath(d), o) for d in paths(stage.get("deps", [])) for o in outputs[other])
-            ),
-        )
+        Stage(name, stage.get("desc", ""), tuple(other for other in resolved if reads(name, other)))
         for name, stage in resolved.items()
     ]
 
 
 def drawn_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """The edges that no longer way implies (the transitive reduction): what the picture shows."""
-    ancestors = {stage.name: _ancestors(stage.name, stages) for stage in stages}
+    """Return the edges that no longer path implies (the transitive reduction), which are those in the picture."""
+    ancestors: dict[str, set[str]] = {}
+    for name, sources in _in_order(stages):
+        ancestors[name] = {*sources, *(older for source in sources for older in ancestors[source])}
     return [
         (source, stage.name)
         for stage in stages
@@ -59,35 +57,33 @@ def drawn_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 
 
 def graph_svg(stages: Sequence[Stage]) -> Markup:
-    """The picture: boxes in layers, each under everything that it reads, and arrows between them."""
+    """Return the picture: boxes in layers, each below everything that it reads from, joined by arrows."""
     layers, routes = _layers(stages)
-    places = _places(layers)
+    centres = _centres(layers)
     for route in routes:
-        _straighten(route, layers, places)
-    width = max(x for x, _ in places.values()) + BOX_WIDTH / 2 + 2
+        _straighten(route, layers, centres)
+    width = max(x for x, _ in centres.values()) + BOX_WIDTH / 2 + 2
     height = len(layers) * LAYER_HEIGHT - (LAYER_HEIGHT - BOX_HEIGHT) + 4
-    parts = [_arrow([places[point] for point in route]) for route in routes]
-    parts += [_box(stage, *places[(stage.name,)]) for stage in stages]
+    parts = [_arrow([centres[point] for point in route]) for route in routes]
+    parts += [_box(stage, *centres[(stage.name,)]) for stage in stages]
     return Markup(
         '<svg class="graph" role="img" aria-label="graph of stages" viewBox="0 0 {w:.0f} {h:.0f}" '
-        'style="max-width:{w:.0f}px"><defs><marker id="arrowhead" viewBox="0 0 8 8" refX="7" refY="4" '
+        'style="width:{w:.0f}px; min-width:{least:.0f}px"><defs><marker id="arrowhead" viewBox="0 0 8 8" refX="7" refY="4" '
         'markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>{parts}</svg>'
-    ).format(w=width, h=height, parts=Markup("").join(parts))
+    ).format(w=width, least=0.85 * width, h=height, parts=Markup("").join(parts))
 
 
 _Point = tuple[str, ...]  # (stage,), or (source, target, layer) where an arrow passes a layer
 
 
 def _layers(stages: Sequence[Stage]) -> tuple[list[list[_Point]], list[list[_Point]]]:
-    """Points per layer, ordered so that few arrows cross, and the points that each arrow joins.
+    """Return the points of each layer, ordered so that few arrows cross, and the points that each arrow joins.
 
     Source: Sugiyama et al. 1981, with barycentres.
     """
     depths: dict[str, int] = {}
-    while len(depths) < len(stages):
-        for stage in stages:
-            if stage.name not in depths and all(source in depths for source in stage.sources):
-                depths[stage.name] = 1 + max((depths[source] for source in stage.sources), default=-1)
+    for name, sources in _in_order(stages):
+        depths[name] = 1 + max((depths[source] for source in sources), default=-1)
     layers: list[list[_Point]] = [[] for _ in range(1 + max(depths.values()))]
     for stage in stages:
         layers[depths[stage.name]].append((stage.name,))
@@ -107,33 +103,35 @@ def _layers(stages: Sequence[Stage]) -> tuple[list[list[_Point]], list[list[_Poi
 
 
 def _sort_by_neighbours(layer: list[_Point], fixed: list[_Point], joined: set[tuple[_Point, _Point]]) -> None:
-    def barycentre(point: _Point) -> float:
-        places = [place for place, other in enumerate(fixed) if (point, other) in joined]
-        return sum(places) / len(places) if places else layer_place[point]
+    """Sort a layer by the mean index of each point's neighbours in the layer `fixed`."""
+    own = {point: index for index, point in enumerate(layer)}
 
-    layer_place = {point: place for place, point in enumerate(layer)}
+    def barycentre(point: _Point) -> float:
+        indices = [index for index, other in enumerate(fixed) if (point, other) in joined]
+        return sum(indices) / len(indices) if indices else own[point]
+
     layer.sort(key=barycentre)
 
 
-def _places(layers: Sequence[Sequence[_Point]]) -> dict[_Point, tuple[float, float]]:
-    """The centre of every point; each layer is centred on the widest."""
+def _centres(layers: Sequence[Sequence[_Point]]) -> dict[_Point, tuple[float, float]]:
+    """Return the centre (x, y) of every point; each layer is centred on the widest."""
     widths = [sum(map(_width, layer)) + GAP * (len(layer) - 1) for layer in layers]
-    places = {}
+    centres = {}
     for row, layer in enumerate(layers):
         x = (max(widths) - widths[row]) / 2 + 2
         for point in layer:
-            places[point] = (x + _width(point) / 2, row * LAYER_HEIGHT + BOX_HEIGHT / 2 + 2)
+            centres[point] = (x + _width(point) / 2, row * LAYER_HEIGHT + BOX_HEIGHT / 2 + 2)
             x += _width(point) + GAP
-    return places
+    return centres
 
 
-def _straighten(route: Sequence[_Point], layers: Sequence[Sequence[_Point]], places: dict[_Point, Any]) -> None:
-    """Move an arrow's points to one x, where it meets nothing in the layers that it passes."""
+def _straighten(route: Sequence[_Point], layers: Sequence[Sequence[_Point]], centres: dict[_Point, Any]) -> None:
+    """Move an arrow's points to one x if it then touches nothing in the layers that it passes."""
     lane = route[1:-1]
     others = [other for point in lane for other in layers[int(point[2])] if other != point]
-    for x in [places[point][0] for point in (route[0], route[-1], *lane)]:
-        if all(abs(places[other][0] - x) >= (_width(other) + LANE_WIDTH) / 2 + GAP / 2 for other in others):
-            places.update({point: (x, places[point][1]) for point in lane})
+    for x in [centres[point][0] for point in (route[0], route[-1], *lane)]:
+        if all(abs(centres[other][0] - x) >= (_width(other) + LANE_WIDTH) / 2 + GAP / 2 for other in others):
+            centres.update({point: (x, centres[point][1]) for point in lane})
             return
 
 
@@ -142,19 +140,19 @@ def _width(point: _Point) -> int:
 
 
 def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
-    """From the lower edge of the first box to the upper edge of the last, upright beside the boxes that it passes."""
+    """Draw from the bottom of the first box to the top of the last, vertical beside the boxes between them."""
     half = BOX_HEIGHT / 2
     x, y = points[0][0], points[0][1] + half
-    way = f"M{x:.1f} {y:.1f}"
+    path = f"M{x:.1f} {y:.1f}"
     for i, (next_x, centre) in enumerate(points[1:], start=2):
         top = centre - half
         middle = (y + top) / 2
-        way += f"C{x:.1f} {middle:.1f} {next_x:.1f} {middle:.1f} {next_x:.1f} {top:.1f}"
+        path += f"C{x:.1f} {middle:.1f} {next_x:.1f} {middle:.1f} {next_x:.1f} {top:.1f}"
         x, y = next_x, top
         if i < len(points):
             y = centre + half
-            way += f"V{y:.1f}"
-    return Markup('<path class="arrow" marker-end="url(#arrowhead)" d="{}"/>').format(way)
+            path += f"V{y:.1f}"
+    return Markup('<path class="arrow" marker-end="url(#arrowhead)" d="{}"/>').format(path)
 
 
 def _box(stage: Stage, x: float, y: float) -> Markup:
@@ -173,17 +171,15 @@ def _box(stage: Stage, x: float, y: float) -> Markup:
     )
 
 
-def _ancestors(name: str, stages: Sequence[Stage]) -> set[str]:
+def _in_order(stages: Sequence[Stage]) -> Iterable[tuple[str, tuple[str, ...]]]:
+    """Yield each stage's name and sources, after those of all its sources."""
     sources = {stage.name: stage.sources for stage in stages}
-    found: set[str] = set()
-    waiting = list(sources[name])
-    while waiting:
-        source = waiting.pop()
-        if source not in found:
-            found.add(source)
-            waiting += sources[source]
-    return found
+    return ((name, sources[name]) for name in TopologicalSorter(sources).static_order())
 
 
-def _touch(a: PurePosixPath, b: PurePosixPath) -> bool:
+def _paths(stage: Mapping[str, Any], *kinds: str) -> list[PurePosixPath]:
+    return [PurePosixPath(path) for kind in kinds for path in paths(stage.get(kind, []))]
+
+
+def _overlap(a: PurePosixPath, b: PurePosixPath) -> bool:
     return a.is_relative_to(b) or b.is_relative_to(a)

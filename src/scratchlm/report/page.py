@@ -1,9 +1,9 @@
-"""The report: everything that a run of the pipeline found, on one page that opens offline."""
+"""The report: the results of every stage on one self-contained HTML page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -13,7 +13,7 @@ from scratchlm.model.config import published_config
 from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
-from scratchlm.report.tables import figure, flattened, metric_tables, percent, shortened, thinned
+from scratchlm.report.tables import flattened, format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.files import missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.params import load_yaml
 
@@ -27,17 +27,29 @@ CONTROLS = {
     "control_empty": "an empty answer",
 }
 MAX_MISTAKES = 20
-EXAMPLES = 4  # best, middling and worst ones, this many each
+EXAMPLES = 4  # responses in each group: best, around the median, worst
 MAX_SAMPLES = 12
 
 Rows = Sequence[Mapping[str, Any]]
 
 
+class Inputs(NamedTuple):
+    """The files and folders that the page is made from, as the stages write them."""
+
+    params: Path
+    pipeline: Path
+    metrics: Path
+    samples: Path
+    predictions: Path
+    responses: Path
+    models: Path
+
+
 @dataclass(frozen=True)
 class Report:
-    """What the page is made of. Metrics, curves and samples by stage; models by name.
+    """The content of the inputs. Metrics, curves and samples are by stage, weights and configurations by model.
 
-    responses: of RESPONSE_SCHEMA with score and reason added. classes: actual and predicted class of each prediction.
+    responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
     """
 
     params: Mapping[str, Any]
@@ -54,39 +66,36 @@ class Report:
     configs: Mapping[str, Mapping[str, Any]]
 
 
-def collect(
-    params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path, models: Path
-) -> Report:
-    """Read what the stages wrote; of the loaded models only those that params.yaml names.
+def collect(inputs: Inputs) -> Report:
+    """Read the inputs; of GPT-2 sizes and ablations, only those in params.yaml.
 
     Raises UserError naming a file that is missing or broken.
     """
-    parameters = load_yaml(params)
-    loaded = [f"gpt2-{size}" for size in parameters["gpt2_sizes"]]
-    weights = {name: models / name / "model.safetensors" for name in TRAINED}
+    params, metrics = load_yaml(inputs.params), inputs.metrics
+    weights = {name: inputs.models / name / "model.safetensors" for name in TRAINED}
     return Report(
-        params=parameters,
-        pipeline=load_yaml(pipeline),
+        params=params,
+        pipeline=load_yaml(inputs.pipeline),
         metrics={stage: read_json(metrics / f"{stage}.json") for stage in STAGES},
-        loaded={name: read_json(metrics / "load_gpt2" / f"{name.removeprefix('gpt2-')}.json") for name in loaded},
-        ablations={name: read_json(metrics / "ablate_spam" / f"{name}.json") for name in parameters["spam_ablations"]},
+        loaded={f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in params["gpt2_sizes"]},
+        ablations={name: read_json(metrics / "ablate_spam" / f"{name}.json") for name in params["spam_ablations"]},
         curves={
             stage: [{key: float(value) for key, value in row.items()} for row in read_csv(_plot(metrics, stage))]
             for stage in TRAINED
         },
-        samples={stage: read_json(samples / f"{stage}.json") for stage in SAMPLED},
-        predictions=read_table(predictions),
+        samples={stage: read_json(inputs.samples / f"{stage}.json") for stage in SAMPLED},
+        predictions=read_table(inputs.predictions),
         classes=read_csv(_plot(metrics, "finetune_spam_confusion")),
-        responses=_judged(read_table(responses / "generate.parquet"), read_table(responses / "judge.parquet")),
+        responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
         weights_sha256={name: _sha256(path) for name, path in weights.items()},
         configs={name: read_json(path.with_name("config.json"))["gpt"] for name, path in weights.items()},
     )
 
 
 def render(report: Report) -> str:
-    """The page: a function of its input alone, so that the same run gives the same bytes."""
+    """Return the page. It depends on the report alone, so the same results give the same bytes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "percent": percent, "shortened": shortened}
+    environment.filters |= {"number": format_number, "percent": format_percent, "shortened": shortened}
     stages = stage_graph(report.pipeline, report.params)
     scores = report.metrics["judge"]
     judged = {model: scores[model] for model in ("before", "after", *CONTROLS) if model in scores}
@@ -120,7 +129,7 @@ def render(report: Report) -> str:
 
 
 def charts(report: Report) -> dict[str, Markup]:
-    """Every picture but the graph, by name."""
+    """Return every chart by name."""
     rate = Panel("learning rate", {"learning rate": "learning_rate"}, 1.0)
     accuracy = Panel("accuracy", {"train": "train_accuracy", "val": "val_accuracy"}, 1.8)
     units = {"pretrain": "token", "finetune_spam": "message", "finetune_instruct": "response token"}
@@ -142,7 +151,7 @@ def charts(report: Report) -> dict[str, Markup]:
 
 
 def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
-    """The misclassified messages, the most confident mistakes first, with the probability of what was predicted."""
+    """Return misclassified messages with the probability of the predicted class, the most confident ones first."""
     wrong = [
         {**row, **names, "confidence": max(row["probability"], 1 - row["probability"])}
         for row, names in zip(predictions, classes, strict=True)
@@ -152,7 +161,7 @@ def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
 
 
 def ablations(report: Report) -> list[dict[str, Any]]:
-    """The spam experiment and its variants: what was changed, and the scores on train, val and test."""
+    """Return the spam experiment and its variants: name, changed parameters, scores on train, val and test."""
     if not report.ablations:
         return []
     whole: dict[str, tuple[Any, Any]] = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])}
@@ -164,7 +173,7 @@ def ablations(report: Report) -> list[dict[str, Any]]:
 
 
 def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
-    """The finetuned model's best, middling and worst responses, with what the base model said to the same."""
+    """Return the finetuned model's best, median and worst responses, each with the base model's response."""
     before = {row["id"]: row for row in responses if row["model"] == "before"}
     after = [row for row in responses if row["model"] == "after" and row["score"] is not None]
     ranked = sorted(after, key=lambda row: (-row["score"], row["id"]))
@@ -180,16 +189,16 @@ def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
-    """Per instruction: its task, and the responses to it as training went on."""
+    """Return for each sampled instruction the task and its responses in the course of training."""
     asked = samples[0]["responses"] if samples else []
     rows = _with_steps(samples, curve)
     return [{**task, "rows": [row | {"response": row["responses"][i]} for row in rows]} for i, task in enumerate(asked)]
 
 
 def models(report: Report) -> list[dict[str, Any]]:
-    """Name, hash of the weights, configuration and, where a metric has it, parameter count of every model in use.
+    """Return name, weights' hash, configuration and, if a metric has it, parameter count of every model.
 
-    The weights of a loaded model are those of its TensorFlow checkpoint.
+    The hash of a loaded GPT-2 is that of its TensorFlow checkpoint.
     """
     downloads = report.metrics["download"]
     loaded = [
@@ -214,15 +223,14 @@ def models(report: Report) -> list[dict[str, Any]]:
 
 
 def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
-    """Samples with the step at which each was written: one is written for each row of the curve."""
+    """Return at most MAX_SAMPLES samples, each with the step of the evaluation that took it."""
     return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
 
 
 def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
-    """Responses with their score and reason; the judge's controls have no response and fall away."""
-    verdicts = {(row["id"], row["model"]): row for row in judgements}
-    fields = ("score", "reason")
-    return [{**row, **{field: verdicts[row["id"], row["model"]][field] for field in fields}} for row in responses]
+    """Return the responses with score and reason. The judge's controls are not among the responses."""
+    verdicts = {(row["id"], row["model"]): {key: row[key] for key in ("score", "reason")} for row in judgements}
+    return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
 
 
 def _plot(metrics: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them, and the tables that the report makes of metrics."""
+"""Numbers as text, and the tables of metrics in the report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,15 +10,15 @@ NONE = "–"
 
 
 class Table(NamedTuple):
-    """rows: the row's name and one text per column. title: empty where the table needs none."""
+    """rows: the row's name and one text per column. title: empty if the table needs none."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, tuple[str, ...]]]
 
 
-def figure(value: Any) -> str:
-    """A number with four significant digits, whole numbers whole; other values as text."""
+def format_number(value: Any) -> str:
+    """Return a number with four significant digits, an integer in full, any other value as text."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -28,60 +28,63 @@ def figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def percent(share: float | None) -> str:
-    """A share of 1 as a percentage with one decimal."""
-    return NONE if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+def format_percent(proportion: float | None) -> str:
+    """Return a proportion as a percentage with one decimal."""
+    return NONE if proportion is None else f"{100 * proportion:.1f}\N{NO-BREAK SPACE}%"
 
 
-def named_figure(name: str, value: Any) -> str:
-    """The value of a metric in the form that its name asks for."""
-    return percent(value) if name.rpartition(".")[2] in PERCENTAGES else figure(value)
+def format_metric(name: str, value: Any) -> str:
+    """Return the value of a metric in the form that its name calls for."""
+    return format_percent(value) if name.rpartition(".")[2] in PERCENTAGES else format_number(value)
 
 
 def shortened(text: str) -> str:
-    """At most MAX_CHARACTERS of a text, with … for the rest."""
+    """Return at most MAX_CHARACTERS of a text, with … for the rest."""
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1].rstrip() + "…"
 
 
 def thinned(rows: Sequence[Any], at_most: int) -> list[Any]:
-    """At most `at_most` of the rows, evenly spaced, the first and the last among them."""
+    """Return at most `at_most` of the rows, evenly spaced, including the first and the last."""
     if len(rows) <= at_most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (at_most - 1))] for i in range(at_most)]
 
 
 def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
-    """Metrics with a column for each nested mapping (a split, a model); one that holds splits has its own tables."""
+    """Return metrics as tables, with a column for each nested mapping (a split, a model).
+
+    A mapping that itself contains splits gets tables of its own.
+    """
     deep = [key for key, value in metrics.items() if isinstance(value, Mapping) and _holds_splits(value)]
     tables = [table for key in deep for table in metric_tables(metrics[key], key)]
     columns = {
         key: flattened(metrics[key])
-        for key in sorted(metrics, key=_column_place)
+        for key in sorted(metrics, key=_column_rank)
         if isinstance(metrics[key], Mapping) and key not in deep
     }
     if columns:
         names = dict.fromkeys(name for values in columns.values() for name in values)
         rows = [
-            (name, tuple(named_figure(name, values[name]) if name in values else NONE for values in columns.values()))
+            (name, tuple(format_metric(name, values[name]) if name in values else NONE for values in columns.values()))
             for name in names
         ]
         tables.insert(0, Table(title, tuple(columns), rows))
     single: list[tuple[str, tuple[str, ...]]] = [
-        (key, (named_figure(key, value),)) for key, value in sorted(metrics.items()) if not isinstance(value, Mapping)
+        (key, (format_metric(key, value),)) for key, value in sorted(metrics.items()) if not isinstance(value, Mapping)
     ]
     if single:
-        tables.insert(bool(columns), Table(f"{title}, whole" if title and columns else title, ("value",), single))
+        tables.insert(bool(columns), Table(f"{title}, all splits" if title and columns else title, ("value",), single))
     return tables
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, its keys joined by dots; a list becomes one text."""
+    """Return nested mappings as one mapping with dotted keys; a list becomes one text."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             flat |= flattened(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = ", ".join(map(figure, value)) if isinstance(value, list) else value
+            flat[f"{prefix}{key}"] = ", ".join(map(format_number, value)) if isinstance(value, list) else value
     return flat
 
 
@@ -89,5 +92,5 @@ def _holds_splits(value: Mapping[str, Any]) -> bool:
     return any(key in COLUMN_ORDER and isinstance(item, Mapping) for key, item in value.items())
 
 
-def _column_place(key: str) -> tuple[int, str]:
+def _column_rank(key: str) -> tuple[int, str]:
     return (COLUMN_ORDER.index(key) if key in COLUMN_ORDER else len(COLUMN_ORDER)), key

@@ -16,8 +16,8 @@ from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
 from scratchlm.report import page as report
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
-from scratchlm.report.page import collect, examples, render
-from scratchlm.report.tables import figure, metric_tables, percent, shortened, thinned
+from scratchlm.report.page import Inputs, collect, examples, render
+from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
@@ -184,7 +184,7 @@ def options(root: Path) -> dict[str, Path]:
 
 
 def page_of(root: Path) -> str:
-    return render(collect(**options(root)))
+    return render(collect(Inputs(**options(root))))
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Checker(HTMLParser):
     """Texts and attributes of a page; complains if an element that must be closed is not."""
 
-    VOID = {"meta", "br", "path", "use", "rect"}
+    VOID = {"meta", "br", "wbr", "path", "use", "rect"}
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -334,7 +334,7 @@ def test_failures_of_the_judge_are_counted_and_not_ranked(project: Path) -> None
     write_responses(project, make_responses(), failing=2)
     page = page_of(project)
     assert re.search(r"<td>after</td><td class=\"number\">30</td><td class=\"number\">2</td>", page)
-    shown = examples(collect(**options(project)).responses)
+    shown = examples(collect(Inputs(**options(project))).responses)
     assert not {"task-00000", "task-00001"} & {row["id"] for rows in shown.values() for row in rows}
 
 
@@ -377,7 +377,7 @@ def test_a_missing_file_is_named(project: Path, name: str) -> None:
 
 
 def test_best_middling_and_worst_responses_are_shown_with_what_the_base_said(project: Path) -> None:
-    shown = examples(collect(**options(project)).responses)
+    shown = examples(collect(Inputs(**options(project))).responses)
     assert list(shown) == ["Best", "Around the median", "Worst"]
     best, worst = shown["Best"][0], shown["Worst"][-1]
     assert best["score"] == 100 and worst["score"] < 50
@@ -447,10 +447,10 @@ def test_an_unknown_parameter_in_the_pipeline_is_named() -> None:
 
 def test_numbers_have_four_digits_and_shares_one_decimal() -> None:
     values = [1_000_495, 2.53714, 123456.7, 0.0001, 5e-05, None, True, 100.0, "text"]
-    assert [figure(v) for v in values] == [
+    assert [format_number(v) for v in values] == [
         "1,000,495", "2.537", "123,457", "0.0001", "5e-05", "–", "yes", "100", "text",
     ]  # fmt: skip
-    assert percent(0.98765) == "98.8\N{NO-BREAK SPACE}%"
+    assert format_percent(0.98765) == "98.8\N{NO-BREAK SPACE}%"
 
 
 def test_long_texts_end_in_an_ellipsis_and_long_lists_keep_both_ends() -> None:
