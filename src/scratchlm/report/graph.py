@@ -68,8 +68,9 @@ def graph_svg(stages: Sequence[Stage]) -> Markup:
     parts += [_box(stage, *centres[(stage.name,)]) for stage in stages]
     return Markup(
         '<svg class="graph" role="img" aria-label="graph of stages" viewBox="0 0 {w:.0f} {h:.0f}" '
-        'style="width:{w:.0f}px; min-width:{least:.0f}px"><defs><marker id="arrowhead" viewBox="0 0 8 8" refX="7" refY="4" '
-        'markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>{parts}</svg>'
+        'style="width:{w:.0f}px; min-width:{least:.0f}px"><defs><marker id="arrowhead" viewBox="0 0 8 8" '
+        'refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        '<path d="M0 0 8 4 0 8z"/></marker></defs>{parts}</svg>'
     ).format(w=width, least=0.85 * width, h=height, parts=Markup("").join(parts))
 
 

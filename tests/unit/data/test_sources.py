@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from scratchlm.data import sources
+from scratchlm.data import transfer
 from scratchlm.data.catalogue import CATALOGUE, File, Source
 from scratchlm.data.sources import DownloadError, addresses, fetch, place
+from scratchlm.data.transfer import Part
 from scratchlm.run.files import sha256_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 MIRROR = REPOSITORY.parent / "shared" / "mirror"
 CONTENT = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
-CUT = 2 * sources.CHUNK_BYTES  # what arrives of a chunk that breaks off is not kept
+CUT = 2 * transfer.CHUNK_BYTES  # what arrives of a chunk that breaks off is not kept
 
 
 class Server(ThreadingHTTPServer):
@@ -97,7 +98,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(transfer, "WAIT_SECONDS", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -276,14 +277,14 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
 def test_retries_are_bounded(server: Server, tmp_path: Path) -> None:
     server.statuses = [503] * 100
     message = failure_of(*a_source(server.url("a")), tmp_path)
-    assert len(server.requests) == sources.ATTEMPTS
-    assert f"(HTTP 503, {sources.ATTEMPTS} attempts)" in message
+    assert len(server.requests) == transfer.ATTEMPTS
+    assert f"(HTTP 503, {transfer.ATTEMPTS} attempts)" in message
 
 
 def test_the_waits_double(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(sources, "WAIT_SECONDS", 1.5)
-    monkeypatch.setattr(sources.time, "sleep", waits.append)
+    monkeypatch.setattr(transfer, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(transfer.time, "sleep", waits.append)
     server.files["/a"], server.statuses = CONTENT, [500, 502, 504]
     fetch(*a_source(server.url("a")), tmp_path, None)
     assert waits == [1.5, 3, 6]
@@ -336,7 +337,7 @@ def test_wrong_content_is_named_and_leaves_nothing(server: Server, tmp_path: Pat
 def test_an_unpinned_file_is_refused_beyond_the_limit(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "UNPINNED_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(transfer, "UNPINNED_LIMIT_BYTES", 1000)
     server.files["/a"] = CONTENT
     file = a_source(server.url("a"), sha256=None, size_bytes=None)
     assert "more than 1000 bytes" in failure_of(*file, tmp_path)
@@ -346,7 +347,7 @@ def test_an_unpinned_file_is_refused_beyond_the_limit(
 def test_no_more_is_written_than_one_chunk_too_many(tmp_path: Path) -> None:
     _, file = a_source(size_bytes=15)
     chunks = iter([bytes(10)] * 9)
-    sources._append(tmp_path / "part", chunks, file)
+    Part(tmp_path, file).append(chunks)
     assert len(list(chunks)) == 7
 
 
@@ -521,7 +522,7 @@ def test_a_full_disk_is_named_with_the_path(server: Server, tmp_path: Path) -> N
     (tmp_path / "books" / "book.txt.part").symlink_to("/dev/full")
     source, file = a_source(server.url("a"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "_discard", lambda *_: None)
+        patch.setattr(Part, "discard", lambda _: None)
         message = failure_of(source, file, tmp_path)
     assert message.startswith(f"cannot write {tmp_path / 'books' / 'book.txt'}: no space left")
 
