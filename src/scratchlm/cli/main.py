@@ -36,7 +36,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
     """Give instructions, one a line, and read the answers; an empty line or end of file ends it."""
-    from scratchlm.data.instructions import format_prompt
+    from scratchlm.data.prompts import format_prompt
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.native import load_gpt
     from scratchlm.model.generate import GREEDY, generate

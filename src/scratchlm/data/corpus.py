@@ -25,24 +25,24 @@ from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
-# \x1c to \x1f are white space to Python, but signs to the byte-pair pattern, which goes by Unicode's White_Space
+# Python counts \x1c to \x1f as white space; the byte-pair pattern, which uses Unicode's White_Space, does not
 UP_TO_LAST_BOUNDARY = re.compile(r"(?s:.*)\S(?=[^\S\x1c-\x1f])")
 COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
 
 class CorpusParams(Section):
-    """How the corpus is split and stored."""
+    """How the corpus is split and stored; val is the rest."""
 
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_tokens: Annotated[int, Field(ge=1)]
 
 
 def text_chunks(path: Path) -> Iterator[str]:
-    """A UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory.
+    """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory.
 
-    A piece ends where white space begins: no token of any of our tokenizers spans that place, so the
-    pieces' tokens are the whole text's. Only a run of 16 pieces without white space is cut inside.
+    A piece ends where white space begins. No token of our tokenizers spans such a boundary, so the tokens of the
+    pieces are those of the whole text. Only text with no boundary in 16 pieces is divided elsewhere.
     Raises UserError if the file is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -67,7 +67,7 @@ def text_chunks(path: Path) -> Iterator[str]:
 
 
 def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusParams) -> dict[str, dict[str, float]]:
-    """Tokenize a text file into `folder`/train, `folder`/val and `folder`/counts.json, which it also returns."""
+    """Tokenize a text file into `folder`/train and `folder`/val. Write its counts to counts.json and return them."""
     with atomic_folder(folder) as temporary:
         counts = {
             split: write_shards(chunks, tokenizer, temporary / split, params.shard_tokens)
@@ -78,7 +78,7 @@ def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusP
 
 
 def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
-    """The file's text as two streams: `train`, the first `train_fraction` of its characters, and `val`, the rest.
+    """Return the text as two streams: `train`, the first `train_fraction` of the characters, and `val`, the rest.
 
     Raises UserError if the file is missing, is not UTF-8 or leaves a split empty.
     """
@@ -94,8 +94,8 @@ def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
 def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shard_tokens: int) -> dict[str, float]:
     """Tokenize a stream of text into `folder`/00000.parquet, … of `shard_tokens` tokens each.
 
-    Every core tokenizes while this thread writes; memory holds some pieces of text and one row group.
-    Returns the counts of tokens, bytes (of UTF-8 text) and documents (pieces between end tokens).
+    Every core tokenizes while this thread writes. Memory holds a few pieces of text and one row group.
+    Returns the counts of tokens, bytes (of UTF-8 text) and documents (separated by end tokens).
     """
     counts: dict[str, float] = {"tokens": 0, "bytes": 0, "documents": 1}
     with atomic_folder(folder) as temporary, tqdm(unit="B", unit_scale=True, desc=f"tokenize {folder.name}") as bar:
@@ -111,21 +111,21 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
 
         _write_shards(counted(), temporary, shard_tokens)
     if not counts["tokens"]:
-        raise UserError(f"the {folder.name} split of the corpus holds no token; use a longer corpus")
+        raise UserError(f"the {folder.name} split of the corpus has no tokens; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
     return counts
 
 
 def read_counts(folder: Path) -> dict[str, dict[str, float]]:
-    """What write_corpus counted, by split."""
+    """Return the counts of write_corpus by split."""
     return read_json(folder / COUNTS_FILE)
 
 
 def read_tokens(folder: Path, split: str) -> np.ndarray:
-    """All token ids of a split of the corpus in `folder`, (N,) uint32. Raises UserError if there is none.
+    """Return all token ids of a split of the corpus in `folder`, (N,) uint32. Raises UserError if there is none.
 
-    They lie in a nameless file beside `folder` that goes with the array, not in memory: windows can start anywhere,
-    which the compressed row groups of Parquet would make slow, and the corpus may be larger than memory.
+    The array is mapped from an unnamed file beside `folder`, which is deleted with it: the corpus may be larger than
+    memory, and reading windows from Parquet's compressed row groups would be slow.
     """
     shards = sorted((folder / split).glob("*.parquet"))
     if not shards:
@@ -160,9 +160,9 @@ class Corpus:
 
 
 class TokenWindows:
-    """Overlapping stretches of a token stream: window i starts at i * stride.
+    """Windows over a token stream: window i starts at i * stride.
 
-    Its inputs are context_length tokens, its targets the same one token later (the book, section 2.6).
+    Its inputs are context_length tokens; its targets are the same, one token later (the book, section 2.6).
     """
 
     def __init__(self, token_ids: np.ndarray, context_length: int, stride: int) -> None:
@@ -179,13 +179,13 @@ class TokenWindows:
         return self.n_windows
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """inputs, targets: (B, context_length) int64 each."""
+        """Return inputs, targets: (B, context_length) int64 each."""
         windows = self._windows[indices].astype(np.int64)  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
 
 
 def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """Each piece of text and its token ids, in order; every core is kept busy, a few pieces ahead."""
+    """Yield each piece of text and its token ids, in order, while every core tokenizes a few pieces ahead."""
     n_threads = os.cpu_count() or 1
     waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
     with ThreadPoolExecutor(n_threads) as pool:
@@ -199,7 +199,7 @@ def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[st
 
 
 def _row_groups(pieces: Iterable[np.ndarray], shard_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The stream of token ids cut into row groups, each with the number of its shard."""
+    """Divide the stream of token ids into row groups; yield each with the number of its shard."""
     rest, n_tokens = np.empty(0, dtype=np.uint32), 0
     for piece in pieces:
         rest = np.concatenate([rest, piece])
@@ -220,13 +220,13 @@ def _write_shards(pieces: Iterable[np.ndarray], folder: Path, shard_tokens: int)
 
 
 def _last_boundary(text: str, start: int) -> int:
-    """The last index from `start` on at which white space follows something else; 0 if there is none."""
+    """Return the last index from `start` on where white space follows other text; 0 if there is none."""
     found = UP_TO_LAST_BOUNDARY.match(text, max(0, start - 1))
     return found.end() if found else 0
 
 
 def _between(path: Path, start: int, end: int) -> Iterator[str]:
-    """The characters [start, end) of a file, chunk by chunk."""
+    """Yield the characters [start, end) of a file in pieces."""
     seen = 0
     for chunk in text_chunks(path):
         piece = chunk[max(0, start - seen) : max(0, end - seen)]

@@ -1,13 +1,14 @@
-"""Instructions with answers: prompt formats, splits, batches with masked targets. The book's chapter 7."""
+"""Instructions with answers: reading, splits, batches with masked targets. The book's chapter 7."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from scratchlm.data.prompts import PromptStyle, format_prompt
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
@@ -27,14 +28,14 @@ INSTRUCTION_SCHEMA = pa.schema(
 
 
 class InstructionsParams(Section):
-    """How an entry is worded as a prompt, and how the entries are split; val is what train and test leave."""
+    """The prompt template, and how the entries are split; val is the rest."""
 
-    prompt_style: Literal["alpaca", "phi3"]
+    prompt_style: PromptStyle
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
-    def _something_left_to_validate(self) -> "InstructionsParams":
+    def _leaves_a_rest(self) -> "InstructionsParams":
         return check_fractions(self, self.train_fraction, self.test_fraction)
 
 
@@ -53,7 +54,7 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:
-    """The entries of a JSON list, with an `id` (`task-` and the entry's number) added.
+    """Return the entries of a JSON list, each with an `id` (`task-` and its index).
 
     Raises UserError naming the file and the first entry that lacks a field.
     """
@@ -69,7 +70,7 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
 def split_instructions(
     entries: Sequence[dict[str, str]], params: InstructionsParams
 ) -> dict[str, list[dict[str, str]]]:
-    """The first entries train, the next test, the rest val (the book's section 7.2).
+    """Return the entries in file order: the first are train, the next test, the rest val (the book's section 7.2).
 
     Raises UserError if a split would be empty.
     """
@@ -84,29 +85,13 @@ def split_instructions(
     return splits
 
 
-def format_prompt(entry: dict[str, str], style: Literal["alpaca", "phi3"]) -> str:
-    """Everything that stands before the response.
-
-    Sources: Taori et al. 2023 (alpaca); the book's exercise 7.1 (phi3).
-    """
-    if style == "alpaca":
-        given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
-        return (
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request."
-            f"\n\n### Instruction:\n{entry['instruction']}{given}\n\n### Response:\n"
-        )
-    given = f"\n{entry['input']}" if entry["input"] else ""
-    return f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"
-
-
 def collate(
     rows: Sequence[dict[str, Any]], end_token_id: int, context_length: int, *, mask_instruction: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts with responses and the end token, padded to the longest of the batch and cut to the context.
+    """Join prompts, responses and the end token; pad to the longest row and truncate to the context.
 
-    rows: with prompt_token_ids and response_token_ids. Returns inputs, targets: (B, T) int64 each; targets are
-    the inputs one token later, IGNORE_INDEX behind the end token and, if so asked, where they belong to the prompt.
+    rows: with prompt_token_ids and response_token_ids. Returns inputs, targets: (B, T) int64 each. Targets are the
+    inputs one token later, and IGNORE_INDEX after the end token and, with mask_instruction, inside the prompt.
     Source: the book, section 7.3.
     """
     sequences = [[*row["prompt_token_ids"], *row["response_token_ids"], end_token_id] for row in rows]
@@ -122,7 +107,7 @@ def collate(
     return inputs, targets
 
 
-def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: Literal["alpaca", "phi3"]) -> dict[str, Any]:
+def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
     prompt = format_prompt(entry, style)
     return entry | {
         "prompt": prompt,

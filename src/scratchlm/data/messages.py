@@ -15,23 +15,21 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, missing, write_table
 from scratchlm.run.params import Section
 
-if TYPE_CHECKING:  # only `tokenize` reads the collection, and others import this module too
+if TYPE_CHECKING:  # most importers of this module do not need pandas
     import pandas as pd
 
 CLASSES = ("ham", "spam")
 MESSAGE_SCHEMA = pa.schema(
     [("id", pa.string()), ("label", pa.int8()), ("text", pa.string()), ("token_ids", pa.list_(pa.int32()))]
 )
-
-
 _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"
 
 
 class MessagesParams(Section):
-    """How the messages become train, val and test.
+    """How the messages are read, balanced and split; test is the rest.
 
-    reading: `strict` takes every line; `book` reads as the book's pandas call does, where a quotation mark
-    can swallow line ends (two messages of the real collection). balance: draw as many ham as there is spam.
+    reading: `strict` takes every line as a message; `book` is the book's pandas call, where a quotation mark can
+    join lines (it loses two messages of the real collection). balance: keep only as much ham as there is spam.
     """
 
     reading: Literal["strict", "book"]
@@ -40,7 +38,7 @@ class MessagesParams(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     @model_validator(mode="after")
-    def _something_left_to_test(self) -> "MessagesParams":
+    def _leaves_a_rest(self) -> "MessagesParams":
         return check_fractions(self, self.train_fraction, self.val_fraction)
 
 
@@ -62,9 +60,9 @@ def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: Messa
 
 
 def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFrame":
-    """One row per message: id (`sms-` and the row's number), label (1 is spam) and text.
+    """Return one row per message: id (`sms-` and its index), label (1 is spam) and text.
 
-    Raises UserError naming the file and the first line that is not `ham` or `spam`, a tab and a text.
+    Raises UserError naming the file and the first row that is not `ham` or `spam`, a tab and a text.
     """
     import pandas as pd
 
@@ -91,7 +89,7 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
 
 
 def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":
-    """As many ham, drawn at random, as there is spam; all of the spam, behind it. The draw is the book's (section 6.2).
+    """Return a random draw of ham, as much as there is spam, then all of the spam (the book's section 6.2).
 
     Raises UserError if there is more spam than ham.
     """
@@ -104,7 +102,7 @@ def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFra
 
 
 def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) -> "dict[str, pd.DataFrame]":
-    """Shuffled, then cut into train, val and test in this order (the book's section 6.2).
+    """Shuffle, then divide into train, val and test in this order (the book's section 6.2).
 
     Raises UserError if a split would be empty.
     """
@@ -117,9 +115,9 @@ def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) 
 
 
 def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids cut and padded at the end to `width`: (B, width) int64, and the real lengths (B,) int64.
+    """Truncate or pad sequences at the end: token ids (B, width) int64, and their unpadded lengths (B,) int64.
 
-    An empty sequence becomes one padding token, so that every row has a position to read.
+    An empty sequence counts as one padding token, so that every row has a position to classify.
     """
     token_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
     lengths = np.ones(len(sequences), dtype=np.int64)

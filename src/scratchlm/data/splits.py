@@ -1,4 +1,4 @@
-"""What every cut into train, val and test is checked for."""
+"""Checks of every division into train, val and test."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
@@ -9,7 +9,7 @@ Params = TypeVar("Params")
 
 
 def check_fractions(params: Params, first: float, second: float) -> Params:
-    """`params` if two fractions leave something for the third split; else raises ValueError."""
+    """Return `params` if two fractions leave something for the third split. Raises ValueError otherwise."""
     if first + second >= 1:
         raise ValueError(f"fractions {first} and {second} leave nothing for the third split; their sum must be below 1")
     return params
@@ -24,6 +24,6 @@ def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:
 
 
 def count_crossing_duplicates(splits: Mapping[str, Sequence[Hashable]]) -> int:
-    """Records of val and test whose content also stands in train: their scores may be remembered, not learned."""
+    """Return how many records of val and test are also in train, where the model may have memorised them."""
     train = set(splits["train"])
     return sum(record in train for name in ("val", "test") for record in splits[name])

@@ -19,9 +19,9 @@ from scratchlm.run.params import Section
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unk|>"
-IGNORE_INDEX = -100  # stands for a token id in targets where nothing is scored; torch's default
-# Radford et al. 2019, section 2.2: contractions, then runs of letters, digits or other signs with at most one
-# space before them, then white space
+IGNORE_INDEX = -100  # the target of positions without a loss; torch's default
+# Radford et al. 2019, section 2.2: contractions, then runs of letters, digits or punctuation, each after at most
+# one space, then white space
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 N_BYTES = 256
 
@@ -33,14 +33,14 @@ class GPT2Tokenizer(Section):
 
 
 class TrainedTokenizer(Section):
-    """Byte-pair encoding trained on the corpus' train split."""
+    """Byte-pair encoding trained on the train split of the corpus."""
 
     kind: Literal["bpe"]
     vocab_size: Annotated[int, Field(ge=N_BYTES + 2, le=100_000)]
 
 
 class WordTokenizerParams(Section):
-    """Every word and sign of the corpus is a token (the book's chapter 2)."""
+    """Every word and punctuation mark of the corpus is a token (the book's chapter 2)."""
 
     kind: Literal["word"]
 
@@ -49,33 +49,33 @@ TokenizerParams = Annotated[GPT2Tokenizer | TrainedTokenizer | WordTokenizerPara
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project asks of a tokenizer."""
+    """The interface of every tokenizer."""
 
     vocab_size: int
     end_token_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: `<|endoftext|>` in it is text and not the end token.
+        """Return token ids of plain text, in which `<|endoftext|>` is text and not the end token.
 
-        Half of a surrogate pair, which is no character, counts as U+FFFD.
+        Half of a surrogate pair, which is not a character, is read as U+FFFD.
         """
 
     def encode_documents(self, text: str) -> np.ndarray:
-        """(N,) uint32, token ids of a text in which `<|endoftext|>` is the end token; many threads may call it."""
+        """Return token ids, (N,) uint32, of text in which `<|endoftext|>` is the end token. Thread-safe."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
 
 
 class BytePairTokenizer:
-    """GPT-2's encoding over any vocabulary in its two-file format, run by tiktoken."""
+    """GPT-2's encoding with any vocabulary in its two-file format, computed by tiktoken."""
 
     def __init__(self, encoder: dict[str, int], merges: Sequence[tuple[str, str]]) -> None:
-        """encoder: token, in GPT-2's printable alphabet, to id; merges: in order of preference.
+        """encoder: token, in GPT-2's printable alphabet, to id. merges: in order of priority.
 
         Raises UserError if the two disagree.
         """
-        from_alphabet = {sign: byte for byte, sign in byte_alphabet().items()}
+        from_alphabet = {character: byte for byte, character in byte_alphabet().items()}
         merged = [left + right for left, right in merges]
         if (
             sorted(encoder) != sorted([*from_alphabet, *merged, END_OF_TEXT])
@@ -87,7 +87,7 @@ class BytePairTokenizer:
                 f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
             )
         ranks = {
-            bytes(from_alphabet[sign] for sign in token): token_id
+            bytes(from_alphabet[character] for character in token): token_id
             for token, token_id in encoder.items()
             if token != END_OF_TEXT
         }
@@ -106,7 +106,7 @@ class BytePairTokenizer:
     def encode_documents(self, text: str) -> np.ndarray:
         try:
             return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
-        except UnicodeEncodeError:  # half of a surrogate pair, which only tiktoken's lists repair
+        except UnicodeEncodeError:  # half of a surrogate pair, which tiktoken replaces only when it returns a list
             return np.array(self.encoding.encode(text, allowed_special={END_OF_TEXT}), dtype=np.uint32)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -114,10 +114,10 @@ class BytePairTokenizer:
 
 
 class WordTokenizer:
-    """The book's SimpleTokenizerV2: split at signs and white space; a word never seen becomes `<|unk|>`."""
+    """The book's SimpleTokenizerV2: split at punctuation and white space; an unknown word becomes `<|unk|>`."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        """words: the vocabulary in order of id, END_OF_TEXT and UNKNOWN included."""
+        """words: the vocabulary in order of id, including END_OF_TEXT and UNKNOWN."""
         self.words = list(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.vocab_size = len(self.words)
@@ -138,14 +138,14 @@ class WordTokenizer:
 
 
 def split_words(text: str) -> list[str]:
-    """Words and signs, white space dropped. Source: the book, section 2.2."""
+    """Return words and punctuation marks without white space. Source: the book, section 2.2."""
     return [part.strip() for part in re.split(r'([,.:;?_!"()\']|--|\s)', text) if part.strip()]
 
 
 def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[str], folder: Path) -> Tokenizer:
-    """Make the tokenizer that `params` describe in `folder` and return it.
+    """Make the tokenizer that `params` describe, save it in `folder` and return it.
 
-    vocabulary: the folder of encoder.json and vocab.bpe that kind `gpt2` uses; texts: what the others learn from.
+    vocabulary: the folder of encoder.json and vocab.bpe for kind `gpt2`. texts: the corpus for the other kinds.
     """
     if params.kind == "gpt2":
         encoder, merges = read_json(vocabulary / "encoder.json"), read_merges(vocabulary / "vocab.bpe")
@@ -158,7 +158,7 @@ def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[st
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer kept in `folder`. Raises UserError naming what is missing or inconsistent."""
+    """Return the tokenizer saved in `folder`. Raises UserError naming what is missing or inconsistent."""
     if (folder / "words.json").exists():
         return WordTokenizer(read_json(folder / "words.json"))
     try:
@@ -168,7 +168,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """The pairs of a vocab.bpe file, in order of preference; its first line is a version comment."""
+    """Return the pairs of a vocab.bpe file in order of priority; its first line is a version comment."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -193,9 +193,9 @@ def save_words(folder: Path, words: Sequence[str]) -> None:
 
 
 def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Learn merges from `texts`; return encoder and merges: bytes first, then merges, then the end token.
+    """Learn merges from `texts`; return encoder and merges. Ids go to bytes, then merges, then the end token.
 
-    Raises UserError if the texts hold too few different words for `vocab_size` tokens.
+    Raises UserError if the texts have too few different words for `vocab_size` tokens.
     Source: Sennrich et al. 2016, on bytes as in Radford et al. 2019.
     """
     from tokenizers import Tokenizer as HubTokenizer
@@ -204,7 +204,7 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
     hub = HubTokenizer(models.BPE())
     hub.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # the end token comes on top
+        vocab_size=vocab_size - 1,  # without the end token
         initial_alphabet=sorted(byte_alphabet().values()),
         show_progress=False,
     )
@@ -220,13 +220,13 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
 
 
 def collect_words(texts: Iterable[str]) -> list[str]:
-    """The vocabulary of a word tokenizer: every word of `texts`, sorted, then the two special tokens."""
+    """Return the vocabulary of a word tokenizer: every word of `texts`, sorted, then the two special tokens."""
     words = {word for text in texts for part in text.split(END_OF_TEXT) for word in split_words(part)}
     return [*sorted(words - {UNKNOWN}), END_OF_TEXT, UNKNOWN]
 
 
 def byte_alphabet() -> dict[int, str]:
-    """GPT-2's printable stand-in for each byte: itself if printable in Latin-1, else a sign from U+0100 on."""
+    """Return GPT-2's character for each byte: its own if printable in Latin-1, else one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(N_BYTES) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + i) for i, byte in enumerate(hidden)}

@@ -11,11 +11,11 @@ from llms_from_scratch.ch07 import custom_collate_fn, format_input
 from scratchlm.data.instructions import (
     InstructionsParams,
     collate,
-    format_prompt,
     read_instructions,
     split_instructions,
     write_instructions,
 )
+from scratchlm.data.prompts import format_prompt
 from scratchlm.data.tokenizer import BytePairTokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, sha256_of, write_json
