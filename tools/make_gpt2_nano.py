@@ -1,9 +1,9 @@
 """Make data/sample/gpt2-nano: a nano GPT in the layout of OpenAI's GPT-2 checkpoints.
 
-Run as `python tools/make_gpt2_nano.py` after make_text.py. It learns a vocabulary from the train splits
-of stories and tasks, trains on the train split of the stories with this project's own loop, for longer than
-the pipeline's pretraining does, and writes hparams.json, model.ckpt.*, encoder.json and vocab.bpe.
-The text files are the same in every run; the weights are on one class of processor.
+Run as `python tools/make_gpt2_nano.py` after make_text.py. It learns a vocabulary from the train splits of stories
+and tasks, trains on the train split of the stories with this project's own loop, for more epochs than the
+pipeline's pretraining, and writes hparams.json, model.ckpt.*, encoder.json and vocab.bpe. The text files are the
+same in every run; the weights are the same on one class of processor.
 """
 
 import subprocess
@@ -51,7 +51,7 @@ TRAINING = PretrainParams(
     sample_prompt="Sara was",
     sample_tokens=40,
 )
-# Run by a process of its own: TensorFlow beside torch can deadlock
+# Runs in a separate process: TensorFlow can deadlock in one that also has torch
 WRITER = """
 import sys
 from safetensors.numpy import load_file

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Dice:
-    """Draws that depend on nothing but the seed."""
+    """Random draws that depend only on the seed."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -75,7 +75,7 @@ def capitalised(text: str) -> str:
 
 @dataclass(frozen=True)
 class Item:
-    """One task without its wording: what is asked about, the input, the one right answer."""
+    """One task without its wording: its subject, the input and the only right answer."""
 
     slots: tuple[str, ...]
     input: str
@@ -84,7 +84,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of task: its wordings, {0} {1} … being the item's slots, and its maker."""
+    """A kind of task: its wordings, with {0}, {1}, … for the item's slots, and its maker."""
 
     wordings: tuple[str, ...]
     make: Callable[[Dice], Item]
@@ -252,7 +252,7 @@ HARD_KINDS = ("past_tense", "opposite", "plural")  # closed mappings: twice as o
 
 
 def unused_item(dice: Dice, name: str, used: set[tuple[str, Item]]) -> Item:
-    """A new item of the kind, whatever its wording; notes it in `used`."""
+    """A new item of the kind, in any wording; adds it to `used`."""
     while (name, item := KINDS[name].make(dice)) in used:
         pass
     used.add((name, item))
@@ -261,7 +261,7 @@ def unused_item(dice: Dice, name: str, used: set[tuple[str, Item]]) -> Item:
 
 def make_tasks(dice: Dice, used: set[tuple[str, Item]]) -> list[tuple[str, dict[str, str]]]:
     """TASK_COUNT pairs of kind and entry, in rounds of one of each kind, so that any
-    stretch of the file, and so each split by position, holds every kind equally often."""
+    stretch of the file, and so each split by position, has every kind equally often."""
     tasks: list[tuple[str, dict[str, str]]] = []
     while len(tasks) < TASK_COUNT:
         for name in dice.shuffled(list(KINDS)):
@@ -293,7 +293,7 @@ class Person:
 
 
 def make_cast(dice: Dice) -> dict[str, object]:
-    """Everybody and everything that one story may mention, by template slot."""
+    """Every person and thing that one story may mention, by template slot."""
     (thing1, thing2), (animal, animal2) = two_things(dice), dice.sample(words.ANIMALS, 2)
     (place, place2), spots = dice.sample(list(words.PLACES), 2), dice.sample(words.SPOTS, 2)
     coat, coat2 = dice.sample(words.COATS, 2)
@@ -352,7 +352,7 @@ def exchange(dice: Dice, asker: str, question: str, speaker: str, answer: str) -
 
 
 def about_a_fact(dice: Dice, question: str, answer: str) -> tuple[str, str]:
-    """What a grown-up may ask about a true sentence of the story, and the right reply."""
+    """A parent's question about a true sentence of the story, and the right reply."""
     asked, reply = dice.pick(
         (
             (question, answer),
@@ -366,7 +366,7 @@ def about_a_fact(dice: Dice, question: str, answer: str) -> tuple[str, str]:
 
 
 def quiz(dice: Dice, cast: Mapping[str, object], facts: Sequence[tuple[str, str]]) -> list[str]:
-    """Somebody at home asks about what just happened, two or three times."""
+    """Two or three questions at home about what just happened."""
     asker = capitalised(f"{cast['a'].his} {cast['parent']}")  # type: ignore[attr-defined]
     lines = told(dice, (words.QUIZ_OPENINGS,), cast)
     for question, answer in dice.sample(facts, min(len(facts), 2 + dice.below(2))):
@@ -427,7 +427,7 @@ def make_story(dice: Dice, used: set[tuple[str, Item]]) -> str:
 
 
 def make_stories(dice: Dice, used: set[tuple[str, Item]]) -> list[str]:
-    """Different stories, drawn alike and independently, STORY_BYTES in all."""
+    """Distinct stories, drawn independently from one distribution, STORY_BYTES in total."""
     stories: dict[str, None] = {}
     size = 0
     while size < STORY_BYTES:
@@ -452,7 +452,7 @@ def make_slots(dice: Dice) -> dict[str, str]:
 
 
 def texted(dice: Dice, text: str, haste: float) -> str:
-    """The message as thumbs type it: each known word shortened with probability `haste`."""
+    """The message as typed on a phone: each known word is shortened with probability `haste`."""
 
     def shortened(match: re.Match[str]) -> str:
         word = match.group()
@@ -475,7 +475,7 @@ def assembled(dice: Dice, opener: str, core: str, tail: str) -> str:
 
 
 def ham(dice: Dice) -> str:
-    """A chat message, now and then of a few words only."""
+    """A chat message, sometimes of a few words only."""
     if dice.chance(0.08):
         return texted(dice, dice.pick(words.HAM_SHORT).format(**make_slots(dice)), 0.2)
     core = dice.pick(words.HAM[dice.pick(list(words.HAM))])
@@ -494,7 +494,7 @@ def spam(dice: Dice) -> str:
 
 
 def distinct(dice: Dice, write: Callable[[Dice], str], count: int, repeats: int) -> list[str]:
-    """`count` messages of fitting length, all different but for `repeats` of them."""
+    """`count` messages of allowed length, all distinct except for `repeats` of them."""
     texts: dict[str, None] = {}
     while len(texts) < count - repeats:
         text = write(dice)
@@ -514,7 +514,7 @@ def make_messages(dice: Dice) -> list[tuple[str, str]]:
 
 
 def write_archive(path: Path, members: Mapping[str, str]) -> None:
-    """A zip archive whose bytes depend on the members and on zlib's version only."""
+    """Write a zip archive whose bytes depend only on the members and on zlib's version."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, text in members.items():
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))

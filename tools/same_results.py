@@ -1,9 +1,9 @@
-"""Say whether two builds gave the same bytes: compare two dvc.lock files, what belongs to the code left out.
+"""Compare the outputs of two builds, by the hashes in their dvc.lock files.
 
     python tools/same_results.py before/dvc.lock after/dvc.lock
 
-outputs are compared by hash. Status 1 if anything differs. The report is left out: it shows the
-graph, and its words change with the code.
+prints every output that differs and exits with status 1 if any does. It ignores data/code, which records
+the code itself, and data/report.html, whose words and graph change with the code.
 """
 
 import sys
@@ -16,14 +16,14 @@ LEFT_OUT = ("data/code", "data/report.html")
 
 
 def results(lock: Path) -> dict[str, Any]:
-    """What dvc.lock says of each output: path -> hash."""
+    """Return the hash of every output by path."""
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {out["path"]: out["md5"] for out in outs if not out["path"].startswith(LEFT_OUT)}
 
 
 def main(before: Path, after: Path) -> int:
-    """Print every output that differs; the number of them."""
+    """Print every output that differs; return the exit status."""
     old, new = results(before), results(after)
     different = [path for path in dict.fromkeys((*old, *new)) if old.get(path) != new.get(path)]
     for path in different:
