@@ -12,7 +12,7 @@ from scratchlm.data.archive import BadArchive, read_member
 from scratchlm.data.catalogue import File, Source
 from scratchlm.data.transfer import Part, Refused, content_fault, is_path
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import flush
+from scratchlm.run.files import atomic_write
 
 
 class DownloadError(UserError):
@@ -67,19 +67,11 @@ def place(stored: Path, target: Path) -> None:
 
     Raises DownloadError if `target` cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
+    with _writing(target), atomic_write(target) as temporary:
         try:
-            try:
-                os.link(stored, temporary)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(stored, temporary)
-                flush(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+            os.link(stored, temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(stored, temporary)
 
 
 def _obtain(address: str, file: File, stored: Path) -> None:

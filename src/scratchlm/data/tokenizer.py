@@ -26,13 +26,13 @@ GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|
 N_BYTES = 256
 
 
-class GPT2Tokenizer(Section):
+class GPT2TokenizerParams(Section):
     """Byte-pair encoding with the vocabulary that `sources.vocabulary` names."""
 
     kind: Literal["gpt2"]
 
 
-class TrainedTokenizer(Section):
+class TrainedTokenizerParams(Section):
     """Byte-pair encoding trained on the train split of the corpus."""
 
     kind: Literal["bpe"]
@@ -45,7 +45,9 @@ class WordTokenizerParams(Section):
     kind: Literal["word"]
 
 
-TokenizerParams = Annotated[GPT2Tokenizer | TrainedTokenizer | WordTokenizerParams, Field(discriminator="kind")]
+TokenizerParams = Annotated[
+    GPT2TokenizerParams | TrainedTokenizerParams | WordTokenizerParams, Field(discriminator="kind")
+]
 
 
 class Tokenizer(Protocol):
@@ -153,7 +155,8 @@ def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[st
     elif params.kind == "bpe":
         save_byte_pairs(folder, *train_byte_pairs(texts, params.vocab_size))
     else:
-        save_words(folder, collect_words(texts))
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "words.json", collect_words(texts))
     return load_tokenizer(folder)
 
 
@@ -184,12 +187,6 @@ def save_byte_pairs(folder: Path, encoder: dict[str, int], merges: Sequence[tupl
     with atomic_folder(folder) as temporary:
         (temporary / "encoder.json").write_bytes(json.dumps(encoder).encode())
         write_text(temporary / "vocab.bpe", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
-
-
-def save_words(folder: Path, words: Sequence[str]) -> None:
-    """Write a word tokenizer's vocabulary."""
-    with atomic_folder(folder) as temporary:
-        write_json(temporary / "words.json", list(words))
 
 
 def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -21,6 +21,7 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge")
 TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
+TABULATED = ("tokenize", "pretrain", "load_gpt2", "finetune_spam", "finetune_instruct", "generate", "judge")
 CONTROLS = {
     "control_reference": "the reference answer",
     "control_shuffled": "another task's answer",
@@ -45,9 +46,18 @@ class Inputs(NamedTuple):
     models: Path
 
 
+class Model(NamedTuple):
+    """sha256: of model.safetensors or, for a loaded GPT-2, of its TensorFlow checkpoint's data file."""
+
+    name: str
+    sha256: str
+    parameters: int | None
+    config: Mapping[str, Any]
+
+
 @dataclass(frozen=True)
 class Report:
-    """The content of the inputs. Metrics, curves and samples are by stage, weights and configurations by model.
+    """The content of the inputs. Metrics, curves and samples are by stage.
 
     responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
     """
@@ -62,8 +72,7 @@ class Report:
     predictions: Rows
     classes: Rows
     responses: Rows
-    weights_sha256: Mapping[str, str]
-    configs: Mapping[str, Mapping[str, Any]]
+    models: Sequence[Model]
 
 
 def collect(inputs: Inputs) -> Report:
@@ -71,24 +80,25 @@ def collect(inputs: Inputs) -> Report:
 
     Raises UserError naming a file that is missing or broken.
     """
-    params, metrics = load_yaml(inputs.params), inputs.metrics
-    weights = {name: inputs.models / name / "model.safetensors" for name in TRAINED}
+    params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
+    metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
+    loaded = {f"gpt2-{size}": read_json(folder / "load_gpt2" / f"{size}.json") for size in params["gpt2_sizes"]}
+    pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
     return Report(
         params=params,
         pipeline=load_yaml(inputs.pipeline),
-        metrics={stage: read_json(metrics / f"{stage}.json") for stage in STAGES},
-        loaded={f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in params["gpt2_sizes"]},
-        ablations={name: read_json(metrics / "ablate_spam" / f"{name}.json") for name in params["spam_ablations"]},
+        metrics=metrics,
+        loaded=loaded,
+        ablations={name: read_json(folder / "ablate_spam" / f"{name}.json") for name in params["spam_ablations"]},
         curves={
-            stage: [{key: float(value) for key, value in row.items()} for row in read_csv(_plot(metrics, stage))]
+            stage: [{key: float(value) for key, value in row.items()} for row in read_csv(plots / f"{stage}.csv")]
             for stage in TRAINED
         },
         samples={stage: read_json(inputs.samples / f"{stage}.json") for stage in SAMPLED},
         predictions=read_table(inputs.predictions),
-        classes=read_csv(_plot(metrics, "finetune_spam_confusion")),
+        classes=read_csv(plots / "finetune_spam_confusion.csv"),
         responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
-        weights_sha256={name: _sha256(path) for name, path in weights.items()},
-        configs={name: read_json(path.with_name("config.json"))["gpt"] for name, path in weights.items()},
+        models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
     )
 
 
@@ -96,34 +106,28 @@ def render(report: Report) -> str:
     """Return the page. It depends on the report alone, so the same results give the same bytes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": format_number, "percent": format_percent, "shortened": shortened}
-    stages = stage_graph(report.pipeline, report.params)
-    scores = report.metrics["judge"]
-    judged = {model: scores[model] for model in ("before", "after", *CONTROLS) if model in scores}
+    metrics, stages = report.metrics, stage_graph(report.pipeline, report.params)
+    judged = {model: metrics["judge"][model] for model in ("before", "after", *CONTROLS) if model in metrics["judge"]}
     loaded = {name: flattened(found) for name, found in report.loaded.items()}
+    tables = {**metrics, "load_gpt2": loaded, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        report=report,
         params=report.params,
-        headline=headline(report.metrics, report.loaded),
+        headline=headline(metrics, report.loaded),
         controls={name: judged[model] for model, name in CONTROLS.items() if model in judged},
         stages=stages,
         graph=graph_svg(stages),
-        tables={
-            **{stage: metric_tables(report.metrics[stage]) for stage in ("tokenize", "pretrain")},
-            **({"load_gpt2": metric_tables(loaded)} if loaded else {}),
-            **{stage: metric_tables(report.metrics[stage]) for stage in (*TRAINED[1:], "generate")},
-            "judge": metric_tables(judged),
-        },
+        tables={stage: metric_tables(tables[stage]) for stage in TABULATED if tables[stage]},
         charts=charts(report),
         mistakes=mistakes(report.predictions, report.classes),
-        ablations=ablations(report),
-        n_predictions=len(report.predictions),
         max_mistakes=MAX_MISTAKES,
+        ablations=ablations(report),
         examples=examples(report.responses),
         instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
         pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
-        identity=scores["judge"],
+        identity=metrics["judge"]["judge"],
         judged=judged,
-        sources=[(CATALOGUE[name], found) for name, found in sorted(report.metrics["download"].items())],
-        models=models(report),
+        sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
     return page.strip() + "\n"
 
@@ -195,33 +199,6 @@ def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
     return [{**task, "rows": [row | {"response": row["responses"][i]} for row in rows]} for i, task in enumerate(asked)]
 
 
-def models(report: Report) -> list[dict[str, Any]]:
-    """Return name, weights' hash, configuration and, if a metric has it, parameter count of every model.
-
-    The hash of a loaded GPT-2 is that of its TensorFlow checkpoint.
-    """
-    downloads = report.metrics["download"]
-    loaded = [
-        {
-            "name": name,
-            "sha256": downloads[name]["sha256"][CHECKPOINT_WEIGHTS],
-            "parameters": metrics["parameters"],
-            "config": published_config(name.removeprefix("gpt2-")).model_dump(),  # type: ignore[arg-type]
-        }
-        for name, metrics in report.loaded.items()
-    ]
-    pretrained, *finetuned = (
-        {
-            "name": name,
-            "sha256": digest,
-            "parameters": report.metrics[name].get("parameters"),
-            "config": report.configs[name],
-        }
-        for name, digest in report.weights_sha256.items()
-    )
-    return [pretrained, *loaded, *finetuned]
-
-
 def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
     """Return at most MAX_SAMPLES samples, each with the step of the evaluation that took it."""
     return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
@@ -233,11 +210,14 @@ def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
     return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
 
 
-def _plot(metrics: Path, name: str) -> Path:
-    return metrics / "plots" / f"{name}.csv"
+def _trained(folder: Path, metrics: Mapping[str, Any]) -> Model:
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise missing(weights)
+    config = read_json(folder / "config.json")["gpt"]
+    return Model(folder.name, sha256_of(weights), metrics.get("parameters"), config)
 
 
-def _sha256(path: Path) -> str:
-    if not path.exists():
-        raise missing(path)
-    return sha256_of(path)
+def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> Model:
+    config = published_config(name.removeprefix("gpt2-")).model_dump()  # type: ignore[arg-type]
+    return Model(name, downloads[name]["sha256"][CHECKPOINT_WEIGHTS], metrics["parameters"], config)

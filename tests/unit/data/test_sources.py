@@ -552,7 +552,6 @@ def test_placing_replaces_what_was_there_and_may_be_repeated(tmp_path: Path) -> 
     (tmp_path / "stored").write_bytes(CONTENT)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "book.txt").write_bytes(OTHER)
-    (tmp_path / "out" / ".book.txt.tmp").write_bytes(b"left by a killed run")
     for _ in range(2):
         place(tmp_path / "stored", tmp_path / "out" / "book.txt")
         assert (tmp_path / "out" / "book.txt").samefile(tmp_path / "stored")

@@ -14,7 +14,8 @@ from scratchlm.data.tokenizer import (
     END_OF_TEXT,
     UNKNOWN,
     BytePairTokenizer,
-    TrainedTokenizer,
+    GPT2TokenizerParams,
+    TrainedTokenizerParams,
     WordTokenizer,
     WordTokenizerParams,
     collect_words,
@@ -24,7 +25,6 @@ from scratchlm.data.tokenizer import (
     save_byte_pairs,
     train_byte_pairs,
 )
-from scratchlm.data.tokenizer import GPT2Tokenizer as GPT2Params
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
 
@@ -162,9 +162,9 @@ def test_the_end_token_in_the_training_text_is_not_learned_from() -> None:
 TRAIN = """
 import sys
 from pathlib import Path
-from scratchlm.data.tokenizer import WordTokenizerParams, TrainedTokenizer, make_tokenizer
+from scratchlm.data.tokenizer import WordTokenizerParams, TrainedTokenizerParams, make_tokenizer
 texts, folder = eval(sys.argv[1]), Path(sys.argv[2])
-make_tokenizer(TrainedTokenizer(kind="bpe", vocab_size=290), folder, texts, folder / "bpe")
+make_tokenizer(TrainedTokenizerParams(kind="bpe", vocab_size=290), folder, texts, folder / "bpe")
 make_tokenizer(WordTokenizerParams(kind="word"), folder, texts, folder / "word")
 """
 
@@ -249,7 +249,7 @@ def test_a_missing_file_of_a_tokenizer_is_named(tmp_path: Path, left: str) -> No
 
 
 def test_gpt2s_files_are_kept_in_the_tokenizers_folder(mirror: Path, tmp_path: Path) -> None:
-    made = make_tokenizer(GPT2Params(kind="gpt2"), mirror / "gpt2-124M", [], tmp_path / "t")
+    made = make_tokenizer(GPT2TokenizerParams(kind="gpt2"), mirror / "gpt2-124M", [], tmp_path / "t")
     assert made.encode("Hello, I am") == [15496, 11, 314, 716]
     assert (tmp_path / "t" / "vocab.bpe").read_bytes() == (mirror / "gpt2-124M" / "vocab.bpe").read_bytes()
     theirs = json.loads((mirror / "gpt2-124M" / "encoder.json").read_text())
@@ -257,7 +257,9 @@ def test_gpt2s_files_are_kept_in_the_tokenizers_folder(mirror: Path, tmp_path: P
 
 
 def test_a_trained_tokenizer_survives_its_files(tmp_path: Path, trained: BytePairTokenizer) -> None:
-    made = make_tokenizer(TrainedTokenizer(kind="bpe", vocab_size=TRAINED_SIZE), tmp_path, iter(TALES), tmp_path / "t")
+    made = make_tokenizer(
+        TrainedTokenizerParams(kind="bpe", vocab_size=TRAINED_SIZE), tmp_path, iter(TALES), tmp_path / "t"
+    )
     assert [made.encode(text) for text in TALES] == [trained.encode(text) for text in TALES]
 
 
