@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import httpx
 import ollama
-import requests
 from pydantic import ValidationError
 
 from scratchlm.judge.prompt import INSTRUCTIONS, Verdict, prompt_sha256, question
@@ -92,8 +91,8 @@ class OllamaJudge:
     def _server_version(self) -> str:
         try:
             url = self._params.host.rstrip("/") + "/api/version"
-            return requests.get(url, timeout=self._params.timeout_seconds).json()["version"]
-        except (requests.RequestException, KeyError, ValueError) as error:
+            return httpx.get(url, timeout=self._params.timeout_seconds).json()["version"]
+        except (httpx.HTTPError, KeyError, ValueError) as error:
             raise UserError(self._advice(f"did not report its version ({error})")) from None
 
     def _failure(self, error: Exception) -> UserError:

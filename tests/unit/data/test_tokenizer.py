@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import re
 import subprocess
@@ -173,7 +174,7 @@ def test_two_processes_train_the_same_bytes(tmp_path: Path) -> None:
     hashes = []
     for seed in ("1", "2"):
         command = [sys.executable, "-c", TRAIN, repr(TALES), str(tmp_path / seed)]
-        subprocess.run(command, env={"PYTHONHASHSEED": seed}, check=True)
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
         hashes.append({path.name: sha256_of(path) for path in sorted((tmp_path / seed).rglob("*.*"))})
     assert set(hashes[0]) == {"encoder.json", "vocab.bpe", "words.json"}
     assert hashes[0] == hashes[1]
