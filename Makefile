@@ -14,7 +14,7 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
 
 repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
-	@scratchlm mend
+	@scratchlm repair
 	dvc repro
 	@echo
 	@scratchlm results

@@ -80,10 +80,10 @@ class Clone:
         assert self.stale_temporary_files() == []
 
     def mend_after(self, dvc: subprocess.Popen[str]) -> None:
-        """`scratchlm mend`, as `make repro` calls it each time; asserts that DVC failed because of its own files."""
+        """`scratchlm repair`, as `make repro` calls it each time; asserts that DVC failed because of its own files."""
         said = self.output.read_text()
         assert any(words in said for words in NEEDS_MENDING), f"dvc repro failed by itself:\n{said[-3000:]}"
-        run(self.path, "scratchlm", "mend")
+        run(self.path, "scratchlm", "repair")
         self.mended += 1
 
     def processes(self) -> list[psutil.Process]:
@@ -197,7 +197,7 @@ def main() -> None:
         resumed = torture(clone, options.kills, options.seed)
     print(
         f"{options.kills} kills, every build the same bytes; resumed in mid-run: {resumed.total()} {dict(resumed)}; "
-        f"scratchlm mend was needed {clone.mended} times"
+        f"scratchlm repair was needed {clone.mended} times"
     )
 
 

@@ -103,7 +103,7 @@ def test_export_overwrites_nothing(home, tmp_path):
     (tmp_path / "out.gguf").write_text("mine")
     done = scratchlm(home, "export", str(tmp_path / "out.gguf"), "--format", "gguf")
     assert done.returncode == 1
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out.gguf").read_text() == "mine"
 
@@ -126,5 +126,17 @@ def test_a_tokenizer_of_another_model_is_refused(home, tmp_path):
     for command in (["chat"], ["classify", "hello"], ["export", str(tmp_path / "out"), "--format", "gguf"]):
         done = scratchlm(home, *command, "--tokenizer", str(tmp_path / "other"))
         assert done.returncode == 1
-        assert "270 tokens" in done.stderr
-        assert "has 265" in done.stderr
+        assert "vocabulary mismatch" in done.stderr and "has 270 tokens" in done.stderr and "has 265" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["repair", "mend"])
+def test_repair_has_nothing_to_say_where_nothing_is_broken(tmp_path, name):
+    done = scratchlm(tmp_path, name)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_help_lists_every_command_but_the_old_name():
+    listed = scratchlm(REPOSITORY, "--help").stdout
+    names = ("chat", "classify", "export", "import", "results", "repair", "verify", "compare", "seeds", "build")
+    assert [name for name in names if f" {name} " not in listed] == []
+    assert "mend" not in listed

@@ -33,7 +33,7 @@ def branch(project: Path, name: str, parameter: str, value: object, *stages: str
 
 
 def edited_branch(project: Path, name: str, file: str, *keys: str, value: object) -> None:
-    """A branch off main with a figure in a metrics file changed by hand."""
+    """A branch off main with a metric changed by hand."""
     run(project, "git", "switch", "-qc", name, "main")
     metrics = inner = read_json(project / "metrics" / file)
     for key in keys[:-1]:
@@ -56,7 +56,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     branch(project, "other-draws", "seed", 7, "generate", "judge")
     branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, "tokenize", "finetune_spam")
     edited_branch(project, "other-judge", "judge.json", "judge", "version", value=2)
-    edited_branch(project, "other-figures", "finetune_spam.json", "test", "accuracy", value=0.99)
+    edited_branch(project, "other-metrics", "finetune_spam.json", "test", "accuracy", value=0.99)
     run(project, "git", "switch", "-q", "main")
     run(project, "dvc", "checkout", "-q", "--allow-missing")
     return project
@@ -108,7 +108,7 @@ def test_what_differs_is_the_one_parameter_that_was_changed(there: Path) -> None
     assert (changes.packages, changes.data, changes.code) == ([], [], [])
 
 
-def test_figures_without_records_have_a_difference_and_no_verdict(there: Path) -> None:
+def test_metrics_without_records_have_a_difference_and_no_verdict(there: Path) -> None:
     found = rows(compared("main", "more-training"))
     train = found["finetune_spam.train.loss"]
     assert train.first is not None and train.second is not None
@@ -131,8 +131,8 @@ def test_another_seed_of_sampling_is_no_evidence_of_a_difference(there: Path) ->
 def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) -> None:
     (warning,) = compared("main", "other-draws").warnings
     assert warning == (
-        "other-draws is not built from what it holds: since its last `dvc repro`, parameters, code or metrics of "
-        "tokenize, pretrain, finetune_spam, finetune_instruct have changed; its figures are those of dvc.lock; "
+        "other-draws is not built from what it holds: parameters, packages, code or metrics of tokenize, pretrain, "
+        "finetune_spam, finetune_instruct have changed since its last `dvc repro`; "
         "rebuild: `git checkout other-draws && dvc repro`"
     )
 
@@ -143,7 +143,9 @@ def test_another_test_set_is_refused_with_a_sentence_and_the_values_shown(there:
     row = rows(found)[SPAM[0]]
     assert row.first is not None and row.second is not None
     assert (row.difference, row.interval) == (None, None)
-    assert row.note.startswith("finetune_spam.test is measured on other messages: 150 at main, 225 at other-messages, ")
+    assert row.note.startswith(
+        "finetune_spam.test is measured on different messages: 150 at main, 225 at other-messages, "
+    )
     assert row.note.endswith("build both with the same sources.messages, tokenize.messages and seed")
 
 
@@ -159,9 +161,9 @@ def test_another_judge_is_refused_with_a_sentence(there: Path) -> None:
 
 
 def test_metrics_that_their_records_do_not_give_are_refused(there: Path) -> None:
-    row = rows(compared("main", "other-figures"))["finetune_spam.test.accuracy"]
+    row = rows(compared("main", "other-metrics"))["finetune_spam.test.accuracy"]
     assert row.verdict == NOT_COMPARED
-    assert "at other-figures give accuracy" in row.note and "and not the 0.99 of its metrics" in row.note
+    assert "at other-metrics give accuracy" in row.note and "but its metrics file has 0.99" in row.note
 
 
 def test_a_single_revision_is_compared_with_the_workspace(there: Path) -> None:
@@ -176,6 +178,18 @@ def test_a_single_revision_is_compared_with_the_workspace(there: Path) -> None:
     assert found.changes.parameters == []
     (warning,) = found.warnings
     assert warning.startswith("workspace is not built from what it holds: ") and " finetune_spam have" in warning
+
+
+def test_code_that_was_edited_and_not_built_is_reported_with_its_stages(there: Path) -> None:
+    script = there / "stages" / "finetune_spam.py"
+    text = script.read_text()
+    script.write_text(text + "# edited\n")
+    (found,) = compare_revisions(["main"])
+    script.write_text(text)
+    assert [warning.partition(" have changed")[0] for warning in found.warnings] == [
+        "workspace is not built from what it holds: parameters, packages, code or metrics of finetune_spam"
+    ]
+    assert found.changes.code == []  # as it was built, and nothing was built yet
 
 
 def test_three_revisions_at_once_leave_the_workspace_untouched(project: Path, tmp_path: Path) -> None:
@@ -209,7 +223,7 @@ def test_json_from_a_subfolder_has_every_metric_unrounded(project: Path) -> None
 def test_an_unknown_revision_is_one_sentence(project: Path) -> None:
     done = scratchlm(project, "compare", "main", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("scratchlm: 'nowhere' is no revision of this repository; ")
+    assert done.stderr.startswith("scratchlm: 'nowhere' is not a revision of this repository; ")
     assert done.stderr.count("\n") == 1
 
 

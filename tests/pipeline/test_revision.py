@@ -96,13 +96,15 @@ def test_a_revision_is_called_by_its_name_and_commit(there: Path) -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "HEAD~9", "", "HEAD:params.yaml"])
 def test_an_unknown_revision_is_one_sentence(there: Path, name: str) -> None:
-    with pytest.raises(UserError, match=f"^{name!r} is no revision of this repository; name a branch, tag or commit"):
+    with pytest.raises(
+        UserError, match=f"^{name!r} is not a revision of this repository; name a branch, tag, commit or experiment "
+    ):
         Revision(name)
 
 
 def test_a_folder_without_a_project_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="; run scratchlm inside a clone of the project that git and DVC know$"):
+    with pytest.raises(UserError, match=r"is not in a clone of the project \(.*\); run scratchlm inside one$"):
         Revision("HEAD")
 
 

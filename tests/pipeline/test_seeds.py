@@ -51,7 +51,7 @@ def experiments(clone: Path) -> dict[str, str]:
 
 
 def left_behind(clone: Path) -> list[Path]:
-    return list((clone / ".scratchlm").glob("snapshot-*"))
+    return list((clone / ".scratchlm").glob("scratchlm-clone-*"))
 
 
 def show(clone: Path, ref: str, path: str) -> dict:
@@ -96,8 +96,8 @@ def test_a_stage_is_run_under_several_seeds_and_the_workspace_is_left_alone(clon
 def test_a_variant_goes_by_its_address_and_is_not_computed_twice_though_its_experiments_are_gone(clone):
     before = experiments(clone)
     done = run(clone, *COMMAND, "ablate_spam@first_token", "--seeds", "2")
-    assert "ablate_spam@first_token, 2 runs with the seeds 123 to 124" in done.stdout
-    assert "counts from" in done.stdout
+    assert "ablate_spam@first_token, 2 runs with seeds 123 to 124" in done.stdout
+    assert "minimum detectable difference" in done.stdout
     assert stages_started(done) == 2
     again = run(clone, *COMMAND, "ablate_spam@first_token", "--seeds", "2")
     assert stages_started(again) == 0
@@ -110,7 +110,7 @@ def test_a_run_that_fails_is_one_sentence_with_its_seed_and_stage(workspace):
     set_parameter(workspace, "finetune_spam.dropout", 2.0)
     done = run(workspace, *COMMAND, "finetune_spam", "--seeds", "2", ok=False)
     assert done.stderr.splitlines()[-1] == (
-        "scratchlm: finetune_spam failed with seed 123; what it said stands above: correct that, then call this again"
+        "scratchlm: finetune_spam failed with seed 123; correct the error printed above, then run this again"
     )
     assert "finetune_spam.dropout is 2.0" in done.stderr
     assert done.stdout == ""
@@ -144,8 +144,12 @@ def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
 @pytest.mark.parametrize(
     ("stage", "n", "sentence"),
     [
-        ("finetune_spam", 1, "1 run shows no spread; at least 2 are needed: give --seeds 5"),
-        ("finetune_spma", 2, "finetune_spma is no stage of dvc.yaml; stages that read one are tokenize, pretrain,"),
+        ("finetune_spam", 1, "1 run has no spread; at least 2 are needed: give --seeds 5"),
+        (
+            "finetune_spma",
+            2,
+            "finetune_spma is not a stage of dvc.yaml; name one of the stages that read a seed: tokenize, pretrain,",
+        ),
         ("load_gpt2@nano", 2, r"load_gpt2@nano reads no seed; .* finetune_spam, ablate_spam@first_token, .*judge"),
         ("report", 2, "report reads no seed"),
     ],
@@ -157,18 +161,30 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(clone, stage, n, sente
 
 def test_inputs_that_the_parameters_no_longer_describe_are_refused(workspace):
     set_parameter(workspace, "tokenize.messages.balance", False)
-    with pytest.raises(UserError, match="finetune_spam reads what tokenize would build anew; .* run dvc repro first"):
+    with pytest.raises(
+        UserError, match="reads the outputs of tokenize, which `dvc repro` would build again; .*: run `dvc repro` first"
+    ):
         run_seeds(workspace, "finetune_spam", 2)
+    assert left_behind(workspace) == []
+
+
+def test_inputs_that_the_code_no_longer_describes_are_refused(workspace):
+    script = workspace / "stages" / "tokenize.py"
+    before = script.read_text()
+    script.write_text(before + "# edited\n")
+    with pytest.raises(UserError, match="reads the outputs of tokenize, which `dvc repro` would build again"):
+        run_seeds(workspace, "finetune_spam", 2)
+    script.write_text(before)
     assert left_behind(workspace) == []
 
 
 def test_a_fresh_clone_is_told_to_build_first(built, tmp_path):
     clone = tmp_path / "fresh"
     run(tmp_path, "git", "clone", "-q", str(built), str(clone))
-    with pytest.raises(UserError, match=r"finetune_spam reads what download, .* would build anew; .* dvc repro first"):
+    with pytest.raises(UserError, match="finetune_spam reads the outputs of code, download, .* would build again; "):
         run_seeds(clone, "finetune_spam", 2)
 
 
 def test_outside_a_project_it_says_where_to_call_it(tmp_path):
-    with pytest.raises(UserError, match="has no dvc.yaml; call this in the project's own folder"):
+    with pytest.raises(UserError, match="has no dvc.yaml; run this in the project's own folder"):
         run_seeds(tmp_path, "finetune_spam", 2)

@@ -22,13 +22,13 @@ from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import chosen, read_commit
 from scratchlm.verify.findings import Finding, Verification
 from scratchlm.verify.rebuild import failure_in
-from scratchlm.verify.text import as_json, as_text
+from scratchlm.verify.text import verification_json, verification_text
 from scratchlm.verify.verify import verify
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
 
 OTHER_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
-STAGES = ["preflight", "download", "tokenize", "pretrain"]
+STAGES = ["code", "preflight", "download", "tokenize", "pretrain"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_what_was_built_is_verified_and_nothing_is_touched(clone, tmp_path, monk
     assert result.n_copies > n_files / 2
     assert re.findall(r"Running stage '(\w+)'", capfd.readouterr().err) == STAGES
     assert state(clone) == before
-    assert as_text(result).endswith("Verified.")
+    assert verification_text(result).endswith("Verified.")
 
 
 def test_flipped_bits_an_edited_metric_and_a_foreign_lock_are_told_apart(clone):
@@ -120,13 +120,13 @@ def test_flipped_bits_an_edited_metric_and_a_foreign_lock_are_told_apart(clone):
         ("pretrain", losses, "damaged"),
     ]
     edited, stale, in_cache, in_workspace = result.faults
-    assert edited.detail == "is not what dvc.lock records: vocab_size 1025 → 1024 when rebuilt"
-    assert stale.detail == "built from another than dvc.lock has of the stage that makes it"
+    assert edited.detail == "differs from what dvc.lock records: vocab_size 1025 → 1024 when rebuilt"
+    assert stale.detail == "built from a version that differs from the one in dvc.lock of the stage that makes it"
     assert re.fullmatch(r"\.dvc/cache/files/md5/\S+: 1 of \d+ tensors differ, by up to \S+ in \S+", in_cache.detail)
     assert 0 < in_cache.largest < 1e-6
     assert in_workspace.detail.startswith(f"{losses}: ")
     assert result.start is None
-    assert any("Uncommitted changes are not looked at" in remark for remark in result.remarks)
+    assert any("Uncommitted changes are ignored" in remark for remark in result.remarks)
 
 
 def test_a_changed_parameter_is_named_and_what_follows_from_it_is_measured(clone):
@@ -142,7 +142,9 @@ def test_a_changed_parameter_is_named_and_what_follows_from_it_is_measured(clone
     weights = found["pretrain", "data/models/pretrain/model.safetensors"]
     assert weights.verdict == "different"
     assert re.fullmatch(r"\d+ of \d+ tensors differ, by up to \S+ in \S+; follows from tokenize", weights.detail)
-    assert as_text(result).endswith("because of preflight, tokenize, pretrain. Results differ from tokenize on.")
+    assert verification_text(result).endswith(
+        "because of preflight, tokenize, pretrain. Results differ from stage tokenize on."
+    )
 
 
 def test_a_changed_seed_is_named_and_the_revision_before_it_is_verified(clone, tmp_path):
@@ -163,16 +165,42 @@ def test_a_changed_seed_is_named_and_the_revision_before_it_is_verified(clone, t
 
 
 def test_a_changed_package_is_named_and_the_stage_that_refuses_it_fails(clone):
-    replace(clone / "environment.json", r'"tiktoken": "[^"]+"', '"tiktoken": "0.0.1"')
+    replace(clone / "requirements.lock", r"\ntiktoken==\S+", "\ntiktoken==0.0.1")
     commit(clone, "Another version")
     result = verify(clone, "HEAD", ["tokenize"])
-    stale, failed, *others = result.faults
-    assert (stale.stage, stale.path, stale.verdict) == ("tokenize", "environment.json", "stale")
-    assert re.fullmatch(r"built with tiktoken [\d.]+, environment.json says 0.0.1", stale.detail)
-    assert (failed.stage, failed.path, failed.verdict) == ("tokenize", "", "failed")
+    stale, record, *others = result.faults
+    assert (stale.stage, stale.path, stale.verdict) == ("code", "requirements.lock", "stale")
+    assert (record.stage, record.verdict) == ("code", "different")
+    assert re.search(r"packages\.tiktoken [\d.]+ → 0.0.1", " ".join(fault.detail for fault in (record, *others)))
+    (failed,) = [fault for fault in others if fault.verdict == "failed"]
+    assert (failed.stage, failed.path) == ("tokenize", "")
     assert failed.detail.startswith("tokenize: tiktoken ")
-    assert {(fault.stage, fault.verdict) for fault in others} == {("tokenize", "missing")}
-    assert {finding.stage for finding in result.findings if finding.verdict == "identical"} == {"preflight", "download"}
+    assert {fault.verdict for fault in others if fault.stage == "tokenize"} == {"failed", "missing"}
+    fine = {finding.stage for finding in result.findings if finding.verdict == "identical"}
+    assert {"preflight", "download"} <= fine
+
+
+def test_code_edited_after_the_build_is_named_and_its_harmless_effect_is_verified(clone):
+    with (clone / "stages" / "tokenize.py").open("a") as script:
+        script.write("# edited\n")
+    commit(clone, "Edit code and forget to rebuild")
+    result = verify(clone, "HEAD", ["tokenize"])
+    assert faults(result) == [("code", "stages", "stale"), ("code", "data/code/tokenize.json", "different")]
+    stale, record = result.faults
+    assert stale.detail == "has changed since it was built"
+    assert re.fullmatch(r"files\.stages/tokenize\.py \w+… → \w+…", record.detail)
+    assert {f.verdict for f in result.findings if f.stage == "tokenize"} == {"identical"}
+
+
+def test_a_workspace_with_another_build_is_not_damaged(clone):
+    """As after `git switch` without `dvc checkout`."""
+    set_parameter(clone, "tokenize.corpus.train_fraction", 0.8)
+    run(clone, "dvc", "repro", "tokenize")
+    run(clone, "git", "checkout", "-q", "--", ".")
+    result = verify(clone, "HEAD", ["tokenize"])
+    run(clone, "dvc", "checkout", "-q")
+    assert result.faults == []
+    assert any(re.match(r"Skipped \d+ workspace files that belong to another build", s) for s in result.remarks)
 
 
 def needs_two_kinds_of_arithmetic() -> None:
@@ -199,7 +227,7 @@ def test_on_another_kind_of_processor_metrics_pass_within_tolerance_only(clone, 
     verdicts = {finding.path: finding.verdict for finding in result.findings}
     assert verdicts["data/models/pretrain"] == verdicts["metrics/preflight.json"] == "not compared"
     assert verdicts["data/tokens/corpus"] == "identical"
-    assert "Identical bits are not expected here" in as_text(result)
+    assert "Identical bits are not expected here" in verification_text(result)
 
 
 def test_what_comes_from_a_server_is_known_with_what_follows_from_it(clone):
@@ -213,7 +241,7 @@ def test_what_comes_from_a_server_is_known_with_what_follows_from_it(clone):
 
 def test_a_stage_name_stands_for_each_of_its_items(clone):
     names = [stage.name for stage in chosen(read_commit(clone, "HEAD"), ["load_gpt2"])]
-    assert names == ["preflight", "download", "tokenize", "load_gpt2@nano"]
+    assert names == ["code", "preflight", "download", "tokenize", "load_gpt2@nano"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -222,7 +250,7 @@ def test_an_interrupted_verification_leaves_nothing(clone, tmp_path, how):
     variables = environment(clone, TMPDIR=str(tmp_path / "temporary"))
     with subprocess.Popen(command, cwd=clone, env=variables, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
-            if b"Running stage 'preflight'" in line:
+            if b"Running stage 'code'" in line:
                 break
         assert list((tmp_path / "temporary").iterdir())
         process.send_signal(how)
@@ -234,9 +262,9 @@ def test_an_interrupted_verification_leaves_nothing(clone, tmp_path, how):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--stages", "tokenise"), "HEAD has no stage 'tokenise'; name one of preflight, download, "),
-        (("--against", "nowhere"), "'nowhere' is no revision of "),
-        (("--against", "--all"), "'--all' is no revision of "),
+        (("--stages", "tokenise"), "HEAD has no stage 'tokenise'; name one of code, preflight, download, "),
+        (("--against", "nowhere"), "'nowhere' is not a revision of "),
+        (("--against", "--all"), "'--all' is not a revision of "),
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(clone, options, sentence):
@@ -249,7 +277,9 @@ def test_a_mistake_in_the_command_is_one_sentence(clone, options, sentence):
 def test_outside_a_repository_is_one_sentence(clone, tmp_path):
     command = [sys.executable, "-m", "scratchlm.cli.main", "verify"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(clone), capture_output=True, text=True)
-    assert done.stderr == f"scratchlm: {tmp_path} is in no git repository; run this in a clone of the project\n"
+    assert re.fullmatch(
+        f"scratchlm: {tmp_path} is not in a clone of the project \\(.*\\); run scratchlm inside one\n", done.stderr
+    )
 
 
 RUN = "ERROR: failed to reproduce 'tokenize': failed to run: python -m stages.tokenize --params p.yaml, exited with"
@@ -275,20 +305,22 @@ def example(*findings: Finding, machines: tuple[str, str] | None = None) -> Veri
 
 def test_the_table_marks_faults_and_names_the_first():
     fine, bad = Finding("a", "x", "identical"), Finding("longer", "y/z", "different", "1 of 2 bytes differ", 0.5)
-    assert as_text(example(fine, bad)) == (
-        "   stage   file  result     how far\n"
+    assert verification_text(example(fine, bad)) == (
+        "   stage   file  result     difference\n"
         "   a       x     identical\n"
         "✗  longer  y/z   different  1 of 2 bytes differ\n"
         "\n"
         "A remark.\n"
-        "Copies of outputs in the cache and the workspace here that were hashed again: 3.\n"
+        "Hashed 3 copies of outputs in the local cache and workspace.\n"
         "HEAD (0123456): 1 identical, 1 different.\n"
-        "Not verified, because of longer. Results differ from longer on."
+        "Not verified, because of longer. Results differ from stage longer on."
     )
 
 
 def test_json_has_everything_for_a_program():
-    result = json.loads(as_json(example(Finding("a", "x", "different", "far", 0.5), machines=("one", "other"))))
+    result = json.loads(
+        verification_json(example(Finding("a", "x", "different", "far", 0.5), machines=("one", "other")))
+    )
     assert result["verified"] is False
     assert result["findings"] == [{"stage": "a", "path": "x", "verdict": "different", "detail": "far", "largest": 0.5}]
     assert result["machines"] == ["one", "other"]
@@ -296,5 +328,7 @@ def test_json_has_everything_for_a_program():
 
 
 def test_json_says_null_where_a_number_became_none():
-    result = json.loads(as_json(example(Finding("a", "x", "different", "far", math.inf))), parse_constant=pytest.fail)
+    result = json.loads(
+        verification_json(example(Finding("a", "x", "different", "far", math.inf))), parse_constant=pytest.fail
+    )
     assert result["findings"][0]["largest"] is None

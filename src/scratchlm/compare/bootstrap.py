@@ -1,6 +1,6 @@
-"""Do two systems differ on the same examples by more than the choice of these examples would make them differ?
+"""A paired bootstrap: is the difference of two systems larger than the choice of test examples explains?
 
-A paired bootstrap: examples are drawn anew, with replacement, and both systems are measured on each draw.
+Each resample draws the examples with replacement, and measures both systems on the same draw.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 CONFIDENCE, POWER = 0.95, 0.80
-RESAMPLES, FEWEST_RESAMPLES, DRAWS = 10_000, 1_000, 1 << 24  # DRAWS of an example in all bound the time
-BLOCK = 1 << 22  # weights held at once
+RESAMPLES, FEWEST_RESAMPLES, DRAWS = 10_000, 1_000, 1 << 24  # DRAWS: of single examples, bounds the time
+BLOCK = 1 << 22  # weights in memory at once
 SEED = 1979
-SAME = 1e-6  # relative: the digits that metrics files keep
+RECORD_PRECISION = 1e-6  # relative: the digits that metrics files keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,40 +24,40 @@ class Ratio:
     """A sum over examples divided by another: a mean loss, an accuracy, a precision.
 
     numerator, denominator: (N,). scale: from the ratio to the metric, such as exp for perplexity.
-    share: whether an example that the denominator counts, counts in the numerator wholly or not at all.
+    proportion: whether each example of the denominator counts in the numerator fully or not at all.
     """
 
     numerator: np.ndarray
     denominator: np.ndarray
     scale: Callable[[np.ndarray], np.ndarray] = np.asarray
-    share: bool = False
+    proportion: bool = False
 
     @property
     def columns(self) -> np.ndarray:
         return np.stack([self.numerator, self.denominator])
 
-    def at(self, weights: np.ndarray, imagined: np.ndarray | None = None) -> np.ndarray:
-        """The metric for each row of weights, (R, N) -> (R,); NaN for 0/0.
+    def at(self, weights: np.ndarray, pseudo: np.ndarray | None = None) -> np.ndarray:
+        """Return the metric for each row of weights, (R, N) -> (R,); NaN for 0/0.
 
-        imagined: (R, 2), further examples that the denominator counts, those counted in the numerator first.
+        pseudo: (R, 2), counts of pseudo-observations: those in numerator and denominator, those in the latter alone.
         """
         above, below = weights @ self.numerator, weights @ self.denominator
-        if imagined is not None:
-            above, below = above + imagined[:, 0], below + imagined.sum(axis=1)
+        if pseudo is not None:
+            above, below = above + pseudo[:, 0], below + pseudo.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.scale(above / below)
 
 
 @dataclass(frozen=True, eq=False)
 class Auroc:
-    """The chance that a random example of class 1 has a higher score than one of class 0, ties counted half.
+    """The probability that a random example of class 1 scores higher than one of class 0; ties count half.
 
     labels (0 or 1), scores: (N,).
     """
 
     labels: np.ndarray
     scores: np.ndarray
-    share = False
+    proportion = False
 
     @property
     def columns(self) -> np.ndarray:
@@ -77,11 +77,11 @@ class Auroc:
 Statistic = Ratio | Auroc
 
 
-class Difference(NamedTuple):
+class PairedDifference(NamedTuple):
     """The second system's metric minus the first's; NaN where one of them is 0/0.
 
-    interval: of 95 %; None where no resample shows any other difference, so that nothing says how far off it may be.
-    same: whether the two do the same on every example. needed: see examples_needed.
+    interval: of 95 %; None where all resamples have the same difference, which says nothing about its error.
+    same: whether the two systems agree on every example. needed: see examples_needed.
     """
 
     difference: float
@@ -91,30 +91,30 @@ class Difference(NamedTuple):
 
 
 def observed(statistic: Statistic) -> float:
-    """The metric on the examples as they are."""
+    """Return the metric on the examples themselves, each once."""
     return float(statistic.at(np.ones((1, statistic.columns.shape[1])))[0])
 
 
-def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict[str, Difference]:
-    """The difference of every pair of statistics over the same N examples in the same order.
+def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict[str, PairedDifference]:
+    """Return the difference of every pair of statistics over the same N examples in the same order.
 
-    The interval, chosen because its coverage was measured to be right at 100 to 300 examples (LOG.md; not for an
-    AUROC near 1, where it is too narrow):
+    The interval was chosen because its measured coverage is right at 100 to 300 examples (LOG.md). The exception is
+    an AUROC near 1, where it is too narrow.
 
-    - For means and for AUROC it reaches as far on both sides as the percentile interval (Efron 1979) does on its
-      longer one. The percentile interval alone leans to the wrong side where a few examples decide.
-    - For shares it is the percentile interval after two imaginary examples have been added, of which each system
-      gets the other one right (as Bonett and Price 2012 do for the difference of paired proportions): else a handful
-      of disagreements would pass for certainty, and none at all for a proof that there is none.
+    - Means and AUROC: symmetric, with the longer arm of the percentile interval (Efron 1979) on both sides. The
+      percentile interval alone is biased where a few examples decide.
+    - Proportions: the percentile interval after adding two pseudo-observations, one that only the first system gets
+      right and one that only the second does (Bonett and Price 2012, for paired proportions). Without them a handful
+      of disagreements would look certain, and no disagreement would look like proof of equality.
 
     Resamples in which a metric is 0/0 are left out.
     """
     n = next(iter(pairs.values()))[0].columns.shape[1]
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in pairs}
-    for weights, imagined in _resamples(n):
+    for weights, pseudo in _resamples(n):
         for name, (first, second) in pairs.items():
-            if isinstance(first, Ratio) and isinstance(second, Ratio) and first.share:
-                values = second.at(weights, imagined) - first.at(weights, imagined[:, ::-1])
+            if isinstance(first, Ratio) and isinstance(second, Ratio) and first.proportion:
+                values = second.at(weights, pseudo) - first.at(weights, pseudo[:, ::-1])
             else:
                 values = second.at(weights) - first.at(weights)
             resampled[name].append(values)
@@ -122,11 +122,11 @@ def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict
 
 
 def examples_needed(n: int, difference: float, deviation: float) -> int | None:
-    """Examples at which a difference of this size would be found with a chance of 80 %; None if it is 0.
+    """Return the sample size that detects a difference of this size with a power of 80 %; None for a difference of 0.
 
-    deviation: the standard deviation that the difference has over samples of n examples. As it falls with the
-    square root of their number, n ((z(97.5 %) + z(80 %)) deviation / difference)² are needed for a two-sided test
-    at 5 %. Source: any textbook of clinical trials, for example Chow, Shao and Wang 2008, section 3.1.
+    deviation: the standard error of the difference over samples of n examples. It falls with the square root of n,
+    so a two-sided test at 5 % needs n ((z(97.5 %) + z(80 %)) deviation / difference)² examples.
+    Source: any textbook on clinical trials, for example Chow, Shao and Wang 2008, section 3.1.
     """
     if not difference:
         return None
@@ -134,23 +134,23 @@ def examples_needed(n: int, difference: float, deviation: float) -> int | None:
     return math.ceil(n * (z * deviation / difference) ** 2)
 
 
-def _difference(first: Statistic, second: Statistic, resampled: np.ndarray) -> Difference:
+def _difference(first: Statistic, second: Statistic, resampled: np.ndarray) -> PairedDifference:
     difference = observed(second) - observed(first)
-    same = bool(np.allclose(first.columns, second.columns, rtol=SAME, atol=0))
+    same = bool(np.allclose(first.columns, second.columns, rtol=RECORD_PRECISION, atol=0))
     resampled = resampled[np.isfinite(resampled)]
     if not math.isfinite(difference) or not len(resampled) or not np.ptp(resampled):
-        return Difference(difference, None, same, None)
+        return PairedDifference(difference, None, same, None)
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
-    low, high = np.quantile(resampled, tails, method="inverted_cdf")  # a value that occurs: shares come in steps
-    if not first.share:
-        reach = max(difference - low, high - difference)
-        low, high = difference - reach, difference + reach
+    low, high = np.quantile(resampled, tails, method="inverted_cdf")  # a value that occurs: proportions are discrete
+    if not first.proportion:
+        arm = max(difference - low, high - difference)
+        low, high = difference - arm, difference + arm
     needed = examples_needed(first.columns.shape[1], difference, resampled.std())
-    return Difference(difference, (float(low), float(high)), same, needed)
+    return PairedDifference(difference, (float(low), float(high)), same, needed)
 
 
 def _resamples(n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Block by block, how often each draw took each of n examples, (R, n), and each of two imaginary ones, (R, 2)."""
+    """Yield blocks of R resamples: counts of the n examples, (R, n), and of two pseudo-observations, (R, 2)."""
     left = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWS // n))
     number = 0
     while left:

@@ -1,4 +1,4 @@
-"""A revision's results into DVC's cache, without a change to the workspace: what a comparison needs."""
+"""Put a revision's results into DVC's cache, without touching the workspace, so that it can be compared."""
 
 import os
 import sys
@@ -6,32 +6,30 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from scratchlm.compare.clone import snapshot
+from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import find_commit, git, run_dvc
+from scratchlm.compare.revision import LOCK
 from scratchlm.run.errors import UserError
-
-RESULTS = ("dvc.lock", "metrics")
 
 
 def build(root: Path, revision: str) -> str:
-    """Run `dvc repro` in a clone of `revision`; the name of a revision that has all of its results.
+    """Run `dvc repro` in a clone of `revision`; return the name of a revision that has all of its results.
 
-    That is `revision` if it was committed as built: then nothing is computed that the cache, or the default remote,
-    holds. Else it is a new commit on top, which no branch has and git drops in the end.
-    What DVC and the stages say goes to standard error. Raises UserError if a stage fails.
+    This is `revision` itself if it was committed as built; what the cache or the default remote holds is then not
+    computed again. Otherwise it is a new commit on top, which belongs to no branch, and which git deletes in time.
+    The output of DVC and the stages goes to standard error. Raises UserError if a stage fails.
     """
     commit = find_commit(root, revision)
     print(f"building {revision} ({commit[:7]})", file=sys.stderr, flush=True)
-    with snapshot(root, revision) as copy:
-        with Repo(os.fspath(copy)) as repo:
+    with private_clone(root, revision) as clone:
+        with Repo(os.fspath(clone)) as repo:
             from_remote = ["--pull"] if repo.config["core"].get("remote") else []
-        if run_dvc(copy, "repro", *from_remote)[0]:
-            raise UserError(
-                f"{revision} cannot be built; what it said stands above: correct that, then call this again"
-            )
-        git(copy, "add", "--all", "--", *RESULTS)
-        if not git(copy, "status", "--porcelain", "--", *RESULTS):
+        if run_dvc(clone, "repro", *from_remote)[0]:
+            raise UserError(f"{revision} cannot be built; correct the error printed above, then run this again")
+        results = (LOCK, "metrics")
+        git(clone, "add", "--all", "--", *results)
+        if not git(clone, "status", "--porcelain", "--", *results):
             return revision
-        git(copy, "commit", "--quiet", "--message", f"Build {revision}")
-        git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(copy), "HEAD")
-        return git(copy, "rev-parse", "HEAD")
+        git(clone, "commit", "--quiet", "--message", f"Build {revision}")
+        git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(clone), "HEAD")
+        return git(clone, "rev-parse", "HEAD")

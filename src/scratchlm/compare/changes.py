@@ -1,19 +1,19 @@
-"""What differs between two revisions besides their results: parameters, packages, data and code, as they were built."""
+"""What differs between two builds besides their results: parameters, packages, data and code."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from scratchlm.compare.revision import MissingArtifact, Revision
-from scratchlm.report.tables import flattened
+from scratchlm.compare.revision import LOCK, PARAMETERS, MissingArtifact, Revision, recorded_hashes
+from scratchlm.run.code import locked_versions
+from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.pipeline import CODE_FOLDER
 
-LOCK = "dvc.lock"
-PARAMETERS = "params.yaml"
+PACKAGES = "requirements.lock"
 
 
 class Change(NamedTuple):
-    """old, new: None where a revision lacks it. stages: those that use it, where that is told."""
+    """old, new: None where a revision lacks it. stages: the stages that use it, of code only."""
 
     name: str
     old: Any
@@ -22,7 +22,7 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What is not the same in two builds."""
+    """The differences between two builds, by kind."""
 
     parameters: list[Change]
     packages: list[Change]
@@ -31,11 +31,11 @@ class Changes(NamedTuple):
 
 
 class Build(NamedTuple):
-    """What dvc.lock says was built at a revision, as far as metrics come from it.
+    """What a revision's metrics were built from and with, according to dvc.lock.
 
     parameters, packages: flat. code: file -> sha256; a stage's command is under `command of STAGE`.
-    users: file -> stages. outs: what those stages made -> md5. behind: stages not built from the parameters and code,
-    or not into the metrics, that the revision holds.
+    users: file -> stages. outs: output -> md5. behind: stages whose parameters, packages, code or metrics have changed
+    in the revision since they were built.
     """
 
     parameters: dict[str, Any]
@@ -47,17 +47,19 @@ class Build(NamedTuple):
 
 
 def read_build(revision: Revision) -> Build:
-    """The stages that make metrics, from dvc.lock. Raises UserError if the revision has none."""
+    """Read the stages that make metrics. Raises UserError if the revision lacks dvc.lock or another such file."""
     locked = (revision.yaml(LOCK) or {}).get("stages", {})
     now = revision.yaml(PARAMETERS)
-    hashes: dict[str, str | None] = {}
+    pinned = locked_versions(revision.read(PACKAGES).decode("utf-8"))
+    digests: dict[str, str | None] = {}
     build = Build({}, {}, {}, {}, {}, [])
     for stage in revision.stages():
         entry = locked.get(stage)
         if entry is None:
             build.behind.append(stage)
             continue
-        metrics = _hashes(entry.get("outs", []), "metrics/")
+        outs = recorded_hashes(entry.get("outs"))
+        metrics = {path: md5 for path, md5 in outs.items() if path.startswith("metrics/")}
         if not metrics:
             continue
         code = _code(revision, entry)
@@ -65,15 +67,16 @@ def read_build(revision: Revision) -> Build:
         build.parameters.update(flattened(parameters))
         build.packages.update(code["packages"])
         build.code.update(code["files"])
-        build.outs.update(_hashes(entry["outs"], ""))
+        build.outs.update(outs)
         build.code[f"command of {stage}"] = " ".join(str(entry.get("cmd")).split())
         for name in (*code["files"], f"command of {stage}"):
             build.users[name] = (*build.users.get(name, ()), stage)
-        known = {path: digest for path, digest in code["files"].items() if not path.startswith(CODE_FOLDER)}
-        for path in known.keys() - hashes:
-            hashes[path] = _digest(revision, path, "sha256")
-        values = [(_at(now, key), value) for key, value in parameters.items()]
-        values += [(hashes[path], digest) for path, digest in known.items()]
+        files = {path: digest for path, digest in code["files"].items() if not path.startswith(CODE_FOLDER)}
+        for path in files.keys() - digests:
+            digests[path] = _digest(revision, path, "sha256")
+        values = [(value_at(now, key), value) for key, value in parameters.items()]
+        values += [(pinned.get(name), version) for name, version in code["packages"].items()]
+        values += [(digests[path], digest) for path, digest in files.items()]
         values += [(_digest(revision, path, "md5"), md5) for path, md5 in metrics.items()]
         if any(is_now != was for is_now, was in values):
             build.behind.append(stage)
@@ -81,7 +84,7 @@ def read_build(revision: Revision) -> Build:
 
 
 def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Changes:
-    """What differs from the first to the second. sources: what metrics/download.json of each holds."""
+    """List the differences from the first to the second. sources: the content of metrics/download.json of each."""
     users = [first.users, second.users]
     return Changes(
         _different(first.parameters, second.parameters),
@@ -104,29 +107,19 @@ def _files(sources: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _code(revision: Revision, entry: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Files and packages of a stage, as the stage `code` wrote them down.
+    """Files and packages of a stage, as the stage `code` recorded them.
 
-    Of a build whose record is nowhere to be had, the record's own hash takes the place of the files.
+    If that record is not available, its own hash takes the place of the files.
     """
-    record = next((dep for dep in entry.get("deps", []) if dep["path"].startswith(CODE_FOLDER)), None)
+    record = next(
+        ((p, md5) for p, md5 in recorded_hashes(entry.get("deps")).items() if p.startswith(CODE_FOLDER)), None
+    )
     if record is None:
         return {"files": {}, "packages": {}}
     try:
-        return revision.json(record["path"])
+        return revision.json(record[0])
     except MissingArtifact:
-        return {"files": {record["path"]: record["md5"]}, "packages": {}}
-
-
-def _hashes(entries: Iterable[Mapping[str, Any]], start: str) -> dict[str, str]:
-    """path -> md5 of the entries of dvc.lock whose path starts so."""
-    return {entry["path"]: entry.get("md5", "") for entry in entries if entry["path"].startswith(start)}
-
-
-def _at(values: Any, key: str) -> Any:
-    """The value at a dotted key, None if there is none."""
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None
-    return values
+        return {"files": dict([record]), "packages": {}}
 
 
 def _digest(revision: Revision, path: str, algorithm: str) -> str | None:

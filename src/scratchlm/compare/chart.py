@@ -1,13 +1,15 @@
-"""The intervals of a comparison as a picture: a forest plot."""
+"""Charts of a comparison (a forest plot) and of the runs with several seeds (a strip plot)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE, Comparison, Row
 from scratchlm.compare.records import better
+from scratchlm.compare.spread import Spread, split
 from scratchlm.compare.text import difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import format_number
@@ -15,30 +17,31 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
 COLOURS = {BETTER: FIRST, WORSE: SECOND, NO_EVIDENCE: "#777777"}
-ENDINGS = (".png", ".svg")
-ROW_INCHES, HEAD_INCHES, WIDTH_INCHES = 0.3, 0.75, 9.0
+DATES = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # left out: the same chart, same bytes
+WIDTH_INCHES = 9.0
+ROW_INCHES, HEAD_INCHES = 0.3, 0.75
+STRIP_INCHES, TITLE_INCHES = 0.55, 0.6
 
 
 def check_chart_path(path: Path) -> None:
-    """Raises UserError if the file exists or is neither .png nor .svg."""
-    if path.suffix not in ENDINGS:
-        raise UserError(f"{path} ends in {path.suffix or 'nothing'}; name a file that ends in {' or '.join(ENDINGS)}")
+    """Raises UserError if the file exists or is not a .png, .svg or .pdf: before hours of work, not after."""
+    if path.suffix not in DATES:
+        raise UserError(f"{path} ends in {path.suffix or 'nothing'}; name a file that ends in {', '.join(DATES)}")
     if path.exists():
-        raise UserError(f"{path} exists already; name a new one, nothing is overwritten")
+        raise UserError(f"{path} already exists; name a new file, nothing is overwritten")
 
 
 def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """One panel per comparison, one line per metric that has an interval and is not the same on every example.
+    """Draw one panel per comparison, one line per metric that has an interval and is not the same on every example.
 
-    Metrics have different units, so each line has its own scale, on which its interval reaches as far as any; right
-    of the line in the middle is better, whichever way the metric counts.
+    Metrics have different units, so each line has its own scale, which ends at the far end of its interval. Right of
+    the centre is better, whether the metric should rise or fall.
     Raises UserError as check_chart_path does, or if there is nothing to draw.
     """
-    check_chart_path(path)
     panels = [(c, [row for row in c.rows if row.interval and row.verdict in COLOURS]) for c in comparisons]
     panels = [(comparison, rows) for comparison, rows in panels if rows]
     if not panels:
-        raise UserError("no metric has an interval that could be drawn; compare revisions whose results differ")
+        raise UserError("no metric has an interval to draw; compare revisions whose results differ")
     heights = [HEAD_INCHES + ROW_INCHES * len(rows) for _, rows in panels]
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -46,21 +49,44 @@ def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> Non
         figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
         for axis, (comparison, rows) in zip(axes, panels, strict=True):
-            _draw(axis, comparison, rows)
-        undated = {"Date": None} if path.suffix == ".svg" else None
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=undated)
+            _draw_intervals(axis, comparison, rows)
+        _save(figure, path)
 
 
-def _draw(axis: "matplotlib.axes.Axes", comparison: Comparison, rows: Sequence[Row]) -> None:
+def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> None:
+    """Draw a strip per varying metric: a point per run, a bar of the minimum detectable difference around their mean.
+
+    Raises UserError as check_chart_path does, or if no metric varies.
+    """
+    varying, _ = split(metrics)
+    if not varying:
+        raise UserError(f"{title}: no metric varies, so there is nothing to plot; leave out --plot")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.size": 8.0, "svg.fonttype": "none", "svg.hashsalt": "seeds"})
+        height = TITLE_INCHES + STRIP_INCHES * len(varying)
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        figure.suptitle(f"{title}: one point per run; grey: minimum detectable difference, around the mean")
+        axes = figure.subplots(len(varying), squeeze=False)[:, 0]
+        for axis, (name, row) in zip(axes, varying.items(), strict=True):
+            half = row.minimum_detectable_difference / 2
+            axis.plot([row.mean - half, row.mean + half], [0, 0], color="#bbbbbb", linewidth=6, solid_capstyle="butt")
+            axis.plot(row.values, [0] * len(row.values), "o", color=FIRST, markersize=5, alpha=0.7)
+            axis.plot([row.mean], [0], "|", color=SECOND, markersize=14)
+            axis.set_ylabel(name, rotation=0, ha="right", va="center")
+            axis.set_yticks([])
+            axis.spines[["left", "right", "top"]].set_visible(False)
+        _save(figure, path)
+
+
+def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> None:
     for y, row in enumerate(rows):
         assert row.interval is not None and row.difference is not None
-        sign = 1 if better(row.metric, 1.0) else -1
-        reach = max(abs(end) for end in row.interval)
-        ends = sorted(sign * end / reach for end in row.interval)
+        direction = 1 if better(row.metric, 1.0) else -1
+        scale = direction / max(abs(end) for end in row.interval)
         colour = COLOURS[row.verdict]
-        axis.plot(ends, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
-        axis.plot([sign * row.difference / reach], [y], "o", color=colour, markersize=5)
+        axis.plot(sorted(scale * end for end in row.interval), [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+        axis.plot([scale * row.difference], [y], "o", color=colour, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.5), xticks=[])
     axis.set_title(f"{comparison.second} compared with {comparison.first}")
@@ -74,3 +100,9 @@ def _draw(axis: "matplotlib.axes.Axes", comparison: Comparison, rows: Sequence[R
         side.tick_params(axis="y", length=0)
         for spine in side.spines.values():
             spine.set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    check_chart_path(path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=DATES[path.suffix])

@@ -1,4 +1,4 @@
-"""A private copy of the project, in which DVC may run while the user goes on working."""
+"""A private clone of the project, in which DVC can run while the user keeps working."""
 
 import os
 import shutil
@@ -15,45 +15,56 @@ from scratchlm.run.errors import UserError
 
 
 @contextmanager
-def snapshot(root: Path, revision: str | None = None) -> Iterator[Path]:
-    """Yield a clone of the project at `root`: of a revision, or of the workspace as it stands.
+def private_clone(root: Path, revision: str | None = None, *, empty_cache: bool = False) -> Iterator[Path]:
+    """Yield a clone of the project at `root`: of a revision, or of the workspace with its uncommitted changes.
 
-    The workspace's clone holds every file that git does not ignore, uncommitted ones too. Clones share the project's
-    DVC cache; their data comes by `dvc checkout` or `dvc repro`. They lie in .scratchlm, on the file system of the
-    project, and are gone when the block ends, also by a signal.
-    `dvc exp run --temp` is no substitute: it rewrites the user's files for a moment, and takes a new copy for each run.
-    Raises UserError if `root` is not the top of a git repository, or the revision is not in it.
+    The workspace's clone has every file that git does not ignore. `dvc checkout` or `dvc repro` gets the data.
+    empty_cache: give the clone a cache of its own, and no remote credentials; it is then in the system's folder for
+    temporary files. Otherwise it uses the project's cache and is in .scratchlm, on the same file system.
+    The clone is deleted when the block ends, also after SIGTERM or SIGHUP, which act like Ctrl-C within the block.
+    `dvc exp run --temp` does not replace this: it rewrites the user's files for a moment, and copies them in each run.
+    Raises UserError if `root` is not the top folder of a git repository, or the revision does not exist.
     """
     root = root.resolve()
     if git(root, "rev-parse", "--show-prefix"):
-        raise UserError(f"{root} is a folder inside a git repository, not its top; clone the project by itself")
+        raise UserError(f"{root} is not the top folder of its git repository; give the project a repository of its own")
     commit = find_commit(root, revision or "HEAD")
-    store = root / ".scratchlm"
-    store.mkdir(exist_ok=True)
-    with _stoppable(), tempfile.TemporaryDirectory(prefix="snapshot-", dir=store) as folder:
-        copy = Path(folder) / root.name
-        git(root, "clone", "--quiet", "--shared", "--no-checkout", os.fspath(root), os.fspath(copy))
+    store = None if empty_cache else root / ".scratchlm"
+    if store:
+        store.mkdir(exist_ok=True)
+    with _stoppable(), tempfile.TemporaryDirectory(prefix="scratchlm-clone-", dir=store) as folder:
+        clone = Path(folder).resolve() / "clone"
+        git(root, "clone", "--quiet", "--shared", "--no-checkout", os.fspath(root), os.fspath(clone))
         if revision:
-            git(copy, "checkout", "--quiet", "--detach", commit)
+            git(clone, "checkout", "--quiet", "--detach", commit)
         else:
-            for name in git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
-                if name and os.path.lexists(root / name):  # a deleted file is listed until its deletion is committed
-                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(root / name, copy / name, follow_symlinks=False)
-            git(copy, "add", "--all")
-        git(copy, "config", "user.name", "scratchlm")  # results become commits there, and not everybody has a name
-        git(copy, "config", "user.email", "scratchlm@localhost")
-        local_settings = root / ".dvc" / "config.local"  # the keys to a remote
-        if local_settings.exists():
-            shutil.copy2(local_settings, copy / ".dvc")
-        with Repo(os.fspath(root)) as repo, Repo(os.fspath(copy)).config.edit("local") as settings:
-            settings["cache"]["dir"] = repo.cache.local_cache_dir
-        yield copy
+            _copy_workspace(root, clone)
+        git(clone, "config", "user.name", "scratchlm")  # results are committed there; the user may have no git name
+        git(clone, "config", "user.email", "scratchlm@localhost")
+        _set_cache(root, clone, empty_cache)
+        yield clone
+
+
+def _copy_workspace(root: Path, clone: Path) -> None:
+    for name in git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0"):
+        if name and os.path.lexists(root / name):  # git lists a deleted file until the deletion is committed
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, clone / name, follow_symlinks=False)
+    git(clone, "add", "--all")
+
+
+def _set_cache(root: Path, clone: Path, empty: bool) -> None:
+    """Write the strongest of DVC's configurations, so that no other one names another cache."""
+    credentials = root / ".dvc" / "config.local"  # of a remote
+    if credentials.exists() and not empty:
+        shutil.copy2(credentials, clone / ".dvc")
+    with Repo(os.fspath(root)) as repo, Repo(os.fspath(clone)).config.edit("local") as settings:
+        settings["cache"]["dir"] = "cache" if empty else repo.cache.local_cache_dir
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """A request to end and a closed terminal interrupt as Ctrl-C does: the block cleans up behind itself."""
+    """Within the block SIGTERM and SIGHUP raise KeyboardInterrupt, so that `finally` clauses run."""
     signals = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:

@@ -1,15 +1,15 @@
-"""Comparing revisions: every tracked metric on both, and whether the difference is more than noise."""
+"""Compare revisions: every tracked metric at both, and whether the difference is more than noise."""
 
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scratchlm.compare.bootstrap import Difference, paired_differences
+from scratchlm.compare.bootstrap import PairedDifference, paired_differences
 from scratchlm.compare.changes import Build, Changes, changes, read_build
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
 from scratchlm.compare.revision import WORKSPACE, MissingArtifact, Revision
-from scratchlm.report.tables import flattened
 from scratchlm.run.errors import UserError
+from scratchlm.run.nested import flattened
 
 BETTER, WORSE = "better", "worse"
 NO_EVIDENCE = "no evidence of a difference"
@@ -20,8 +20,8 @@ NOT_COMPARED = "not compared"
 class Row(NamedTuple):
     """One metric at two revisions.
 
-    verdict: one of the words above; empty where no records stand behind the metric. interval, needed: as in
-    paired.Difference; examples: how many pairs they come from. note: why it was not compared, or what was left out.
+    verdict: one of the texts above; empty where the metric has no per-example records. interval, needed: as in
+    PairedDifference; examples: the number of pairs. note: why it was not compared, or what was left out.
     """
 
     metric: str
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A revision against the baseline. rows: those with a verdict first. warnings: sentences about the builds."""
+    """A revision (second) and the baseline (first). rows: those with a verdict first. warnings: sentences."""
 
     first: Revision
     second: Revision
@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """A revision with what its metrics files hold, the numbers among that by name, and what it was built from."""
+    """A revision, the content of its metrics files, the numbers among it by name, and what it was built from."""
 
     revision: Revision
     numbers: dict[str, float]
@@ -55,7 +55,7 @@ class _Built(NamedTuple):
 
 
 def compare_revisions(names: Sequence[str]) -> list[Comparison]:
-    """Each revision but the first against the first; a single one against the workspace.
+    """Compare each revision with the first one, the baseline; a single one is the baseline of the workspace.
 
     Raises UserError if a revision is unknown or has no metrics.
     """
@@ -95,13 +95,13 @@ def _compare(first: _Built, second: _Built) -> Comparison:
 
 
 def _plain(metric: str, first: _Built, second: _Built) -> Row:
-    """What the tracked values say by themselves."""
+    """The tracked values without a verdict."""
     one, other = first.numbers.get(metric), second.numbers.get(metric)
     return Row(metric, one, other, None if one is None or other is None else other - one)
 
 
 def _family_rows(family: Family, first: _Built, second: _Built, missing: list[MissingArtifact]) -> list[Row]:
-    """One row per metric of the family that both have; what could not be read is added to `missing`."""
+    """One row per metric of the family that both have; records that cannot be read are added to `missing`."""
     metrics = {name: f"{family.prefix}.{name}" for name in family.names}
     rows = {
         name: _plain(metric, first, second)
@@ -117,14 +117,14 @@ def _family_rows(family: Family, first: _Built, second: _Built, missing: list[Mi
             return [row._replace(verdict=SAME) for row in rows.values()]
         missing.append(error)
         return [row._replace(verdict=NOT_COMPARED, note=str(error)) for row in rows.values()]
-    note = f"{left_out} of {n + left_out} {family.examples} have no value at one of the two and are left out"
+    note = f"{left_out} of {n + left_out} {family.examples} have no value at one of the two revisions and are left out"
     return [_judged(row, differences[name], n, note if left_out else "") for name, row in rows.items()]
 
 
 def _differences(
     family: Family, first: _Built, second: _Built, names: Sequence[str]
-) -> tuple[dict[str, Difference], int, int]:
-    """By metric; with the numbers of pairs and of examples left out. Raises Unpaired or MissingArtifact."""
+) -> tuple[dict[str, PairedDifference], int, int]:
+    """Differences by metric, the number of pairs and of examples left out. Raises Unpaired or MissingArtifact."""
     if family.prefix.startswith("judge."):
         _refuse_other_judges(first, second)
     tracked = [{name: built.numbers[f"{family.prefix}.{name}"] for name in names} for built in (first, second)]
@@ -137,9 +137,9 @@ def _differences(
     return paired_differences({name: (was[name], is_now[name]) for name in names}), n, left_out
 
 
-def _judged(row: Row, found: Difference, n: int, note: str) -> Row:
+def _judged(row: Row, found: PairedDifference, n: int, note: str) -> Row:
     if math.isnan(found.difference):
-        return row._replace(verdict=NOT_COMPARED, note=f"{row.metric} is 0/0 on at least one side, which has no value")
+        return row._replace(verdict=NOT_COMPARED, note=f"{row.metric} is undefined (0/0) at one of the two revisions")
     verdict = SAME if found.same else NO_EVIDENCE
     if not found.same and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
         verdict = BETTER if better(row.metric, found.difference) else WORSE
@@ -150,7 +150,7 @@ def _judged(row: Row, found: Difference, n: int, note: str) -> Row:
 
 
 def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
-    """For each sentence about a missing artifact, one about all that are missing for the same reason."""
+    """Map each sentence about a missing artifact to one about all that are missing for the same reason."""
     paths: dict[tuple[str, str], list[str]] = {}
     for error in missing:
         paths.setdefault((error.revision, error.why), []).extend(error.paths)
@@ -175,6 +175,6 @@ def _refuse_other_judges(first: _Built, second: _Built) -> None:
 def _behind(built: _Built) -> str:
     revision, stages = built.revision, built.build.behind
     return (
-        f"{revision.name} is not built from what it holds: since its last `dvc repro`, parameters, code or metrics of "
-        f"{', '.join(stages)} have changed; its figures are those of dvc.lock; rebuild: {revision.rebuild}"
+        f"{revision.name} is not built from what it holds: parameters, packages, code or metrics of "
+        f"{', '.join(stages)} have changed since its last `dvc repro`; rebuild: {revision.rebuild}"
     )

@@ -9,41 +9,50 @@ from pathlib import Path
 
 from scratchlm.run.errors import UserError
 
-# What binds git to one repository where git called us, as in a hook
+# These tie git to one repository, for example inside a hook
 BINDING = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-KEPT_BYTES = 1 << 16  # of the output's end, where a failing stage says why
+KEPT_BYTES = 1 << 16  # of the end of the output, where a failing stage says why
 SECONDS_TO_STOP = 10
 
 
 def git(folder: Path, *words: str) -> str:
-    """What git prints in `folder`. Raises UserError with git's last line if it fails."""
+    """Return what git prints in `folder`. Raises UserError with git's last line if it fails."""
     done = subprocess.run(["git", *words], cwd=folder, env=_neutral_environment(), capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"git {words[0]} failed in {folder}: {last_line(done.stderr)}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
+        raise UserError(f"git {words[0]} failed in {folder}: {lines[-1]}")
     return done.stdout.strip()
 
 
-def find_commit(root: Path, revision: str) -> str:
-    """The commit's hash. Raises UserError if git has no such revision."""
-    try:
-        return git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except UserError:
-        raise UserError(
-            f"{revision!r} is no revision of {root}; name a branch, tag or commit that git has here, after git fetch"
-        ) from None
+def find_commit(folder: Path, revision: str) -> str:
+    """Return the hash of a commit: of a branch, tag or commit, or of a DVC experiment.
+
+    Raises UserError if the repository has no such revision.
+    """
+    with suppress(UserError):
+        return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    with suppress(UserError):
+        experiments = git(folder, "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps")
+        found = [line.split()[0] for line in experiments.splitlines() if line.split()[1] == revision]
+        if len(found) == 1:
+            return found[0]
+    raise UserError(
+        f"{revision!r} is not a revision of this repository; name a branch, tag, commit or experiment "
+        "(`git branch --all` lists the branches, `git fetch` gets new ones)"
+    )
 
 
 def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
-    """The exit status of a dvc command that may take hours, and the end of what it and the stages said.
+    """Run a DVC command, possibly for hours; return its exit status and the end of its output.
 
-    That goes to standard error as it comes. The command is this Python's dvc, its stages run with this Python and
-    the clone's library. It has a process group of its own: if this process is interrupted, all that it started ends.
+    The output also goes to standard error as it comes. The command uses this Python's dvc, and the stages use this
+    Python and the clone's library. If this process is interrupted, the command's whole process group is stopped.
     """
     environment = _neutral_environment()
     for name, first in {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}.items():
         environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
     if (mirror := environment.get("SCRATCHLM_MIRROR")) and Path(mirror).is_dir():
-        environment["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())  # it may be relative to the folder of the call
+        environment["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())  # a relative one is relative to this process
     kept = b""
     with subprocess.Popen(
         [sys.executable, "-m", "dvc", *words], cwd=clone, env=environment | variables, stdin=subprocess.DEVNULL,
@@ -58,20 +67,15 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
             status = process.wait()
         finally:
             if process.poll() is None:
-                _end(process)
+                _stop(process)
     return status, kept.decode("utf-8", errors="replace")
 
 
-def last_line(text: str) -> str:
-    """The last line that holds anything."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "without a word")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: "subprocess.Popen[bytes]") -> None:
     os.killpg(process.pid, signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         process.wait(SECONDS_TO_STOP)
-    with suppress(ProcessLookupError):  # nobody is left
+    with suppress(ProcessLookupError):  # all have exited
         os.killpg(process.pid, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Which metrics come from which per-example records, and whether two revisions' records are of the same examples."""
+"""The per-example records behind each metric, and the check that two revisions measured the same examples."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,15 +13,15 @@ from scratchlm.run.errors import UserError
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss"}
 TASKS = "sources.instructions and tokenize.instructions"
 RESPONSES, JUDGEMENTS = "data/responses/generate.parquet", "data/responses/judge.parquet"
-ROUNDING = 1e-4  # relative: far above what metrics files round, far below what another build changes
+ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
 
 Columns = Mapping[str, np.ndarray]
 
 
 class Records(NamedTuple):
-    """One revision's examples of a family.
+    """The records of a family at one revision.
 
-    examples: by id, everything that makes it this example and no other. columns: (N,) each, in the same order.
+    examples: by id, the content that defines the example. columns: (N,) each, in the same order.
     """
 
     examples: dict[str, Any]
@@ -29,11 +29,11 @@ class Records(NamedTuple):
 
 
 class Family(NamedTuple):
-    """Metrics that one set of records explains.
+    """The metrics that come from one set of records.
 
-    prefix: before the names of its metrics. paths: where the records are. examples: what they are called.
-    depends_on: what makes a test set what it is. read: a revision's records. statistics: columns and tracked values
-    by name -> a statistic by name.
+    prefix: of its metrics' names. paths: of the records. examples: the word for them in messages. depends_on: the
+    parameters that determine the test set. read: revision -> records. statistics: columns and tracked values by
+    name -> a statistic by name.
     """
 
     prefix: str
@@ -46,11 +46,11 @@ class Family(NamedTuple):
 
 
 class Unpaired(UserError):
-    """Two revisions' records that must not be paired."""
+    """The records of two revisions cannot be paired; the sentence says why."""
 
 
 def families(metrics: Iterable[str]) -> list[Family]:
-    """The families among these metrics, which are named like load_gpt2/nano.val.loss, in the pipeline's order."""
+    """Return the families among metrics with names like load_gpt2/nano.val.loss, in the order of the pipeline."""
     present = set(metrics)
     prefixes = {name.rpartition(".")[0] for name in present}
     found = []
@@ -75,20 +75,20 @@ def families(metrics: Iterable[str]) -> list[Family]:
 
 
 def better(metric: str, difference: float) -> bool:
-    """Whether a change of a metric of a family by `difference` is for the better."""
+    """Whether a change of this metric by `difference` is an improvement."""
     return (difference < 0) == (metric.rpartition(".")[2] in LOWER_IS_BETTER)
 
 
 def pair_up(family: Family, first: Records, second: Records, names: tuple[str, str]) -> tuple[Columns, Columns, int]:
-    """The columns of both in the order of the first, and how many examples were left out for want of a value.
+    """Return the columns of both in the order of the first, and the number of examples left out as one has no value.
 
-    Raises Unpaired with a sentence if the two are not of the same examples. names: of the revisions.
+    names: of the revisions. Raises Unpaired if the two are not of the same examples.
     """
     if first.examples != second.examples:
         other = second.examples
         shared = sum(name in other and other[name] == content for name, content in first.examples.items())
         raise Unpaired(
-            f"{family.prefix} is measured on other {family.examples}: {len(first.examples)} at {names[0]}, "
+            f"{family.prefix} is measured on different {family.examples}: {len(first.examples)} at {names[0]}, "
             f"{len(second.examples)} at {names[1]}, {shared} the same; to compare, build both with the same "
             f"{family.depends_on}"
         )
@@ -103,22 +103,24 @@ def pair_up(family: Family, first: Records, second: Records, names: tuple[str, s
 
 
 def check_records(family: Family, records: Records, tracked: Mapping[str, float], revision: Revision) -> None:
-    """Raises Unpaired if the records do not give the tracked values: the two were not built together."""
+    """Raises Unpaired if the tracked values do not follow from the records, as the two were not built together."""
     usable = np.all([np.isfinite(column) for column in records.columns.values()], axis=0)
     columns = {name: column[usable] for name, column in records.columns.items()}
     for name, statistic in family.statistics(columns, tracked).items():
         value = observed(statistic) if usable.any() else np.nan
         if name in tracked and np.isfinite(value) and not np.isclose(value, tracked[name], rtol=ROUNDING):
             raise Unpaired(
-                f"the records of {family.prefix} at {revision.name} give {name} {value:.6g} and not the "
-                f"{tracked[name]:.6g} of its metrics: they were not built together; rebuild: {revision.rebuild}"
+                f"the records of {family.prefix} at {revision.name} give {name} {value:.6g}, but its metrics file has "
+                f"{tracked[name]:.6g}: they were not built together; rebuild: {revision.rebuild}"
             )
 
 
 def _corpus_losses(prefix: str, path: str) -> Family:
     def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
         sums, counts = columns["loss_nats"], columns["scored_tokens"]
-        bits_per_nat = tracked["bits_per_byte"] / tracked["loss"]  # and tokens per byte: one factor for all windows
+        bits_per_nat = (
+            tracked["bits_per_byte"] / tracked["loss"]
+        )  # includes tokens per byte: one factor for all windows
         return {
             "loss": Ratio(sums, counts),
             "perplexity": Ratio(sums, counts, np.exp),
@@ -140,7 +142,7 @@ def _response_losses(prefix: str, path: str) -> Family:
 
 
 def _losses(revision: Revision, path: str) -> Records:
-    """Records of LOSS_SCHEMA; their ids tell what they are of."""
+    """Records of LOSS_SCHEMA; an id includes a hash of its content."""
     table = revision.table(path)
     ids = table["id"].to_pylist()
     return Records(dict.fromkeys(ids), _columns(table, "loss_nats", "scored_tokens"))
@@ -156,13 +158,13 @@ def _predictions(prefix: str, path: str) -> Family:
     def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
         label, predicted, probability = columns["label"], columns["predicted"], columns["probability"]
         found = label * predicted
-        tiny = np.finfo(float).eps  # where scikit-learn's log_loss cuts
+        tiny = np.finfo(float).eps  # scikit-learn's log_loss clips here too
         given = np.clip(np.where(label == 1, probability, 1 - probability), tiny, 1)
         return {
-            "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), share=True),
-            "precision": Ratio(found, predicted, share=True),
-            "recall": Ratio(found, label, share=True),
-            "f1": Ratio(2 * found, predicted + label, share=True),
+            "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), proportion=True),
+            "precision": Ratio(found, predicted, proportion=True),
+            "recall": Ratio(found, label, proportion=True),
+            "f1": Ratio(2 * found, predicted + label, proportion=True),
             "auroc": Auroc(label, probability),
             "loss": Ratio(-np.log(given), np.ones_like(label)),
         }
@@ -198,8 +200,8 @@ def _judgements(prefix: str, model: str) -> Family:
 
 
 def _count(right: np.ndarray) -> Ratio:
-    """How many of the examples are right, as a share of all that is multiplied back: the bootstrap takes it as one."""
-    return Ratio(right, np.ones_like(right), lambda share: len(right) * share, share=True)
+    """The number of right examples, as a proportion times their number, so that the bootstrap treats it as one."""
+    return Ratio(right, np.ones_like(right), lambda proportion: len(right) * proportion, proportion=True)
 
 
 def _tasks(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,25 +1,28 @@
-"""The tracked files of any revision, read through DVC without touching the workspace."""
+"""Read the tracked files of any revision through DVC, without touching the workspace."""
 
 import json
-from collections.abc import Iterable
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
-from dvc.scm import RevError, resolve_rev
+from dvc.repo.index import Index
 
+from scratchlm.compare.git import find_commit
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import parse_yaml
 
+LOCK, PARAMETERS = "dvc.lock", "params.yaml"
 WORKSPACE = "workspace"  # DVC's word for what is not committed yet
 SHORT = 7
 
 
 class MissingArtifact(UserError):
-    """A file that a revision does not have, or that neither cache nor remote holds; why: and how to get it."""
+    """A file that a revision does not have, or that is in neither cache nor remote; why: also says how to get it."""
 
     def __init__(self, revision: str, paths: Iterable[str], why: str) -> None:
         super().__init__(f"{revision} lacks {', '.join(paths)}: {why}")
@@ -27,43 +30,45 @@ class MissingArtifact(UserError):
 
 
 class Revision:
-    """What git and DVC track at one revision: nothing is checked out, a remote is read where the cache lacks a file."""
+    """The files that git and DVC track at one revision. A remote is read where the cache lacks a file.
 
-    def __init__(self, name: str) -> None:
-        """name: whatever git takes for a commit, or `workspace`; any folder of the project may be the current one.
+    name: as the user gave it. commit: its hash, None for the workspace. root: the project's folder.
+    """
+
+    def __init__(self, name: str, folder: Path = Path()) -> None:
+        """name: a revision as git names it, an experiment, or `workspace`; folder: any folder of the project.
 
         Raises UserError if there is no such revision, or no project.
         """
         self.name = name
+        self.commit: str | None = None
         try:
-            self._repo = Repo(Repo.find_root())
-            if name == WORKSPACE:
-                self.commit = None
-            elif not name or ":" in name:  # to git, HEAD:params.yaml names a file
-                raise RevError(repr(name))
-            else:
-                self.commit = resolve_rev(self._repo.scm, name)
-                self._repo = Repo(rev=self.commit)
-        except RevError:
-            raise UserError(
-                f"{name!r} is no revision of this repository; name a branch, tag or commit "
-                f"(`git branch --all` lists branches), or {WORKSPACE} for what is not committed"
-            ) from None
+            self.root = Path(Repo.find_root(str(folder)))
+            if name != WORKSPACE:
+                self.commit = find_commit(self.root, name)
+            self._repo = Repo(str(self.root), rev=self.commit)
         except DvcException as error:
-            raise UserError(f"{error}; run scratchlm inside a clone of the project that git and DVC know") from None
+            raise UserError(
+                f"{folder.resolve()} is not in a clone of the project ({error}); run scratchlm inside one"
+            ) from None
 
     def __str__(self) -> str:
-        """The name with what it stands for: main (03c6b50)."""
-        stands_for = self.commit[:SHORT] if self.commit else "not committed"
-        return self.name if stands_for.startswith(self.name[:SHORT]) else f"{self.name} ({stands_for})"
+        """The name with its commit: main (03c6b50)."""
+        commit = self.commit[:SHORT] if self.commit else "not committed"
+        return self.name if commit.startswith(self.name[:SHORT]) else f"{self.name} ({commit})"
 
     @property
     def rebuild(self) -> str:
         """The command that builds this revision."""
         return "`dvc repro`" if self.commit is None else f"`git checkout {self.name} && dvc repro`"
 
+    @property
+    def cache(self) -> Path:
+        """The folder of the objects in DVC's local cache."""
+        return Path(self._repo.cache.local.path)
+
     def read(self, path: str) -> bytes:
-        """The content of a file that git or DVC tracks; path: from the project's root, with forward slashes.
+        """Return the content of a tracked file; path: from the project's root, with forward slashes.
 
         Raises MissingArtifact with a sentence that says how to get it.
         """
@@ -74,27 +79,26 @@ class Revision:
         except (DvcException, OSError) as error:
             raise MissingArtifact(self.name, [path], f"reading failed ({error}); {self._how_to_get()}") from None
 
-    def text(self, path: str) -> str:
-        """A UTF-8 file. Errors as read."""
-        return self.read(path).decode("utf-8")
-
     def yaml(self, path: str) -> Any:
-        """A YAML file, numbers read as DVC reads them. Errors as read, and UserError if it is not YAML."""
-        return parse_yaml(self.text(path), f"{path} of {self.name}")
+        """Return the content of a YAML file, numbers read as DVC reads them.
+
+        Raises MissingArtifact as read does, and UserError if it is not YAML.
+        """
+        return parse_yaml(self.read(path).decode("utf-8"), f"{path} of {self.name}")
 
     def json(self, path: str) -> Any:
-        """A JSON file. Errors as read, and UserError if it is not JSON."""
+        """Return the content of a JSON file. Raises MissingArtifact as read does, and UserError if it is not JSON."""
         try:
             return json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{path} of {self.name} is not valid JSON ({error}); rebuild: {self.rebuild}") from None
 
     def table(self, path: str) -> pa.Table:
-        """A Parquet file. Errors as read."""
+        """Return a Parquet file. Raises MissingArtifact as read does."""
         return pq.read_table(pa.BufferReader(self.read(path)))
 
     def metrics(self) -> dict[str, Any]:
-        """Each metrics file by its place in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}."""
+        """Return each metrics file by its path in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}."""
         paths = sorted(str(path).lstrip("/") for path in self._repo.dvcfs.find("/metrics"))
         return {
             str(PurePosixPath(path).relative_to("metrics").with_suffix("")): self.json(path)
@@ -102,12 +106,20 @@ class Revision:
             if path.endswith(".json")
         }
 
-    def stages(self) -> list[str]:
-        """The names of the pipeline's stages (load_gpt2@nano for one of several) in dvc.yaml's order."""
+    @contextmanager
+    def pipeline(self) -> Iterator[Index]:
+        """Yield DVC's view of dvc.yaml and dvc.lock; whatever DVC cannot read within the block is a UserError."""
         try:
-            return [stage.name for stage in self._repo.index.stages]
+            yield self._repo.index
         except DvcException as error:
-            raise UserError(f"the pipeline of {self.name} cannot be read ({error}); correct its dvc.yaml") from None
+            raise UserError(
+                f"cannot read the pipeline of {self.name} ({error}); correct its dvc.yaml, params.yaml or dvc.lock"
+            ) from None
+
+    def stages(self) -> list[str]:
+        """Return the names of the stages, such as load_gpt2@nano, in the order of dvc.yaml."""
+        with self.pipeline() as index:
+            return [stage.name for stage in index.stages]
 
     def _why(self, path: str) -> str:
         if not self._repo.dvcfs.exists(f"/{path}"):
@@ -118,3 +130,8 @@ class Revision:
 
     def _how_to_get(self) -> str:
         return f"run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
+
+
+def recorded_hashes(entries: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:
+    """Return path -> md5 of the `deps` or `outs` of a stage in dvc.lock."""
+    return {entry["path"]: entry.get("md5", "") for entry in entries or ()}

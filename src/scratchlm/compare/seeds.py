@@ -1,22 +1,24 @@
-"""One stage again under other seeds: DVC experiments in a private copy of the workspace."""
+"""Rerun one stage with other seeds, as DVC experiments in a private clone of the workspace."""
 
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
-from scratchlm.compare.clone import snapshot
+from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import git, run_dvc
+from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 from scratchlm.run.params import Section, Seed, read_params
-from scratchlm.run.pipeline import paths, read_stages
 
 SEED = "seed"
-CONSTANT_OUTPUT = "preflight"  # it is stale after every edit of params.yaml, and its marker is always the same
+CODE = "code"  # the stage that sees an edit of the code
+CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
 
 
 class _SeedParams(Section):
@@ -24,60 +26,65 @@ class _SeedParams(Section):
 
 
 def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int, Any]:
-    """The metrics of a stage by seed, from n runs with the seeds s, s + 1, …, where s is the one in params.yaml.
+    """Return the metrics of a stage by seed, from n runs with the seeds s, s + 1, …, where s is the one in params.yaml.
 
     root: the project's folder. stage: as `dvc dag` names it.
-    Only this stage runs; what it reads is as it was built, so that all runs share data, splits and base model.
-    A run that DVC has in its cache, the one of the workspace first of all, is not computed again. What dvc and the
-    stage say goes to standard error.
-    keep: put the experiments into the project, where `dvc exp show` lists them.
-    Raises UserError for less than two runs, an unknown stage, one that reads no seed, inputs that are not built, and
+    Only this stage runs, on inputs that are already built, so all runs share data, splits and base model. DVC takes
+    runs that are in its cache from there, among them the workspace's own. Its output goes to standard error.
+    keep: add the experiments to the project, where `dvc exp show` lists them.
+    Raises UserError for fewer than two runs, an unknown stage, one that reads no seed, inputs that are not built, and
     a run that fails.
     """
     if n < 2:
-        raise UserError(f"{n} run shows no spread; at least 2 are needed: give --seeds 5, for example")
-    stages = _stages(root)
-    measured = {
-        address: paths(what["metrics"])[0] for address, what in stages.items() if SEED in what.get("params", [])
-    }
-    if stage not in measured:
-        wrong = "reads no seed" if stage in stages else "is no stage of dvc.yaml"
-        raise UserError(f"{stage} {wrong}; stages that read one are {', '.join(measured)}: name one of these")
-    first = read_params(root / "params.yaml", _SeedParams).seed
+        raise UserError(f"{n} run has no spread; at least 2 are needed: give --seeds 5, for example")
+    metrics = _metrics_file(root, stage)
+    first = read_params(root / PARAMETERS, _SeedParams).seed
     results = {}
-    with snapshot(root) as copy:
-        _check_inputs(copy, stage)
+    with private_clone(root) as clone:
+        _check_inputs(clone, stage)
         names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
             print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
-            if run_dvc(copy, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)[0]:
+            if run_dvc(clone, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)[0]:
                 raise UserError(
-                    f"{stage} failed with seed {seed}; what it said stands above: correct that, then call this again"
+                    f"{stage} failed with seed {seed}; correct the error printed above, then run this again"
                 )
-            results[seed] = read_json(copy / measured[stage])
+            results[seed] = read_json(clone / metrics)
         if keep:
-            baseline = git(copy, "rev-parse", "HEAD")
-            refs = [str(ExpRefInfo(baseline, name)) for name in names.values()]
-            git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(copy), *(f"+{ref}:{ref}" for ref in refs))
+            baseline = git(clone, "rev-parse", "HEAD")
+            refs = [f"+{ref}:{ref}" for ref in (str(ExpRefInfo(baseline, name)) for name in names.values())]
+            git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(clone), *refs)
     return results
 
 
-def _stages(root: Path) -> dict[str, Any]:
+def _metrics_file(root: Path, stage: str) -> str:
+    """Return the path of the stage's metrics file."""
     if not (root / "dvc.yaml").exists():
-        raise UserError(f"{root.resolve()} has no dvc.yaml; call this in the project's own folder")
-    return read_stages(root)
+        raise UserError(f"{root.resolve()} has no dvc.yaml; run this in the project's own folder")
+    with Revision(WORKSPACE, root).pipeline() as index:
+        seeded = {
+            found.name: next(out.def_path for out in found.outs if out.is_metric)
+            for found in index.stages
+            if any(isinstance(dep, ParamsDependency) and SEED in dep.params for dep in found.deps)
+        }
+        names = [found.name for found in index.stages]
+    if stage not in seeded:
+        wrong = "reads no seed" if stage in names else "is not a stage of dvc.yaml"
+        raise UserError(f"{stage} {wrong}; name one of the stages that read a seed: {', '.join(seeded)}")
+    return seeded[stage]
 
 
-def _check_inputs(copy: Path, stage: str) -> None:
-    """Bring the data of the stage and of all before it; refuse if any of that is not what its stage would build."""
-    with Repo(os.fspath(copy)) as repo:
-        target = f"{copy / 'dvc.yaml'}:{stage}"
+def _check_inputs(clone: Path, stage: str) -> None:
+    """Get the data of the stage and of all stages before it; refuse data that its own stage would build again."""
+    with Repo(os.fspath(clone)) as repo:
+        target = f"{clone / 'dvc.yaml'}:{stage}"
         repo.checkout(targets=[target], with_deps=True, allow_missing=True)
-        run_dvc(copy, "repro", "--single-item", "code")  # else an edit of the code is not seen
+        if run_dvc(clone, "repro", "--single-item", CODE)[0]:
+            raise UserError(f"the stage {CODE} failed; correct the error printed above, then run this again")
         changed = repo.status(targets=[target], with_deps=True)
     stale = sorted({address.rpartition(":")[2] for address in changed} - {stage, CONSTANT_OUTPUT})
     if stale:
         raise UserError(
-            f"{stage} reads what {', '.join(stale)} would build anew; "
-            "seeds are compared on inputs that are built: run dvc repro first"
+            f"{stage} reads the outputs of {', '.join(stale)}, which `dvc repro` would build again; "
+            "seeds are compared on finished inputs: run `dvc repro` first"
         )

@@ -1,37 +1,39 @@
-"""A comparison of revisions as a person or a program wants to read it: text, Markdown, JSON."""
+"""Comparisons of revisions, and of runs with several seeds, as text, Markdown or JSON."""
 
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import NOT_COMPARED, SAME, Comparison, Row
+from scratchlm.compare.spread import Spread, difference_factor, split
 from scratchlm.report.tables import NONE, format_number
+from scratchlm.tasks.intervals import CONFIDENCE
 
 WIDTH = 120
 NAME_CHARACTERS = 14  # of a revision in a table's head
 HASH_CHARACTERS = 8
 STAGES_NAMED = 3
-DERIVED = ("_low", "_high")  # ends of the intervals of other figures
+DERIVED = ("_low", "_high")  # ends of the intervals of other metrics
 MEANING = (
-    "The 95 % interval of a change is that of a paired bootstrap over n test examples: it covers the choice of "
-    "these examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are "
-    "truly tied, one is expected to get a verdict all the same. In brackets: how many examples would show a difference "
-    "of the observed size with a chance of 80 %."
+    "The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these "
+    "examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are truly "
+    "equal, expect one to get a verdict by chance. In brackets: the number of examples that a difference of the "
+    "observed size needs to be detected with a power of 80 %."
 )
 
 
 def comparison_text(comparisons: Sequence[Comparison], everything: bool = False) -> str:
-    """One page per comparison. everything: also figures that are the same, ends of intervals and confusion counts."""
+    """One page per comparison. everything: also metrics that are the same, ends of intervals and confusion counts."""
     return "\n\n\n".join(_page(comparison, everything, markdown=False) for comparison in comparisons)
 
 
 def comparison_markdown(comparisons: Sequence[Comparison], everything: bool = False) -> str:
-    """The same for a comment on a pull request."""
+    """The same pages for a comment on a pull request."""
     return "\n\n".join(_page(comparison, everything, markdown=True) for comparison in comparisons)
 
 
@@ -50,6 +52,30 @@ def comparison_json(comparisons: Sequence[Comparison]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
 
 
+def seeds_text(metrics: Mapping[str, Spread]) -> str:
+    """A table of the metrics that vary, a line with those that do not, and the meaning of the last column."""
+    varying, constant = split(metrics)
+    parts = []
+    if varying:
+        n = len(next(iter(varying.values())).values)
+        head = ["metric", "mean", "sd", "min", "max", "minimum detectable difference"]
+        parts.append(_table(head, [[name, *map("{:.4g}".format, row[1:])] for name, row in varying.items()], False))
+    if constant:
+        parts.append(f"The same in all runs: {', '.join(f'{name} {row.mean:.10g}' for name, row in constant.items())}.")
+    if varying:
+        parts.append(
+            "Two single runs that differ by more than the minimum detectable difference can be told apart "
+            f"({CONFIDENCE:.0%} confidence). It is t({n - 1}) · √2 · sd, for {n} runs {difference_factor(n):.2f} · sd."
+        )
+    return "\n\n".join(part if "\n" in part else _wrapped(part) for part in parts)
+
+
+def seeds_json(stage: str, seeds: Iterable[int], metrics: Mapping[str, Spread]) -> str:
+    """The same for programs, unrounded, with the value of each run."""
+    values = {name: row._asdict() for name, row in metrics.items()}
+    return json.dumps({"stage": stage, "seeds": list(seeds), "metrics": values}, indent=2)
+
+
 def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     first, second, rows = comparison.first, comparison.second, comparison.rows
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
@@ -66,11 +92,9 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     if same:
         parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
     if other:
-        cells = [
-            [row.metric, format_number(row.first), format_number(row.second), difference_cells(row)[0]] for row in other
-        ]
-        table = _table(["other tracked figures", *names, "change"], cells, markdown)
-        folded = f"<details><summary>other tracked figures: {len(other)}</summary>\n\n{table}\n\n</details>"
+        cells = [[row.metric, format_number(row.first), format_number(row.second), difference_cells(row)[0]] for row in other]
+        table = _table(["other tracked metrics", *names, "change"], cells, markdown)
+        folded = f"<details><summary>other tracked metrics: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)
     parts.append("\n".join(_bullets(["What differs:", *_change_lines(comparison.changes)])))
     one_sided = [
@@ -154,7 +178,7 @@ def _wrapped(sentence: str) -> str:
 
 
 def _files(rows: Iterable[Row], missing: int) -> list[str]:
-    """The metrics files of which the first (1) or second (2) revision lacks some figure."""
+    """The metrics files of which the first (1) or second (2) revision lacks a metric."""
     return list(dict.fromkeys(f"metrics/{row.metric.split('.')[0]}.json" for row in rows if row[missing] is None))
 
 

@@ -13,8 +13,9 @@ from scratchlm.model.config import published_config
 from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
-from scratchlm.report.tables import flattened, format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.files import missing, read_csv, read_json, read_table, sha256_of
+from scratchlm.run.nested import flattened
 from scratchlm.run.params import load_yaml
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")

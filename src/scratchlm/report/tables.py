@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from scratchlm.run.nested import flattened
+
 PERCENTAGES = {"accuracy", "accuracy_low", "accuracy_high", "precision", "recall"}
 COLUMN_ORDER = ("train", "val", "test", "before", "after")
 MAX_CHARACTERS = 400
@@ -18,7 +20,9 @@ class Table(NamedTuple):
 
 
 def format_number(value: Any) -> str:
-    """Return a number with four significant digits, an integer in full, any other value as text."""
+    """Return a number with four significant digits, an integer in full, a list item by item, any other value as text."""
+    if isinstance(value, list):
+        return ", ".join(map(format_number, value))
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -75,17 +79,6 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
     if single:
         tables.insert(bool(columns), Table(f"{title}, all splits" if title and columns else title, ("value",), single))
     return tables
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one mapping with dotted keys; a list becomes one text."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = ", ".join(map(format_number, value)) if isinstance(value, list) else value
-    return flat
 
 
 def _holds_splits(value: Mapping[str, Any]) -> bool:

@@ -36,7 +36,7 @@ def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, s
                 pending += [path for path in new if path.suffix == ".py"]
             elif name.split(".")[0] not in (library.name, script.parent.name, *sys.stdlib_module_names):
                 packages.add(_distribution(name))
-    pinned = locked_versions(lock)
+    pinned = locked_versions(lock.read_text(encoding="utf-8"))
     if missing := sorted(packages - set(pinned)):
         raise UserError(
             f"{script} needs the package {missing[0]}, which {lock} does not pin; add it there, or remove the import"
@@ -68,9 +68,9 @@ def data_files(module: Path) -> Iterator[Path]:
             yield path
 
 
-def locked_versions(lock: Path) -> dict[str, str]:
-    """Package name in lower case -> version, of a file of `name==version` lines; variants under their one name."""
-    lines = [line.partition(";")[0].strip() for line in lock.read_text(encoding="utf-8").splitlines()]
+def locked_versions(lock: str) -> dict[str, str]:
+    """Package name in lower case -> version, of a text of `name==version` lines; variants under their one name."""
+    lines = [line.partition(";")[0].strip() for line in lock.splitlines()]
     pins = dict(line.lower().split("==") for line in lines if "==" in line and not line.startswith("#"))
     for name, variants in VARIANTS.items():
         if found := [pins[variant] for variant in variants if variant in pins]:

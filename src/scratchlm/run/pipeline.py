@@ -12,9 +12,11 @@ from typing import Any
 
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
+from scratchlm.run.nested import value_at
 from scratchlm.run.params import load_yaml
 
 CODE_FOLDER = "data/code/"
+MISSING = object()
 
 
 def read_stages(folder: Path = Path()) -> dict[str, Any]:
@@ -92,8 +94,7 @@ def _resolved(value: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def _looked_up(key: str, scope: Any) -> Any:
-    for part in key.strip().split("."):
-        if not isinstance(scope, Mapping) or part not in scope:
-            raise UserError(f"dvc.yaml uses ${{{key}}}, which params.yaml does not have; correct one of them")
-        scope = scope[part]
-    return scope
+    value = value_at(scope, key.strip(), MISSING)
+    if value is MISSING:
+        raise UserError(f"dvc.yaml uses ${{{key}}}, which params.yaml does not have; correct one of them")
+    return value

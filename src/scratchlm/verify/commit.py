@@ -1,27 +1,30 @@
-"""What a commit says of its own build: dvc.yaml, dvc.lock and the files in git, read without checking them out."""
+"""A commit's own account of its build: dvc.yaml, dvc.lock and the files in git, read without a checkout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratchlm.compare.flatten import leaves
-from scratchlm.compare.git import find_commit, git
+import networkx
+from dvc.dependency import ParamsDependency
+
+from scratchlm.compare.revision import LOCK, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
+from scratchlm.run.nested import leaves
 from scratchlm.run.pipeline import CODE_FOLDER
 from scratchlm.verify.diff import first_few
 
 if TYPE_CHECKING:
-    from dvc.dependency import Dependency, ParamsDependency
+    from dvc.dependency import Dependency
     from dvc.output import Output as DvcOutput
     from dvc.stage import PipelineStage
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a stage. md5: as dvc.lock has it, with .dir for a folder; None if it has none.
+    """One output of a stage. md5: from dvc.lock, with .dir for a folder; None if dvc.lock lacks the output.
 
-    cached: DVC keeps it; else it is in git. edited: it is in git and is not what dvc.lock recorded.
+    cached: in DVC's cache, otherwise in git. edited: in git, and it differs from what dvc.lock recorded.
     """
 
     path: str
@@ -32,13 +35,13 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of dvc.yaml and what dvc.lock recorded of it.
+class CommittedStage:
+    """One stage of dvc.yaml with its record in dvc.lock.
 
     upstream: every stage that it needs, directly or through others.
     inputs: the recorded hash of each output of another stage that it was built from.
-    stale: by file, how the commit differs from what it was built from. code: the file with its files and packages.
-    external: the result comes from outside (`meta` in dvc.yaml names the parameter that says so).
+    stale: by file, how the commit differs from what the stage was built from. code: its record from the stage `code`.
+    external: its result comes from outside (`meta` in dvc.yaml names the parameter that decides).
     """
 
     name: str
@@ -52,51 +55,40 @@ class Stage:
 
 @dataclass(frozen=True)
 class Commit:
-    """stages: in the order in which DVC builds them. cache: the folder of the objects that DVC keeps here."""
+    """stages: in the order in which DVC builds them. cache: the folder of the objects in the local cache."""
 
     root: Path
     revision: str
     sha: str
-    stages: tuple[Stage, ...]
+    stages: tuple[CommittedStage, ...]
     cache: Path
 
 
 def read_commit(folder: Path, revision: str) -> Commit:
-    """What `revision` of the repository around `folder` says.
+    """Read `revision` of the repository around `folder`.
 
     Raises UserError with one sentence if there is no such repository or revision, or no pipeline in it.
     """
-    import networkx
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        root = Path(git(folder, "rev-parse", "--show-toplevel"))
-    except UserError:
-        raise UserError(f"{folder.resolve()} is in no git repository; run this in a clone of the project") from None
-    sha = find_commit(root, revision)
-    try:
-        with Repo(str(root), rev=sha) as repo:
-            graph = repo.index.graph  # its edges lead from a stage to the stages that it needs
-            outputs = [output for stage in graph for output in stage.outs]
-            stages = tuple(
-                _stage(stage, frozenset(needed.name for needed in networkx.descendants(graph, stage)), outputs)
-                for stage in networkx.dfs_postorder_nodes(graph)
-            )
-            cache = Path(repo.cache.local.path)
-    except DvcException as error:
-        raise UserError(
-            f"the pipeline of {revision} cannot be read ({error}); name a revision with a valid dvc.yaml and dvc.lock"
-        ) from None
+    if revision == WORKSPACE:
+        raise UserError(f"only a commit can be verified, and {WORKSPACE} is none; commit, then verify HEAD")
+    found = Revision(revision, folder)
+    assert found.commit
+    with found.pipeline() as index:
+        graph = index.graph  # its edges lead from a stage to the stages that it needs
+        outputs = [output for stage in graph for output in stage.outs]
+        stages = tuple(
+            _stage(stage, frozenset(needed.name for needed in networkx.descendants(graph, stage)), outputs)
+            for stage in networkx.dfs_postorder_nodes(graph)
+        )
     if not stages:
         raise UserError(f"{revision} has no stages; name a revision with a dvc.yaml")
-    return Commit(root, revision, sha, stages, cache)
+    return Commit(found.root, revision, found.commit, stages, found.cache)
 
 
-def chosen(commit: Commit, names: Sequence[str]) -> tuple[Stage, ...]:
-    """The named stages and all that they need, in order; all stages if none is named.
+def chosen(commit: Commit, names: Sequence[str]) -> tuple[CommittedStage, ...]:
+    """Return the named stages and all that they need, in order; all stages if none is named.
 
-    `load_gpt2` stands for each of its items, such as load_gpt2@nano. Raises UserError naming an unknown stage.
+    `load_gpt2` means each of its items, such as load_gpt2@nano. Raises UserError naming an unknown stage.
     """
     wanted: set[str] = set()
     for name in names:
@@ -108,13 +100,11 @@ def chosen(commit: Commit, names: Sequence[str]) -> tuple[Stage, ...]:
     return tuple(stage for stage in commit.stages if not names or stage.name in wanted)
 
 
-def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequence["DvcOutput"]) -> Stage:
-    from dvc.dependency import ParamsDependency
-
+def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequence["DvcOutput"]) -> CommittedStage:
     parameters = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
     files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     built = [dep for dep in files if any(_overlap(dep.fs_path, output.fs_path) for output in all_outputs)]
-    return Stage(
+    return CommittedStage(
         name=stage.name,
         upstream=upstream,
         outputs=tuple(
@@ -135,14 +125,14 @@ def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequen
 
 
 def _stale(
-    stage: "PipelineStage", parameters: Sequence["ParamsDependency"], files: Sequence["Dependency"]
+    stage: "PipelineStage", parameters: Sequence[ParamsDependency], files: Sequence["Dependency"]
 ) -> Iterator[tuple[str, str]]:
-    """How the commit differs from what dvc.lock says the stage was built from, by file."""
+    """Yield the files whose content differs from what dvc.lock says the stage was built from, and how."""
     if not any(output.hash_info for output in stage.outs):
-        yield "dvc.lock", "has no such stage: it was never built"
+        yield LOCK, "does not have this stage: it was never built"
         return
     if stage.cmd_changed:
-        yield "dvc.yaml", "has another command than it was built with"
+        yield "dvc.yaml", "has a different command than the one it was built with"
     for dep in parameters:
         old, new = dict(leaves(dep.hash_info.value or {})), dict(leaves(dep.read_params()))
         changes = [
@@ -154,12 +144,12 @@ def _stale(
             yield dep.def_path, first_few(changes)
     for dep in files:
         if not dep.hash_info:
-            yield dep.def_path, "is no file that it was built from"
+            yield dep.def_path, "was not an input when it was built"
         elif dep.workspace_status():
-            yield dep.def_path, "has changed since it was built" if dep.exists else "is not in git any more"
+            yield dep.def_path, "has changed since it was built" if dep.exists else "is no longer in git"
 
 
-def _is_external(stage: "PipelineStage", parameters: Sequence["ParamsDependency"]) -> bool:
+def _is_external(stage: "PipelineStage", parameters: Sequence[ParamsDependency]) -> bool:
     conditions = (stage.meta or {}).get("external")
     if not isinstance(conditions, Mapping):
         return False

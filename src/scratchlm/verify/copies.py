@@ -1,4 +1,4 @@
-"""The copies of outputs that are kept here: objects of DVC's cache, and the files of the workspace."""
+"""The local copies of outputs: objects in DVC's cache, and files in the workspace."""
 
 import filecmp
 import hashlib
@@ -6,22 +6,23 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from scratchlm.verify.commit import Commit, Output, Stage
+from scratchlm.compare.revision import LOCK
+from scratchlm.verify.commit import Commit, CommittedStage, Output
 from scratchlm.verify.diff import Difference, difference
 from scratchlm.verify.findings import Finding
-from scratchlm.verify.rebuild import LOCK, Rebuild
+from scratchlm.verify.rebuild import Rebuild
 
 FOLDER = ".dir"  # ends the hash of a folder, whose object lists its files
 
 
 def intact(cache: Path, md5: str) -> Path | None:
-    """The object with this hash, if the cache has it and its content is what its name says."""
+    """Return the object with this hash, if the cache has it and its content has this hash."""
     path = _object(cache, md5)
     return path if path.is_file() and _md5(path) == md5.removesuffix(FOLDER) else None
 
 
 def members(md5: str, caches: Sequence[Path]) -> dict[str, str] | None:
-    """The hash of each file of an output by its path within it, "" if it is one file; None if no cache can tell."""
+    """Return the hash of each file of an output by its path within it, "" for a single file; None if not in a cache."""
     if not md5.endswith(FOLDER):
         return {"": md5}
     listing = next((path for cache in caches if (path := intact(cache, md5))), None)
@@ -31,16 +32,21 @@ def members(md5: str, caches: Sequence[Path]) -> dict[str, str] | None:
 
 
 def name_of(output: Output, member: str) -> str:
-    """The path of an output's file in the repository."""
+    """Return the path of an output's file in the repository."""
     return f"{output.path}/{member}" if member else output.path
 
 
 class Copies:
-    """Hashes again, once, each copy of what a commit's dvc.lock names. n_checked: how many it has hashed."""
+    """Hashes each local copy of a commit's outputs once.
+
+    n_checked: how many were hashed. n_other: files of the workspace that are an intact output of another build, as
+    after `git switch` without `dvc checkout`.
+    """
 
     def __init__(self, commit: Commit, rebuild: Rebuild) -> None:
         self._commit, self._rebuild = commit, rebuild
         self._seen: set[Path] = set()
+        self.n_other = 0
         here, committed = commit.root / LOCK, rebuild.committed / LOCK
         both = here.exists() and committed.exists()
         self._workspace_too = both and filecmp.cmp(here, committed, shallow=False)
@@ -49,8 +55,8 @@ class Copies:
     def n_checked(self) -> int:
         return len(self._seen)
 
-    def damaged(self, stage: Stage) -> Iterator[Finding]:
-        """The copies of the stage's outputs that are not what they should be, and how far from the rebuilt ones."""
+    def damaged(self, stage: CommittedStage) -> Iterator[Finding]:
+        """Yield the copies of the stage's outputs with a wrong hash, and how they differ from the rebuilt ones."""
         for output in stage.outputs:
             if not output.cached or output.md5 is None:
                 continue
@@ -62,11 +68,14 @@ class Copies:
                 if self._workspace_too:
                     yield from self._check(stage, name, md5, self._commit.root / name)
 
-    def _check(self, stage: Stage, name: str, md5: str, copy: Path) -> Iterator[Finding]:
+    def _check(self, stage: CommittedStage, name: str, md5: str, copy: Path) -> Iterator[Finding]:
         if copy in self._seen or not copy.is_file():
             return
         self._seen.add(copy)
-        if _md5(copy) == md5.removesuffix(FOLDER):
+        if (found_md5 := _md5(copy)) == md5.removesuffix(FOLDER):
+            return
+        if copy == self._commit.root / name and intact(self._commit.cache, found_md5):
+            self.n_other += 1
             return
         whole = intact(self._rebuild.cache, md5)
         found = (difference(whole, copy, name) if whole else None) or Difference("the rebuild has no such file")

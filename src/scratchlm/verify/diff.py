@@ -1,4 +1,4 @@
-"""How far two artifacts are apart, in the terms of what they hold."""
+"""How two versions of an artifact differ, in terms of their content."""
 
 import csv
 import math
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from scratchlm.compare.flatten import leaves
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_csv, read_json, read_table
+from scratchlm.run.nested import leaves
 
 BLOCK_BYTES = 1 << 20
-NAMED = 3  # differing keys or columns that are named; of more, the number
+NAMED = 3  # differing keys or columns that a message names; it counts the others
 NOT_THERE = "nothing"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """text: for a reader. largest: the largest absolute difference of two numbers, where numbers differ."""
+    """text: a sentence. largest: the largest absolute difference of two numbers, where numbers differ."""
 
     text: str
     largest: float | None = None
 
 
 def difference(old: Path, new: Path, name: str) -> Difference | None:
-    """What differs between two versions of the file `name`, whose ending says what it holds; None if nothing does.
+    """Return how two versions of the file `name` differ; None if they are equal.
 
-    The files themselves may lie anywhere, as in a cache. One that cannot be read as what its name says is
-    compared by bytes.
+    The ending of `name` decides how they are compared; the versions themselves may be objects in a cache. Files that
+    cannot be read in that format are compared by bytes.
     """
     in_bytes = bytes_apart(old, new)
     if in_bytes is None:
@@ -54,7 +54,7 @@ def difference(old: Path, new: Path, name: str) -> Difference | None:
 
 
 def bytes_apart(old: Path, new: Path) -> Difference | None:
-    """How many bytes differ, and where the first one lies."""
+    """Count the differing bytes, and find the first."""
     n_old, n_new = old.stat().st_size, new.stat().st_size
     n_differing, first = abs(n_old - n_new), min(n_old, n_new)
     with old.open("rb") as old_file, new.open("rb") as new_file:
@@ -73,9 +73,9 @@ def bytes_apart(old: Path, new: Path) -> Difference | None:
 
 
 def tensors_apart(old: Path, new: Path) -> Difference | None:
-    """Of two safetensors files: the largest absolute difference of two numbers, and the tensor that has it.
+    """Compare two safetensors files: the largest absolute difference of two numbers, and its tensor.
 
-    Raises SafetensorError if one of them is none.
+    Raises SafetensorError if a file is not in this format.
     """
     import torch
     from safetensors import safe_open
@@ -102,12 +102,12 @@ def tensors_apart(old: Path, new: Path) -> Difference | None:
             f"{len(gaps)} of {_counted(len(names), 'tensor')} differ, by up to {gaps[largest]:.3g} in {largest}"
         )
     if lost:
-        parts.append(f"not in both, or of another shape or type: {first_few(sorted(lost))}")
+        parts.append(f"not in both, or of different shape or type: {first_few(sorted(lost))}")
     return Difference("; ".join(parts), max(gaps.values(), default=None))
 
 
 def rows_apart(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Difference | None:
-    """Of two tables: how many rows differ and in which columns, numbers by how much at most."""
+    """Compare two tables: how many rows differ, in which columns, and numbers by how much at most."""
     columns = [*dict.fromkeys(name for rows in (old, new) for row in rows[:1] for name in row)]
     changed: dict[str, list[float | None]] = {}
     n_rows = 0
@@ -126,7 +126,7 @@ def rows_apart(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]
 
 
 def keys_apart(old: Any, new: Any) -> Difference | None:
-    """Of two values read from JSON: the keys whose values differ, with both."""
+    """Compare two JSON values: the keys whose values differ, with both values."""
     one, other = dict(leaves(old)), dict(leaves(new))
     differing = [
         key
@@ -141,7 +141,7 @@ def keys_apart(old: Any, new: Any) -> Difference | None:
 
 
 def gap(old: Any, new: Any) -> float | None:
-    """The absolute difference of two numbers, also where a CSV file has them as text; else None."""
+    """Return the absolute difference of two numbers, also as text from a CSV file; None for other values."""
     try:
         distance = abs(float(old) - float(new))
     except (TypeError, ValueError):
@@ -150,13 +150,13 @@ def gap(old: Any, new: Any) -> float | None:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first names and the number of the others."""
+    """Return the first names and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def _same(old: Any, new: Any) -> bool:
-    return bool(old == new) or (old != old and new != new)  # not a number is the same as itself here
+    return bool(old == new) or (old != old and new != new)  # NaN equals NaN here
 
 
 def _largest(gaps: Sequence[float | None]) -> float | None:

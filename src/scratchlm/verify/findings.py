@@ -1,4 +1,4 @@
-"""What verifying a revision gives."""
+"""The result of verifying a revision."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,10 @@ FINE = ("identical", "within tolerance", "not compared")
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found out about one file of a stage.
+    """The verdict on one file of a stage.
 
-    stale: the stage was built from another version of it. edited: in git it is not what the stage wrote.
-    damaged: a copy of it that is kept here is not. failed: the stage itself. largest: see Difference.
+    stale: the stage was built from another version of it. edited: its version in git differs from what the stage
+    wrote. damaged: so does a local copy of it. failed: the stage itself. largest: see Difference.
     """
 
     stage: str
@@ -25,18 +25,18 @@ class Finding:
     largest: float | None = None
 
     @property
-    def is_other_result(self) -> bool:
-        """Whether later stages, given this, give other results too."""
+    def changes_later_stages(self) -> bool:
+        """Whether later stages give different results because of this."""
         return self.verdict in ("different", "missing", "failed")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """machines: the committed one and this one, where their arithmetic differs; None where bits must be the same.
+    """machines: the committed one and this one, if their arithmetic differs; None if every bit must be the same.
 
-    outside: stages whose results come from a server or follow from such, and are compared with a tolerance.
-    findings: in the order of the graph, so that what follows from a fault stands behind it.
-    n_copies: how many files of the cache and the workspace here were hashed again. remarks: what a reader should know.
+    outside: stages whose results come from a server, or depend on such results; they are compared with a tolerance.
+    findings: in the order of the graph, so that the consequences of a fault come after it.
+    n_copies: how many files of the local cache and workspace were hashed. remarks: sentences for the reader.
     """
 
     revision: str
@@ -49,10 +49,10 @@ class Verification:
 
     @property
     def faults(self) -> list[Finding]:
-        """Empty if the revision is what its code builds."""
+        """The findings that are not fine: empty if the revision is what its code builds."""
         return [finding for finding in self.findings if finding.verdict not in FINE]
 
     @property
     def start(self) -> str | None:
-        """The first stage whose results differ."""
-        return next((finding.stage for finding in self.findings if finding.is_other_result), None)
+        """The first stage with different results."""
+        return next((finding.stage for finding in self.findings if finding.changes_later_stages), None)

@@ -1,32 +1,32 @@
-"""One stage: what is committed of it against what was built."""
+"""Compare one stage: what is committed of it with what was built."""
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from scratchlm.run.files import read_json
-from scratchlm.verify.commit import Output, Stage
+from scratchlm.verify.commit import CommittedStage, Output
 from scratchlm.verify.copies import intact, members, name_of
 from scratchlm.verify.diff import Difference, difference, first_few
 from scratchlm.verify.findings import Finding
 from scratchlm.verify.rebuild import Rebuild
 from scratchlm.verify.tolerances import deviations
 
-ARITHMETIC = "metrics/preflight.json"  # what the first stage says of the machine that builds
-INEXACT = {"scipy", "tensorflow", "torch"}  # packages whose results have last bits that depend on the machine
+ARITHMETIC = "metrics/preflight.json"  # identifies the arithmetic of the machine that builds
+INEXACT = {"scipy", "tensorflow", "torch"}  # the last bits of their results depend on the machine
 NOT_HERE = Difference("the hashes differ; the committed file is not in the cache here")
 
 
 class StageCheck:
     """Compares one stage.
 
-    cache: where objects of the committed outputs may be. other_machine: the arithmetic here is not that of the
-    machine that built. outside: the results come from a server, or follow from such ones. start: the stage upstream
-    where results begin to differ, or "".
+    cache: may have objects of the committed outputs. other_machine: the arithmetic here differs from that of the
+    machine that built. outside: the results come from a server, or depend on such results. start: the first stage
+    upstream with different results, or "".
     """
 
     def __init__(
-        self, stage: Stage, rebuild: Rebuild, cache: Path, *, other_machine: bool, outside: bool, start: str
+        self, stage: CommittedStage, rebuild: Rebuild, cache: Path, *, other_machine: bool, outside: bool, start: str
     ) -> None:
         self._stage, self._rebuild, self._cache, self._other_machine = stage, rebuild, cache, other_machine
         self._built = rebuild.stages.get(stage.name)
@@ -41,7 +41,7 @@ class StageCheck:
         return set(read_json(record)["packages"]) if record.is_file() else set()
 
     def findings(self) -> Iterator[Finding]:
-        """What the stage was built from, whether it can be built, and each of its outputs."""
+        """Yield a verdict on its stale inputs, on the stage if it failed, and on each of its outputs."""
         name, failed = self._stage.name, self._rebuild.failed
         for path, detail in self._stage.stale.items():
             yield Finding(name, path, "stale", detail)
@@ -49,7 +49,12 @@ class StageCheck:
             yield Finding(name, "", "failed", failed[1])
         if self._to_the_bit and not self._follows:
             for path in self._other_inputs:
-                yield Finding(name, path, "stale", "built from another than dvc.lock has of the stage that makes it")
+                yield Finding(
+                    name,
+                    path,
+                    "stale",
+                    "built from a version that differs from the one in dvc.lock of the stage that makes it",
+                )
         for output in self._stage.outputs:
             yield from self._compared(output)
 
@@ -75,11 +80,11 @@ class StageCheck:
 
     def _edit(self, path: str) -> Difference:
         if not (self._rebuild.committed / path).exists():
-            return Difference("is in dvc.lock and not in git")
+            return Difference("is in dvc.lock, but not in git")
         found = self._in_git(path) if self._built else None
         if found is None:
-            return Difference("is not what dvc.lock records")
-        return Difference(f"is not what dvc.lock records: {found.text} when rebuilt", found.largest)
+            return Difference("differs from what dvc.lock records")
+        return Difference(f"differs from what dvc.lock records: {found.text} when rebuilt", found.largest)
 
     def _in_git(self, path: str) -> Difference | None:
         return difference(self._rebuild.committed / path, self._rebuild.clone / path, path)
@@ -94,7 +99,7 @@ class StageCheck:
         return Finding(self._stage.name, path, "within tolerance", first_few(named), largest)
 
     def _how_far(self, output: Output, md5: str, rebuilt_md5: str) -> Iterator[tuple[str, Difference]]:
-        """Each differing file of an output, by its path within it."""
+        """Yield each differing file of an output by its path within it."""
         if not output.cached:
             yield "", self._in_git(output.path) or NOT_HERE
             return

@@ -1,4 +1,4 @@
-"""A verification as a table for people, or as JSON for programs."""
+"""A verification as a table or as JSON."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from dataclasses import asdict
 from scratchlm.verify.findings import Verification
 from scratchlm.verify.tolerances import stated
 
-HEADINGS = ("stage", "file", "result", "how far")
+HEADINGS = ("stage", "file", "result", "difference")
 
 
-def as_json(result: Verification) -> str:
-    """Everything, with sorted keys; `largest` is null too where a number became none, which JSON cannot say."""
+def verification_json(result: Verification) -> str:
+    """Everything, with sorted keys. JSON has no infinity, so an infinite `largest` (of a NaN) is null."""
     values = asdict(result) | {"verified": not result.faults, "start": result.start}
     for found in values["findings"]:
         if found["largest"] is not None and not math.isfinite(found["largest"]):
@@ -23,8 +23,8 @@ def as_json(result: Verification) -> str:
     return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def as_text(result: Verification) -> str:
-    """One line per output, faults marked, and what comes of it."""
+def verification_text(result: Verification) -> str:
+    """One line per file, faults marked, and the conclusion."""
     rows = [HEADINGS, *((found.stage, found.path, found.verdict, found.detail) for found in result.findings)]
     marks = [" ", *("✗" if found in result.faults else " " for found in result.findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -40,15 +40,15 @@ def _tolerances(result: Verification) -> Iterator[str]:
         old, new = result.machines
         yield f"Identical bits are not expected here: built with {old}, rebuilt with {new}."
     if result.outside:
-        yield f"Identical bits are not expected of {', '.join(result.outside)}: the results come from a server."
+        yield f"Identical bits are not expected from {', '.join(result.outside)}: the results come from a server."
     if result.machines or result.outside:
         yield f"Metrics may differ by: {stated()}."
 
 
 def _conclusion(result: Verification) -> Iterator[str]:
-    yield f"Copies of outputs in the cache and the workspace here that were hashed again: {result.n_copies}."
+    yield f"Hashed {result.n_copies} copies of outputs in the local cache and workspace."
     counts = Counter(found.verdict for found in result.findings)
     yield f"{result.revision} ({result.sha[:7]}): {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}."
     stages = dict.fromkeys(fault.stage for fault in result.faults)
-    start = f" Results differ from {result.start} on." if result.start else ""
+    start = f" Results differ from stage {result.start} on." if result.start else ""
     yield f"Not verified, because of {', '.join(stages)}.{start}" if stages else "Verified."

@@ -1,20 +1,20 @@
-"""How far metrics may be apart where the arithmetic differs: another processor class, another device, a judge's server.
+"""How far metrics may differ where the arithmetic does: another processor class, another device, a judge's server.
 
-The last bits of every sum then differ, and training carries them on. LOG.md has the figures behind the limits.
+The last bits of every sum then differ, and training amplifies them. LOG.md has the measurements behind the limits.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from scratchlm.compare.flatten import leaves
+from scratchlm.run.nested import leaves
 from scratchlm.verify.diff import gap
 
 
 class Tolerance(NamedTuple):
-    """What metrics whose last key matches `pattern` may differ by: the largest of the three.
+    """The limit for metrics whose last key matches `pattern`: the largest of the three.
 
-    absolute: as it stands. relative: a share of the committed value. of_examples: a share of what is counted.
+    relative: a proportion of the committed value. of_examples: a proportion of the counted examples.
     """
 
     name: str
@@ -24,21 +24,23 @@ class Tolerance(NamedTuple):
     of_examples: float = 0.0
 
     def allowed(self, committed: float, n_examples: float) -> float:
-        """The largest difference that passes."""
+        """Return the largest difference that passes."""
         return max(self.absolute, self.relative * abs(committed), self.of_examples * n_examples)
 
     def __str__(self) -> str:
-        shares = {"of the value": self.relative, "of all examples": self.of_examples}
-        return f"{self.name} {self.absolute:g}" + "".join(f" or {100 * x:g} % {of}" for of, x in shares.items() if x)
+        proportions = {"of the value": self.relative, "of all examples": self.of_examples}
+        return f"{self.name} {self.absolute:g}" + "".join(
+            f" or {100 * x:g} % {of}" for of, x in proportions.items() if x
+        )
 
 
 TOLERANCES = (
     Tolerance("losses", r".*loss|perplexity|bits_per_byte", 0.005, relative=0.02),
-    Tolerance("shares of 1", r"accuracy(_low|_high)?|precision|recall|f1|auroc", 0.03),
+    Tolerance("proportions", r"accuracy(_low|_high)?|precision|recall|f1|auroc", 0.03),
     Tolerance("scores of 100", r"mean_(score|low|high)", 3),
     Tolerance("counted answers", r"exact_matches|finished|failures|(ham|spam)_as_(ham|spam)", 1, of_examples=0.03),
 )
-EXACT = "everything else (counts of data, hashes, names) the same"
+EXACT = "everything else (counts of data, hashes, names) must be the same"
 
 
 class Deviation(NamedTuple):
@@ -56,7 +58,7 @@ class Deviation(NamedTuple):
 
 
 def deviations(committed: Any, rebuilt: Any) -> list[Deviation]:
-    """Every value that differs between two metrics files, as read from JSON; what is out of tolerance comes first."""
+    """Return every value that differs between two metrics files, as read from JSON; those out of tolerance first."""
     old, new = dict(leaves(committed)), dict(leaves(rebuilt))
     found = []
     for key in dict.fromkeys((*old, *new)):
@@ -73,12 +75,12 @@ def deviations(committed: Any, rebuilt: Any) -> list[Deviation]:
 
 
 def stated() -> str:
-    """The tolerances in one line."""
+    """Return the tolerances in one line."""
     return "; ".join([*map(str, TOLERANCES), EXACT])
 
 
 def _examples(metrics: Mapping[str, Any], key: str) -> float:
-    """How many examples stand behind a count: the `responses` beside it, or the sum of the counts beside it."""
+    """Return the number of examples behind a count: the `responses` beside it, or the sum of the counts beside it."""
     section = key.rpartition(".")[0]
     beside = {name.rpartition(".")[2]: value for name, value in metrics.items() if name.rpartition(".")[0] == section}
     counts = [value for value in beside.values() if isinstance(value, int)]

@@ -1,10 +1,11 @@
-"""Is what is committed what its code builds? A commit rebuilt from nothing and compared with itself."""
+"""Does a commit's code build what is committed? Rebuild it from nothing and compare."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from scratchlm.compare.git import git
 from scratchlm.run.files import read_json
-from scratchlm.verify.commit import Commit, Stage, chosen, git, read_commit
+from scratchlm.verify.commit import Commit, CommittedStage, chosen, read_commit
 from scratchlm.verify.copies import Copies
 from scratchlm.verify.findings import Finding, Verification
 from scratchlm.verify.rebuild import Rebuild, rebuilt
@@ -27,19 +28,19 @@ def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verificati
         if rebuild.failed and rebuild.failed[0] not in {stage.name for stage in stages}:
             findings.append(Finding(rebuild.failed[0], "dvc.yaml", "failed", rebuild.failed[1]))
         for stage in stages:
-            astray = [found.stage for found in findings if found.is_other_result and found.stage in stage.upstream]
+            astray = [found.stage for found in findings if found.changes_later_stages and found.stage in stage.upstream]
             check = StageCheck(
                 stage, rebuild, commit.cache,
                 other_machine=machines is not None, outside=stage.name in outside, start=astray[0] if astray else "",
             )  # fmt: skip
             findings += check.findings()
             findings += copies.damaged(stage)
-        remarks = tuple(_remarks(commit, rebuild))
+        remarks = tuple(_remarks(commit, rebuild, copies))
     return Verification(revision, commit.sha, machines, outside, tuple(findings), copies.n_checked, remarks)
 
 
-def _machines(stages: Sequence[Stage], rebuild: Rebuild) -> tuple[str, str] | None:
-    """The machine that built what is committed and this one, if their arithmetic differs."""
+def _machines(stages: Sequence[CommittedStage], rebuild: Rebuild) -> tuple[str, str] | None:
+    """Return the machine that built the commit and this one, if their arithmetic differs."""
     files = [folder / ARITHMETIC for folder in (rebuild.committed, rebuild.clone)]
     edited = any(output.edited for stage in stages for output in stage.outputs if output.path == ARITHMETIC)
     if edited or not all(file.exists() for file in files):
@@ -48,8 +49,10 @@ def _machines(stages: Sequence[Stage], rebuild: Rebuild) -> tuple[str, str] | No
     return None if old == new else (old, new)
 
 
-def _remarks(commit: Commit, rebuild: Rebuild) -> Iterator[str]:
+def _remarks(commit: Commit, rebuild: Rebuild, copies: Copies) -> Iterator[str]:
     if git(commit.root, "status", "--porcelain", "--untracked-files=no"):
-        yield f"Uncommitted changes are not looked at: {commit.revision} is verified as it is committed."
+        yield f"Uncommitted changes are ignored: {commit.revision} is verified as committed."
     if not (rebuild.committed / ARITHMETIC).exists():
-        yield f"{commit.revision} has no {ARITHMETIC}: a difference of arithmetic looks like a mistake."
+        yield f"{commit.revision} has no {ARITHMETIC}, so results of other arithmetic count as different."
+    if copies.n_other:
+        yield f"Skipped {copies.n_other} workspace files that belong to another build; `dvc checkout` replaces them."

@@ -15,7 +15,7 @@ from scratchlm.compare.bootstrap import (
     FEWEST_RESAMPLES,
     RESAMPLES,
     Auroc,
-    Difference,
+    PairedDifference,
     Ratio,
     Statistic,
     examples_needed,
@@ -31,10 +31,10 @@ def mean(*values: float) -> Ratio:
 
 
 def share(right: np.ndarray) -> Ratio:
-    return Ratio(right.astype(float), np.ones(len(right)), share=True)
+    return Ratio(right.astype(float), np.ones(len(right)), proportion=True)
 
 
-def difference(first: Statistic, second: Statistic) -> Difference:
+def difference(first: Statistic, second: Statistic) -> PairedDifference:
     return paired_differences({"metric": (first, second)})["metric"]
 
 
@@ -55,7 +55,7 @@ def test_a_ratio_by_hand() -> None:
     assert observed(Ratio(losses.numerator, losses.denominator, np.exp)) == pytest.approx(math.exp(3.0))
 
 
-def test_imaginary_examples_enter_numerator_and_denominator() -> None:
+def test_pseudo_observations_enter_numerator_and_denominator() -> None:
     accuracy = share(np.array([True, True, False]))
     # one that counts and one that does not: 3 of 5; only two that do not: 2 of 5
     assert accuracy.at(np.ones((2, 3)), np.array([[1.0, 1.0], [0.0, 2.0]])).tolist() == [3 / 5, 2 / 5]
@@ -124,7 +124,7 @@ def test_pairing_takes_out_what_both_have_in_common() -> None:
 
 def test_systems_that_do_the_same_on_every_example_differ_by_exactly_nothing() -> None:
     values = np.random.default_rng(5).exponential(size=100)
-    assert difference(mean(*values), mean(*values)) == Difference(0.0, None, True, None)
+    assert difference(mean(*values), mean(*values)) == PairedDifference(0.0, None, True, None)
     right = np.arange(100) < 97
     found = difference(share(right), share(right))
     assert (found.difference, found.same, found.needed) == (0.0, True, None)
@@ -146,11 +146,11 @@ def test_a_last_digit_that_metrics_files_do_not_keep_makes_no_difference() -> No
 def test_two_perfect_rankings_give_no_interval() -> None:
     labels = np.array([0, 0, 1, 1])
     found = difference(Auroc(labels, np.array([0.1, 0.2, 0.8, 0.9])), Auroc(labels, np.array([0.3, 0.1, 0.7, 0.9])))
-    assert found == Difference(0.0, None, False, None)
+    assert found == PairedDifference(0.0, None, False, None)
 
 
 def test_nothing_divided_by_nothing_has_no_difference() -> None:
-    nothing = Ratio(np.zeros(3), np.zeros(3), share=True)
+    nothing = Ratio(np.zeros(3), np.zeros(3), proportion=True)
     found = difference(nothing, share(np.array([True, True, False])))
     assert math.isnan(found.difference)
     assert found[1:] == (None, False, None)
@@ -235,10 +235,10 @@ def messages(n: int, skills: tuple[float, float], source: np.random.Generator) -
         score = (2 * labels - 1) * skill + 1.2 * (0.6**0.5 * common + 0.4**0.5 * source.normal(size=n))
         predicted, log_odds = (score > 0).astype(float), (2 * labels - 1) * 2 * score
         return {
-            "accuracy": Ratio((predicted == labels).astype(float), np.ones(n), share=True),
-            "precision": Ratio(labels * predicted, predicted, share=True),
-            "recall": Ratio(labels * predicted, labels, share=True),
-            "f1": Ratio(2 * labels * predicted, labels + predicted, share=True),
+            "accuracy": Ratio((predicted == labels).astype(float), np.ones(n), proportion=True),
+            "precision": Ratio(labels * predicted, predicted, proportion=True),
+            "recall": Ratio(labels * predicted, labels, proportion=True),
+            "f1": Ratio(2 * labels * predicted, labels + predicted, proportion=True),
             "auroc": Auroc(labels, score),
             "loss": Ratio(np.log1p(np.exp(-log_odds)), np.ones(n)),
         }

@@ -12,6 +12,7 @@ FILES = {
     "metrics/tokenize.json": "{}",
     "metrics/pretrain.json": "{}",
     "data/tokens": "tokens",
+    "requirements.lock": "numpy==1.0\nscipy==1.0\n",
 }
 
 
@@ -84,7 +85,7 @@ def test_a_build_is_what_the_lock_says_of_the_stages_that_make_metrics() -> None
     assert build.behind == []
 
 
-def test_a_stage_is_behind_if_parameter_code_or_metrics_are_not_those_it_was_built_from() -> None:
+def test_a_stage_is_behind_if_what_it_was_built_from_has_changed() -> None:
     def behind(**changed: Any) -> list[str]:
         held = Held()
         for name, values in changed.items():
@@ -96,6 +97,8 @@ def test_a_stage_is_behind_if_parameter_code_or_metrics_are_not_those_it_was_bui
     assert behind(params={"seed": 2}) == ["tokenize", "pretrain"]
     assert behind(params={"report": 2}) == []
     assert behind(files={SCRIPT: "other"}) == ["tokenize"]
+    assert behind(files={"requirements.lock": "numpy==2.0\nscipy==1.0\n"}) == ["tokenize"]
+    assert behind(files={"requirements.lock": "numpy==1.0\nscipy==2.0\n"}) == []
     assert behind(files={LIBRARY: "other"}) == ["tokenize", "pretrain"]
     assert behind(files={"metrics/pretrain.json": "{1}"}) == ["pretrain"]
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from scratchlm.compare.changes import Changes
-from scratchlm.compare.chart import COLOURS, write_comparison_chart
+from scratchlm.compare.chart import COLOURS, check_chart_path, write_comparison_chart, write_seeds_chart
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, SAME, WORSE, Comparison, Row
+from scratchlm.compare.spread import spreads
 from scratchlm.run.errors import UserError
 
 ROWS = [
@@ -45,7 +46,7 @@ def test_each_metric_with_a_verdict_is_a_line_and_better_is_to_the_right(tmp_pat
 
 
 def test_a_png_is_a_png_and_the_same_chart_has_the_same_bytes(tmp_path: Path) -> None:
-    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+    for ending, start in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
         one, other = tmp_path / f"one.{ending}", tmp_path / f"other.{ending}"
         write_comparison_chart(one, [comparison(*ROWS)])
         write_comparison_chart(other, [comparison(*ROWS)])
@@ -55,18 +56,35 @@ def test_a_png_is_a_png_and_the_same_chart_has_the_same_bytes(tmp_path: Path) ->
 
 def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "chart.png").write_text("mine")
-    with pytest.raises(UserError, match="chart.png exists already; name a new one, nothing is overwritten$"):
+    with pytest.raises(UserError, match="chart.png already exists; name a new file, nothing is overwritten$"):
         write_comparison_chart(tmp_path / "chart.png", [comparison(*ROWS)])
     assert (tmp_path / "chart.png").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("name", "ending"), [("chart.gif", ".gif"), ("chart", "nothing")])
 def test_other_endings_are_refused(tmp_path: Path, name: str, ending: str) -> None:
-    with pytest.raises(UserError, match=f"ends in {ending}; name a file that ends in .png or .svg$"):
-        write_comparison_chart(tmp_path / name, [comparison(*ROWS)])
+    with pytest.raises(UserError, match=f"ends in {ending}; name a file that ends in .png, .svg, .pdf$"):
+        check_chart_path(tmp_path / name)
 
 
 def test_without_any_interval_there_is_nothing_to_draw(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^no metric has an interval that could be drawn; "):
+    with pytest.raises(UserError, match="^no metric has an interval to draw; "):
         write_comparison_chart(tmp_path / "chart.png", [comparison(*ROWS[3:])])
+    assert not list(tmp_path.iterdir())
+
+
+RUNS = [{"test": {"accuracy": accuracy, "loss": 3 * accuracy}, "parameters": 7} for accuracy in (0.90, 0.92, 0.94)]
+
+
+def test_a_chart_of_seeds_has_one_strip_per_varying_metric(tmp_path: Path) -> None:
+    write_seeds_chart(tmp_path / "noise.svg", "three runs", spreads(RUNS))
+    drawing = (tmp_path / "noise.svg").read_text()
+    assert "test.accuracy" in drawing and "test.loss" in drawing and "parameters" not in drawing
+    write_seeds_chart(tmp_path / "noise.png", "three runs", spreads(RUNS))
+    assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_without_any_variation_are_nothing_to_draw(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no metric varies"):
+        write_seeds_chart(tmp_path / "noise.svg", "two runs", spreads(RUNS[:1] * 2))
     assert not list(tmp_path.iterdir())

@@ -181,8 +181,8 @@ def test_messages_that_are_not_the_same_are_refused_with_a_sentence(change: dict
     with pytest.raises(Unpaired) as error:
         paired("finetune_spam.test.loss", first, second)
     assert str(error.value) == (
-        "finetune_spam.test is measured on other messages: 3 at main, 3 at branch, 2 the same; to compare, build both "
-        "with the same sources.messages, tokenize.messages and seed"
+        "finetune_spam.test is measured on different messages: 3 at main, 3 at branch, 2 the same; to compare, build "
+        "both with the same sources.messages, tokenize.messages and seed"
     )
 
 
@@ -197,14 +197,16 @@ def test_a_part_of_the_test_set_is_another_test_set() -> None:
 def test_tasks_that_are_not_the_same_are_refused(metric: str, change: dict[str, str]) -> None:
     first = Held("main", generate=responses("a", "b"), judge=judgements(1.0, 2.0))
     second = Held("branch", generate=responses("a", "b", **change), judge=judgements(1.0, 2.0))
-    with pytest.raises(Unpaired, match="is measured on other responses: 2 at main, 2 at branch, 1 the same; "):
+    with pytest.raises(Unpaired, match="is measured on different responses: 2 at main, 2 at branch, 1 the same; "):
         paired(metric, first, second)
 
 
 def test_windows_with_another_id_are_refused() -> None:
     rows, schema = losses(2.0, 6.0)
     other = [row | {"id": f"{row['id']}-1a2b3c4d"} for row in rows]
-    with pytest.raises(Unpaired, match="on other windows: .* 0 the same; .* tokenize.corpus and evaluation.context_"):
+    with pytest.raises(
+        Unpaired, match="on different windows: .* 0 the same; .* tokenize.corpus and evaluation.context_"
+    ):
         paired("pretrain.val.loss", Held("main", pretrain=(rows, schema)), Held("branch", pretrain=(other, schema)))
 
 
@@ -232,7 +234,7 @@ def test_records_that_do_not_give_the_tracked_figures_are_refused() -> None:
     with pytest.raises(Unpaired) as error:
         check_records(it, records, {"accuracy": 0.8}, held)
     assert str(error.value) == (
-        "the records of finetune_spam.test at main give accuracy 0.75 and not the 0.8 of its metrics: they were not "
+        "the records of finetune_spam.test at main give accuracy 0.75, but its metrics file has 0.8: they were not "
         "built together; rebuild: `dvc repro`"
     )
 

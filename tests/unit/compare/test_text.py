@@ -5,7 +5,8 @@ import pytest
 
 from scratchlm.compare.changes import Change, Changes
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row
-from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text
+from scratchlm.compare.spread import spreads
+from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text, seeds_json, seeds_text
 
 
 class Named:
@@ -35,6 +36,11 @@ CHANGES = Changes(
     [Change("src/scratchlm/training/loop.py", "a", "b", ("pretrain", "finetune_spam", "x", "y"))],
 )
 
+RUNS = [
+    {"test": {"accuracy": accuracy, "loss": loss}, "parameters": 17_670_914}
+    for accuracy, loss in ((0.90, 0.5), (0.92, 0.7), (0.94, 0.6))
+]
+
 
 def comparison(name: str = "branch", changes: Changes = CHANGES, rows: list[Row] = ROWS) -> Comparison:
     return Comparison(Named("main"), Named(name), rows, changes, ["branch is behind"])  # type: ignore[arg-type]
@@ -54,7 +60,7 @@ judge.after.mean_score         72.69        60         –                   –
 
 The same on every example: pretrain.val.loss.
 
-other tracked figures       main    branch    change
+other tracked metrics       main    branch    change
 ------------------------  ------  --------  --------
 finetune_spam.train.loss   0.002     0.001  −0.00100
 
@@ -72,7 +78,7 @@ Only branch has metrics/ablate_spam/first.json.
 
 branch is behind.
 
-The 95 % interval of a change is that of a paired bootstrap over n test examples: it covers the choice of these
+The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these
 examples, not the randomness of training, which `scratchlm seeds` measures."""
     )
 
@@ -118,7 +124,7 @@ def test_markdown_is_a_table_with_the_same_cells() -> None:
     assert page.index("<details>") < page.index(tables[1][2]) < page.index("</details>")
 
 
-def test_json_has_every_figure_unrounded() -> None:
+def test_json_has_every_metric_unrounded() -> None:
     (found,) = json.loads(comparison_json([comparison()]))
     assert found["baseline"] == {"revision": "main", "commit": "1234567" + "0" * 33}
     assert [row["metric"] for row in found["metrics"]] == [row.metric for row in ROWS]
@@ -133,3 +139,31 @@ def test_json_has_every_figure_unrounded() -> None:
 def test_several_revisions_are_one_page_each(form) -> None:
     text = form([comparison("one"), comparison("two")])
     assert text.index("one (1234567) compared with main") < text.index("two (1234567) compared with main")
+
+
+def test_the_table_of_seeds_has_the_metrics_that_vary_and_names_the_others() -> None:
+    assert seeds_text(spreads(RUNS)).splitlines() == [
+        "metric           mean    sd    min    max    minimum detectable difference",
+        "-------------  ------  ----  -----  -----  -------------------------------",
+        "test.accuracy    0.92  0.02    0.9   0.94                           0.1217",
+        "test.loss         0.6   0.1    0.5    0.7                           0.6085",
+        "",
+        "The same in all runs: parameters 17670914.",
+        "",
+        "Two single runs that differ by more than the minimum detectable difference can be told apart "
+        "(95% confidence). It is",
+        "t(2) · √2 · sd, for 3 runs 6.08 · sd.",
+    ]
+
+
+def test_seeds_that_agree_in_everything_say_so() -> None:
+    assert seeds_text(spreads(RUNS[:1] * 2)) == (
+        "The same in all runs: test.accuracy 0.9, test.loss 0.5, parameters 17670914."
+    )
+
+
+def test_json_of_seeds_has_the_value_of_each_run() -> None:
+    found = json.loads(seeds_json("finetune_spam", [1, 2, 3], spreads(RUNS)))
+    assert (found["stage"], found["seeds"]) == ("finetune_spam", [1, 2, 3])
+    assert found["metrics"]["test.accuracy"]["values"] == [0.9, 0.92, 0.94]
+    assert found["metrics"]["test.accuracy"]["minimum_detectable_difference"] == pytest.approx(0.1217, abs=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scratchlm.verify.commit import Output, Stage
+from scratchlm.verify.commit import CommittedStage, Output
 from scratchlm.verify.findings import Finding
 from scratchlm.verify.rebuild import Built, Rebuild
 from scratchlm.verify.stage_check import StageCheck
@@ -39,7 +39,7 @@ class Place:
         return md5
 
     def compare(
-        self, stage: Stage, outputs: dict[str, str], *, inputs: dict[str, str] | None = None, **how: Any
+        self, stage: CommittedStage, outputs: dict[str, str], *, inputs: dict[str, str] | None = None, **how: Any
     ) -> list[Finding]:
         """Findings where the rebuild of `stage` gave `outputs`, hashes by path."""
         rebuild = replace(self.rebuild, stages={stage.name: Built(inputs or {}, outputs)})
@@ -52,9 +52,9 @@ def write(path: Path, content: str) -> None:
     path.write_text(content)
 
 
-def stage_of(*outputs: Output, **changes: Any) -> Stage:
+def stage_of(*outputs: Output, **changes: Any) -> CommittedStage:
     values = {"inputs": {}, "stale": {}, "code": None, "external": False} | changes
-    return Stage("train", frozenset(), outputs, **values)
+    return CommittedStage("train", frozenset(), outputs, **values)
 
 
 def kept(path: str, md5: str | None) -> Output:
@@ -129,7 +129,7 @@ def test_an_edited_metric_is_found_even_if_its_stage_was_not_rebuilt(place):
     (finding,) = list(
         StageCheck(stage, place.rebuild, place.cache, other_machine=True, outside=False, start="").findings()
     )
-    assert (finding.verdict, finding.detail) == ("edited", "is not what dvc.lock records")
+    assert (finding.verdict, finding.detail) == ("edited", "differs from what dvc.lock records")
 
 
 def test_another_input_than_recorded_is_stale_unless_it_follows_from_an_earlier_stage(place):

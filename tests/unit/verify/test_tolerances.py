@@ -65,7 +65,7 @@ def test_every_measured_metric_of_the_sample_has_a_tolerance_or_is_a_count_of_da
 
 
 def test_the_tolerances_are_stated_in_words():
-    assert stated().startswith("losses 0.005 or 2 % of the value; shares of 1 0.03; ")
+    assert stated().startswith("losses 0.005 or 2 % of the value; proportions 0.03; ")
     assert all(tolerance.name in stated() for tolerance in TOLERANCES)
 
 

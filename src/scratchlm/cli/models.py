@@ -1,0 +1,156 @@
+"""Commands on the models that the pipeline built: chat, classify, export, import."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from scratchlm.run.errors import UserError
+
+if TYPE_CHECKING:
+    from scratchlm.data.tokenizer import Tokenizer
+    from scratchlm.model.gpt import GPTModel
+
+Model = Annotated[Path, typer.Option(help="a folder in data/models")]
+TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer used in training")]
+ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
+TOKENIZER = Path("data/tokens/tokenizer")
+
+
+def chat(
+    model: Model = ASSISTANT,
+    tokenizer: TokenizerFolder = TOKENIZER,
+    prompt_style: Annotated[
+        Literal["alpaca", "phi3"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
+) -> None:
+    """Answer instructions, one per line, until an empty line or the end of the input."""
+    from scratchlm.data.prompts import format_prompt
+    from scratchlm.model.generate import GREEDY, generate
+    from scratchlm.model.inference import for_inference
+    from scratchlm.run.params import load_yaml
+
+    style = prompt_style or load_yaml(Path("params.yaml"))["tokenize"]["instructions"]["prompt_style"]
+    gpt, text = _load(model, tokenizer)
+    decoder = for_inference(gpt)
+    sampling = GREEDY.model_copy(update={"temperature": temperature})
+    for turn in range(sys.maxsize):
+        try:
+            instruction = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not instruction:
+            return
+        prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, style))
+        printer = _Printer(text)
+        generate(
+            decoder,
+            [prompt],
+            max_new_tokens=max_new_tokens,
+            end_token_id=text.end_token_id,
+            sampling=sampling,
+            seeds=[turn],
+            on_token=lambda _, token_id, printer=printer: printer.add(token_id),  # type: ignore[misc]
+        )
+        print(flush=True)
+
+
+def classify(
+    text: Annotated[str, typer.Argument(help="a message")],
+    model: Model = CLASSIFIER,
+    tokenizer: TokenizerFolder = TOKENIZER,
+) -> None:
+    """Classify a message as spam or ham, with the probability of spam."""
+    import numpy as np
+
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.formats.classifier import load_classifier
+    from scratchlm.tasks.classification import spam_probabilities
+    from scratchlm.tasks.spam import padded_texts
+
+    classifier, settings = load_classifier(model)
+    words = load_tokenizer(tokenizer)
+    _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+    texts = padded_texts([words.encode(text)], words.end_token_id, settings["padded_tokens"])
+    (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
+    typer.echo(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
+
+
+def export(
+    output: Annotated[Path, typer.Argument(help="a new folder (huggingface) or file (gguf)")],
+    format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="for transformers, or for llama.cpp")],
+    model: Model = ASSISTANT,
+    tokenizer: TokenizerFolder = TOKENIZER,
+    half: Annotated[bool, typer.Option("--half", help="gguf: store matrices as float16")] = False,
+) -> None:
+    """Write a language model for transformers, or for llama.cpp and Ollama."""
+    from scratchlm.data.tokenizer import BytePairTokenizer
+    from scratchlm.formats.gguf import save_gguf
+    from scratchlm.formats.huggingface import save_huggingface
+
+    _refuse_existing(output)
+    gpt, text = _load(model, tokenizer)
+    if not isinstance(text, BytePairTokenizer):
+        raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
+    if format == "huggingface":
+        save_huggingface(output, gpt, tokenizer, text)
+    else:
+        save_gguf(output, gpt, tokenizer, text, half=half)
+    typer.echo(f"wrote {output}")
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="config.json, model.safetensors, vocab.json, merges.txt")],
+    output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
+) -> None:
+    """Read a GPT-2 that transformers wrote."""
+    from scratchlm.data.tokenizer import save_byte_pairs
+    from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer
+    from scratchlm.formats.native import save_gpt
+
+    _refuse_existing(output)
+    tokenizer = load_huggingface_tokenizer(folder)
+    save_gpt(output / "model", load_huggingface(folder))
+    save_byte_pairs(output / "tokenizer", *tokenizer)
+    typer.echo(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _load(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.formats.native import load_gpt
+
+    gpt, text = load_gpt(model), load_tokenizer(tokenizer)
+    _check_vocabulary(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
+    return gpt, text
+
+
+def _check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
+    if n_model != n_tokenizer:
+        raise UserError(
+            f"vocabulary mismatch: {model} has {n_model:,} tokens, {tokenizer} has {n_tokenizer:,}; "
+            "pass the tokenizer used in training with --tokenizer"
+        )
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
+
+
+class _Printer:
+    """Print text as its tokens come; an incomplete character waits for its other bytes."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._shown = ""
+
+    def add(self, token_id: int) -> None:
+        self._token_ids.append(token_id)
+        text = self._tokenizer.decode(self._token_ids)
+        if not text.endswith("\ufffd"):
+            print(text.removeprefix(self._shown), end="", flush=True)
+            self._shown = text

@@ -1,0 +1,100 @@
+"""Commands on the results of the pipeline: show, repair, verify, compare, rerun with other seeds, build."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
+Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
+
+
+def results() -> None:
+    """Show the main results in a few lines; data/report.html has everything."""
+    from tabulate import tabulate
+
+    from scratchlm.report.headline import read_headline
+
+    head, align = ["", "", "before training", "result", "95 % interval"], ["left", "left", "right", "right", "right"]
+    lines = read_headline(Path("params.yaml"), Path("metrics"))
+    typer.echo(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
+
+
+def repair() -> None:
+    """Repair DVC's own files after DVC was killed, if `dvc repro` says that it cannot read one of them."""
+    from scratchlm.run.watchdog import repair
+
+    for sentence in repair():
+        typer.echo(sentence)
+
+
+def verify(
+    against: Annotated[str, typer.Option(help="the revision to rebuild; uncommitted changes are ignored")] = "HEAD",
+    stages: Annotated[list[str] | None, typer.Option(help="only this stage and what it needs; may be repeated")] = None,
+    format: TextOrJson = "text",
+) -> None:
+    """Rebuild a revision in a clean clone and compare every output and metric; the exit status is 1 if one differs."""
+    from scratchlm.verify.text import verification_json, verification_text
+    from scratchlm.verify.verify import verify
+
+    result = verify(Path(), against, stages or [])
+    typer.echo((verification_json if format == "json" else verification_text)(result))
+    raise typer.Exit(bool(result.faults))
+
+
+def compare(
+    revisions: Annotated[list[str], typer.Argument(help="branches, tags or commits; the first is the baseline")],
+    format: Annotated[Literal["text", "json", "markdown"], typer.Option(help="json has everything")] = "text",
+    all: Annotated[bool, typer.Option("--all", help="also metrics that are the same or derived")] = False,
+    plot: Chart = None,
+) -> None:
+    """Say of each metric whether a revision is better, worse, or no different; a single one: than the workspace."""
+    from scratchlm.compare.compare import compare_revisions
+    from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text
+
+    if plot:
+        from scratchlm.compare.chart import check_chart_path, write_comparison_chart
+
+        check_chart_path(plot)
+    comparisons = compare_revisions(revisions)
+    if format == "json":
+        typer.echo(comparison_json(comparisons))
+    else:
+        typer.echo((comparison_text if format == "text" else comparison_markdown)(comparisons, everything=all))
+    if plot:
+        write_comparison_chart(plot, comparisons)
+
+
+def seeds(
+    stage: Annotated[str, typer.Option(help="a stage that reads the seed, such as finetune_spam or ablate_spam@lora")],
+    seeds: Annotated[int, typer.Option(help="the number of runs; seeds count up from the one in params.yaml")] = 5,
+    format: TextOrJson = "text",
+    plot: Chart = None,
+    keep: Annotated[bool, typer.Option("--keep", help="keep the experiments for `dvc exp show`")] = False,
+) -> None:
+    """Rerun one stage with several seeds: the spread of its metrics, and the minimum detectable difference."""
+    from scratchlm.compare.chart import check_chart_path, write_seeds_chart
+    from scratchlm.compare.seeds import run_seeds
+    from scratchlm.compare.spread import spreads
+    from scratchlm.compare.text import seeds_json, seeds_text
+
+    if plot:
+        check_chart_path(plot)
+    results = run_seeds(Path(), stage, seeds, keep=keep)
+    metrics = spreads(list(results.values()))
+    if format == "json":
+        typer.echo(seeds_json(stage, results, metrics))
+    else:
+        typer.echo(
+            f"{stage}, {seeds} runs with seeds {min(results)} to {max(results)}, on the same data and base model"
+        )
+        typer.echo(f"\n{seeds_text(metrics)}")
+    if plot:
+        write_seeds_chart(plot, f"{stage}, {seeds} seeds", metrics)
+
+
+def build(revision: Annotated[str, typer.Argument(help="a branch, tag or commit")]) -> None:
+    """Build a revision's results into DVC's cache, so that `compare` finds them; print the revision that has them."""
+    from scratchlm.compare.build import build
+
+    typer.echo(build(Path(), revision))
