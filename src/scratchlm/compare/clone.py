@@ -59,7 +59,7 @@ def _set_cache(root: Path, clone: Path, empty: bool) -> None:
     if credentials.exists() and not empty:
         shutil.copy2(credentials, clone / ".dvc")
     with Repo(os.fspath(root)) as repo, Repo(os.fspath(clone)).config.edit("local") as settings:
-        settings["cache"]["dir"] = "cache" if empty else repo.cache.local_cache_dir
+        settings["cache"]["dir"] = os.fspath(clone / ".dvc" / "cache") if empty else repo.cache.local_cache_dir
 
 
 @contextmanager
