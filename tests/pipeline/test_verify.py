@@ -173,11 +173,9 @@ def test_a_changed_package_is_named_and_the_stage_that_refuses_it_fails(clone):
     assert (record.stage, record.verdict) == ("code", "different")
     assert re.search(r"packages\.tiktoken [\d.]+ → 0.0.1", " ".join(fault.detail for fault in (record, *others)))
     (failed,) = [fault for fault in others if fault.verdict == "failed"]
-    assert (failed.stage, failed.path) == ("tokenize", "")
-    assert failed.detail.startswith("tokenize: tiktoken ")
-    assert {fault.verdict for fault in others if fault.stage == "tokenize"} == {"failed", "missing"}
-    fine = {finding.stage for finding in result.findings if finding.verdict == "identical"}
-    assert {"preflight", "download"} <= fine
+    assert (failed.stage, failed.path) == ("preflight", "")  # it imports every stage
+    assert failed.detail.startswith("preflight: tiktoken ")
+    assert {fault.verdict for fault in others if fault.stage == "tokenize"} == {"missing"}
 
 
 def test_code_edited_after_the_build_is_named_and_its_harmless_effect_is_verified(clone):
@@ -185,8 +183,9 @@ def test_code_edited_after_the_build_is_named_and_its_harmless_effect_is_verifie
         script.write("# edited\n")
     commit(clone, "Edit code and forget to rebuild")
     result = verify(clone, "HEAD", ["tokenize"])
-    assert faults(result) == [("code", "stages", "stale"), ("code", "data/code/tokenize.json", "different")]
-    stale, record = result.faults
+    users = [f"data/code/{name}.json" for name in ("preflight", "tokenize")]  # preflight imports every stage
+    assert faults(result) == [("code", "stages", "stale"), *(("code", path, "different") for path in users)]
+    stale, record, _ = result.faults
     assert stale.detail == "has changed since it was built"
     assert re.fullmatch(r"files\.stages/tokenize\.py \w+… → \w+…", record.detail)
     assert {f.verdict for f in result.findings if f.stage == "tokenize"} == {"identical"}
