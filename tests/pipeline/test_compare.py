@@ -187,7 +187,7 @@ def test_code_that_was_edited_and_not_built_is_reported_with_its_stages(there: P
     (found,) = compare_revisions(["main"])
     script.write_text(text)
     assert [warning.partition(" have changed")[0] for warning in found.warnings] == [
-        "workspace is not built from what it holds: parameters, packages, code or metrics of finetune_spam"
+        "workspace is not built from what it holds: parameters, packages, code or metrics of preflight, finetune_spam"
     ]
     assert found.changes.code == []  # as it was built, and nothing was built yet
 

@@ -1,7 +1,7 @@
 """What differs between two builds besides their results: parameters, packages, data and code."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from scratchlm.compare.revision import LOCK, PARAMETERS, MissingArtifact, Revision, recorded_hashes
@@ -33,14 +33,18 @@ class Changes(NamedTuple):
 class Build(NamedTuple):
     """What a revision's metrics were built from and with, according to dvc.lock.
 
-    parameters, packages: flat. code: file -> sha256; a stage's command is under `command of STAGE`.
-    users: file -> stages. outs: output -> md5. behind: stages whose parameters, packages, code or metrics have changed
+    parameters, packages: flat. files: source file -> sha256. records: path -> md5 of what the stage `code` wrote of each
+    stage; lost: those that cannot be read, so that packages and files lack theirs. commands: `command of STAGE` -> its
+    words. users: stages by the name of a file, a record or a command. outs: output -> md5. behind: stages whose parameters, packages, code or metrics have changed
     in the revision since they were built.
     """
 
     parameters: dict[str, Any]
     packages: dict[str, Any]
-    code: dict[str, str]
+    files: dict[str, str]
+    records: dict[str, str]
+    lost: list[str]
+    commands: dict[str, str]
     users: dict[str, tuple[str, ...]]
     outs: dict[str, str]
     behind: list[str]
@@ -52,7 +56,7 @@ def read_build(revision: Revision) -> Build:
     now = revision.yaml(PARAMETERS)
     pinned = locked_versions(revision.read(PACKAGES).decode("utf-8"))
     digests: dict[str, str | None] = {}
-    build = Build({}, {}, {}, {}, {}, [])
+    build = Build({}, {}, {}, {}, [], {}, {}, {}, [])
     for stage in revision.stages():
         entry = locked.get(stage)
         if entry is None:
@@ -62,21 +66,25 @@ def read_build(revision: Revision) -> Build:
         metrics = {path: md5 for path, md5 in outs.items() if path.startswith("metrics/")}
         if not metrics:
             continue
-        code = _code(revision, entry)
+        records = {
+            path: md5 for path, md5 in recorded_hashes(entry.get("deps")).items() if path.startswith(CODE_FOLDER)
+        }
+        code = _code(revision, records, build.lost)
         parameters = entry.get("params", {}).get(PARAMETERS, {})
+        command = {f"command of {stage}": " ".join(str(entry.get("cmd")).split())}
         build.parameters.update(flattened(parameters))
         build.packages.update(code["packages"])
-        build.code.update(code["files"])
+        build.files.update(code["files"])
+        build.records.update(records)
+        build.commands.update(command)
         build.outs.update(outs)
-        build.code[f"command of {stage}"] = " ".join(str(entry.get("cmd")).split())
-        for name in (*code["files"], f"command of {stage}"):
+        for name in (*code["files"], *records, *command):
             build.users[name] = (*build.users.get(name, ()), stage)
-        files = {path: digest for path, digest in code["files"].items() if not path.startswith(CODE_FOLDER)}
-        for path in files.keys() - digests:
+        for path in code["files"].keys() - digests:
             digests[path] = _digest(revision, path, "sha256")
         values = [(value_at(now, key), value) for key, value in parameters.items()]
         values += [(pinned.get(name), version) for name, version in code["packages"].items()]
-        values += [(digests[path], digest) for path, digest in files.items()]
+        values += [(digests[path], digest) for path, digest in code["files"].items()]
         values += [(_digest(revision, path, "md5"), md5) for path, md5 in metrics.items()]
         if any(is_now != was for is_now, was in values):
             build.behind.append(stage)
@@ -84,17 +92,22 @@ def read_build(revision: Revision) -> Build:
 
 
 def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Changes:
-    """List the differences from the first to the second. sources: the content of metrics/download.json of each."""
-    users = [first.users, second.users]
+    """List the differences from the first to the second. sources: the content of metrics/download.json of each.
+
+    Where a record of the code is lost, the records' own hashes say which stages' code or packages differ.
+    """
+    lost = first.lost or second.lost
+    code = [{**(build.records if lost else build.files), **build.commands} for build in (first, second)]
     return Changes(
         _different(first.parameters, second.parameters),
-        _different(first.packages, second.packages),
+        [] if lost else _different(first.packages, second.packages),
         _different(*(_files(source) for source in sources)),
-        [
-            change._replace(stages=tuple(dict.fromkeys(stage for used in users for stage in used.get(change.name, ()))))
-            for change in _different(first.code, second.code)
-        ],
+        [change._replace(stages=_users(change.name, first, second)) for change in _different(*code)],
     )
+
+
+def _users(name: str, *builds: Build) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(stage for build in builds for stage in build.users.get(name, ())))
 
 
 def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
@@ -106,20 +119,14 @@ def _files(sources: Mapping[str, Any]) -> dict[str, str]:
     return {f"{source}/{name}": sha for source, entry in sources.items() for name, sha in entry["sha256"].items()}
 
 
-def _code(revision: Revision, entry: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Files and packages of a stage, as the stage `code` recorded them.
-
-    If that record is not available, its own hash takes the place of the files.
-    """
-    record = next(
-        ((p, md5) for p, md5 in recorded_hashes(entry.get("deps")).items() if p.startswith(CODE_FOLDER)), None
-    )
-    if record is None:
-        return {"files": {}, "packages": {}}
-    try:
-        return revision.json(record[0])
-    except MissingArtifact:
-        return {"files": dict([record]), "packages": {}}
+def _code(revision: Revision, records: Iterable[str], lost: list[str]) -> dict[str, dict[str, str]]:
+    """Files and packages of a stage, as the stage `code` recorded them; a record that is missing is added to `lost`."""
+    for record in records:
+        try:
+            return revision.json(record)
+        except MissingArtifact:
+            lost.append(record)
+    return {"files": {}, "packages": {}}
 
 
 def _digest(revision: Revision, path: str, algorithm: str) -> str | None:

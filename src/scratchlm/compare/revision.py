@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.index import Index
+from dvc_data.index import DataIndexDirError
 
 from scratchlm.compare.git import find_commit
 from scratchlm.run.errors import UserError
@@ -76,6 +77,8 @@ class Revision:
             return self._repo.dvcfs.read_bytes(f"/{path}")
         except FileNotFoundError:
             raise MissingArtifact(self.name, [path], self._why(path)) from None
+        except DataIndexDirError:  # the list of files of the folder that the file is in
+            raise MissingArtifact(self.name, [path], self._not_cached()) from None
         except (DvcException, OSError) as error:
             raise MissingArtifact(self.name, [path], f"reading failed ({error}); {self._how_to_get()}") from None
 
@@ -124,6 +127,9 @@ class Revision:
     def _why(self, path: str) -> str:
         if not self._repo.dvcfs.exists(f"/{path}"):
             return f"its pipeline has not made it; if it does now, rebuild and commit: {self.rebuild}"
+        return self._not_cached()
+
+    def _not_cached(self) -> str:
         remote = self._repo.config["core"].get("remote")
         searched = f"nor in the remote {remote}" if remote else "and no remote is configured"
         return f"not in the cache {searched}; {self._how_to_get()}"

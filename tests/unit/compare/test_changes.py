@@ -78,7 +78,7 @@ def test_a_build_is_what_the_lock_says_of_the_stages_that_make_metrics() -> None
     build = built(Held())
     assert build.parameters == {"seed": 1, "tokenizer.kind": "bpe", "pretrain.epochs": 1, "pretrain.lora": None}
     assert build.packages == {"numpy": "1.0"}
-    assert build.code[LIBRARY] == sha256(LIBRARY)
+    assert build.files[LIBRARY] == sha256(LIBRARY)
     assert build.users[LIBRARY] == ("tokenize", "pretrain")
     assert build.users["command of tokenize"] == ("tokenize",)
     assert set(build.outs) == {"data/tokens", "metrics/tokenize.json", "metrics/pretrain.json"}
@@ -154,6 +154,7 @@ def test_where_the_record_of_the_code_is_lost_its_hash_tells_two_builds_apart() 
     first, other = Held(), Held()
     del first.code["pretrain"], other.code["pretrain"]
     assert changes(built(first), built(other), ({}, {})).code == []
+    assert different(other) == ([], [], [], [])  # one of the two has it
     other.lock["pretrain"]["deps"][0]["md5"] = "another"
     (change,) = changes(built(first), built(other), ({}, {})).code
     assert (change.name, change.stages) == ("data/code/pretrain.json", ("pretrain",))
