@@ -181,7 +181,7 @@ def test_inputs_that_the_code_no_longer_describes_are_refused(workspace):
 def test_a_fresh_clone_is_told_to_build_first(built, tmp_path):
     clone = tmp_path / "fresh"
     run(tmp_path, "git", "clone", "-q", str(built), str(clone))
-    with pytest.raises(UserError, match="finetune_spam reads the outputs of code, download, .* would build again; "):
+    with pytest.raises(UserError, match="finetune_spam reads the outputs of download, .* would build again; "):
         run_seeds(clone, "finetune_spam", 2)
 
 

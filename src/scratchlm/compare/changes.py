@@ -33,10 +33,10 @@ class Changes(NamedTuple):
 class Build(NamedTuple):
     """What a revision's metrics were built from and with, according to dvc.lock.
 
-    parameters, packages: flat. files: source file -> sha256. records: path -> md5 of what the stage `code` wrote of each
-    stage; lost: those that cannot be read, so that packages and files lack theirs. commands: `command of STAGE` -> its
-    words. users: stages by the name of a file, a record or a command. outs: output -> md5. behind: stages whose parameters, packages, code or metrics have changed
-    in the revision since they were built.
+    parameters, packages: flat. files: source file -> sha256. records: path -> md5 of the record that the stage `code`
+    wrote of each stage. lost: records that cannot be read; packages and files lack theirs. commands: `command of STAGE`
+    -> its words. users: stages by the name of a file, a record or a command. outs: output -> md5. behind: stages whose
+    parameters, packages, code or metrics have changed in the revision since they were built.
     """
 
     parameters: dict[str, Any]
@@ -85,7 +85,8 @@ def read_build(revision: Revision) -> Build:
         values = [(value_at(now, key), value) for key, value in parameters.items()]
         values += [(pinned.get(name), version) for name, version in code["packages"].items()]
         values += [(digests[path], digest) for path, digest in code["files"].items()]
-        values += [(_digest(revision, path, "md5"), md5) for path, md5 in metrics.items()]
+        written = metrics | {path: md5 for path, md5 in records.items() if path not in build.lost}
+        values += [(_digest(revision, path, "md5"), md5) for path, md5 in written.items()]
         if any(is_now != was for is_now, was in values):
             build.behind.append(stage)
     return build

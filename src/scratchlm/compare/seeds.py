@@ -76,11 +76,12 @@ def _metrics_file(root: Path, stage: str) -> str:
 
 def _check_inputs(clone: Path, stage: str) -> None:
     """Get the data of the stage and of all stages before it; refuse data that its own stage would build again."""
+    target = f"{clone / 'dvc.yaml'}:{stage}"
     with Repo(os.fspath(clone)) as repo:
-        target = f"{clone / 'dvc.yaml'}:{stage}"
         repo.checkout(targets=[target], with_deps=True, allow_missing=True)
-        if run_dvc(clone, "repro", "--single-item", CODE)[0]:
-            raise UserError(f"the stage {CODE} failed; correct the error printed above, then run this again")
+    if run_dvc(clone, "repro", "--single-item", CODE)[0]:
+        raise UserError(f"the stage {CODE} failed; correct the error printed above, then run this again")
+    with Repo(os.fspath(clone)) as repo:
         changed = repo.status(targets=[target], with_deps=True)
     stale = sorted({address.rpartition(":")[2] for address in changed} - {stage, CONSTANT_OUTPUT})
     if stale:

@@ -1,3 +1,4 @@
+import copy
 import hashlib
 import json
 from typing import Any
@@ -20,13 +21,23 @@ def sha256(path: str) -> str:
     return hashlib.sha256(FILES[path].encode()).hexdigest()
 
 
+CODE: dict[str, dict[str, dict[str, str]]] = {
+    "tokenize": {"files": {SCRIPT: sha256(SCRIPT), LIBRARY: sha256(LIBRARY)}, "packages": {"numpy": "1.0"}},
+    "pretrain": {"files": {LIBRARY: sha256(LIBRARY)}, "packages": {}},
+}
+
+
+def md5(text: str) -> str:
+    return hashlib.md5(text.encode()).hexdigest()
+
+
 def entry(cmd: str, outs: list[str], params: dict[str, Any]) -> dict[str, Any]:
     """A stage in dvc.lock, which depends on what the stage `code` wrote of it."""
     name = cmd.split()[0]
     return {
         "cmd": cmd,
-        "deps": [{"path": f"data/code/{name}.json", "md5": f"hash of {name}'s code"}],
-        "outs": [{"path": path, "md5": hashlib.md5(FILES[path].encode()).hexdigest()} for path in outs],
+        "deps": [{"path": f"data/code/{name}.json", "md5": md5(json.dumps(CODE.get(name)))}],
+        "outs": [{"path": path, "md5": md5(FILES[path])} for path in outs],
         "params": {"params.yaml": params},
     }
 
@@ -39,10 +50,7 @@ class Held:
         self.files = dict(FILES)
         self.params: dict[str, Any] = {"seed": 1, "tokenizer": {"kind": "bpe"}, "pretrain": {"epochs": 1, "lora": None}}
         self.sources: dict[str, Any] = {"stories": {"sha256": {"stories.txt": "aaaa"}}}
-        self.code: dict[str, dict[str, dict[str, str]]] = {
-            "tokenize": {"files": {SCRIPT: sha256(SCRIPT), LIBRARY: sha256(LIBRARY)}, "packages": {"numpy": "1.0"}},
-            "pretrain": {"files": {LIBRARY: sha256(LIBRARY)}, "packages": {}},
-        }
+        self.code = copy.deepcopy(CODE)
         self.lock = {
             "tokenize": entry(
                 "tokenize  --fast", ["data/tokens", "metrics/tokenize.json"], {"seed": 1, "tokenizer": {"kind": "bpe"}}
@@ -101,6 +109,12 @@ def test_a_stage_is_behind_if_what_it_was_built_from_has_changed() -> None:
     assert behind(files={"requirements.lock": "numpy==1.0\nscipy==2.0\n"}) == []
     assert behind(files={LIBRARY: "other"}) == ["tokenize", "pretrain"]
     assert behind(files={"metrics/pretrain.json": "{1}"}) == ["pretrain"]
+
+
+def test_a_stage_is_behind_if_the_record_of_its_code_was_written_again() -> None:
+    held = Held()
+    held.code["pretrain"]["packages"]["scipy"] = "1.0"
+    assert built(held).behind == ["pretrain"]
 
 
 def test_a_stage_without_its_code_or_its_entry_in_the_lock_is_behind() -> None:
