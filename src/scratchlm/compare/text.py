@@ -92,7 +92,9 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     if same:
         parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
     if other:
-        cells = [[row.metric, format_number(row.first), format_number(row.second), difference_cells(row)[0]] for row in other]
+        cells = [
+            [row.metric, format_number(row.first), format_number(row.second), difference_cells(row)[0]] for row in other
+        ]
         table = _table(["other tracked metrics", *names, "change"], cells, markdown)
         folded = f"<details><summary>other tracked metrics: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)

@@ -20,7 +20,7 @@ class Table(NamedTuple):
 
 
 def format_number(value: Any) -> str:
-    """Return a number with four significant digits, an integer in full, a list item by item, any other value as text."""
+    """Return a number with four significant digits, an integer in full; a list item by item; other values as text."""
     if isinstance(value, list):
         return ", ".join(map(format_number, value))
     if value is None:
