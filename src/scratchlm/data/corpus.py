@@ -32,7 +32,7 @@ SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
 
 class CorpusParams(Section):
-    """How the corpus is split and stored; val is the rest."""
+    """Splitting and storage of the corpus; val is the rest."""
 
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_tokens: Annotated[int, Field(ge=1)]

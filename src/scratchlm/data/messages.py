@@ -26,10 +26,10 @@ _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch
 
 
 class MessagesParams(Section):
-    """How the messages are read, balanced and split; test is the rest.
+    """Reading, balancing and splitting of the messages; test is the rest.
 
     reading: `strict` takes every line as a message; `book` is the book's pandas call, where a quotation mark can
-    join lines (it loses two messages of the real collection). balance: keep only as much ham as there is spam.
+    join lines (two messages of the real collection are lost). balance: keep only as much ham as there is spam.
     """
 
     reading: Literal["strict", "book"]
@@ -122,7 +122,7 @@ def pad(sequences: Sequence[Sequence[int]], pad_token_id: int, width: int) -> tu
     token_ids = np.full((len(sequences), width), pad_token_id, dtype=np.int64)
     lengths = np.ones(len(sequences), dtype=np.int64)
     for row, sequence in enumerate(sequences):
-        kept = sequence[:width]
-        token_ids[row, : len(kept)] = kept
-        lengths[row] = max(1, len(kept))
+        n = min(width, len(sequence))
+        token_ids[row, :n] = sequence[:n]
+        lengths[row] = max(1, n)
     return token_ids, lengths

@@ -47,7 +47,7 @@ HEAD = TensorName("head.weight", "", "lm_head.weight", "output.weight")  # store
 
 
 def tensor_names(n_layers: int) -> Iterator[TensorName]:
-    """Every tensor of a GPT-2 whose head is tied, once, in the order of the forward pass's modules."""
+    """Yield every tensor of a GPT-2 with a tied head, once."""
     yield from _MODEL
     for i in range(n_layers):
         for ours, openai, huggingface, gguf, linear in _BLOCK:

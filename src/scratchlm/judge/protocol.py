@@ -1,4 +1,4 @@
-"""What every judge must do, what it returns, and the parameters of each kind of judge."""
+"""The interface of every judge, its answer, and the parameters of each kind of judge."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
