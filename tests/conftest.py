@@ -1,18 +1,27 @@
 import signal
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
+from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.run.files import read_json
-from tests.clones import FEW_STEPS, commit, make_clone, run
+from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run
 
-MIRROR = Path(__file__).resolve().parents[1].parent / "shared" / "mirror"
+SAMPLE = REPOSITORY / "data" / "sample"
+
+
+class Inputs(NamedTuple):
+    """What a user may put into the pipeline, by path."""
+
+    corpus: Path
+    messages: Path
+    instructions: Path
+    vocabulary: Path  # a folder with encoder.json and vocab.bpe
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +58,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mirror() -> Path:
-    """The real data sets, as SCRATCHLM_MIRROR takes them."""
-    if not MIRROR.exists():
-        pytest.skip(f"needs the real data in {MIRROR}")
-    return MIRROR
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """The sample, with a corpus of 20,000 characters. tests/network replaces it by the real data."""
+    folder = tmp_path_factory.mktemp("inputs")
+    corpus = folder / "stories.txt"
+    corpus.write_text((SAMPLE / "stories.txt").read_text(encoding="utf-8")[:20_000], encoding="utf-8")
+    with zipfile.ZipFile(SAMPLE / "sms+spam+collection.zip") as archive:
+        messages = Path(archive.extract("SMSSpamCollection", folder))
+    return Inputs(corpus, messages, SAMPLE / "instruction-data.json", SAMPLE / "gpt2-nano")
 
 
 @pytest.fixture(scope="session")
-def gpt2(mirror: Path) -> BytePairTokenizer:
-    """The tokenizer over OpenAI's vocabulary."""
-    folder = mirror / "gpt2-124M"
-    return BytePairTokenizer(read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe"))
+def gpt2(inputs: Inputs) -> BytePairTokenizer:
+    """A tokenizer in GPT-2's file format."""
+    return load_tokenizer(inputs.vocabulary)
 
 
 @pytest.fixture(scope="session")

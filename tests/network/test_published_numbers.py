@@ -1,7 +1,6 @@
 """The 124M model gives the numbers that the book prints and that the book's own package computes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -16,8 +15,8 @@ from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
+from tests.conftest import Inputs
 
-MIRROR = Path(__file__).parents[3] / "shared" / "mirror"
 HELLO_I_AM = [15496, 11, 314, 716]
 SEED = 123
 CPU = torch.device("cpu")
@@ -64,14 +63,10 @@ def random_stream() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def loaders() -> Loaders:
+def loaders(inputs: Inputs) -> Loaders:
     """The book's section 5.1.3: split by characters at nine tenths, windows of 256, batches of 2."""
-    corpus = MIRROR / "the-verdict" / "the-verdict.txt"
-    vocabulary = MIRROR / "gpt2-124M" / "vocab.bpe"
-    if not (corpus.exists() and vocabulary.exists()):
-        pytest.skip(f"needs the-verdict.txt and GPT-2's vocabulary in {MIRROR}")
-    text = corpus.read_text("utf-8")
-    encoding = load_tokenizer(vocabulary.parent).encoding
+    text = inputs.corpus.read_text("utf-8")
+    encoding = load_tokenizer(inputs.vocabulary).encoding
     border = int(0.9 * len(text))
     train, val = (GPTDatasetV1(part, encoding, 256, 256) for part in (text[:border], text[border:]))
     return Loaders(DataLoader(train, 2, shuffle=True, drop_last=True), DataLoader(val, 2))

@@ -67,14 +67,3 @@ def test_the_samples_pins_are_the_committed_files(name: str) -> None:
         if file.archive is None:
             path = REPOSITORY / file.addresses[0]
             assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size_bytes)
-
-
-def test_the_mirrors_files_are_the_pinned_ones(mirror: Path) -> None:
-    compared = 0
-    for source in CATALOGUE.values():
-        for file in source.files:
-            path = mirror / source.name / file.name
-            if file.archive is None and path.exists():
-                assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size_bytes)
-                compared += 1
-    assert compared == 7

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,10 @@ from scratchlm.data.tokenizer import BytePairTokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, sha256_of, write_json
 from scratchlm.run.params import check_params
+from tests.conftest import Inputs
 
 BOOK = InstructionsParams(prompt_style="alpaca", train_fraction=0.85, test_fraction=0.1)
 END = 50256
-
-
-@pytest.fixture(scope="session")
-def tasks(mirror: Path) -> Path:
-    return mirror / "instruction-data" / "instruction-data.json"
 
 
 def rows(*lengths: tuple[int, int]) -> list[dict[str, Any]]:
@@ -37,21 +32,8 @@ def rows(*lengths: tuple[int, int]) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_real_tasks_split_as_in_the_book(tasks: Path) -> None:
-    data = json.loads(tasks.read_text())
-    splits = split_instructions(read_instructions(tasks), BOOK)
-    assert {name: len(split) for name, split in splits.items()} == {"train": 935, "val": 55, "test": 110}
-    book = {"train": data[:935], "test": data[935:1045], "val": data[1045:]}  # section 7.2
-    for name, split in splits.items():
-        assert [{key: entry[key] for key in ("instruction", "input", "output")} for entry in split] == book[name]
-    assert splits["test"][0]["id"] == "task-00935"
-
-
-def test_the_real_tasks_are_written_with_prompts_tokens_and_their_six_duplicates(
-    tasks: Path, gpt2: BytePairTokenizer, tmp_path: Path
-) -> None:
-    counts = write_instructions(tasks, gpt2, tmp_path / "a", BOOK)
-    assert counts["duplicates_across_splits"] == 6  # two of test and four of val repeat training entries
+def test_the_tasks_are_written_with_prompts_and_tokens(inputs: Inputs, gpt2: BytePairTokenizer, tmp_path: Path) -> None:
+    counts = write_instructions(inputs.instructions, gpt2, tmp_path / "a", BOOK)
     for split in ("train", "val", "test"):
         table = read_table(tmp_path / "a" / f"{split}.parquet")
         for row in table:
@@ -62,7 +44,7 @@ def test_the_real_tasks_are_written_with_prompts_tokens_and_their_six_duplicates
             "records": len(table),
             "tokens": sum(len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in table),
         }
-    write_instructions(tasks, gpt2, tmp_path / "b", BOOK)
+    write_instructions(inputs.instructions, gpt2, tmp_path / "b", BOOK)
     for split in ("train", "val", "test"):
         assert sha256_of(tmp_path / "a" / f"{split}.parquet") == sha256_of(tmp_path / "b" / f"{split}.parquet")
 

@@ -21,7 +21,6 @@ from scratchlm.data.transfer import Part
 from scratchlm.run.files import sha256_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-MIRROR = REPOSITORY.parent / "shared" / "mirror"
 CONTENT = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
 CUT = 2 * transfer.CHUNK_BYTES  # what arrives of a chunk that breaks off is not kept
@@ -644,48 +643,19 @@ def test_the_sample_in_git_is_what_the_catalogue_pins(
     fetch(source, file, tmp_path, None)
 
 
-# The real files
-
-needs_mirror = pytest.mark.skipif(not MIRROR.is_dir(), reason=f"there is no mirror at {MIRROR}")
-
-
-@needs_mirror
-@pytest.mark.parametrize(
-    ("source_name", "file_name"),
-    [
-        ("the-verdict", "the-verdict.txt"),
-        ("tiny-shakespeare", "input.txt"),
-        ("sms-spam", "SMSSpamCollection"),
-        ("instruction-data", "instruction-data.json"),
-        ("gpt2-124M", "hparams.json"),
-        ("gpt2-124M", "model.ckpt.index"),
-        ("gpt2-124M", "encoder.json"),
-        ("gpt2-124M", "vocab.bpe"),
-    ],
-)
-def test_the_real_file_comes_from_the_mirror_with_its_pinned_hash(
-    source_name: str, file_name: str, tmp_path: Path
-) -> None:
-    source = CATALOGUE[source_name]
-    file = next(file for file in source.files if file.name == file_name)
-    only_mirror = replace(file, addresses=("https://127.0.0.1:1/",))
-    stored = fetch(source, only_mirror, tmp_path, str(MIRROR))
-    assert sha256_of(stored) == file.sha256
-    assert left_in(tmp_path) == [file_name]
-
-
-@needs_mirror
 def test_weights_that_cannot_be_had_are_reported_in_one_sentence(tmp_path: Path, closed_port: int) -> None:
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
     source = CATALOGUE["gpt2-124M"]
     weights = "model.ckpt.data-00000-of-00001"
     file = next(file for file in source.files if file.name == weights)
     nowhere = f"https://127.0.0.1:{closed_port}/124M/{weights}"
-    message = failure_of(source, replace(file, addresses=(nowhere,)), tmp_path, str(MIRROR))
+    message = failure_of(source, replace(file, addresses=(nowhere,)), tmp_path / "store", str(mirror))
     assert message == (
-        f"cannot get gpt2-124M/{weights}: tried {MIRROR}/gpt2-124M/{weights}"
+        f"cannot get gpt2-124M/{weights}: tried {mirror}/gpt2-124M/{weights}"
         f" (no such file or directory), {nowhere} (connection refused, 4 attempts);"
         f" expected a file of 497759232 bytes with sha256 {file.sha256};"
         f" put it at <mirror>/gpt2-124M/{weights} and set SCRATCHLM_MIRROR to <mirror>,"
         " a directory or an http(s) URL"
     )
-    assert left_in(tmp_path) == []
+    assert left_in(tmp_path / "store") == []

@@ -28,6 +28,7 @@ from scratchlm.data.tokenizer import (
 )
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
+from tests.conftest import Inputs
 
 TALES = ["The cat sat on the mat; the cat's hat's flat.", " It isn't that fat cat, 12 345 times over!\n\n"] * 3
 TRAINED_SIZE = 290
@@ -39,12 +40,6 @@ PIECES = [
     "'s", "'t", "'re", "'ve", "'m", "'ll", "'d", "'S", "’s", "don't", " the", "  two", "\r\n", " \n", "ing", "1234",
 ]  # fmt: skip
 HALVES = ["\ud800", "\udbff", "\udc00", "\udfff", "\ud83d", "\ude00"]
-
-
-@pytest.fixture(scope="module")
-def reference(mirror: Path) -> GPT2Tokenizer:
-    folder = mirror / "gpt2-124M"
-    return GPT2Tokenizer(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +57,8 @@ def repaired(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def test_known_texts_get_gpt2s_published_ids(gpt2: BytePairTokenizer) -> None:
-    assert gpt2.vocab_size == 50257
-    assert gpt2.end_token_id == 50256
-    assert gpt2.encode("Hello, I am") == [15496, 11, 314, 716]  # the book, section 4.7
-    assert gpt2.encode("Akwirw ier") == [33901, 86, 343, 86, 220, 959]  # the book, exercise 2.1
-    text = "Hello, do you like tea? <|endoftext|> In the sunlit terraces of someunknownPlace."  # section 2.5
-    assert gpt2.encode_documents(text).tolist() == [
-        15496, 11, 466, 345, 588, 8887, 30, 220, 50256, 554, 262, 4252, 18250, 8812, 2114, 286, 617, 34680, 27271, 13,
-    ]  # fmt: skip
-
-
-def test_ten_thousand_odd_strings_get_the_ids_of_transformers(
-    gpt2: BytePairTokenizer, reference: GPT2Tokenizer
-) -> None:
+def test_ten_thousand_odd_strings_get_the_ids_of_transformers(gpt2: BytePairTokenizer, inputs: Inputs) -> None:
+    reference = GPT2Tokenizer(str(inputs.vocabulary / "encoder.json"), str(inputs.vocabulary / "vocab.bpe"))
     texts = random_strings(8_000, PIECES, 1) + random_strings(2_000, PIECES + HALVES * 5, 2)
     # transformers refuses half surrogate pairs, so it gets what we take them for
     expected = reference([repaired(text) for text in texts])["input_ids"]
@@ -249,11 +232,11 @@ def test_a_missing_file_of_a_tokenizer_is_named(tmp_path: Path, left: str) -> No
         load_tokenizer(tmp_path / "t")
 
 
-def test_gpt2s_files_are_kept_in_the_tokenizers_folder(mirror: Path, tmp_path: Path) -> None:
-    made = make_tokenizer(GPT2TokenizerParams(kind="gpt2"), mirror / "gpt2-124M", [], tmp_path / "t")
-    assert made.encode("Hello, I am") == [15496, 11, 314, 716]
-    assert (tmp_path / "t" / "vocab.bpe").read_bytes() == (mirror / "gpt2-124M" / "vocab.bpe").read_bytes()
-    theirs = json.loads((mirror / "gpt2-124M" / "encoder.json").read_text())
+def test_gpt2s_files_are_kept_in_the_tokenizers_folder(inputs: Inputs, tmp_path: Path) -> None:
+    made = make_tokenizer(GPT2TokenizerParams(kind="gpt2"), inputs.vocabulary, [], tmp_path / "t")
+    assert made.decode(made.encode("Hello, I am")) == "Hello, I am"
+    assert (tmp_path / "t" / "vocab.bpe").read_bytes() == (inputs.vocabulary / "vocab.bpe").read_bytes()
+    theirs = json.loads((inputs.vocabulary / "encoder.json").read_text())
     assert json.loads((tmp_path / "t" / "encoder.json").read_text()) == theirs
 
 
@@ -282,20 +265,6 @@ class SimpleTokenizerV2:
         return re.sub(r'\s+([,.:;?!"()\'])', r"\1", text)
 
 
-@pytest.fixture(scope="module")
-def verdict(mirror: Path) -> str:
-    return (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
-
-
-def test_the_word_tokenizer_gives_the_books_ids(verdict: str) -> None:
-    words = WordTokenizer(collect_words([verdict]))
-    assert words.vocab_size == 1132
-    text = "Hello, do you like tea? <|endoftext|> In the sunlit terraces of the palace."  # section 2.4
-    ids = [1131, 5, 355, 1126, 628, 975, 10, 1130, 55, 988, 956, 984, 722, 988, 1131, 7]
-    assert words.encode_documents(text).tolist() == ids
-    assert words.decode(ids) == "<|unk|>, do you like tea? <|endoftext|> In the sunlit terraces of the <|unk|>."
-
-
 def test_the_end_token_of_the_word_tokenizer_needs_no_spaces_around_it() -> None:
     """The book's takes a<|endoftext|>b for one unknown word: it joins documents with spaces."""
     assert collect_words([f"a{END_OF_TEXT}b"]) == ["a", "b", END_OF_TEXT, UNKNOWN]
@@ -309,8 +278,8 @@ JOINT = f" {END_OF_TEXT} "
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([*PIECES, "the ", "--", "--", " _", JOINT, UNKNOWN, "picture "])).map("".join))
-def test_the_word_tokenizer_equals_the_books(verdict: str, text: str) -> None:
-    ours = WordTokenizer(collect_words([verdict]))
+def test_the_word_tokenizer_equals_the_books(inputs: Inputs, text: str) -> None:
+    ours = WordTokenizer(collect_words([inputs.corpus.read_text(encoding="utf-8")]))
     book = SimpleTokenizerV2({word: i for i, word in enumerate(ours.words)})
     ids = ours.encode_documents(text).tolist()
     assert ids == book.encode(text)

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.huggingface import huggingface_config, load_huggingface, save_huggingface
 from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+from tests.conftest import Inputs
 from tests.perturbed import perturbed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -221,16 +222,16 @@ def auto_tokenizer(
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_the_auto_tokenizer_agrees_over_the_real_vocabulary(
-    mirror: Path, gpt2: BytePairTokenizer, random_gpt: Build, tmp_path: Path
+def test_the_auto_tokenizer_agrees_over_a_vocabulary_of_gpt2s_format(
+    inputs: Inputs, gpt2: BytePairTokenizer, random_gpt: Build, tmp_path: Path
 ) -> None:
-    model = random_gpt(n_layers=1, n_heads=2, emb_dim=4, vocab_size=GPT2_VOCAB_SIZE)
-    save_huggingface(tmp_path / "model", model, mirror / "gpt2-124M", gpt2)
+    model = random_gpt(n_layers=1, n_heads=2, emb_dim=4, vocab_size=gpt2.vocab_size)
+    save_huggingface(tmp_path / "model", model, inputs.vocabulary, gpt2)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
-    verdict = (mirror / "the-verdict" / "the-verdict.txt").read_text(encoding="utf-8")
-    for text in (verdict, TEXT, "Hello, I am", "🙂🙂 \u0000 ｆｕｌｌ"):
+    corpus = inputs.corpus.read_text(encoding="utf-8").replace(END_OF_TEXT, "")
+    for text in (corpus, TEXT, "Hello, I am", "🙂🙂 \u0000 ｆｕｌｌ"):
         assert theirs.encode(text) == gpt2.encode(text)
-    assert theirs.eos_token_id == 50256
+    assert theirs.eos_token_id == gpt2.end_token_id
 
 
 # refusals

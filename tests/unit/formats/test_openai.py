@@ -21,7 +21,6 @@ from scratchlm.run.files import temporary_folder, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = REPOSITORY / "data" / "sample" / "gpt2-nano"
-MIRROR = REPOSITORY.parent / "shared" / "mirror" / "gpt2-124M"
 CONFIG = gpt2_config("nano", 300, 16)
 DATA_FILE = "model.ckpt.data-00000-of-00001"
 
@@ -214,17 +213,6 @@ def test_the_layout_is_that_of_the_published_code(size: str) -> None:
     assert {name: tuple(shape) for name, shape in shapes.items()} == their_shapes(config)
 
 
-def test_the_layout_is_that_of_the_real_124M_index(tensorflow: TensorFlow) -> None:
-    if not MIRROR.exists():
-        pytest.skip(f"the real index is not here: {MIRROR}")
-    found = tensorflow.ask("layout", MIRROR / "model.ckpt")
-    config = gpt2_config("124M", 50257, 1024)
-    assert json.loads((MIRROR / "hparams.json").read_text()) == hparams(config)
-    assert found == {name: ["float32", *shape] for name, shape in their_shapes(config).items()}
-    assert set(found) == {name.openai for name in tensor_names(12)}
-    assert len(found) == 148
-
-
 def test_a_tensorflow_checkpoint_loads_bit_for_bit_with_every_tensor_used_once(
     loaded: tuple[GPTModel, int], variables: dict[str, np.ndarray]
 ) -> None:
@@ -388,24 +376,3 @@ def test_the_committed_sample_checkpoint_loads(started: None, tmp_path: Path) ->
     assert n_tensors == 40
     assert json.loads((SAMPLE / "hparams.json").read_text()) == hparams(model.config)
     assert model.config.vocab_size == len(json.loads((SAMPLE / "encoder.json").read_text()))
-
-
-@pytest.mark.slow
-def test_a_checkpoint_with_the_whole_real_124M_layout_loads_with_every_tensor_used_once(
-    tensorflow: TensorFlow, tmp_path: Path
-) -> None:
-    if not MIRROR.exists():
-        pytest.skip(f"the real index is not here: {MIRROR}")
-    layout = tensorflow.ask("layout", MIRROR / "model.ckpt")
-    source = np.random.default_rng(0)
-    written = {name: source.standard_normal(shape, dtype=np.float32) for name, (_, *shape) in layout.items()}
-    folder = tmp_path / "gpt2-124M"
-    save_file(written, tmp_path / "source")
-    tensorflow.ask("write", folder, tmp_path / "source")
-    shutil.copy(MIRROR / "hparams.json", folder)
-    model, n_tensors = load_openai(folder, "124M", tmp_path)
-    assert n_tensors == 148
-    back = to_openai(model)
-    assert sorted(back) == sorted(written)
-    for name, variable in written.items():
-        assert np.array_equal(back[name], variable), name
