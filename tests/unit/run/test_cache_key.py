@@ -5,15 +5,26 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.run.code import imported_names, stage_code
+from scratchlm.run.files import write_json
 from scratchlm.run.pipeline import cache_key, read_stages
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
+CODE = Path("data/code/finetune_spam.json")
+
+
+@pytest.fixture(scope="module")
+def code() -> dict:
+    """Of finetune_spam, as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        return code_of("finetune_spam")
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(code: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The repository's own files, and small inputs in place of the artifacts of other stages."""
-    for name in ("dvc.yaml", "params.yaml", "environment.json"):
+    for name in ("dvc.yaml", "params.yaml", "requirements.lock"):
         shutil.copy(REPOSITORY / name, tmp_path)
     for name in ("src", "stages"):
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -22,6 +33,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         (folder / "file").write_text(name)
     monkeypatch.chdir(tmp_path)
+    write_json(CODE, code)
     return tmp_path
 
 
@@ -31,20 +43,36 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+def code_of(stage: str) -> dict:
+    imported_names.cache_clear()  # it remembers files by path
+    return stage_code(Path("stages", f"{stage}.py"), Path("src/scratchlm"), Path("requirements.lock"))
+
+
 def spam() -> str:
+    """The cache key of finetune_spam."""
     return cache_key(read_stages()["finetune_spam"])
+
+
+def spam_after(file: str, old: str, new: str) -> str:
+    """The same after an edit, where text is put at the end for an empty `old`, and the stage `code`."""
+    path = Path(file)
+    if old:
+        replace(path, old, new)
+    else:
+        path.write_text(path.read_text() + new)
+    if path.suffix in (".py", ".lock"):
+        write_json(CODE, code_of("finetune_spam"))
+    return spam()
 
 
 CHANGES = {
     "its parameter": ("params.yaml", "  epochs: 3\n", "  epochs: 4\n"),
     "a top-level parameter": ("params.yaml", "threads: 2", "threads: 1"),
     "its seed": ("params.yaml", "seed: 123", "seed: 124"),
-    "its script": ("stages/finetune_spam.py", "Finetune a base", "Finetune a  base"),
-    "a library file that it imports": ("src/scratchlm/training/loop.py", "The one training loop", "The training loop"),
+    "its script": ("stages/finetune_spam.py", "", "# edited\n"),
+    "a library file that it imports": ("src/scratchlm/training/loop.py", "", "# edited\n"),
     "an input file": ("data/tokens/messages/file", "tokens", "Tokens"),
-    "a file's name in an input folder": None,
-    "a further file in an input folder": None,
-    "a package that it uses": ("environment.json", '"torch": "2.', '"torch": "3.'),
+    "a package that it uses": ("requirements.lock", "torch==2.", "torch==3."),
     "its command": ("dvc.yaml", "--curve metrics/plots/finetune_spam.csv", "--curve metrics/plots/spam.csv"),
 }
 
@@ -53,22 +81,23 @@ CHANGES = {
 def test_a_change_of_what_a_stage_depends_on_makes_it_another_run(workspace: Path, what: str) -> None:
     before = spam()
     assert spam() == before
-    change = CHANGES[what]
+    assert spam_after(*CHANGES[what]) != before
+
+
+def test_another_name_and_another_file_in_an_input_folder_make_it_another_run(workspace: Path) -> None:
     folder = workspace / "data/tokens/messages"
-    if change:
-        replace(workspace / change[0], change[1], change[2])
-    elif "name" in what:
-        (folder / "file").rename(folder / "other")
-    else:
-        (folder / "another").touch()
-    assert spam() != before
+    before = spam()
+    (folder / "file").rename(folder / "other")
+    renamed = spam()
+    (folder / "another").touch()
+    assert len({before, renamed, spam()}) == 3
 
 
 OTHERS = {
     "another stage's parameter": ("params.yaml", "controls: 10", "controls: 11"),
     "a comment": ("params.yaml", "seed: 123 ", "seed: 123  # "),
-    "a library file that it does not import": ("src/scratchlm/judge/scoring.py", "Scoring", "scoring"),
-    "a package that it does not use": ("environment.json", '"jinja2": "3', '"jinja2": "4'),
+    "a library file that it does not import": ("src/scratchlm/report/page.py", "", "# edited\n"),
+    "a package that it does not use": ("requirements.lock", "Jinja2==3", "Jinja2==4"),
     "another stage's command": ("dvc.yaml", "--judgements data/responses/judge", "--judgements data/responses/other"),
 }
 
@@ -76,9 +105,7 @@ OTHERS = {
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_change_of_anything_else_does_not(workspace: Path, what: str) -> None:
     before = spam()
-    file, old, new = OTHERS[what]
-    replace(workspace / file, old, new)
-    assert spam() == before
+    assert spam_after(*OTHERS[what]) == before
 
 
 def test_a_foreach_stage_is_told_apart_by_its_own_item_only(workspace: Path) -> None:
