@@ -11,9 +11,13 @@ from pathlib import Path
 import pytest
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
-from tests.clones import REPOSITORY, commit, make_clone, run, set_parameter, stages_run
+from tests.clones import REPOSITORY, commit, make_clone, results, run, set_parameter, stages_run
 
 FINGERPRINT = json.loads((REPOSITORY / "metrics" / "preflight.json").read_text())["arithmetic"]
+STAGES = [
+    "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct",
+    "generate", "judge", "report",
+]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: what a rebuild of the committed state changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
 UP_TO_DATE = "Data and pipelines are up to date."
@@ -36,7 +40,7 @@ def clone(tmp_path_factory) -> Path:
     """
     clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
     done = run(clone, "dvc", "repro")
-    assert len(stages_run(done)) == 10
+    assert stages_run(done) == STAGES
     (clone / ".git" / CHANGED).write_text(run(clone, "git", "status", "--porcelain").stdout)
     commit(clone, "Build", empty=True)
     return clone
@@ -66,10 +70,12 @@ def test_a_second_repro_does_nothing(clone):
     assert stages_run(done) == []
 
 
-def test_a_forced_rebuild_under_other_circumstances_gives_the_same_bytes(clone):
-    before = (clone / "dvc.lock").read_bytes(), run(clone, "git", "diff", "HEAD", "--", "metrics").stdout
-    run(clone, "dvc", "repro", "-f", PYTHONHASHSEED="77", LC_ALL="C", TZ="Asia/Tokyo", OMP_NUM_THREADS="1")
-    assert ((clone / "dvc.lock").read_bytes(), run(clone, "git", "diff", "HEAD", "--", "metrics").stdout) == before
+def test_a_forced_rebuild_under_other_circumstances_gives_the_same_bytes(built, tmp_path):
+    clone = shutil.copytree(built, tmp_path / "elsewhere" / "scratchlm", symlinks=True)
+    before = results(clone)
+    done = run(clone, "dvc", "repro", "-f", PYTHONHASHSEED="77", LC_ALL="C", TZ="Asia/Tokyo", OMP_NUM_THREADS="1")
+    assert stages_run(done) == STAGES
+    assert results(clone) == before
 
 
 def test_every_stage_visibly_learns(clone):
@@ -85,7 +91,7 @@ def test_every_stage_visibly_learns(clone):
 def test_peak_memory_stays_within_two_gigabytes(clone):
     records = [json.loads(line) for path in (clone / "logs").glob("*.jsonl") for line in path.open()]
     peaks = {record["stage"]: record["peak_memory_bytes"] for record in records if "stage" in record}
-    assert len(peaks) == 10
+    assert sorted(peaks) == sorted(STAGES)
     assert max(peaks.values()) <= 2 * 2**30
 
 
@@ -116,23 +122,81 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
     assert changed_stages(workspace) == stages | {"preflight", "report"}
 
 
-USERS = [
-    # preflight too: it computes the fingerprint of the arithmetic
-    ("torch", {"preflight", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
-    ("tensorflow", {"load_gpt2@nano"}),
-    ("matplotlib", {"report"}),
-]
+def users(clone: Path, kind: str, name: str) -> set[str]:
+    """The stages whose code has a file or a package, by what the stage `code` wrote."""
+    scripts = {stage.partition("@")[0]: stage for stage in STAGES if stage != "code"}
+    found = {
+        stage: json.loads((clone / "data/code" / f"{script}.json").read_text()) for script, stage in scripts.items()
+    }
+    return {stage for stage, code in found.items() if name in code[kind]}
 
 
-@pytest.mark.parametrize(("package", "stages"), USERS, ids=[package for package, _ in USERS])
-def test_another_version_of_a_package_concerns_the_stages_that_use_it_and_must_be_installed(workspace, package, stages):
-    path = workspace / "environment.json"
-    pinned = json.loads(path.read_text())
-    path.write_text(json.dumps(pinned | {package: "0.1"}))
-    assert changed_stages(workspace) == stages
-    first = sorted(stages)[-1]
+def edit(path: Path, old: str = "", new: str = "# edited\n") -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new) if old else text + new)
+
+
+EDITED = ["stages/generate.py", "src/scratchlm/run/files.py", "src/scratchlm/formats/openai.py"]
+
+
+@pytest.mark.parametrize("file", EDITED)
+def test_an_edit_concerns_exactly_the_stages_whose_code_has_the_file(workspace, file):
+    concerned = users(workspace, "files", file)
+    edit(workspace / file)
+    assert changed_stages(workspace) == {"code"}
+    assert stages_run(run(workspace, "dvc", "repro", "code")) == ["code"]
+    assert changed_stages(workspace) == concerned != set()
+
+
+def test_an_edit_reruns_its_stages_and_is_taken_back_from_the_run_cache(workspace):
+    file = workspace / "src" / "scratchlm" / "report" / "page.py"
+    before = file.read_text()
+    edit(file)
+    assert stages_run(run(workspace, "dvc", "repro")) == ["code", "report"]
+    file.write_text(before)
+    assert stages_run(run(workspace, "dvc", "repro")) == []
+    assert changed_stages(workspace) == set()
+
+
+def test_an_edit_of_a_docstring_that_no_stage_imports_reruns_nothing_but_the_stage_code(workspace):
+    file = "src/scratchlm/compare/changes.py"
+    assert users(workspace, "files", file) == set()
+    edit(workspace / file, '"""', '""" Edited: ')
+    assert stages_run(run(workspace, "dvc", "repro")) == ["code"]
+    assert changed_stages(workspace) == set()
+
+
+def test_a_stage_by_itself_refuses_code_that_has_changed_since_the_stage_code_ran(workspace):
+    edit(workspace / "src/scratchlm/judge/scoring.py")
+    assert changed_stages(workspace) == {"code"}
+    done = run(workspace, "dvc", "repro", "-f", "-s", "judge", ok=False)
+    assert (
+        "judge: src/scratchlm/judge/scoring.py has changed since the stage `code` ran; run `dvc repro`" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorflow", "matplotlib"])
+def test_another_version_of_a_package_concerns_the_stages_that_use_it_and_must_be_installed(workspace, package):
+    concerned = users(workspace, "packages", package)
+    lock = workspace / "requirements.lock"
+    text, n = re.subn(rf"(?m)^({package}(?:-cpu)?)==[\w.]+", r"\1==0.1", lock.read_text())
+    assert n
+    lock.write_text(text)
+    run(workspace, "dvc", "repro", "code")
+    assert changed_stages(workspace) == concerned != set()
+    first = max(concerned)
     done = run(workspace, "dvc", "repro", "-s", first, ok=False)
-    assert f"{first}: {package} {pinned[package]} is installed, but environment.json says 0.1; " in done.stderr
+    assert re.search(rf"{first}: {package} [\d.]+ is installed, but requirements\.lock says 0\.1; ", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_package_that_the_lock_does_not_pin_stops_before_any_work(workspace):
+    edit(workspace / "src/scratchlm/report/page.py", "", "def page():\n    import left_pad\n")
+    done = run(workspace, "dvc", "repro", ok=False)
+    assert stages_run(done) == ["code"]
+    assert "code: stages/report.py needs the package left-pad, which requirements.lock does not pin; " in done.stderr
     assert "Traceback" not in done.stderr
 
 
