@@ -35,7 +35,7 @@ def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) 
 
 
 def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afresh(clone: Clone) -> None:
-    """Ctrl-C reaches the whole process group; then a parameter is changed (test_stage_identity.py has all else)."""
+    """Ctrl-C reaches the whole process group; then a parameter is changed (test_cache_key.py has all else)."""
     clone.forget()
     dvc = start_and_wait_for_state(clone, "pretrain")
     dvc.send_signal(signal.SIGINT)
@@ -45,12 +45,12 @@ def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afr
     assert dvc.wait(timeout=30) != 0
     said = [line for line in clone.output.read_text().splitlines() if "interrupted" in line]
     assert len(said) == 1
-    assert re.search(r"pretrain: interrupted; nothing .* `dvc repro` goes on from step \d+ of \d+$", said[0])
+    assert re.search(r"pretrain: interrupted; .*`dvc repro`.* from step \d+ of \d+", said[0])
     assert "Traceback" not in clone.output.read_text()
 
     before = clone.resumed()["pretrain"]
     set_parameter(clone.path, "pretrain.learning_rate", 0.001)
     done = run(clone.path, "dvc", "repro", "pretrain", **clone.variables)
-    assert "belongs to other inputs, parameters or code and is not used" in done.stderr
+    assert re.search("inputs, parameters or code", done.stderr)
     assert clone.resumed()["pretrain"] == before
     run(clone.path, "git", "checkout", "-q", "--", ".")

@@ -1,0 +1,64 @@
+"""The commands of two jobs of the CI workflow, run for real."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.clones import REPOSITORY, commit, environment, run, set_parameter
+
+JOBS = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+
+
+def scripts(job: str, event: str) -> list[str]:
+    """What the steps of a job run on an event."""
+    steps = [step for step in JOBS[job]["steps"] if step.get("if", event).endswith((event, f"'{event}'"))]
+    return [step["run"] for step in steps if "run" in step]
+
+
+@pytest.fixture
+def checkout(built, tmp_path) -> Path:
+    """What the actions before the first step leave: the checkout of a pull request, .venv and DVC's cache."""
+    base = shutil.copytree(built, tmp_path / "base", symlinks=True)
+    run(base, "git", "checkout", "-q", "-B", "main")
+    run(tmp_path, "git", "clone", "-q", str(base), "checkout")
+    checkout = tmp_path / "checkout"
+    shutil.copytree(base / ".dvc" / "cache", checkout / ".dvc" / "cache")
+    (checkout / ".venv").mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):  # a virtual environment that make takes for its own, without installing
+        (checkout / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    (checkout / ".venv" / "ready").touch()
+    return checkout
+
+
+def run_job(job: str, event: str, checkout: Path) -> dict[str, Path]:
+    """Run a job's scripts as the runner does; the files that it lets them write to."""
+    files = {name: checkout.parent / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    given = {name: str(path) for name, path in files.items()}
+    given |= {"GITHUB_BASE_REF": "main", "RUNNER_TEMP": str(checkout.parent)}
+    for script in scripts(job, event):
+        command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
+        done = subprocess.run(command, cwd=checkout, env=environment(checkout, **given), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return files
+
+
+@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="make works in a virtual environment")
+def test_the_jobs_run_in_a_clone(checkout):
+    assert scripts("rebuild", "push") == ["make verify", "make repro"]
+    run_job("rebuild", "push", checkout)
+    assert run(checkout, "git", "status", "--porcelain").stdout == ""
+
+    set_parameter(checkout, "judge.controls", 3)
+    commit(checkout, "Fewer controls, and the results not rebuilt")
+    files = run_job("compare", "pull_request", checkout)
+    table = files["GITHUB_STEP_SUMMARY"].read_text()
+    assert "origin/main" in table
+    assert "judge" in table
+    assert files["GITHUB_OUTPUT"].read_text() == f"table<<END_OF_TABLE\n{table}END_OF_TABLE\n"
+    changed = run(checkout, "git", "status", "--porcelain").stdout.split()[1::2]
+    assert {"dvc.lock", "metrics/judge.json"} <= set(changed)
+    assert not list((checkout / ".scratchlm").glob("snapshot-*"))
