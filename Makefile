@@ -1,6 +1,7 @@
-# `make help` lists the commands. All of them work in .venv, which is made from the exact pins of the lock files
-# once, and again only when these change.
+# `make help` lists the commands. They all work in .venv, which make creates from the exact pins of the lock files and
+# creates again when these change.
 
+SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
@@ -8,10 +9,10 @@ BENCH := .venv-bench
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test slow torture check bench
+.PHONY: help repro verify compare test test-quick test-network slow torture check bench
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 22
 
 repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
 	@scratchlm repair
@@ -24,40 +25,46 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
 
-test: $(READY)  ## the fast test suite, the sample pipeline in a clone included
+test: $(READY)  ## the tests, including those that build the sample in clones
 	python -m pytest
 
-slow: $(READY)  ## the tests that compute for minutes
+test-quick: $(READY)  ## the unit tests: no clone, no DVC, a minute
+	python -m pytest tests/unit
+
+test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
+	python -m pytest tests/network
+
+slow: $(READY)  ## the tests that compute for minutes; those on real data: python -m pytest -m slow tests/network
 	python -m pytest -m slow
 
-torture: $(READY)  ## kill dvc repro 40 times at random instants; every build must still give the same bytes
+torture: $(READY)  ## kill `dvc repro` 40 times at random moments; every build must give the same bytes
 	python -m tests.pipeline.kills --kills 40
 
-check: $(READY)  ## format, lint, types and the laws of the house
+check: $(READY)  ## format, lint, types and architecture
 	ruff format --check
 	ruff check
 	mypy
-	python -m pytest tests/test_laws.py
+	python -m pytest tests/unit/test_architecture.py
 
-# ROW=decode_1_float32 measures only that
-bench: $(BENCH)/ready  ## side-by-side measurements against other implementations, the pipeline's seconds, curves of cost
+# ROW=decode_1_float32 measures that row alone
+bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
 		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus)
 
 BASE ?= origin/main
-# To standard error goes what DVC and the stages say, so that the table can be sent to a file: make --silent compare > x
-compare: $(READY)  ## what is here against another revision, BASE=origin/main, both built before: a Markdown table
+# DVC and the stages write to standard error, so that the table can go to a file: make --silent compare > table.md
+compare: $(READY)  ## build this and another revision (BASE=origin/main), print a Markdown table of differences
 	@base=$$(scratchlm build $(BASE)) && dvc repro $$(dvc remote default >/dev/null 2>&1 && echo --pull) >&2 && \
 		scratchlm compare "$$base" --format markdown
 
 $(READY): requirements.lock requirements-nodeps.lock
 	$(make-environment)
 
-# Apart, so that what only the measurements need is not in the environment that results come from
+# A separate environment, so that the packages of the benchmarks cannot affect results
 $(BENCH)/ready: requirements.lock benchmarks/requirements.lock
 	$(make-environment)
 
-# With every pin of the rule's first file, then those of its second one without what they say they need
+# Install every pin of the rule's first file, then those of its second file with --no-deps
 define make-environment
 @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
