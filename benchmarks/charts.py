@@ -1,4 +1,4 @@
-"""Curves as pictures: one panel per figure, side by side over the same x axis."""
+"""Charts of curves: one panel per quantity, side by side over the same x axis."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.run.files import atomic_write
 
 COLOURS = (FIRST, SECOND, "#009e73")
-LINEAR_RATIO = 30  # between highest and lowest: beyond it, a linear axis shows only the highest
+LINEAR_RATIO = 30  # highest to lowest: beyond it, a linear axis shows only the highest
 
 
 class Panel(NamedTuple):
@@ -24,7 +24,7 @@ class Panel(NamedTuple):
 
 
 def write_chart(path: Path, title: str, x_label: str, panels: Sequence[Panel]) -> None:
-    """An SVG file. x is logarithmic; y where it spans much, and else it starts at 0."""
+    """Write an SVG file. x is logarithmic; y is too if it spans a wide range, else it starts at 0."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": path.stem})

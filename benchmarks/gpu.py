@@ -1,8 +1,8 @@
-"""Training GPT-2 124M on one NVIDIA card, in bfloat16, at its full context: `python -m benchmarks.gpu`.
+"""Train GPT-2 124M on one NVIDIA GPU, in bfloat16, with its full context: `python -m benchmarks.gpu`.
 
-scratchlm, transformers and the book's fastest recipe take turns with large matrix products, the card's measured peak.
-Prints a table; writes benchmarks/results/gpu_<card>.json. `--without NAME` leaves a contender out, for example one that
-torch.compile fails on. `--device cpu --size nano --batch-size 1` tries the code where there is no card.
+scratchlm, transformers and the book's fastest recipe take turns with large matrix products, the GPU's measured peak.
+Prints a table; writes benchmarks/results/gpu_<card>.json. `--without NAME` skips a contender, for example one that
+torch.compile fails on. `--device cpu --size nano --batch-size 1` tries the code without a GPU.
 """
 
 import argparse
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, Run, about, matrix_products, measure
-from benchmarks.peers import our_config
 from benchmarks.rows.pretraining import LEARNING_RATE, book_steps, huggingface, training_steps
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.run.files import write_json
 
-PEERS = ("transformers", "transformers, compiled", "llms-from-scratch")
+BASELINES = ("transformers", "transformers, compiled", "llms-from-scratch")
 PEAK = "matrix products"
-GOAL = 0.5  # of the measured peak, on cards like the H100 and H200
-PADDED_VOCAB_SIZE = 50304  # the recipe's: a multiple of 64, as tensor cores like it
-# Dense bfloat16, TFLOP per second, by torch's name of the card. Source: NVIDIA's data sheets of these, where the
-# figures for H100 and H200 are twice as high: for sparse matrices
+TARGET = 0.5  # of the measured peak, on cards like the H100 and H200
+PADDED_VOCAB_SIZE = 50304  # the recipe's: a multiple of 64, which suits tensor cores
+# Dense bfloat16, TFLOP per second, by torch's name of the GPU. Source: NVIDIA's data sheets, whose values for H100 and
+# H200 are twice as high because they are for sparse matrices
 DATA_SHEET_TFLOPS = {
     "NVIDIA A100-SXM4-40GB": 312.0,
     "NVIDIA A100-SXM4-80GB": 312.0,
@@ -45,9 +45,9 @@ NOTES = (
 
 
 def book_recipe(size: SizeName, batch_size: int, window: int, steps: int, device: str, compiler: str) -> Run:
-    """What 01_opt_single_gpu.py of the book's chapter 5 (10_llm-training-speed) does in a step.
+    """The training step of 01_opt_single_gpu.py in the book's chapter 5 (10_llm-training-speed).
 
-    It also allows TF32, but leaves no float32 product that this would change.
+    The original also allows TF32, which affects nothing here: no product is in float32.
     """
     from llms_from_scratch.ch04 import GPTModelFast
 
@@ -77,19 +77,19 @@ def training_row(
     shape: dict[str, Any] = {"batch_size": batch_size, "window": window, "steps": steps, "device": device}
     ours: dict[str, Any] = {"config": config, "micro_batch_size": batch_size, "precision": "bfloat16"}
     theirs: dict[str, Any] = {"size": size, "precision": "bfloat16", "fused": True}
-    peers = [
+    baselines = [
         (huggingface, theirs),
         (huggingface, theirs | {"compiler": compiler}),
         (book_recipe, {"size": size, "compiler": compiler}),
     ]
-    trainings = {"scratchlm": (training_steps, ours), **dict(zip(PEERS, peers, strict=True))}
+    trainings = {"scratchlm": (training_steps, ours), **dict(zip(BASELINES, baselines, strict=True))}
     per_token = flops_per_token(config, window)
     contenders = {
         name: Contender(in_gflop, {"setup": setup, "options": shape | options, "per_token": per_token})
         for name, (setup, options) in trainings.items()
     }
     contenders[PEAK] = Contender(matrix_products, {"precision": "bfloat16", "device": device, **(products or {})})
-    return Row("GFLOP", contenders, {PEAK: GOAL}, NOTES)
+    return Row("GFLOP", contenders, {PEAK: TARGET}, NOTES)
 
 
 def in_tokens(found: Mapping[str, Any], per_token: int, data_sheet: float | None) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16, help="windows of 1,024 tokens a step")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--without", action="append", choices=PEERS, default=[], help="(repeatable)")
+    parser.add_argument("--without", action="append", choices=BASELINES, default=[], help="(repeatable)")
     options = parser.parse_args()
     on_card = options.device == "cuda"
     if on_card and not torch.cuda.is_available():
@@ -156,11 +156,11 @@ def main() -> None:
     found = measure("gpu", row, options.repeats, options.threads)
     data_sheet = DATA_SHEET_TFLOPS.get(card)
     trainings = in_tokens(found, flops_per_token(our_config(options.size), GPT2_CONTEXT_LENGTH), data_sheet)
-    goal, peak = found["ratios"][PEAK], found["contenders"][PEAK]["rate"]["median"] / 1e3
+    target, peak = found["ratios"][PEAK], found["contenders"][PEAK]["rate"]["median"] / 1e3
     sheet = f"{data_sheet:g}" if data_sheet else "unknown"
     print(f"\n{card}, bfloat16 peak {peak:,.4g} TFLOP/s measured, {sheet} by the data sheet")
     print(f"\n{table(trainings, found)}\n")
-    print(f"goal: {GOAL:.0%} of the measured peak, {'met' if goal['met'] else 'not met'}\n{row.notes}\n")
+    print(f"target: {TARGET:.0%} of the measured peak, {'met' if target['met'] else 'not met'}\n{row.notes}\n")
     facts = {
         "name": card, "data_sheet_tflop_per_second": data_sheet, "measured_tflop_per_second": peak,
         "memory_bytes": torch.cuda.get_device_properties().total_memory if on_card else None,

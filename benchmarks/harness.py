@@ -1,7 +1,7 @@
-"""Measuring contenders side by side: each in a process of its own, one call of each a round, taking turns.
+"""Measure contenders side by side: each in its own process, one call each per round, in turns.
 
-A process of its own means that one contender's allocator, thread pool and peak memory do not touch another's; taking
-turns means that what slows the machine for a while slows all of them.
+Separate processes keep allocators, thread pools and peak memory apart. Taking turns exposes every contender to the
+same disturbances of the machine.
 """
 
 import ctypes
@@ -34,28 +34,29 @@ PACKAGES = (
     "torch", "numpy", "transformers", "llms-from-scratch", "xllamacpp", "tiktoken", "tokenizers", "pandas", "pyarrow",
     "scikit-learn", "dvc",
 )  # fmt: skip
-PROCESS_STATUS = Path("/proc/self/status")  # Linux only; elsewhere no peak memory is measured
+PROCESS_STATUS = Path("/proc/self/status")  # Linux only; peak memory is not measured elsewhere
 
 Run = Callable[[], float]
-"""Does a contender's work once and returns how much it was, in the row's unit. It is timed from outside."""
+"""Do a contender's work once and return its amount, in the row's unit. The caller takes the time."""
 
 
 class Contender(NamedTuple):
-    """What makes ready, and is not timed: a function of a module, called as setup(**options) in its own process."""
+    """The untimed preparation: a function of a module, called as setup(**options) in the contender's own process."""
 
     setup: Callable[..., Run]
     options: Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """One kind of work. The first contender is ours; `bars` says how many times as fast as a peer we mean to be.
+    """One kind of work. The first contender is ours, the others are baselines.
 
-    notes: what is equal between the contenders and what is not. repeats: rounds that count, unless told otherwise.
+    targets: how many times as fast as a baseline ours should be. notes: what is equal between the contenders and what
+    is not. repeats: the default number of measured rounds.
     """
 
     unit: str
     contenders: Mapping[str, Contender]
-    bars: Mapping[str, float]
+    targets: Mapping[str, float]
     notes: str
     repeats: int = 5
 
@@ -63,7 +64,7 @@ class Row(NamedTuple):
 def measure(name: str, row: Row, repeats: int, threads: int) -> dict[str, Any]:
     """Every contender's rate (units per second), seconds and peak memory, and how ours compares; see `results`.
 
-    Raises RuntimeError naming the contender that fails, and why.
+    Raises RuntimeError with the name of a contender that fails and the reason.
     """
     seconds: dict[str, list[float]] = {contender: [] for contender in row.contenders}
     units: dict[str, list[float]] = {contender: [] for contender in row.contenders}
@@ -84,11 +85,11 @@ def results(
     seconds: Mapping[str, list[float]],
     peaks: Mapping[str, int | None],
 ) -> dict[str, Any]:
-    """What was measured in each round, summed up. The ratio to a peer is the median of the rounds' own ratios."""
+    """Summarise the rounds. The ratio to a baseline is the median of the ratios of the rounds."""
     rates = {
         name: [done / duration for done, duration in zip(units[name], seconds[name], strict=True)] for name in units
     }
-    ours, *peers = row.contenders
+    ours, *baselines = row.contenders
     contenders = {
         name: {
             "rate": summary(rates[name]),
@@ -99,12 +100,12 @@ def results(
         for name in rates
     }
     ratios: dict[str, dict[str, Any]] = {}
-    for peer in peers:
-        ratio = summary([mine / theirs for mine, theirs in zip(rates[ours], rates[peer], strict=True)])
-        bar = row.bars.get(peer)
-        ratios[peer] = {**ratio, "bar": bar, "met": None if bar is None else ratio["median"] >= bar}
-        if (mine := peaks[ours]) and (theirs := peaks[peer]):
-            ratios[peer]["peak_memory"] = mine / theirs
+    for baseline in baselines:
+        ratio = summary([mine / theirs for mine, theirs in zip(rates[ours], rates[baseline], strict=True)])
+        target = row.targets.get(baseline)
+        ratios[baseline] = {**ratio, "target": target, "met": None if target is None else ratio["median"] >= target}
+        if (mine := peaks[ours]) and (theirs := peaks[baseline]):
+            ratios[baseline]["peak_memory"] = mine / theirs
     return {"unit": row.unit, "notes": row.notes, "ours": ours, "contenders": contenders, "ratios": ratios}
 
 
@@ -113,36 +114,36 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def table(name: str, found: Mapping[str, Any]) -> str:
-    """The row as text: ours first, then each peer with how many times as fast ours is."""
+    """The row as a text table: ours first, then each baseline and how many times as fast ours is."""
     lines = []
     for contender, measured in found["contenders"].items():
         peak, ratio = measured["peak_memory_bytes"], found["ratios"].get(contender)
-        bar = ratio and ratio["bar"]
+        target = ratio and ratio["target"]
         lines.append(
             [
                 contender,
                 _with_range(measured["rate"]),
                 f"{peak / 2**20:,.0f} MiB" if peak else "–",
                 _with_range(ratio) if ratio else "",
-                f"{bar:g}, {'met' if ratio['met'] else 'not met'}" if bar else "",
+                f"{target:g}, {'met' if ratio['met'] else 'not met'}" if target else "",
             ]
         )
-    headers = [name, f"{found['unit']} per second", "peak memory", f"{found['ours']} is … times as fast", "bar"]
+    headers = [name, f"{found['unit']} per second", "peak memory", f"{found['ours']} is … times as fast", "target"]
     return tabulate(lines, headers, disable_numparse=True, colalign=("left", "right", "right", "right", "left"))
 
 
 def _with_range(values: Mapping[str, float]) -> str:
-    median, lowest, highest = (figure(values[key]) for key in ("median", "lowest", "highest"))
+    median, lowest, highest = (rounded(values[key]) for key in ("median", "lowest", "highest"))
     return f"{median} ({lowest} to {highest})"
 
 
-def figure(value: float) -> str:
-    """Four digits, without an exponent."""
+def rounded(value: float) -> str:
+    """A number with four significant digits and no exponent."""
     return f"{float(f'{value:.4g}'):,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on. The peak is what matrix products reach here, in GFLOP per second."""
+    """What the measurements depend on. The peak is the rate of matrix products here, in GFLOP per second."""
     contenders = {
         precision: Contender(matrix_products, {"precision": precision}) for precision in ("float32", "bfloat16")
     }
@@ -161,9 +162,9 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times: int = 4) -> Run:
-    """Square products, large enough that nothing but arithmetic counts, by the kernels that scratchlm chooses.
+    """Square products, large enough that arithmetic dominates, with the kernels that scratchlm selects.
 
-    Where torch's own choice is slower, it would be a peak that training exceeds.
+    With slower kernels of torch's own selection, training would exceed this peak.
     """
     params = DeviceParams(device=device, threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
     context = StageRun()
@@ -179,13 +180,13 @@ def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times
 
 
 def about(module: str, threads: int) -> dict[str, Any]:
-    """What a result file says of its origin; `module` is the one that was called."""
+    """The origin that a result file records; `module` is the one that was called."""
     command = " ".join([f"python -m {module}", *sys.argv[1:]])
     return {"command": command, "commit": commit(), "machine": machine(threads)}
 
 
 def commit() -> str:
-    """The revision that is measured; `-dirty` if the code here differs from it."""
+    """The measured revision, with `-dirty` if the code differs from it."""
     git = ["git", "-C", str(REPOSITORY)]
     revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
@@ -193,7 +194,7 @@ def commit() -> str:
 
 
 def _processor() -> str:
-    """The processor's model as Linux tells it, with the numbers that tell a virtual machine's generations apart."""
+    """The processor's model as Linux reports it, with the numbers that distinguish generations in virtual machines."""
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return platform.processor()
@@ -206,12 +207,12 @@ def _processor() -> str:
 
 @contextmanager
 def workers(name: str, row: Row, threads: int) -> Iterator[dict[str, Callable[[Callable[..., Any]], Any]]]:
-    """One process a contender, ready to run; each is given as a function that calls a function in it and waits."""
+    """One prepared process per contender, each as a function that runs a function in the process and waits."""
     spawn = multiprocessing.get_context("spawn")
     pools: dict[str, ProcessPoolExecutor] = {}
     try:
         with _environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
-            for contender, work in row.contenders.items():  # one after the other: making ready takes memory too
+            for contender, work in row.contenders.items():  # in sequence: preparation takes memory too
                 pools[contender] = ProcessPoolExecutor(1, spawn)
                 _result(name, contender, pools[contender].submit(_set_up, work, threads))
         yield {
@@ -228,14 +229,14 @@ def _result(name: str, contender: str, future: Future) -> Any:
         what = str(error).strip().splitlines() or ["no message"]
         raise RuntimeError(
             f"{name}: contender {contender} failed with {type(error).__name__} ({what[0]}); every contender must run "
-            "to be compared, so mend it or take it out of the row"
+            "to be compared; fix it or remove it from the row"
         ) from error
     return future.result()
 
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables that processes started within the block inherit: thread pools read them when loaded."""
+    """Set environment variables for processes started in the block: thread pools read them when they load."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:
@@ -245,7 +246,7 @@ def _environment(**variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-# What runs in a contender's own process, which keeps its work here between calls
+# The following runs in a contender's own process; `_ready` holds its work between calls
 
 _ready: dict[str, Run] = {}
 
@@ -256,7 +257,7 @@ def _set_up(contender: Contender, threads: int) -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-    if PROCESS_STATUS.exists():  # the peak counts from here on: making ready is not the work
+    if PROCESS_STATUS.exists():  # measure the peak from here on, without the preparation
         ctypes.CDLL(None).malloc_trim(0)
         PROCESS_STATUS.with_name("clear_refs").write_text("5", encoding="ascii")
 
@@ -270,7 +271,7 @@ def _run_once() -> tuple[float, float]:
 
 
 def _peak_memory_bytes() -> int | None:
-    """The card's memory where the work is on one, else the process' own."""
+    """The GPU's memory if the work runs on one, else the memory of the process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     if not PROCESS_STATUS.exists():

@@ -1,7 +1,8 @@
-"""What `dvc repro` of the sample takes from nothing, and what each stage takes before its work begins.
+"""Time `dvc repro` of the sample from nothing, and the start of each stage until its work begins.
 
-Run as `python -m benchmarks.pipeline --repeats 3`. There is no peer, so the goals are seconds. What is built is the
-last commit, in a clean clone with an empty cache. Writes benchmarks/results/stage_start.json and repro_sample.json.
+Run as `python -m benchmarks.pipeline --repeats 3`. There is no baseline, so the targets are in seconds. Each build is
+of the last commit, in a clean clone with an empty cache. Writes benchmarks/results/stage_start.json and
+repro_sample.json.
 """
 
 import argparse
@@ -20,18 +21,18 @@ from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import read_commit
 from scratchlm.verify.rebuild import rebuilt
 
-Seconds = Mapping[str, float]  # by what took them
+Seconds = Mapping[str, float]  # by name of what was timed
 
 
 class Measurement(NamedTuple):
-    """goal_seconds: what the median of each of its figures may be at most."""
+    """target_seconds: the largest acceptable median of each timed item."""
 
     measure: Callable[[], Seconds]
-    goal_seconds: float
+    target_seconds: float
 
 
 def stage_start() -> Seconds:
-    """From the start of each stage's process until all of its imports are there."""
+    """From the start of each stage's process until its imports are done."""
     found = {}
     for stage in load_yaml(REPOSITORY / "dvc.yaml")["stages"]:
         program = f"import time, stages.{stage}; print(time.time())"
@@ -42,13 +43,13 @@ def stage_start() -> Seconds:
 
 
 def repro_sample() -> Seconds:
-    """The whole; that the clone is made, a fraction of a second, counts too."""
+    """The whole build, including a fraction of a second to clone."""
     built = read_commit(REPOSITORY, "HEAD")
     start = time.perf_counter()
     with rebuilt(built, built.stages) as build:
         seconds = time.perf_counter() - start
         if build.failed:
-            raise RuntimeError(f"{': '.join(build.failed)}; only a build that succeeds is measured, so mend it first")
+            raise RuntimeError(f"{': '.join(build.failed)}; only a successful build is measured; fix the stage first")
     return {"dvc repro": seconds}
 
 
@@ -62,17 +63,17 @@ def main() -> None:
     options = parser.parse_args()
     origin = about("benchmarks.pipeline", load_yaml(REPOSITORY / "params.yaml")["threads"])
     for name in options.row or MEASUREMENTS:
-        measure, goal_seconds = MEASUREMENTS[name]
-        found = summed_up([measure() for _ in tqdm(range(options.repeats), desc=name, unit="round")], goal_seconds)
+        measure, target_seconds = MEASUREMENTS[name]
+        found = summed_up([measure() for _ in tqdm(range(options.repeats), desc=name, unit="round")], target_seconds)
         print(f"\n{table(name, found)}\n")
-        what = {"row": name, "repeats": options.repeats, "goal_seconds": goal_seconds, "seconds": found}
+        what = {"row": name, "repeats": options.repeats, "target_seconds": target_seconds, "seconds": found}
         write_json(RESULTS / f"{name}.json", origin | what)
 
 
-def summed_up(rounds: Sequence[Seconds], goal_seconds: float) -> dict[str, dict[str, Any]]:
-    """Of each figure the median, lowest and highest, and whether the median meets the goal."""
+def summed_up(rounds: Sequence[Seconds], target_seconds: float) -> dict[str, dict[str, Any]]:
+    """Median, lowest and highest of each timed item, and whether the median reaches the target."""
     summaries = {what: summary([seconds[what] for seconds in rounds]) for what in rounds[0]}
-    return {what: {**found, "met": found["median"] <= goal_seconds} for what, found in summaries.items()}
+    return {what: {**found, "met": found["median"] <= target_seconds} for what, found in summaries.items()}
 
 
 def table(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -80,7 +81,7 @@ def table(name: str, found: Mapping[str, Mapping[str, Any]]) -> str:
         [what, *(f"{it[key]:.2f}" for key in ("median", "lowest", "highest")), "met" if it["met"] else "not met"]
         for what, it in found.items()
     ]
-    return tabulate(lines, [name, "seconds", "lowest", "highest", "goal"], disable_numparse=True)
+    return tabulate(lines, [name, "seconds", "lowest", "highest", "target"], disable_numparse=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How the cost of a training step grows with the model, the context and the batch: `python -m benchmarks.scaling`.
 
-`--curve batch` measures one curve. At each point the steps of scratchlm and the machine's matrix products take turns,
-each in a process of its own, so that the share of the peak is of the same minutes. Prints a table; writes
+`--curve batch` measures one curve. At each point, steps of scratchlm and matrix products take turns in separate
+processes, so that step and peak are from the same minutes. Prints a table; writes
 benchmarks/results/scaling_<curve>.json and .svg. The curve over the corpus is benchmarks.scaling_corpus.
 """
 
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from tabulate import tabulate
 
+from benchmarks.baselines import our_config
 from benchmarks.charts import Panel, write_chart
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure
-from benchmarks.peers import our_config
 from benchmarks.rows.pretraining import training_steps
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
@@ -33,7 +33,7 @@ NOTES = (
 
 
 class Point(NamedTuple):
-    """What one training step is made of: batch_size windows of so many tokens."""
+    """The batch of one training step: batch_size windows of `window` tokens."""
 
     config: GPTConfig
     batch_size: int
@@ -46,7 +46,7 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """x: what varies from point to point, called `label`."""
+    """x: the quantity that varies from point to point, called `label`."""
 
     label: str
     x: Callable[[Point], int]
@@ -131,9 +131,9 @@ def table(label: str, points: Sequence[dict[str, Any]]) -> str:
 
 
 def panels(points: Sequence[dict[str, Any]]) -> list[Panel]:
-    def series(figure: Callable[[dict[str, Any]], float]) -> dict[str, dict[float, float]]:
+    def series(value: Callable[[dict[str, Any]], float]) -> dict[str, dict[float, float]]:
         return {
-            precision: {point["x"]: figure(point) for point in points if point["precision"] == precision}
+            precision: {point["x"]: value(point) for point in points if point["precision"] == precision}
             for precision in PRECISIONS
         }
 

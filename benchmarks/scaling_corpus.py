@@ -23,9 +23,9 @@ MAPPED_BYTES_PER_TOKEN = 4
 
 
 def growth(source: str, vocabulary: str, n_bytes: int, threads: int) -> list[dict[str, Any]]:
-    """Of each work on a text of `n_bytes`: units, seconds, rate and peak memory, with how much of it is a map.
+    """For each kind of work on a text of `n_bytes`: units, seconds, rate, peak memory and mapped bytes.
 
-    Pages of a memory map count in a process' peak, but the system may drop them: only the rest is the process' own.
+    Pages of a memory map count in the peak, but the system can drop them, so only the rest is memory of the process.
     """
     with tempfile.TemporaryDirectory() as folder:
         text, corpus = Path(folder) / "text.txt", Path(folder) / "corpus"
@@ -51,10 +51,10 @@ def growth(source: str, vocabulary: str, n_bytes: int, threads: int) -> list[dic
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
-    def series(figure: Callable[[dict[str, Any]], float]) -> dict[str, dict[float, float]]:
+    def series(value: Callable[[dict[str, Any]], float]) -> dict[str, dict[float, float]]:
         found: dict[str, dict[float, float]] = {}
         for row in rows:
-            found.setdefault(f"{row['work']}, {row['unit']}", {})[row["text_bytes"] / 1e6] = figure(row)
+            found.setdefault(f"{row['work']}, {row['unit']}", {})[row["text_bytes"] / 1e6] = value(row)
         return found
 
     return [

@@ -1,5 +1,5 @@
-"""The real data that rows work on, from the download stage's store, a mirror or the public address (hash verified),
-and the settings of the book's experiments: profiles/book.yaml.
+"""The real data of the rows (from the download stage's store, a mirror or the public address, verified by hash) and
+the settings of the book's experiments: profiles/book.yaml.
 """
 
 import os
@@ -28,7 +28,7 @@ Splits = Mapping[str, list[dict[str, Any]]]
 
 
 def source_file(source: str, name: str) -> Path:
-    """A file of the catalogue. Raises DownloadError (SCRATCHLM_MIRROR names a mirror) if it cannot be had."""
+    """A file of the catalogue. Raises DownloadError (SCRATCHLM_MIRROR names a mirror) if it is unavailable."""
     (file,) = (file for file in CATALOGUE[source].files if file.name == name)
     return fetch(CATALOGUE[source], file, REPOSITORY / ".scratchlm" / "downloads", os.environ.get("SCRATCHLM_MIRROR"))
 
@@ -59,7 +59,7 @@ def instruction_splits(source: str, vocabulary: str) -> Splits:
 
 
 def stage_params(section: type[Params], precision: str = "float32", **changes: Mapping[str, Any]) -> Params:
-    """What a stage reads of profiles/book.yaml, for this processor. changes: by key of the file, keys in it."""
+    """The parameters of a stage from profiles/book.yaml, for this processor. changes: section -> key -> value."""
     values = load_yaml(REPOSITORY / "profiles" / "book.yaml")
     values |= {"device": "cpu", "threads": torch.get_num_threads(), "precision": precision}
     values |= {key: values[key] | change for key, change in changes.items()}

@@ -1,20 +1,27 @@
-"""README's table of what `make bench` measured: `python -m benchmarks.summary` prints it from benchmarks/results/."""
+"""Print the table of benchmarks/results/ as Markdown: `python -m benchmarks.summary`."""
 
 from pathlib import Path
 
 from tabulate import tabulate
 
-from benchmarks.harness import RESULTS, figure
+from benchmarks.harness import RESULTS, rounded
 from benchmarks.run import all_rows
 from scratchlm.run.files import read_json
 
-HEADERS = ("`make bench ROW=`", "scratchlm, per second", "peer", "times as fast (lowest to highest)", "bar", "memory")
+HEADERS = (
+    "`make bench ROW=`",
+    "scratchlm, per second",
+    "baseline",
+    "times as fast (lowest to highest)",
+    "target",
+    "memory",
+)
 
 
 def markdown(results: Path) -> str:
     """One line for each comparison of every row that was measured.
 
-    memory: our process' peak as a share of the peer's.
+    memory: the peak of our process as a share of the baseline's.
     """
     lines = []
     for name in all_rows("ROWS"):
@@ -22,13 +29,15 @@ def markdown(results: Path) -> str:
         if not path.exists():
             continue
         found = read_json(path)
-        rates = {contender: figure(it["rate"]["median"]) for contender, it in found["contenders"].items()}
+        rates = {contender: rounded(it["rate"]["median"]) for contender, it in found["contenders"].items()}
         first = (f"`{name}`", f"{rates[found['ours']]} {found['unit']}")
-        for peer, ratio in found["ratios"].items():
+        for baseline, ratio in found["ratios"].items():
             median, lowest, highest = (f"{ratio[key]:.3g}" for key in ("median", "lowest", "highest"))
-            bar = "" if ratio["bar"] is None else f"{ratio['bar']:g}, {'met' if ratio['met'] else 'not met'}"
+            target = "" if ratio["target"] is None else f"{ratio['target']:g}, {'met' if ratio['met'] else 'not met'}"
             memory = f"{ratio['peak_memory']:.2f}" if "peak_memory" in ratio else ""
-            lines.append((*first, f"{peer}, {rates[peer]}", f"{median} ({lowest} to {highest})", bar, memory))
+            lines.append(
+                (*first, f"{baseline}, {rates[baseline]}", f"{median} ({lowest} to {highest})", target, memory)
+            )
             first = ("", "")
     return tabulate(lines, HEADERS, tablefmt="pipe", disable_numparse=True)
 

@@ -1,4 +1,4 @@
-"""Tokenizing a text file to Parquet, and reading windows of tokens for training."""
+"""Tokenize a text file to Parquet, and read windows of tokens for training."""
 
 import atexit
 import os
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.baselines import SEED
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import SEED
 from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, text_chunks, write_corpus
 from scratchlm.tasks.pretraining import pretraining_task
@@ -19,9 +19,9 @@ CORPUS = CorpusParams(train_fraction=0.9, shard_tokens=10_000_000)
 
 
 def varied_text(source: Path, n_bytes: int) -> Iterator[bytes]:
-    """A text's lines over and over: each time in another order, a tenth of them in a cipher of small letters.
+    """Repeat a text's lines in a new order each time, a tenth of them with permuted lower-case letters.
 
-    The ciphers keep it from being the same words again and again; a tokenizer sees ever new ones.
+    The permutations give the tokenizer new words each time.
     """
     draws = random.Random(SEED)
     letters = bytes(range(ord("a"), ord("z") + 1))
@@ -42,7 +42,7 @@ def write_text(path: Path, source: str, n_bytes: int) -> None:
 
 
 def tokenizing(text: Path, folder: Path, vocabulary: str) -> Run:
-    """As stages/tokenize.py does: from a file to Parquet on disk, flushed."""
+    """As in stages/tokenize.py: from a file to Parquet, flushed to disk."""
     tokenizer, n_bytes = tokenizer_of(vocabulary), text.stat().st_size
 
     def run() -> float:
@@ -77,12 +77,12 @@ def tiktokens_tokenizing(source: str, n_bytes: int, vocabulary: str, at_once: in
 
 
 def opening(folder: Path) -> Run:
-    """What comes before the first batch: the shards' tokens into a memory map."""
+    """The work before the first batch: the shards' tokens into a memory map."""
     return lambda: len(read_tokens(folder, "train"))
 
 
 def reading(folder: Path, batch_size: int, context_length: int) -> Run:
-    """An epoch of training's batches, without the training."""
+    """An epoch of training batches, without the training."""
     windows = TokenWindows(read_tokens(folder, "train"), context_length, context_length)
     task = pretraining_task(windows, None, lambda model: {})  # type: ignore[arg-type]
 
@@ -101,7 +101,7 @@ def our_reading(source: str, n_bytes: int, vocabulary: str, batch_size: int, con
 
 
 def books_reading(source: str, n_bytes: int, vocabulary: str, batch_size: int, context_length: int) -> Run:
-    """What the book's create_dataloader_v1 returns, with our files' vocabulary: its own would be downloaded."""
+    """The book's create_dataloader_v1 with the vocabulary of our files; its own would be downloaded."""
     from llms_from_scratch.ch02 import GPTDatasetV1
     from torch.utils.data import DataLoader
 

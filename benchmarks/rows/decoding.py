@@ -1,12 +1,12 @@
-"""Greedy decoding: prompts of random tokens one at a time and sixteen at once, and answers to the test instructions."""
+"""Greedy decoding of random prompts in batches of 1 and 16, and of responses to the test instructions."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from benchmarks.baselines import SEED, LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import SEED, LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.sources import instruction_splits
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
 from scratchlm.model.generate import generate
@@ -47,7 +47,7 @@ def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, pr
 
 
 def book(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int) -> Run:
-    """The book's function, which takes one prompt and keeps no cache."""
+    """The book's function, which takes one prompt and has no KV cache."""
     from llms_from_scratch.ch05 import generate as book_generate
 
     model, prompts = book_model(size).eval(), random_prompts(n_prompts, prompt_tokens)
@@ -75,15 +75,15 @@ def huggingface(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: 
 
 
 def llama(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
-    """llama.cpp's HTTP server, one slot a prompt; what it made is counted from its replies."""
-    context = 256 * -(-(prompt_tokens + new_tokens + 1) // 256)  # its unit
+    """llama.cpp's HTTP server with one slot per prompt; the replies give the number of tokens."""
+    context = 256 * -(-(prompt_tokens + new_tokens + 1) // 256)  # llama.cpp allocates in this unit
     server = LlamaServer(size, half=precision != "float32", slots=n_prompts, slot_tokens=context)
     prompts = random_prompts(n_prompts, prompt_tokens)
     return lambda: sum(len(found) for found in server.continued(prompts, new_tokens))
 
 
 def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
-    """Each test instruction's prompt and how many tokens its reference answer has, with the end token."""
+    """Each test instruction's prompt and the length of its reference response, including the end token."""
     rows = instruction_splits(source, vocabulary)["test"]
     return [(row["prompt_token_ids"], len(row["response_token_ids"]) + 1) for row in rows]
 
@@ -110,7 +110,7 @@ def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int)
 
 
 def book_responses(size: SizeName, source: str, vocabulary: str, n_responses: int) -> Run:
-    """Evenly spaced ones of the test set: what a response costs does not depend on the others."""
+    """An evenly spaced part of the test set: the cost of a response does not depend on the others."""
     from llms_from_scratch.ch05 import generate as book_generate
 
     model, asked = book_model(size).eval(), test_set(source, vocabulary)
@@ -125,8 +125,8 @@ def book_responses(size: SizeName, source: str, vocabulary: str, n_responses: in
     return run
 
 
-def decode_row(size: SizeName, n_prompts: int, n_tokens: int, precision: str, bars: dict[str, float]) -> Row:
-    """n_tokens new ones for each of n_prompts prompts, which have as many."""
+def decode_row(size: SizeName, n_prompts: int, n_tokens: int, precision: str, targets: dict[str, float]) -> Row:
+    """n_prompts prompts of n_tokens tokens each, and as many new tokens."""
     shape: dict[str, Any] = {
         "size": size, "n_prompts": n_prompts, "prompt_tokens": n_tokens, "new_tokens": n_tokens, "precision": precision,
     }  # fmt: skip
@@ -136,11 +136,11 @@ def decode_row(size: SizeName, n_prompts: int, n_tokens: int, precision: str, ba
         "transformers": Contender(huggingface, shape),
     }
     notes = f"{NOTES}Prompts at once: {n_prompts}; prompt and new tokens: {n_tokens} each. {PRECISIONS[precision]}"
-    return Row("new tokens", contenders, bars, notes)
+    return Row("new tokens", contenders, targets, notes)
 
 
 def with_book(row: Row) -> Row:
-    """The row and the book, which is much slower."""
+    """Add the book, which is much slower, to a row."""
     _, options = row.contenders["scratchlm"]
     shape = {key: value for key, value in options.items() if key != "precision"}
     notes = f"{row.notes} llms-from-scratch: the book's generate, which keeps no cache."

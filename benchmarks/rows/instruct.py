@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
+from benchmarks.baselines import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
@@ -53,7 +53,7 @@ def ours(size: SizeName, source: str, vocabulary: str, steps: int, precision: st
 
 
 def examples(source: str, vocabulary: str, steps: int) -> dict[str, list[Example]]:
-    """What peers are given: `train`, the examples of the first steps, in our order, and `val`, those evaluated.
+    """The baselines' data: `train`, the examples of the first steps in our order, and `val`, those that are evaluated.
 
     `evaluated` are those of train that we evaluate; the book takes the first ones of `train`.
     """
@@ -81,7 +81,7 @@ def loaders_of(
 
 
 def book(size: SizeName, source: str, vocabulary: str, steps: int) -> Run:
-    """One step more than the others: it evaluates after the first of each five, and so as often as they do."""
+    """One step more than the others: it evaluates after the first of each five steps, so the evaluations match."""
     from llms_from_scratch import ch05
     from llms_from_scratch.ch07 import custom_collate_fn
 
@@ -104,7 +104,7 @@ def book(size: SizeName, source: str, vocabulary: str, steps: int) -> Run:
 
 
 def padded(batch: Sequence[Example], end_token_id: int) -> dict[str, Tensor]:
-    """To the longest of the batch, as transformers' collators do; it shifts the labels itself."""
+    """Pad to the longest of the batch, as transformers' collators do. The model shifts the labels itself."""
     sequences = [torch.tensor([*example, end_token_id]) for example in batch]
     return {
         "input_ids": pad_sequence(sequences, batch_first=True, padding_value=end_token_id),
@@ -158,8 +158,8 @@ def instruct_row(size: SizeName, source: str, vocabulary: str, steps: int, preci
         "llms-from-scratch: custom_collate_fn and train_model_simple without its sample after each epoch; its train "
         f"evaluation takes the first batches of train; {UNTIED}{AUTOCAST if precision == 'bfloat16' else ''}"
     )
-    bars = {"llms-from-scratch": 3.0, "transformers": 1.5}
-    return Row("training examples", contenders, bars, notes, repeats=2)
+    targets = {"llms-from-scratch": 3.0, "transformers": 1.5}
+    return Row("training examples", contenders, targets, notes, repeats=2)
 
 
 def make_rows(size: SizeName, source: str, vocabulary: str, steps: int) -> dict[str, Row]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.baselines import AUTOCAST, SEED, UNTIED, book_model, huggingface_loss, huggingface_model, our_config
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import AUTOCAST, SEED, UNTIED, book_model, huggingface_loss, huggingface_model, our_config
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
@@ -37,7 +37,7 @@ def training_steps(
     precision: str,
     device: str = "cpu",
 ) -> Run:
-    """What stages/pretrain.py runs between two evaluations."""
+    """The steps that stages/pretrain.py runs between two evaluations."""
     threads = torch.get_num_threads()
     runtime = RuntimeParams(device=device, threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
     params = TrainingParams(
@@ -92,7 +92,7 @@ def huggingface(
     fused: bool | None = None,
     compiler: str | None = None,
 ) -> Run:
-    """fused: AdamW's, where it is not torch's choice. compiler: a backend of torch.compile."""
+    """fused: AdamW's option, None for torch's default. compiler: a backend of torch.compile."""
     model = huggingface_model(size).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=fused)
     inputs = torch.randint(GPT2_VOCAB_SIZE, (batch_size, window), device=device)
@@ -108,7 +108,7 @@ def huggingface(
     return run
 
 
-def short_windows(size: SizeName, window: int, steps: int, precision: str, bars: dict[str, float]) -> Row:
+def short_windows(size: SizeName, window: int, steps: int, precision: str, targets: dict[str, float]) -> Row:
     """Batches of two windows, as the book trains on a laptop."""
     shape: dict[str, Any] = {"size": size, "batch_size": 2, "window": window, "steps": steps}
     contenders = {
@@ -116,7 +116,7 @@ def short_windows(size: SizeName, window: int, steps: int, precision: str, bars:
         "transformers": Contender(huggingface, shape | {"precision": precision}),
         "llms-from-scratch": Contender(book, shape),
     }
-    return Row("tokens", contenders, bars, NOTES + BOOK_NOTES + (AUTOCAST if precision == "bfloat16" else ""))
+    return Row("tokens", contenders, targets, NOTES + BOOK_NOTES + (AUTOCAST if precision == "bfloat16" else ""))
 
 
 def long_windows(size: SizeName, window: int, precision: str) -> Row:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.baselines import AUTOCAST, book_model, our_model
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.peers import AUTOCAST, book_model, our_model
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
 from scratchlm.model.config import SizeName
@@ -28,7 +28,7 @@ def params_of(precision: str, epochs: float) -> Params:
 
 
 def ours(size: SizeName, source: str, vocabulary: str, epochs: float, precision: str) -> Run:
-    """What stages/finetune_spam.py does between reading its inputs and writing its outputs.
+    """The work of stages/finetune_spam.py between reading its inputs and writing its outputs.
 
     Each call trains the same weights further, which costs the same.
     """
@@ -62,7 +62,7 @@ def book_datasets(source: str, vocabulary: str) -> "dict[str, SpamDataset]":
 
 
 def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int) -> Run:
-    """`steps` of the book's steps with its functions, and as large a share of its evaluations and accuracies."""
+    """`steps` of the book's steps with its functions, and the same share of its evaluations and accuracies."""
     from llms_from_scratch.ch06 import calc_accuracy_loader, train_classifier_simple
     from torch.utils.data import DataLoader, Subset
 

@@ -1,4 +1,4 @@
-"""The benchmark of a card, as far as it goes without one: its code on the CPU, its figures from made-up times."""
+"""The GPU benchmark without a GPU: its code runs on the CPU, its numbers come from invented times."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from benchmarks import gpu, harness
+from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token
 from benchmarks.gpu import PEAK, training_row
 from benchmarks.harness import Row, measure, results
-from benchmarks.peers import our_config
 from scratchlm.run.files import read_json
 
 SMALL_PRODUCTS = {"size": 64, "times": 2}
@@ -27,7 +27,7 @@ def test_every_training_does_the_same_work_each_time() -> None:
         done[name] = run()
         assert run() == done[name]
     assert done.pop(PEAK) == pytest.approx(2 * 2 * 64**3 / 1e9)
-    assert set(done) == {"scratchlm", *gpu.PEERS}
+    assert set(done) == {"scratchlm", *gpu.BASELINES}
     work = 2 * 2 * 16 * flops_per_token(our_config("nano"), 16) / 1e9
     assert done == pytest.approx(dict.fromkeys(done, work))
 
@@ -85,7 +85,7 @@ def test_the_command_states_both_peaks_and_the_share_of_each(
     assert found["card"]["name"] == card and found["card"]["memory_bytes"] == 2**37
     printed = capsys.readouterr().out
     assert f"{card}, bfloat16 peak 800 TFLOP/s measured, {sheet} by the data sheet" in printed
-    assert "goal: 50% of the measured peak, met" in printed
+    assert "target: 50% of the measured peak, met" in printed
 
 
 def test_on_a_card_a_call_ends_when_the_card_is_done_and_memory_is_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:

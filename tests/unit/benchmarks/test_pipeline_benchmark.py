@@ -10,7 +10,7 @@ from benchmarks.pipeline import Measurement, main, stage_start
 from scratchlm.run.files import read_json
 
 
-def test_medians_and_spread_are_written_beside_the_goal_and_whether_it_is_met(
+def test_medians_and_spread_are_written_beside_the_target_and_whether_it_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rounds: Iterator[dict[str, float]] = iter([{"a": 1.0, "b": 4.0}, {"a": 3.0, "b": 2.0}, {"a": 2.0, "b": 9.0}])
@@ -24,7 +24,7 @@ def test_medians_and_spread_are_written_beside_the_goal_and_whether_it_is_met(
         "a": {"median": 2.0, "lowest": 1.0, "highest": 3.0, "met": True},
         "b": {"median": 4.0, "lowest": 2.0, "highest": 9.0, "met": False},
     }
-    assert (found["row"], found["repeats"], found["goal_seconds"]) == ("example", 3, 2.0)
+    assert (found["row"], found["repeats"], found["target_seconds"]) == ("example", 3, 2.0)
     assert (found["command"], found["machine"]) == ("python -m benchmarks.pipeline --repeats 3", {"threads": 2})
     first, second = capsys.readouterr().out.splitlines()[-3:-1]
     assert first.split() == ["a", "2.00", "1.00", "3.00", "met"]

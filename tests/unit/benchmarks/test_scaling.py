@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scaling
+from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token
 from benchmarks.harness import Row, results
-from benchmarks.peers import our_config
 from benchmarks.scaling import CURVES, Curve, Point
 from scratchlm.model.config import GPTConfig, gpt2_config
 from scratchlm.model.gpt import build_model
@@ -47,7 +47,7 @@ def test_each_curve_varies_one_thing_over_its_range() -> None:
 
 def in_this_process(name: str, row: Row, repeats: int, threads: int) -> dict[str, Any]:
     """As `measure`, with seconds so that ours does 10 GFLOP a second and the matrix products 40."""
-    units = {peer: [contender.setup(**contender.options)()] for peer, contender in row.contenders.items()}
+    units = {baseline: [contender.setup(**contender.options)()] for baseline, contender in row.contenders.items()}
     seconds = {"scratchlm": [units["scratchlm"][0] / 10], "matrix products": [units["matrix products"][0] / 40]}
     return results(row, units, seconds, dict.fromkeys(units, 3 * 2**20))
 

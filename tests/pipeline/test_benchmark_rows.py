@@ -9,8 +9,8 @@ import pytest
 import torch
 from llms_from_scratch.ch07 import custom_collate_fn
 
+from benchmarks.baselines import LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_products, measure, results, table
-from benchmarks.peers import LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.rows import instruct, spam
 from benchmarks.run import all_rows, main
 from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
@@ -29,23 +29,23 @@ NAME = "pretrain_float32"
 
 def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
     shapes = [
-        {name: (row.unit, list(row.contenders), row.bars) for name, row in all_rows(kind).items()}
+        {name: (row.unit, list(row.contenders), row.targets) for name, row in all_rows(kind).items()}
         for kind in ("ROWS", "TINY")
     ]
     assert shapes[0] == shapes[1]
-    assert all(set(bars) < set(contenders) for _, contenders, bars in shapes[0].values())
+    assert all(set(targets) < set(contenders) for _, contenders, targets in shapes[0].values())
 
 
 @pytest.mark.parametrize("name", list(ROWS))
 @pytest.mark.usefixtures("deterministic_as_before")
 def test_every_contender_of_a_row_does_the_same_work_each_time(name: str) -> None:
     done = {}
-    for peer, contender in ROWS[name].contenders.items():
+    for baseline, contender in ROWS[name].contenders.items():
         run = contender.setup(**contender.options)
         assert (units := run()) > 0
         assert run() == units
-        done[peer] = units
-    if name.startswith(("pretrain", "decode")):  # elsewhere a slow peer may do a part of the work
+        done[baseline] = units
+    if name.startswith(("pretrain", "decode")):  # elsewhere a slow baseline may do a part of the work
         assert len(set(done.values())) == 1, done
 
 
@@ -63,7 +63,7 @@ def test_the_command_measures_a_row_in_processes_of_their_own_and_writes_what_it
     for measured in found["contenders"].values():
         assert measured["rate"]["lowest"] == measured["rate"]["median"] == measured["rate"]["highest"] > 0
         assert measured["peak_memory_bytes"] > 0
-    assert {peer: ratio["bar"] for peer, ratio in found["ratios"].items()} == ROWS[NAME].bars
+    assert {baseline: ratio["target"] for baseline, ratio in found["ratios"].items()} == ROWS[NAME].targets
     assert set(found["machine"]["peak_gflop_per_second"]) == {"float32", "bfloat16"}
     assert found["machine"]["versions"].keys() >= {"torch", "transformers", "llms-from-scratch", "xllamacpp"}
     assert found["command"] == f"python -m benchmarks.run --row {NAME} --repeats 1 --threads 1"
@@ -75,20 +75,25 @@ def test_the_command_measures_a_row_in_processes_of_their_own_and_writes_what_it
 
 def test_rates_and_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     """Units over seconds each round; a slow moment that meets both in one round leaves their ratio alone."""
-    row = Row("tokens", {"ours": Contender(int, {}), "peer": Contender(int, {})}, {"peer": 2.0}, "notes")
-    units = {"ours": [10.0, 10.0, 10.0], "peer": [20.0, 20.0, 20.0]}
-    seconds = {"ours": [1.0, 10.0, 2.0], "peer": [4.0, 40.0, 10.0]}
-    found = results(row, units, seconds, {"ours": 3 * 2**20, "peer": 12 * 2**20})
+    row = Row("tokens", {"ours": Contender(int, {}), "baseline": Contender(int, {})}, {"baseline": 2.0}, "notes")
+    units = {"ours": [10.0, 10.0, 10.0], "baseline": [20.0, 20.0, 20.0]}
+    seconds = {"ours": [1.0, 10.0, 2.0], "baseline": [4.0, 40.0, 10.0]}
+    found = results(row, units, seconds, {"ours": 3 * 2**20, "baseline": 12 * 2**20})
     assert found["contenders"]["ours"]["rate"] == {"median": 5.0, "lowest": 1.0, "highest": 10.0}
-    assert found["contenders"]["peer"]["seconds"] == {"median": 10.0, "lowest": 4.0, "highest": 40.0}
-    ratio = {"median": 2.0, "lowest": 2.0, "highest": 2.5, "bar": 2.0, "met": True, "peak_memory": 0.25}
-    assert found["ratios"] == {"peer": ratio}
+    assert found["contenders"]["baseline"]["seconds"] == {"median": 10.0, "lowest": 4.0, "highest": 40.0}
+    ratio = {"median": 2.0, "lowest": 2.0, "highest": 2.5, "target": 2.0, "met": True, "peak_memory": 0.25}
+    assert found["ratios"] == {"baseline": ratio}
     write_json(tmp_path / "row.json", found)
     assert read_json(tmp_path / "row.json") == json.loads(json.dumps(found))
-    header, _, ours, peer = table("row", found).splitlines()
+    header, _, ours, baseline = table("row", found).splitlines()
     assert "tokens per second" in header and "peak memory" in header and "ours is … times as fast" in header
     assert "5 (1 to 10)" in ours and "3 MiB" in ours and "met" not in ours
-    assert "2 (0.5 to 5)" in peer and "12 MiB" in peer and "2 (2 to 2.5)" in peer and peer.endswith("2, met")
+    assert (
+        "2 (0.5 to 5)" in baseline
+        and "12 MiB" in baseline
+        and "2 (2 to 2.5)" in baseline
+        and baseline.endswith("2, met")
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,8 +101,8 @@ def test_rates_and_ratios_are_taken_round_by_round(tmp_path: Path) -> None:
     [(Contender(json.loads, {"s": "{"}), "JSONDecodeError"), (Contender(os._exit, {"status": 3}), "BrokenProcessPool")],
 )
 def test_a_contender_that_fails_is_named_with_its_error_in_one_sentence(broken: Contender, why: str) -> None:
-    row = Row("GFLOP", {"ours": Contender(matrix_products, {"precision": "float32"}), "peer": broken}, {}, "")
-    with pytest.raises(RuntimeError, match=rf"^products: contender peer failed with {why} \([^\n]*; [^\n]*$"):
+    row = Row("GFLOP", {"ours": Contender(matrix_products, {"precision": "float32"}), "baseline": broken}, {}, "")
+    with pytest.raises(RuntimeError, match=rf"^products: contender baseline failed with {why} \([^\n]*; [^\n]*$"):
         measure("products", row, repeats=1, threads=1)
 
 
@@ -153,6 +158,7 @@ def test_the_book_gets_our_messages_padded_as_ours() -> None:
         assert datasets[split].data["Label"].tolist() == [row["label"] for row in rows]
 
 
-def test_readme_shows_what_the_result_files_say() -> None:
-    assert markdown(RESULTS) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_the_page_shows_the_result_files() -> None:
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    assert any(markdown(RESULTS) in page.read_text(encoding="utf-8") for page in pages)
     assert "| `pretrain_float32` " in markdown(RESULTS)

@@ -1,6 +1,6 @@
-"""One GPT-2 drawn from a seed, as ours, the book's, transformers' and llama.cpp's: all with the same weights.
+"""One random GPT-2 as our model, the book's, transformers' and llama.cpp's, all with the same weights.
 
-A peer's package is imported where it is used: each process is to hold its own contender's and no other.
+Each function imports its own package, so that a process loads only the package of its contender.
 """
 
 import multiprocessing
@@ -22,9 +22,9 @@ from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
 
-# What the notes of more than one row say
+# Notes that rows share
 AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and stays in float32."
-UNTIED = "its head is not tied to its embedding, so it trains 39 million numbers more."
+UNTIED = "its head is not tied to its embedding, so it trains 39 million more parameters."
 
 
 def our_config(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTConfig:
@@ -36,7 +36,7 @@ def our_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTModel:
 
 
 def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Module:
-    """The book's GPTModel. Its head is not tied: it has the embedding's values, and its own gradient and moments."""
+    """The book's GPTModel. Its head is not tied: it starts with the embedding's values and has its own gradient."""
     from llms_from_scratch.ch04 import GPTModel as BookGPT
 
     ours = our_model(size, vocab_size)
@@ -72,7 +72,7 @@ def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Mo
 
 
 def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: int = GPT2_VOCAB_SIZE) -> Any:
-    """transformers' GPT2LMHeadModel with its defaults, but for dropout, which is off everywhere here."""
+    """transformers' GPT2LMHeadModel with its defaults, except that dropout is off, as everywhere here."""
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -92,17 +92,17 @@ def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: in
 
 
 def huggingface_loss(model: Any, precision: str, **batch: torch.Tensor) -> torch.Tensor:
-    """The loss that transformers' model computes; bfloat16 by autocast, as the weights to train stay in float32."""
+    """The loss of transformers' model. bfloat16 uses autocast, because trained weights stay in float32."""
     device = batch["input_ids"].device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         return model(**batch).loss
 
 
 class LlamaServer:
-    """llama.cpp's own server in this process, on the weights of `size` as a GGUF file that no other process sees.
+    """llama.cpp's server in this process, with the weights of `size` from a private GGUF file.
 
-    half: matrices in float16, else in float32. Cached keys and values are in float16 in any case, its default: it
-    has no fast attention over others. slots: requests at once.
+    half: matrices in float16, else in float32. The KV cache is always float16, the default: llama.cpp has no fast
+    attention for other types. slots: concurrent requests.
     """
 
     def __init__(self, size: SizeName, *, half: bool, slots: int, slot_tokens: int) -> None:
@@ -118,16 +118,16 @@ class LlamaServer:
         params.verbosity = 0
         with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
             path = Path(folder) / "model.gguf"
-            # in another process: the memory that writing takes is not llama.cpp's
+            # in another process, so that memory for writing is not counted as llama.cpp's
             writing = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(path, size, half))
             writing.start()
             writing.join()
             params.model.path = str(path)
-            self._server = xllamacpp.Server(params)  # maps the file, which may go then
+            self._server = xllamacpp.Server(params)  # maps the file, which may be deleted afterwards
         self._slots = slots
 
     def continued(self, prompts: Sequence[list[int]], n_tokens: int) -> list[list[int]]:
-        """n_tokens greedy tokens after each prompt, all requests sent at once."""
+        """n_tokens greedy tokens after each prompt; all requests are sent concurrently."""
         with ThreadPoolExecutor(self._slots) as pool:
             return list(pool.map(lambda prompt: self._continued(prompt, n_tokens), prompts))
 
@@ -143,7 +143,7 @@ class LlamaServer:
 
 
 def write_gguf(path: Path, size: SizeName, half: bool) -> None:
-    """The file asks for a vocabulary of GPT-2's size; these prompts are token ids, so any will do."""
+    """Write a GGUF file with an arbitrary vocabulary of GPT-2's size: the prompts are token ids, so any will do."""
     letters = list(byte_alphabet().values())
     merges = [(first, second) for first in letters for second in letters][: GPT2_VOCAB_SIZE - len(letters) - 1]
     tokens = [*letters, *map("".join, merges), END_OF_TEXT]
