@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scratchlm.run import code
-from scratchlm.run.code import imported_names, installed_version, locked_versions, refuse_other_code, stage_code
+from scratchlm.run.code import imported_names, installed_version, refuse_other_code, stage_code
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json
 
@@ -127,10 +127,11 @@ def only(package: str, version: str):
 
 
 def test_a_lock_is_read_without_comments_markers_and_spelling(project: Path) -> None:
-    (project / "requirements.lock").write_text("# a==1\n\nTyping_Extensions==4.1 ; python_version > '3'\nnumpy==2.0\n")
-    pins = locked_versions(Path("requirements.lock"))
-    assert {name: pins[name] for name in ("typing-extensions", "numpy")} == {"typing-extensions": "4.1", "numpy": "2.0"}
-    assert "a" not in pins
+    (project / "src/lib/alone.py").write_text("import typing_extensions\n")
+    pins = "# PyYAML==1\n\nTyping_Extensions==4.1 ; python_version > '3'\nnumpy==2.0\nscikit-learn==1.5\n"
+    (project / "requirements.lock").write_text(pins)
+    assert code_of("two")["packages"] == {"numpy": "2.0", "scikit-learn": "1.5", "typing-extensions": "4.1"}
+    assert code_of("one")["packages"] == {"numpy": "2.0", "scikit-learn": "1.5"}
 
 
 def test_the_code_that_was_written_down_is_accepted(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
