@@ -1,6 +1,6 @@
-"""Clones of this repository in which tests run git, dvc and scratchlm as a user would.
+"""Clones of this repository, in which tests run git, dvc and scratchlm as a user does.
 
-They hold what is committed: commit before you run such a test.
+A clone has what is committed, so commit before you run such a test.
 """
 
 import os
@@ -13,7 +13,7 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
-# What makes the sample's training a matter of a second: for tests of the pipeline and not of what it learns
+# Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns
 FEW_STEPS = {
     "pretrain.epochs": 0.05,
     "finetune_spam.epochs": 0.2,
@@ -24,21 +24,21 @@ FEW_STEPS = {
 
 
 def environment(clone: Path, **changes: str) -> dict[str, str]:
-    """The environment of a command in the clone: its own library in front, no mirror unless `changes` names one."""
+    """The environment of a command in the clone: its own library first, no mirror unless `changes` names one."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if name != "SCRATCHLM_MIRROR"}
     return inherited | {"PATH": path, "PYTHONPATH": str(clone / "src")} | changes
 
 
 def run(clone: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
-    """A command in the clone; asserts that it ends well, or badly where `ok` is False."""
+    """Run a command in the clone and assert that it succeeds, or fails if `ok` is False."""
     done = subprocess.run(command, cwd=clone, env=environment(clone, **changes), capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
 def make_clone(folder: Path, changes: dict[str, object] | None = None) -> Path:
-    """A clone of HEAD in `folder`; with `changes` of parameters, these are committed in it."""
+    """Clone HEAD into `folder` and commit `changes` of parameters there."""
     run(REPOSITORY, "git", "clone", "-q", str(REPOSITORY), str(folder))
     if changes:
         for key, value in changes.items():
@@ -53,18 +53,18 @@ def commit(clone: Path, message: str, *, empty: bool = False) -> None:
 
 
 def results(clone: Path) -> dict[str, bytes]:
-    """dvc.lock and all of metrics/, by path."""
+    """The content of dvc.lock and of every file in metrics/, by path."""
     files = [clone / "dvc.lock", *sorted((clone / "metrics").rglob("*.*"))]
     return {file.relative_to(clone).as_posix(): file.read_bytes() for file in files}
 
 
 def stages_run(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The stages that a `dvc repro` executed, in order."""
+    """The stages that a `dvc repro` ran, in order."""
     return re.findall(r"Running stage '([^']+)'", done.stdout)
 
 
 def set_parameter(clone: Path, key: str, value: object) -> None:
-    """Change one parameter; the file is rewritten without its comments."""
+    """Change one parameter. Comments of the file are lost."""
     path = clone / "params.yaml"
     params = yaml.safe_load(path.read_text())
     section = params

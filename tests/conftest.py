@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On the fast tests' small tensors, threads mostly wait for each other."""
+    """Use one thread in fast tests: on small tensors, threads mostly wait for each other."""
     threads = torch.get_num_threads()
     if not request.node.get_closest_marker("slow"):
         torch.set_num_threads(1)
@@ -36,7 +36,7 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def deterministic_as_before() -> Iterator[None]:
-    """For what sets up its process as a stage does, where that is the process of the tests."""
+    """Restore torch's determinism after code that sets up its process, here that of the tests, as a stage does."""
     before = torch.are_deterministic_algorithms_enabled()
     yield
     torch.use_deterministic_algorithms(before)
@@ -44,13 +44,13 @@ def deterministic_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell that starts the tests in the background makes them, and all that they start, ignore Ctrl-C."""
+    """Accept Ctrl-C: a shell that runs the tests in the background makes them and their children ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the pipeline was built with few steps and committed, cache included: copy it to change it."""
+    """A clone, built with few steps and committed, with its cache. Copy it before changing it."""
     clone = make_clone(tmp_path_factory.mktemp("built") / "scratchlm", FEW_STEPS)
     run(clone, "dvc", "repro")
     commit(clone, "Build with few steps")
@@ -76,7 +76,7 @@ def gpt2(inputs: Inputs) -> BytePairTokenizer:
 
 @pytest.fixture(scope="session")
 def training_values() -> dict[str, Any]:
-    """A valid set of what every training section has."""
+    """Valid values of the parameters that every training section has."""
     return {
         "epochs": 1.0, "batch_size": 4, "max_micro_batch_size": 4, "learning_rate": 0.01, "min_learning_rate": 0.001,
         "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9,
@@ -86,7 +86,7 @@ def training_values() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_gpt() -> Callable[..., GPTModel]:
-    """Builds a GPT over 11 tokens with a context of 8; keywords change its configuration."""
+    """A function that builds a GPT with 11 tokens and a context of 8; keywords change its configuration."""
 
     def build(**changes: Any) -> GPTModel:
         values = {

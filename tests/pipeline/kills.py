@@ -1,6 +1,6 @@
-"""Killing `dvc repro` at any instant, and what must hold afterwards. `make torture` is the long form:
+"""Kill `dvc repro` at any moment and check what must hold afterwards. `make torture` is the long form:
 
-python -m tests.pipeline.kills --kills 40    # over all stages of the sample, at random instants; the seed is printed
+python -m tests.pipeline.kills --kills 40    # over all stages of the sample, at random moments; the seed is printed
 """
 
 import argparse
@@ -37,7 +37,7 @@ LONGEST_SECONDS = 25.0  # from a start to its kill; `dvc repro` of the sample ha
 class Clone:
     """A clone whose pipeline is rebuilt and killed, with a temporary folder of its own.
 
-    `reference` is what a build that nobody disturbed gave: dvc.lock and all of metrics/.
+    `reference` has dvc.lock and all of metrics/ of an undisturbed build.
     """
 
     def __init__(self, folder: Path, changes: dict[str, object] | None = None) -> None:
@@ -70,7 +70,7 @@ class Clone:
         )
 
     def finish(self) -> None:
-        """`dvc repro` to its end; asserts that all is as if nothing had happened."""
+        """Let `dvc repro` finish; assert that the results are those of an undisturbed build."""
         dvc = self.start()
         if dvc.wait():
             self.mend_after(dvc)
@@ -87,23 +87,23 @@ class Clone:
         self.mended += 1
 
     def processes(self) -> list[psutil.Process]:
-        """Everything that still runs in the clone, guards included."""
+        """Every process that runs in the clone, watchdogs included."""
         return [process for process in psutil.process_iter() if self._is_here(process)]
 
     def stage(self) -> psutil.Process | None:
-        """The process of the stage that is running, if there is one."""
+        """The process of the running stage, if there is one."""
         found = [p for p in self.processes() if _arguments(p)[1:2] == ["-m"] and _is_stage(_arguments(p))]
         return found[0] if found else None
 
     def stale_temporary_files(self) -> list[str]:
-        """Temporary files and states in the clone (DVC's cache included) and in the temporary folder."""
+        """Temporary files and checkpoints in the clone (DVC's cache included) and in the temporary folder."""
         ends = (".tmp", ".old", ".part")
         in_clone = [p for p in self.path.rglob("*") if p.name.endswith(ends) and ".git" not in p.parts]
         states = [p for p in (self.path / ".scratchlm" / "resume").rglob("*") if p.is_file()]
         return [str(path) for path in [*in_clone, *states, *(set(self.temporary.iterdir()) - self.usual)]]
 
     def resumed(self) -> Counter[str]:
-        """How often each stage went on from a state that an unfinished run had kept, by its log."""
+        """How often each stage resumed from a checkpoint, by its log."""
         logs = (self.path / "logs").glob("*.jsonl")
         return Counter(log.stem for log in logs for line in log.open() if "resumed_from" in json.loads(line))
 
@@ -115,7 +115,7 @@ class Clone:
 
 
 def kill(clone: Clone, dvc: subprocess.Popen[str], how: str) -> None:
-    """SIGKILL to DVC's whole process group, to DVC alone or to the stage alone; asserts that nothing goes on."""
+    """Send SIGKILL to DVC's process group, to DVC or to the stage; assert that no process survives."""
     if how == "group":
         os.killpg(dvc.pid, signal.SIGKILL)
     elif how == "dvc":
@@ -125,7 +125,7 @@ def kill(clone: Clone, dvc: subprocess.Popen[str], how: str) -> None:
         if stage := clone.stage():
             stage.kill()
     dvc.wait()
-    wait_for(lambda: not clone.processes(), "a process goes on after the kill", seconds=5)
+    wait_for(lambda: not clone.processes(), "a process survives the kill", seconds=5)
 
 
 def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> None:
@@ -136,7 +136,7 @@ def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> Non
 
 
 def torture(clone: Clone, n_kills: int, seed: int) -> Counter[str]:
-    """Kill n_kills times at random instants, build after build; every build must end as if undisturbed.
+    """Kill n_kills times at random moments, build after build; every build must end as if undisturbed.
 
     Returns how often each stage was resumed in mid-training.
     """

@@ -1,4 +1,4 @@
-"""The short form of `make torture`: three kills, each in the middle of a training, one of each kind."""
+"""The short form of `make torture`: three kills during training, one of each kind."""
 
 import re
 import signal
@@ -9,7 +9,7 @@ import pytest
 from tests.clones import FEW_STEPS, run, set_parameter
 from tests.pipeline.kills import Clone, kill, wait_for
 
-# Some seconds of each training: enough to be killed in
+# Trainings of a few seconds: long enough to be killed
 SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 1, "finetune_instruct.epochs": 1}
 
 
@@ -19,10 +19,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
-    """`dvc repro`, brought to where an unfinished training of `stage` could be resumed."""
+    """Start `dvc repro` and wait until `stage` could be resumed from a checkpoint."""
     dvc = clone.start()
     states = clone.path / ".scratchlm" / "resume" / stage
-    wait_for(lambda: any("-" in path.name for path in states.glob("*")), f"{stage} keeps no state", seconds=300)
+    wait_for(lambda: any("-" in path.name for path in states.glob("*")), f"{stage} saves no checkpoint", seconds=300)
     return dvc
 
 
@@ -35,7 +35,7 @@ def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) 
 
 
 def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afresh(clone: Clone) -> None:
-    """Ctrl-C reaches the whole process group; then a parameter is changed (test_cache_key.py has all else)."""
+    """Ctrl-C reaches the whole process group; then a parameter changes (test_cache_key.py has other changes)."""
     clone.forget()
     dvc = start_and_wait_for_state(clone, "pretrain")
     dvc.send_signal(signal.SIGINT)

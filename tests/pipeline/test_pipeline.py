@@ -18,7 +18,7 @@ STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct",
     "generate", "judge", "report",
 ]  # fmt: skip
-CHANGED = "changed.txt"  # in .git: what a rebuild of the committed state changed
+CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
 UP_TO_DATE = "Data and pipelines are up to date."
 
@@ -34,9 +34,9 @@ def restore(clone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A clone of HEAD in which `dvc repro` has run once, with no cache to draw from, and its results are committed.
+    """A clone of HEAD after one `dvc repro` without a cache, with its results committed.
 
-    On another class of processor than the committer's, these are other bytes: `restore` must lead back to what is here.
+    The results differ from HEAD's on another class of processor, so `restore` must lead back to those of this clone.
     """
     clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
     done = run(clone, "dvc", "repro")
@@ -48,7 +48,7 @@ def clone(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(clone):
-    """The rebuilt clone, put back into its committed state afterwards."""
+    """The rebuilt clone, restored to its commit after the test."""
     yield clone
     restore(clone)
 
@@ -60,7 +60,7 @@ def metrics(clone: Path, name: str) -> dict:
 def test_a_rebuild_leaves_git_status_clean(clone):
     changed = [line[3:] for line in (clone / ".git" / CHANGED).read_text().splitlines()]
     if arithmetic_fingerprint() != FINGERPRINT:
-        changed = [path for path in changed if not re.match(COMPUTED, path)]  # another processor class: other bits
+        changed = [path for path in changed if not re.match(COMPUTED, path)]  # other bits on another class of processor
     assert changed == []
 
 
@@ -118,7 +118,7 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
     else:
         text = (workspace / "params.yaml").read_text()
         (workspace / "params.yaml").write_text(re.sub(rf"^{key}: \d+", f"{key}: {value}", text, flags=re.MULTILINE))
-    # preflight checks and report shows the whole file, whatever changes in it
+    # preflight checks the whole file and report shows it
     assert changed_stages(workspace) == stages | {"preflight", "report"}
 
 
@@ -241,7 +241,7 @@ def test_a_mistake_in_the_last_section_stops_before_any_work(workspace):
 
 def test_the_book_profile_without_a_network_ends_in_one_sentence(workspace):
     shutil.copy(workspace / "profiles" / "book.yaml", workspace / "params.yaml")
-    nowhere = "http://127.0.0.1:9"  # the discard port: nothing listens
+    nowhere = "http://127.0.0.1:9"  # the discard port, where nothing listens
     done = run(workspace, "dvc", "repro", "download", ok=False, HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere, NO_PROXY="")
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("download: ")]
     assert "https://" in sentence

@@ -1,4 +1,4 @@
-"""How a team shares what was built: README's commands, with a folder and with an S3 server as the shared place."""
+"""A team shares its builds with the documented commands, through a folder and through an S3 server."""
 
 import filecmp
 import shutil
@@ -22,7 +22,7 @@ BUCKET = "the-team"
 
 @pytest.fixture
 def builder(built, tmp_path) -> Path:
-    """Who has built everything and committed it."""
+    """The clone of a member who has built and committed everything."""
     return shutil.copytree(built, tmp_path / "builder" / "scratchlm", symlinks=True)
 
 
@@ -45,7 +45,7 @@ def client(address: str):
 
 
 def share(builder: Path, url: str, **options: str) -> None:
-    """What README tells the one who shares."""
+    """The documented steps of the member who shares."""
     run(builder, "dvc", "remote", "add", "--default", "team", url)
     for name, value in options.items():
         run(builder, "dvc", "remote", "modify", "team", name, value)
@@ -54,7 +54,7 @@ def share(builder: Path, url: str, **options: str) -> None:
 
 
 def join(builder: Path, folder: Path) -> Path:
-    """A clone by somebody else, which has an empty cache."""
+    """A clone of another member, with an empty cache."""
     run(folder, "git", "clone", "-q", str(builder), "newcomer")
     newcomer = folder / "newcomer"
     assert not (newcomer / ".dvc" / "cache").exists()
@@ -62,7 +62,7 @@ def join(builder: Path, folder: Path) -> Path:
 
 
 def objects(cache: Path) -> set[str]:
-    """What DVC keeps in a cache or in a folder as remote, by hash; without what git has too."""
+    """The files in a DVC cache or remote folder, by hash, without those that git has."""
     return {path.relative_to(cache).as_posix() for path in (cache / "files").rglob("*") if path.is_file()}
 
 
@@ -84,7 +84,7 @@ def test_with_a_folder_as_remote_everything_is_computed_once_in_the_team(builder
     assert_same_data(builder, newcomer)
     assert run(newcomer, "git", "status", "--porcelain").stdout == ""
     assert "up to date" in run(newcomer, "dvc", "status").stdout
-    # Metrics and curves came with git; the remote holds what dvc.lock names besides
+    # Metrics and curves come with git; the remote has the other files of dvc.lock
     assert objects(tmp_path / "shared") < objects(builder / ".dvc" / "cache")
 
     set_parameter(newcomer, "judge.controls", 3)

@@ -1,4 +1,4 @@
-"""Two clones that share nothing, under circumstances as different as one machine offers, give the same bits."""
+"""Two clones that share nothing give the same bits, in circumstances as different as one machine allows."""
 
 import os
 import shutil

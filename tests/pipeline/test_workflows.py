@@ -14,28 +14,28 @@ JOBS = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encodi
 
 
 def scripts(job: str, event: str) -> list[str]:
-    """What the steps of a job run on an event."""
+    """The commands of a job's steps on an event."""
     steps = [step for step in JOBS[job]["steps"] if step.get("if", event).endswith((event, f"'{event}'"))]
     return [step["run"] for step in steps if "run" in step]
 
 
 @pytest.fixture
 def checkout(built, tmp_path) -> Path:
-    """What the actions before the first step leave: the checkout of a pull request, .venv and DVC's cache."""
+    """A pull request's folder after the actions before the first step: checkout, .venv and DVC's cache."""
     base = shutil.copytree(built, tmp_path / "base", symlinks=True)
     run(base, "git", "checkout", "-q", "-B", "main")
     run(tmp_path, "git", "clone", "-q", str(base), "checkout")
     checkout = tmp_path / "checkout"
     shutil.copytree(base / ".dvc" / "cache", checkout / ".dvc" / "cache")
     (checkout / ".venv").mkdir()
-    for name in ("bin", "lib", "pyvenv.cfg"):  # a virtual environment that make takes for its own, without installing
+    for name in ("bin", "lib", "pyvenv.cfg"):  # make accepts this virtual environment as its own and installs nothing
         (checkout / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (checkout / ".venv" / "ready").touch()
     return checkout
 
 
 def run_job(job: str, event: str, checkout: Path) -> dict[str, Path]:
-    """Run a job's scripts as the runner does; the files that it lets them write to."""
+    """Run a job's commands as the runner does; return the files that it lets them write to."""
     files = {name: checkout.parent / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     given = {name: str(path) for name, path in files.items()}
     given |= {"GITHUB_BASE_REF": "main", "RUNNER_TEMP": str(checkout.parent)}

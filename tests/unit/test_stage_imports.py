@@ -1,4 +1,4 @@
-"""What a stage imports before its work begins. Every run of it waits for that, so heavy packages are asked for here."""
+"""The heavy packages that a stage imports before its work begins. Every run of the stage waits for them."""
 
 import subprocess
 import sys
@@ -16,11 +16,12 @@ HEAVY = (
 MODELS = {"pyarrow", "safetensors", "tiktoken", "torch"}
 IMPORTS = {
     "code": {"pyarrow"},
-    "preflight": MODELS | {"requests"},  # torch for the arithmetic; the others, milliseconds, come with the parameters
-    "download": {"pyarrow", "requests"},  # pyarrow, everywhere, for the states of unfinished runs
+    "preflight": MODELS
+    | {"requests"},  # torch for the arithmetic; the parameter types import the others, in milliseconds
+    "download": {"pyarrow", "requests"},  # pyarrow, in every stage, for checkpoints
     "tokenize": {"pyarrow", "tiktoken"},
     "pretrain": MODELS,
-    "load_gpt2": MODELS,  # TensorFlow has a process of its own
+    "load_gpt2": MODELS,  # TensorFlow runs in a separate process
     "finetune_spam": MODELS,
     "ablate_spam": MODELS,
     "finetune_instruct": MODELS,
@@ -53,7 +54,7 @@ print(*sys.modules)
 
 
 def modules_after(program: str, folder: Path = REPOSITORY) -> set[str]:
-    """What a fresh Python has imported when the program ends."""
+    """The modules that a new Python process has imported when the program ends."""
     done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -71,7 +72,7 @@ def test_a_stage_imports_only_the_heavy_packages_that_it_needs(stage: str) -> No
 
 
 def test_nothing_that_a_stage_computes_imports_torchs_compiler(tmp_path: Path) -> None:
-    """It takes a second, and three ways lead to it: switching on determinism, the meta device and the optimizers."""
+    """Importing it takes a second. Determinism, the meta device and the optimizers would each do so."""
     assert "torch._dynamo" not in modules_after(COMPUTING, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What tells two runs of a stage apart: exactly what makes DVC rerun it. In a folder laid out as this repository."""
+"""The cache key of a run of a stage changes exactly when DVC would rerun the stage."""
 
 import shutil
 from pathlib import Path
