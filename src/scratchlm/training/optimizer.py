@@ -1,7 +1,6 @@
-"""AdamW, its weight decay, and how the learning rate moves."""
+"""The settings of a training, and AdamW with its weight decay."""
 
 import inspect
-import math
 from typing import Annotated, Literal
 
 import torch
@@ -14,7 +13,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class TrainingParams(Section):
-    """What every training stage sets.
+    """The settings that every training stage has.
 
     epochs: passes over the training examples; a fraction stops within one. batch_size: sequences per optimizer
     step. max_micro_batch_size: sequences per forward pass; a larger batch is accumulated from several.
@@ -68,17 +67,3 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
         betas=(params.beta1, params.beta2),
         fused=True,
     )
-
-
-def learning_rate_at(step: int, n_steps: int, params: TrainingParams) -> float:
-    """The rate of step 0 ≤ step < n_steps: linear warmup from one part of it, then constant or half a cosine down.
-
-    Source: Loshchilov and Hutter 2017; the book's appendix D.
-    """
-    if step < params.warmup_steps:
-        return params.learning_rate * (step + 1) / params.warmup_steps
-    if params.schedule == "constant":
-        return params.learning_rate
-    progress = (step - params.warmup_steps) / max(1, n_steps - params.warmup_steps)
-    span = params.learning_rate - params.min_learning_rate
-    return params.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))

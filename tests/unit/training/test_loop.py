@@ -18,7 +18,8 @@ from scratchlm.run.errors import UserError
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import Batch, Task, batch_indices, no_sample, train
-from scratchlm.training.optimizer import AdamW, TrainingParams, learning_rate_at
+from scratchlm.training.optimizer import AdamW, TrainingParams
+from scratchlm.training.schedule import learning_rate_at
 
 ROWS = [
     {"prompt_token_ids": [1 + i % 3] * (1 + i % 2), "response_token_ids": [(i + j) % 11 for j in range(1 + i % 5)]}
