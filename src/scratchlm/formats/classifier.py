@@ -5,14 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scratchlm.formats.native import (
-    CONFIG_FILE,
-    assign_tensors,
-    read_config,
-    read_weights,
-    save_folder,
-    shapes_only,
-)
+from scratchlm.fast.torch_startup import shapes_only
+from scratchlm.formats.native import CONFIG_FILE, assign_tensors, read_config, read_weights, save_folder
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError

@@ -1,7 +1,5 @@
 """Our own format: a folder of config.json and model.safetensors. The same model gives the same bytes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from scratchlm.fast.torch_startup import shapes_only
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -53,22 +51,6 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
     with shapes_only():
         model = GPTModel(config)
     return assign_weights(model, read_weights(folder), str(folder))
-
-
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Build modules on the meta device, with shapes but no numbers, until assign_tensors gives them weights."""
-    with torch.device("meta"), _NoInitialisation():
-        yield
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Skip torch.nn.init: there is nothing to fill on the meta device, but it would import torch's compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__module__", None) == nn.init.__name__:
-            return kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def assign_weights(model: GPTModel, weights: dict[str, Tensor], source: str) -> GPTModel:

@@ -1,12 +1,11 @@
 """The settings of a training, and AdamW with its weight decay."""
 
-import inspect
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from scratchlm.fast.torch_startup import AdamW
 from scratchlm.run.params import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -42,14 +41,6 @@ class TrainingParams(Section):
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}; lower it"
             )
         return self
-
-
-class AdamW(torch.optim.AdamW):
-    """torch's, without the wrappers that keep torch's compiler out: they import all of it first, for a second."""
-
-    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
-    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
