@@ -24,9 +24,10 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
+from scratchlm.fast.kernels import set_up
 from scratchlm.run.code import installed_version
 from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import DeviceParams, set_up
+from scratchlm.run.device import DeviceParams
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"

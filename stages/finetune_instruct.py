@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
-from scratchlm.run.device import RuntimeParams, set_up
+from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
 from scratchlm.judge.overlap import normalise
 from scratchlm.run.context import Run
-from scratchlm.run.device import RuntimeParams, set_up
+from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start

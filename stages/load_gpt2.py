@@ -5,11 +5,12 @@ from typing import cast
 
 from scratchlm.data.catalogue import GPT2Size
 from scratchlm.data.corpus import Corpus
+from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt
 from scratchlm.formats.openai import load_openai
 from scratchlm.model.gpt import parameter_count
 from scratchlm.run.context import Run
-from scratchlm.run.device import DeviceParams, set_up
+from scratchlm.run.device import DeviceParams
 from scratchlm.run.files import temporary_folder, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
-from scratchlm.run.device import set_up
 from scratchlm.run.files import write_json, write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt
 from scratchlm.model.config import ModelParams
 from scratchlm.model.gpt import build_model, parameter_count
 from scratchlm.run.context import Run
-from scratchlm.run.device import RuntimeParams, set_up, stream
+from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start

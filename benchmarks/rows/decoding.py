@@ -8,11 +8,12 @@ import torch
 from benchmarks.baselines import SEED, LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import instruction_splits
+from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
 from scratchlm.model.generate import generate
 from scratchlm.model.inference import for_inference
 from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import DeviceParams, set_up
+from scratchlm.run.device import DeviceParams
 
 NOTES = (
     "Equal: weights, prompts as token ids, greedy choice, how many tokens are made; prompts are read anew in each "

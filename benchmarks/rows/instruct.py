@@ -15,8 +15,8 @@ from benchmarks.baselines import AUTOCAST, UNTIED, book_model, huggingface_loss,
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
-from scratchlm.run.device import set_up
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.settings import evenly_spaced

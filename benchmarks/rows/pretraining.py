@@ -7,10 +7,11 @@ import torch
 from benchmarks.baselines import AUTOCAST, SEED, UNTIED, book_model, huggingface_loss, huggingface_model, our_config
 from benchmarks.harness import Contender, Row, Run
 from scratchlm.data.corpus import TokenWindows
+from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import RuntimeParams, set_up
+from scratchlm.run.device import RuntimeParams
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import TrainingState, optimizer_step
 from scratchlm.training.optimizer import TrainingParams

@@ -12,8 +12,8 @@ from benchmarks.baselines import AUTOCAST, book_model, our_model
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
+from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import SizeName
-from scratchlm.run.device import set_up
 from scratchlm.tasks.spam import finetune_spam
 from stages.finetune_spam import Params
 

@@ -37,7 +37,8 @@ from scratchlm.model.config import gpt2_config
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
-from scratchlm.run.device import DeviceParams, set_up
+from scratchlm.fast.kernels import set_up
+from scratchlm.run.device import DeviceParams
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 
 set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))

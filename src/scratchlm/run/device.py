@@ -1,14 +1,10 @@
-"""The device and how it computes: threads, precision, determinism, random streams."""
+"""The device and how it computes: threads, precision, determinism."""
 
-import ctypes
-import hashlib
 import os
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -32,7 +28,7 @@ class RuntimeParams(DeviceParams):
 def set_up(run: Run, params: DeviceParams) -> None:
     """Prepare this process to compute as `params` says, deterministically, and note it in `run`.
 
-    Raises UserError if the device is not there.
+    fast.kernels.set_up does this and more. Raises UserError if the device is not there.
     """
     run.device, run.precision = resolve_device(params.device), params.precision
     if isinstance(params, RuntimeParams):
@@ -42,9 +38,6 @@ def set_up(run: Run, params: DeviceParams) -> None:
     # An aid for finding defects, paid at every allocation
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(params.threads)
-    if run.device == "cpu":
-        _choose_float32_kernels()
-    _keep_freed_memory()
 
 
 def resolve_device(name: str) -> str:
@@ -59,52 +52,3 @@ def resolve_device(name: str) -> str:
         found = ", ".join(device for device, available in there.items() if available)
         raise UserError(f"device is {name!r}, but torch finds only {found} here; set device to one of these or to auto")
     return name
-
-
-def _choose_float32_kernels() -> None:
-    """Let oneDNN multiply float32 matrices where it does so in float32.
-
-    MKL, torch's choice, takes slower kernels on processors that are not Intel's. torch asks oneDNN only if that may
-    round to bfloat16, which it does on processors with matrix units (AMX); these are left to MKL.
-    """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    matmul.fp32_precision = "bf16"
-    exact = torch.full((512, 512), 1 + 2**-12)  # the last bit needs 13 bits of precision; bfloat16 has eight
-    if not torch.equal(exact @ torch.eye(512), exact):
-        matmul.fp32_precision = "none"
-
-
-def _keep_freed_memory() -> None:
-    """Let malloc keep freed memory for the next step: given back, each page of it would be cleared and mapped again.
-
-    glibc only; elsewhere nothing changes. The numbers are M_MMAP_MAX and M_TRIM_THRESHOLD of its malloc.h.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's global random streams: the CPU's, and the device's if it has one of its own."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = getattr(torch, device.type).get_rng_state()
-    return states
-
-
-def restore_random_states(states: Mapping[str, Tensor]) -> None:
-    """Put torch's global random streams back to where `random_states` found them."""
-    for name, state in states.items():
-        (torch if name == "cpu" else getattr(torch, name)).set_rng_state(state)
-
-
-def stream(seed: int, purpose: str) -> int:
-    """The seed of an independent random stream, one per purpose, such as "initialisation" or "data order 3"."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-def generator(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator for one purpose; see `stream`."""
-    return torch.Generator().manual_seed(stream(seed, purpose))

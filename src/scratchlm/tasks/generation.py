@@ -6,12 +6,12 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.model.generate import Generation, SamplingParams, cut_at, generate, stop_at
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.inference import for_inference
 from scratchlm.run.context import Run
-from scratchlm.run.device import stream
 from scratchlm.run.params import Section
 
 RESPONSE_SCHEMA = pa.schema(

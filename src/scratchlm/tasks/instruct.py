@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.model.generate import generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.inference import for_inference
 from scratchlm.model.lora import LoRAParams, apply_lora
-from scratchlm.run.device import stream
 from scratchlm.tasks.generation import Rows, response_record
 from scratchlm.tasks.language_model import Losses, example_id, measure_losses
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced

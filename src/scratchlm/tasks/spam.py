@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.messages import CLASSES, pad
 from scratchlm.model.classifier import GPTClassifier, Position, Texts, Trainable, freeze
 from scratchlm.model.gpt import GPTModel, at_least_float32, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
 from scratchlm.run.context import Run
-from scratchlm.run.device import stream
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 from scratchlm.tasks.classification import ClassifierEvaluation

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
 from scratchlm.run.context import Run
-from scratchlm.run.device import generator, random_states, restore_random_states, stream
 from scratchlm.run.errors import UserError
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 from scratchlm.training.schedule import learning_rate_at

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.judge.overlap import normalise
 from scratchlm.model.generate import Generation, SamplingParams, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
-from scratchlm.run.device import stream
 from scratchlm.run.files import read_table, write_table
 from scratchlm.tasks.generation import (
     RESPONSE_SCHEMA,

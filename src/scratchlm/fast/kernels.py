@@ -1,0 +1,49 @@
+"""How a process computes fastest on its processor: kernels for float32 products, and memory that is kept.
+
+Surprising: torch multiplies float32 matrices with MKL, whose kernels are slow on processors that are not Intel's:
+194 GFLOP/s against oneDNN's 437 there. It asks oneDNN only where fp32_precision allows rounding to bfloat16, although
+oneDNN rounds only on processors with matrix units (AMX). So the setting is "bf16" to get float32, and a probe whose
+last bit bfloat16 would lose takes it back where products do round.
+
+And glibc gives freed memory back to the system, which clears and maps each page again at the next step: a step of
+2 × 256 tokens in bfloat16 made 460 tokens/s, and makes 705 without that. Both numbers: 124M, two threads, LOG.md.
+"""
+
+import ctypes
+
+import torch
+
+from scratchlm.run import device as run_device
+from scratchlm.run.context import Run
+from scratchlm.run.device import DeviceParams
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+NEVER, NONE = -1, 0  # never shrink the heap; map no block by itself, which free would unmap
+
+
+def set_up(run: Run, params: DeviceParams) -> None:
+    """Prepare this process to compute as `params` says, deterministically and fast, and note it in `run`.
+
+    Raises UserError if the device does not exist here.
+    """
+    run_device.set_up(run, params)
+    if run.device == "cpu":
+        choose_float32_kernels()
+    keep_freed_memory()
+
+
+def choose_float32_kernels() -> None:
+    """Use oneDNN for float32 matrix products, but only where it keeps full precision."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    matmul.fp32_precision = "bf16"
+    exact = torch.full((512, 512), 1 + 2**-12)  # the last bit needs 13 bits of precision; bfloat16 has eight
+    if not torch.equal(exact @ torch.eye(512), exact):
+        matmul.fp32_precision = "none"
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep freed memory for the next step. Does nothing without glibc."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, NONE)
+        mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -1,0 +1,62 @@
+"""The settings of a process that computes: full precision in float32, and memory that is kept."""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from scratchlm.fast.kernels import set_up
+from scratchlm.run.context import Run
+from scratchlm.run.device import DeviceParams
+
+PARAMS = DeviceParams(device="cpu", threads=1, precision="float32")
+
+
+@pytest.fixture(autouse=True)
+def restore_torch(deterministic_as_before: None) -> Iterator[None]:
+    threads, kernels = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = kernels
+    torch.set_num_threads(threads)
+
+
+def test_set_up_also_fixes_threads_and_deterministic_kernels() -> None:
+    torch.use_deterministic_algorithms(False)
+    run = Run(device="cuda")
+    set_up(run, PARAMS.model_copy(update={"threads": 3}))
+    assert run.device == "cpu"
+    assert torch.get_num_threads() == 3
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_float32_products_keep_every_bit_of_float32() -> None:
+    set_up(Run(), PARAMS)
+    assert torch.backends.mkldnn.matmul.fp32_precision in {"bf16", "none"}
+    numbers = torch.rand(300, 300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(numbers @ torch.eye(300), numbers)
+
+
+def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "equal", lambda found, exact: False)  # as on a processor with matrix units
+    set_up(Run(), PARAMS)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc has this setting, and no other")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    code = """
+import psutil, torch
+from scratchlm.fast.kernels import set_up
+from scratchlm.run.context import Run
+from scratchlm.run.device import DeviceParams
+set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
+resident = psutil.Process().memory_info().rss
+ones = torch.ones(1 << 26)
+del ones
+print((psutil.Process().memory_info().rss - resident) >> 20)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= 250
