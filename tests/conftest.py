@@ -91,7 +91,7 @@ def tiny_gpt() -> Callable[..., GPTModel]:
     def build(**changes: Any) -> GPTModel:
         values = {
             "vocab_size": 11, "context_length": 8, "dropout": 0.0, "qkv_bias": True, "tied_head": False,
-            "initialisation": "torch", "attention": "explicit", "n_layers": 2, "n_heads": 2, "emb_dim": 8,
+            "initialisation": "torch", "attention": "eager", "n_layers": 2, "n_heads": 2, "emb_dim": 8,
         }  # fmt: skip
         return build_model(GPTConfig(**values | changes), seed=1)
 

@@ -8,10 +8,10 @@ import torch
 from benchmarks.baselines import SEED, LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import instruction_splits
+from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
-from scratchlm.model.generate import generate
-from scratchlm.model.inference import for_inference
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.context import Run as StageRun
 from scratchlm.run.device import DeviceParams
 
@@ -41,7 +41,7 @@ def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, pr
 
     def run() -> float:
         with context.autocast():
-            found = generate(model, prompts, max_new_tokens=new_tokens, end_token_id=None)
+            found = generate(model, prompts, Stopping(new_tokens, None))
         return sum(len(generation.token_ids) for generation in found)
 
     return run
@@ -103,9 +103,8 @@ def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int)
         prompts, lengths = zip(*batch, strict=True)
         with context.autocast():
             return generate(
-                model, prompts, max_new_tokens=max(lengths), end_token_id=None,
-                is_complete=lambda row, token_ids: len(token_ids) == lengths[row],
-            )  # fmt: skip
+                model, prompts, Stopping(max(lengths), None, lambda row, token_ids: len(token_ids) == lengths[row])
+            )
 
     return run
 

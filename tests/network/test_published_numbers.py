@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPTConfig
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from tests.conftest import Inputs
 
@@ -46,7 +46,7 @@ def book_model(context_length: int) -> GPTModel:
         qkv_bias=False,
         tied_head=False,
         initialisation="torch",
-        attention="explicit",
+        attention="eager",
     )
     return GPTModel(config)
 
@@ -94,12 +94,12 @@ def test_greedy_text_of_the_untrained_model_is_what_the_books_package_writes(
     shape = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
     book = BookModel(shape | {"drop_rate": 0.1, "qkv_bias": False}).eval()
     expected = generate_text_simple(book, torch.tensor([HELLO_I_AM]), max_new_tokens=10, context_size=256)
-    [ours] = generate(untrained, [HELLO_I_AM], max_new_tokens=10, end_token_id=None)
+    [ours] = generate(untrained, [HELLO_I_AM], Stopping(10, None))
     assert HELLO_I_AM + ours.token_ids == expected[0].tolist()
 
 
 def test_greedy_text_at_context_1024_is_what_chapter_4_prints(random_stream: None) -> None:
-    [ours] = generate(book_model(context_length=1024), [HELLO_I_AM], max_new_tokens=6, end_token_id=None)
+    [ours] = generate(book_model(context_length=1024), [HELLO_I_AM], Stopping(6, None))
     assert ours.token_ids == [27018, 24086, 47843, 30961, 42348, 7267]
 
 

@@ -17,7 +17,7 @@ from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
 from benchmarks.summary import markdown
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.files import read_json, write_json
 from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.spam import padded_texts, padded_width
@@ -118,7 +118,7 @@ def test_all_models_of_a_size_have_the_same_weights() -> None:
         half = huggingface_model("nano", "bfloat16").eval()(prompts).logits
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0)
-    found = generate(ours, prompts.tolist(), max_new_tokens=12, end_token_id=None)
+    found = generate(ours, prompts.tolist(), Stopping(12, None))
     server = LlamaServer("nano", half=False, slots=4, slot_tokens=256)
     assert server.continued(prompts.tolist(), 12) == [generation.token_ids for generation in found]
 

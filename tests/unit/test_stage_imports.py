@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.model.config import gpt2_config
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
 from scratchlm.fast.kernels import set_up
@@ -44,7 +44,7 @@ from scratchlm.training.optimizer import TrainingParams, build_optimizer
 set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
 save_gpt(Path("model"), build_model(gpt2_config("nano", 300, 16), 0))
 model = load_gpt(Path("model"))
-generate(model, [[1, 2], [3]], max_new_tokens=2, end_token_id=None)
+generate(model, [[1, 2], [3]], Stopping(2, None))
 settings = {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.9, "weight_decay": 0.1, "weight_decay_on": "matrices"}
 optimizer = build_optimizer(model, TrainingParams.model_construct(**settings))
 model.hidden_states(model.token_embedding.weight.new_zeros(1, 4).long()).sum().backward()

@@ -29,8 +29,8 @@ def chat(
 ) -> None:
     """Answer instructions, one per line, until an empty line or the end of the input."""
     from scratchlm.data.prompts import format_prompt
-    from scratchlm.model.generate import GREEDY, generate
-    from scratchlm.model.inference import for_inference
+    from scratchlm.fast.decoding import for_inference
+    from scratchlm.model.generate import GREEDY, Stopping, generate
     from scratchlm.run.params import load_yaml
 
     style = prompt_style or load_yaml(Path("params.yaml"))["tokenize"]["instructions"]["prompt_style"]
@@ -49,9 +49,8 @@ def chat(
         generate(
             decoder,
             [prompt],
-            max_new_tokens=max_new_tokens,
-            end_token_id=text.end_token_id,
-            sampling=sampling,
+            Stopping(max_new_tokens, text.end_token_id),
+            sampling,
             seeds=[turn],
             on_token=lambda _, token_id, printer=printer: printer.add(token_id),  # type: ignore[misc]
         )

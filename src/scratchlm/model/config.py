@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Size(NamedTuple):
-    """What a size's name stands for."""
+    """A named size."""
 
     n_layers: int
     n_heads: int
@@ -33,7 +33,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ArchitectureParams(BaseModel):
-    """What the `model` section of params.yaml and a finished configuration have in common."""
+    """The fields that the `model` section of params.yaml shares with a finished configuration."""
 
     model_config = _STRICT
 
@@ -42,24 +42,20 @@ class ArchitectureParams(BaseModel):
     qkv_bias: bool
     tied_head: bool
     initialisation: Literal["torch", "gpt2"]
-    attention: Literal["explicit", "sdpa"]
+    attention: Literal["eager", "sdpa"]
 
 
-class GPTConfig(ArchitectureParams):
-    """Everything that determines a GPTModel.
+class Shape(BaseModel):
+    """The numbers of a size: `custom` in params.yaml."""
 
-    initialisation: `torch` draws as torch's layers do, in the book's order; `gpt2` as OpenAI did
-    (normal 0.02, residual projections scaled by depth). attention: `explicit` writes out scores, mask
-    and softmax; `sdpa` is torch's fused kernel for the same function, except where that is the slower form.
-    """
+    model_config = _STRICT
 
-    vocab_size: Positive
     n_layers: Positive
     n_heads: Positive
     emb_dim: Positive
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "GPTConfig":
+    def _heads_divide_width(self) -> "Shape":
         if self.emb_dim % self.n_heads:
             raise ValueError(
                 f"emb_dim {self.emb_dim} cannot be split over {self.n_heads} heads; "
@@ -68,11 +64,22 @@ class GPTConfig(ArchitectureParams):
         return self
 
 
+class GPTConfig(ArchitectureParams, Shape):
+    """Everything that determines a GPTModel.
+
+    initialisation: `torch` draws as torch's layers do, in the book's order; `gpt2` as OpenAI did
+    (normal 0.02, residual projections scaled by depth). attention: `eager` computes scores, mask and
+    softmax one by one; `sdpa` is torch's fused kernel for the same function, except where that is slower.
+    """
+
+    vocab_size: Positive
+
+
 class ModelParams(ArchitectureParams):
     """The `model` section: a size by name, or `custom` with its three numbers under `custom:`."""
 
     size: Literal["nano", "small", "124M", "355M", "774M", "1558M", "custom"]
-    custom: "CustomSize | None" = None  # absent unless size is custom
+    custom: Shape | None = None  # absent unless size is custom
 
     @model_validator(mode="after")
     def _custom_size_given(self) -> "ModelParams":
@@ -85,22 +92,6 @@ class ModelParams(ArchitectureParams):
         size = Size(**self.custom.model_dump()) if self.custom else SIZES[self.size]
         shared = self.model_dump(include=set(ArchitectureParams.model_fields))
         return GPTConfig(vocab_size=vocab_size, **size._asdict(), **shared)
-
-
-class CustomSize(BaseModel):
-    """A size that has no name."""
-
-    model_config = _STRICT
-
-    n_layers: Positive
-    n_heads: Positive
-    emb_dim: Positive
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> "CustomSize":
-        if self.emb_dim % self.n_heads:
-            raise ValueError(f"emb_dim {self.emb_dim} cannot be split over n_heads {self.n_heads}; take a divisor")
-        return self
 
 
 def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConfig:

@@ -3,12 +3,14 @@
 As in the book, `alpha` is the whole factor on the update (Hu et al. divide it by the rank).
 """
 
-import math
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from scratchlm.arithmetic.functions import matmul
+from scratchlm.arithmetic.random import drawing_from, fill_as_linear
 
 
 class LoRAParams(BaseModel):
@@ -37,18 +39,19 @@ class LoRALinear(nn.Module):
         self.alpha = alpha
         start = torch.empty(n_parts, rank, linear.in_features)  # drawn on the CPU: the same on every device
         for part in start:
-            nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+            fill_as_linear(part)
         self.A = nn.Parameter(start.to(linear.weight.device))
         self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        updates = [x @ a.T @ b.T for a, b in zip(self.A, self.B, strict=True)]
+        updates = [matmul(matmul(x, a.T), b.T) for a, b in zip(self.A, self.B, strict=True)]
         return self.linear(x) + self.alpha * torch.cat(updates, dim=-1)
 
     def merged(self) -> nn.Linear:
         """The plain linear layer that computes the same."""
         with torch.no_grad():
-            self.linear.weight += self.alpha * (self.B @ self.A).flatten(0, 1)  # (P, C_out/P, C_in) -> (C_out, C_in)
+            update = matmul(self.B, self.A).flatten(0, 1)  # (P, C_out/P, C_in) -> (C_out, C_in)
+            self.linear.weight += self.alpha * update
         return self.linear
 
 
@@ -58,8 +61,7 @@ def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
     A tied language-model head is left alone: merging would change the token embedding with it.
     """
     model.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing_from(seed):
         for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
             if _chosen(path, params.layers) and not _tied(model, linear):
                 parent, _, name = path.rpartition(".")

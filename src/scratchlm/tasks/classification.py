@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.nn import functional as F
 
+from scratchlm.arithmetic.functions import softmax
 from scratchlm.data.messages import CLASSES
-from scratchlm.model.classifier import GPTClassifier, Texts
+from scratchlm.fast.frozen_prefix import Texts
+from scratchlm.model.classifier import GPTClassifier
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.intervals import share_interval
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
@@ -79,8 +80,8 @@ def spam_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, 
     found = []
     for start in range(0, len(indices), batch_size):
         inputs, lengths = texts.batch(indices[start : start + batch_size].tolist())
-        logits = model(inputs.to(device), lengths.to(device))
-        found.append(F.softmax(logits.cpu().double(), dim=-1)[:, 1].numpy())
+        logits = texts.class_logits(model, inputs.to(device), lengths.to(device))
+        found.append(softmax(logits.cpu().double())[:, 1].numpy())
     model.train(was_training)
     return np.concatenate(found)
 

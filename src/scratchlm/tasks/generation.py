@@ -8,9 +8,9 @@ from pydantic import Field
 
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import Tokenizer
-from scratchlm.model.generate import Generation, SamplingParams, cut_at, generate, stop_at
+from scratchlm.fast.decoding import for_inference
+from scratchlm.model.generate import Generation, SamplingParams, Stopping, cut_at, generate, stop_at
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.inference import for_inference
 from scratchlm.run.context import Run
 from scratchlm.run.params import Section
 
@@ -52,14 +52,13 @@ class Responder:
         with self._run.progress(len(rows), n_done, "response", f"generate {name}") as bar:
             for start in range(n_done, len(rows), params.batch_size):
                 batch = rows[start : start + params.batch_size]
+                is_complete = stop_at([params.stop] * len(batch), self._tokenizer.decode) if params.stop else None
                 found = generate(
                     decoder,
                     [row["prompt_token_ids"] for row in batch],
-                    max_new_tokens=params.max_new_tokens,
-                    end_token_id=self._tokenizer.end_token_id,
-                    sampling=params.sampling,
+                    Stopping(params.max_new_tokens, self._tokenizer.end_token_id, is_complete),
+                    params.sampling,
                     seeds=[stream(self._run.seed, f"sampling {row['id']}") for row in batch],
-                    is_complete=stop_at([params.stop] * len(batch), self._tokenizer.decode) if params.stop else None,
                 )
                 yield [
                     {"model": name, **response_record(row, answer, self._tokenizer, params.stop)}

@@ -11,9 +11,9 @@ from pydantic import Field
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.model.generate import generate
+from scratchlm.fast.decoding import for_inference
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.inference import for_inference
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.tasks.generation import Rows, response_record
 from scratchlm.tasks.language_model import Losses, example_id, measure_losses
@@ -84,9 +84,7 @@ class ResponseEvaluation:
         """responses: to the first N_SAMPLES instructions of val, greedily."""
         rows, tokenizer = self._instructions.splits["val"][:N_SAMPLES], self._instructions.tokenizer
         prompts = [row["prompt_token_ids"] for row in rows]
-        answers = generate(
-            for_inference(model), prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=tokenizer.end_token_id
-        )
+        answers = generate(for_inference(model), prompts, Stopping(SAMPLE_TOKENS, tokenizer.end_token_id))
         return {
             "responses": [response_record(row, answer, tokenizer) for row, answer in zip(rows, answers, strict=True)]
         }

@@ -8,13 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.training.losses import scored_states
+from scratchlm.training.losses import row_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 
@@ -51,7 +48,7 @@ def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) 
     sums, counts = [], []
     for start in range(0, n_rows, batch_size):
         inputs, targets = rows(np.arange(start, min(n_rows, start + batch_size)))
-        row_sums, row_counts = _row_losses(
+        row_sums, row_counts = row_losses(
             model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
         )
         sums.append(row_sums.numpy())
@@ -93,17 +90,3 @@ def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> flo
     A word tokenizer drops white space and unknown words, so its value is too low.
     """
     return nats_per_token * n_tokens / n_bytes / math.log(2)
-
-
-def _row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row the summed loss and the number of scored tokens: (B, T), (B, T) -> (B,), (B,)."""
-    hidden, scored = scored_states(model, inputs, targets)
-    block = logit_rows(model.config.vocab_size)
-    losses = [
-        F.cross_entropy(at_least_float32(model.head(part)), wanted, reduction="none")
-        for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
-    ]
-    keep = targets != IGNORE_INDEX
-    per_token = torch.zeros(targets.shape, device=targets.device)
-    per_token[keep] = torch.cat(losses).float()
-    return per_token.cpu().double().sum(dim=1), keep.sum(dim=1).cpu()

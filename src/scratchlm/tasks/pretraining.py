@@ -9,9 +9,9 @@ from pydantic import Field
 
 from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import Tokenizer
-from scratchlm.model.generate import generate
+from scratchlm.fast.decoding import for_inference
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.inference import for_inference
 from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, measure_losses, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Metrics, Task, no_sample
@@ -54,8 +54,7 @@ class TextSampler:
         (continued,) = generate(
             for_inference(model),
             [self._prompt],
-            max_new_tokens=self._n_tokens,
-            end_token_id=self._tokenizer.end_token_id,
+            Stopping(self._n_tokens, self._tokenizer.end_token_id),
         )
         return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
 

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from scratchlm.arithmetic.random import stream
+from scratchlm.arithmetic.functions import cross_entropy
+from scratchlm.arithmetic.random import drawing_from, stream
 from scratchlm.data.messages import CLASSES, pad
-from scratchlm.model.classifier import GPTClassifier, Position, Texts, Trainable, freeze
-from scratchlm.model.gpt import GPTModel, at_least_float32, build_model, parameter_count
+from scratchlm.fast.frozen_prefix import Texts, worth_caching
+from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
+from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -21,8 +22,6 @@ from scratchlm.tasks.classification import ClassifierEvaluation
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Batch, Task, train
 from scratchlm.training.optimizer import TrainingParams
-
-CACHED_BYTES = 4 << 30  # memory for the outputs of frozen blocks
 
 Messages = Mapping[str, Sequence[Mapping[str, Any]]]  # split -> rows of MESSAGE_SCHEMA
 
@@ -74,10 +73,10 @@ def finetune_spam(
     width = padded_width(params.padding, token_ids["train"], backbone.config.context_length)
     texts = {split: padded_texts(found, pad_token_id, width) for split, found in token_ids.items()}
     classifier = build_spam_classifier(backbone, params, run.seed).to(run.device)
-    if _can_cache(classifier, texts):
+    if worth_caching(classifier, texts.values()):
         with run.autocast(), run.progress(len(texts), 0, "split", "finetune_spam frozen blocks") as bar:
             for found in texts.values():
-                found.remember(classifier, evaluation_params.batch_size)
+                found.cache_frozen_blocks(classifier, evaluation_params.batch_size)
                 bar.update()
     evaluation = ClassifierEvaluation(texts, labels, evaluation_params)
     sizes = {"padded_tokens": width, "trainable_parameters": parameter_count(classifier, trainable_only=True)}
@@ -103,8 +102,7 @@ def build_spam_classifier(backbone: GPTModel, params: FinetuneSpamParams, seed: 
     """A classifier with a fresh head on `backbone`, with only what `params` names left to train."""
     if not params.pretrained:
         backbone = build_model(backbone.config, stream(seed, "initialisation"))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(seed, "classification head"))
+    with drawing_from(stream(seed, "classification head")):
         classifier = GPTClassifier(backbone, len(CLASSES), params.position)
     if params.lora is None:
         freeze(classifier, params.trainable)
@@ -133,16 +131,7 @@ def spam_task(texts: Texts, labels: Sequence[int], params: TrainingParams, evalu
     def batch(indices: np.ndarray) -> Batch:
         return Batch((*texts.batch(indices.tolist()), classes[indices]), len(indices))
 
-    return Task("finetune_spam", params, len(texts), batch, summed_class_loss, evaluation.evaluate)
+    def loss(model: GPTClassifier, inputs: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(texts.class_logits(model, inputs, lengths), labels, "sum")  # in nats
 
-
-def summed_class_loss(model: GPTClassifier, texts: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the class, summed over texts: what GPTClassifier takes, (B,) int64 -> scalar, in nats."""
-    return F.cross_entropy(at_least_float32(model(texts, lengths)), labels, reduction="sum")
-
-
-def _can_cache(classifier: GPTClassifier, texts: Mapping[str, Texts]) -> bool:
-    """Whether the outputs of frozen blocks are the same in every epoch, and fit into memory."""
-    config = classifier.trunk.config
-    n_bytes = 4 * config.emb_dim * sum(found.token_ids.numel() for found in texts.values())
-    return config.dropout == 0 and n_bytes <= CACHED_BYTES
+    return Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate)

@@ -4,65 +4,89 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from scratchlm.arithmetic.functions import cross_entropy, total
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.model.gpt import GPTModel, at_least_float32, logit_rows
-from scratchlm.model.packing import Packing
+from scratchlm.fast.varlen import VarlenLayout, varlen_states
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+
+LOGITS_AT_ONCE = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token, in nats per scored token: the textbook form, which tests compare with.
+    """Mean cross-entropy of the next token, in nats per scored token: the textbook form, with which tests compare.
 
     logits: (B, T, V) float; logits[:, t] predicts token t + 1.
     targets: (B, T) int64 in [0, V), or IGNORE_INDEX where nothing is scored.
     Raises UserError if no target is scored: the mean would be 0/0.
     Source: Radford et al. 2019, section 2.
     """
-    n_scored = int((targets != IGNORE_INDEX).sum())
-    if not n_scored:
+    if not (targets != IGNORE_INDEX).any():
         raise UserError("no target is scored, so there is no mean loss; shorten the prompts or widen the context")
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
+    return cross_entropy(logits.flatten(0, 1), targets.flatten(), "mean")
 
 
 def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
-    """next_token_loss times the number of scored tokens: (B, T), (B, T) -> scalar, in nats.
+    """next_token_loss times the number of scored tokens: (B, T), (B, T) -> scalar, in nats."""
+    hidden, scored = scored_states(model, inputs, targets)
+    return summed_head_loss(model.head, hidden, scored, _rows_at_once(model))
 
-    What stands behind a row's last scored target cannot influence it and is not computed, and logits are made only
-    where something is scored: over a large vocabulary the head is most of the work.
+
+def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Per row the summed loss in nats and the number of scored tokens: (B, T), (B, T) -> (B,) float64, (B,) int64.
+
+    On the CPU, without gradients.
     """
     hidden, scored = scored_states(model, inputs, targets)
-    return summed_head_loss(model.head, hidden, scored, logit_rows(model.config.vocab_size))
+    block = _rows_at_once(model)
+    losses = [
+        cross_entropy(model.head(part), wanted, "none")
+        for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
+    ]
+    is_scored = targets != IGNORE_INDEX
+    per_token = torch.zeros(targets.shape, device=targets.device)
+    per_token[is_scored] = torch.cat(losses).float()
+    return total(per_token.cpu().double(), dim=1), is_scored.sum(dim=1).cpu()
 
 
 def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states that the head predicts the scored targets from, and these: (B, T), (B, T) -> (K, C), (K,).
+    """The hidden states of the K scored positions, in order of rows, and their targets: (B, T) twice -> (K, C), (K,).
 
-    In order of rows, then columns.
+    Positions after a row's last target cannot affect the loss, so they are skipped; the head, over a large vocabulary
+    most of the work, then runs only where something is scored.
     """
     is_scored = targets != IGNORE_INDEX
-    places = torch.arange(1, targets.shape[1] + 1, device=targets.device)
-    packing = Packing((is_scored * places).amax(dim=1).clamp(min=1))  # a row's length, up to its last scored target
-    keep = packing.pack(is_scored)
-    all_scored, scored = bool(keep.all()), targets[is_scored]  # before the model: to ask a GPU is to wait for it
-    hidden = model.packed_states(packing.pack(inputs), packing)  # (N, C)
+    ends = torch.arange(1, targets.shape[1] + 1, device=targets.device)
+    layout = VarlenLayout((is_scored * ends).amax(dim=1).clamp(min=1))
+    keep = layout.unpad(is_scored)
+    all_scored, scored = bool(keep.all()), targets[is_scored]  # before the model runs: both wait for a GPU to finish
+    hidden = varlen_states(model, layout.unpad(inputs), layout)  # (N, C)
     return (hidden if all_scored else hidden[keep]), scored
 
 
 def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: int) -> Tensor:
     """Cross-entropy of head(hidden), summed: (N, C), (N,) int64 -> scalar, in nats.
 
-    Only `block` rows of logits exist at a time. Where that is not all, gradients are computed together with the loss,
-    so that nothing of the size of the logits is kept for the backward pass or made a second time in it.
+    At most `block` rows of logits exist at a time. With more rows than that, gradients are computed together with the
+    loss, so that the backward pass neither keeps logits nor computes them again.
     """
     if len(targets) <= block:
-        return F.cross_entropy(at_least_float32(head(hidden)), targets, reduction="sum")
+        return cross_entropy(head(hidden), targets, "sum")
     weights = [p for p in head.parameters() if p.requires_grad]
     return _BlockwiseHeadLoss.apply(head, block, targets, hidden, *weights)
 
 
 class _BlockwiseHeadLoss(torch.autograd.Function):
+    """The loss and its gradients, block by block.
+
+    The loss is a sum over blocks of rows, L = Σ_b L_b, with L_b a function of the rows h_b and the head's weights W.
+    Hence ∂L/∂h is the blocks' ∂L_b/∂h_b one after the other, and ∂L/∂W = Σ_b ∂L_b/∂W.
+    Both are known after the forward pass, which calls summed_head_loss once per block, each small enough to be whole.
+    If the result is a function f of L, the chain rule multiplies by the number f′(L) that `backward` is given:
+    ∂f/∂h = f′(L) ∂L/∂h and ∂f/∂W = f′(L) ∂L/∂W.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, head: nn.Module, block: int, targets: Tensor, hidden: Tensor, *weights: nn.Parameter
@@ -80,8 +104,12 @@ class _BlockwiseHeadLoss(torch.autograd.Function):
             else:
                 weight_gradients = gradients
         ctx.gradients = (torch.cat(hidden_gradients), *weight_gradients)
-        return torch.stack(losses).sum()
+        return total(torch.stack(losses))
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, *torch._foreach_mul(ctx.gradients, factor)
+
+
+def _rows_at_once(model: GPTModel) -> int:
+    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)

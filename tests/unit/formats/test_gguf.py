@@ -9,7 +9,7 @@ import torch
 
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from tests.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import llama_server
@@ -76,7 +76,7 @@ def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
     save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
     for text in PROMPTS:
         prompt = tokenizer.encode(text)
-        (ours,) = generate(model, [prompt], max_new_tokens=60, end_token_id=tokenizer.end_token_id)
+        (ours,) = generate(model, [prompt], Stopping(60, tokenizer.end_token_id))
         theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 60)
         assert theirs[: len(ours.token_ids)] == ours.token_ids
         assert theirs[len(ours.token_ids) :] in ([], [tokenizer.end_token_id])
@@ -88,10 +88,10 @@ def test_llama_cpp_stops_at_the_end_token(
     """The end token's own head row, made the likeliest after a while, ends both continuations at one place."""
     model = random_gpt(tied_head=False)
     prompt = tokenizer.encode("Sara was")
-    (free,) = generate(model, [prompt], max_new_tokens=20, end_token_id=None)
+    (free,) = generate(model, [prompt], Stopping(20, None))
     with torch.no_grad():  # the end token takes the place of the token that comes seventh
         model.head.weight[tokenizer.end_token_id] = 1.01 * model.head.weight[free.token_ids[6]]
-    (ours,) = generate(model, [prompt], max_new_tokens=40, end_token_id=tokenizer.end_token_id)
+    (ours,) = generate(model, [prompt], Stopping(40, tokenizer.end_token_id))
     assert ours.finished and len(ours.token_ids) < 40
     save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
     theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 40)
@@ -125,7 +125,7 @@ def test_half_precision_halves_the_matrices_and_runs(
         for parameter in rounded.parameters():
             if parameter.ndim == 2:
                 parameter.copy_(parameter.half().float())
-    (ours,) = generate(rounded, [prompt], max_new_tokens=5, end_token_id=tokenizer.end_token_id)
+    (ours,) = generate(rounded, [prompt], Stopping(5, tokenizer.end_token_id))
     assert theirs[: len(ours.token_ids)] == ours.token_ids
 
 

@@ -14,7 +14,7 @@ from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokeni
 from scratchlm.formats.huggingface import huggingface_config, load_huggingface, save_huggingface
 from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from tests.conftest import Inputs
@@ -57,7 +57,7 @@ def assert_same_logits(ours: GPTModel, theirs: GPT2LMHeadModel) -> None:
 
 def assert_same_greedy_text(ours: GPTModel, theirs: GPT2LMHeadModel, n_tokens: int = 50) -> None:
     prompt = [7, 3, 200]
-    (found,) = generate(ours, [prompt], max_new_tokens=n_tokens, end_token_id=None)
+    (found,) = generate(ours, [prompt], Stopping(n_tokens, None))
     written = theirs.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
@@ -131,7 +131,7 @@ def test_with_the_whole_vocabulary_the_sizes_give_transformers_logits_and_text_b
 
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("qkv_bias", [True, False])
-@pytest.mark.parametrize("attention", ["sdpa", "explicit"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_kind_of_model_exports_right(
     tied_head: bool,
     qkv_bias: bool,

@@ -7,7 +7,7 @@ from scratchlm.model import attention
 
 @pytest.fixture(autouse=True, scope="module")
 def torchs_kernel_at_any_length() -> Iterator[None]:
-    """Else `sdpa` would mean the written-out form for texts as short as the tests'."""
+    """Else `sdpa` would be the eager form for texts as short as the tests'."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SHORT", 0)
+        patch.setattr(attention, "EAGER_UP_TO", 0)
         yield

@@ -13,17 +13,16 @@ from torch.nn import functional as F
 from scratchlm.model import attention as attention_module
 from scratchlm.model.attention import (
     CausalAttention,
-    LayerCache,
+    KVCache,
     MultiHeadAttention,
     MultiHeadAttentionWrapper,
     SelfAttention,
     causal_mask,
-    explicit_attention,
+    eager_attention,
     self_attention,
 )
-from scratchlm.model.packing import Packing
 
-IMPLEMENTATIONS = ["explicit", "sdpa"]
+IMPLEMENTATIONS = ["eager", "sdpa"]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -60,13 +59,13 @@ def test_scores_are_divided_by_the_root_of_the_head_width() -> None:
     query, key = torch.full((1, 4), 1.0), torch.tensor([[math.log(3) / 2] * 4, [0.0] * 4])
     value = torch.tensor([[1.0], [0.0]])
     # score of the first key: 4 * ln(3) / 2 / sqrt(4) = ln 3, so its weight is 3 / (3 + 1)
-    torch.testing.assert_close(explicit_attention(query, key, value), torch.tensor([[0.75]]))
+    torch.testing.assert_close(eager_attention(query, key, value), torch.tensor([[0.75]]))
 
 
 def test_a_masked_key_has_no_weight_at_all() -> None:
     value = torch.tensor([[1.0], [torch.finfo(torch.float32).max]])
     mask = torch.tensor([[True, False]])
-    assert explicit_attention(torch.ones(1, 2), torch.ones(2, 2), value, mask).item() == 1.0
+    assert eager_attention(torch.ones(1, 2), torch.ones(2, 2), value, mask).item() == 1.0
 
 
 def test_the_causal_mask_shows_the_past_and_the_present() -> None:
@@ -173,7 +172,7 @@ def test_heads_side_by_side_equal_the_books_dropout_included() -> None:
 def test_multi_head_attention_draws_and_computes_what_the_books_does_dropout_included(qkv_bias: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)
-        ours = MultiHeadAttention(12, 3, 0.3, qkv_bias, "explicit")
+        ours = MultiHeadAttention(12, 3, 0.3, qkv_bias, "eager")
         torch.manual_seed(123)
         book = ch03.MultiHeadAttention(12, 12, context_length=7, dropout=0.3, num_heads=3, qkv_bias=qkv_bias)
         x = torch.randn(2, 7, 12, generator=seeded())
@@ -184,7 +183,7 @@ def test_multi_head_attention_draws_and_computes_what_the_books_does_dropout_inc
 
 
 def test_multi_head_attention_equals_torchs_own() -> None:
-    ours, reference = multi_head("explicit"), nn.MultiheadAttention(8, 2, batch_first=True)
+    ours, reference = multi_head("eager"), nn.MultiheadAttention(8, 2, batch_first=True)
     reference.load_state_dict(
         {
             "in_proj_weight": ours.qkv.weight,
@@ -210,7 +209,7 @@ def test_multi_head_attention_equals_torchs_own() -> None:
     width=st.sampled_from([1, 4, 16]),
     seed=st.integers(0, 99),
 )
-def test_explicit_attention_equals_torchs_kernel_under_any_mask(
+def test_eager_attention_equals_torchs_kernel_under_any_mask(
     batch: int, n_new: int, n_before: int, n_heads: int, width: int, seed: int
 ) -> None:
     generator = seeded(seed)
@@ -220,15 +219,15 @@ def test_explicit_attention_equals_torchs_kernel_under_any_mask(
     mask[..., 0] = True  # a query that sees nothing has no defined output
     for chosen in (None, mask):
         expected = F.scaled_dot_product_attention(query, key, value, chosen)
-        torch.testing.assert_close(explicit_attention(query, key, value, chosen), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(eager_attention(query, key, value, chosen), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 7, 8), (3, 64, 8)])
 @pytest.mark.parametrize("n_heads", [1, 4])
-def test_explicit_and_sdpa_agree_without_a_mask(shape: tuple[int, int, int], n_heads: int) -> None:
+def test_eager_and_sdpa_agree_without_a_mask(shape: tuple[int, int, int], n_heads: int) -> None:
     x = torch.randn(shape, generator=seeded())
-    explicit, sdpa = (multi_head(name, n_heads)(x) for name in IMPLEMENTATIONS)
-    torch.testing.assert_close(explicit, sdpa, atol=1e-5, rtol=0)
+    eager, sdpa = (multi_head(name, n_heads)(x) for name in IMPLEMENTATIONS)
+    torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -262,55 +261,66 @@ def test_a_changed_token_leaves_everything_before_it_as_it_was(
 # The cache
 
 
-def test_the_cache_stores_each_row_at_its_own_positions_and_has_as_many_slots_as_asked_for() -> None:
-    cache = LayerCache()
-    first = torch.tensor([[5.0], [6.0]]).view(2, 1, 1, 1)
-    cache.fill(first, -first)
-    new = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 1, 2, 1)
-    cache.extend(new, -new, torch.tensor([[0, 1], [1, 2]]), n_slots=4)
-    assert cache.keys.squeeze().tolist() == [[1, 2, 0, 0], [6, 3, 4, 0]]
-    assert cache.values.squeeze().tolist() == [[-1, -2, 0, 0], [-6, -3, -4, 0]]
-    cache.extend(first, first, torch.tensor([[1], [0]]), n_slots=2)  # when the longer row has ended
-    assert cache.keys.squeeze().tolist() == [[1, 5], [6, 3]]
+def one_layer_cache(n_rows: int, context_length: int) -> KVCache:
+    return KVCache(n_layers=1, n_rows=n_rows, context_length=context_length)
+
+
+def test_the_cache_stores_each_row_at_its_own_positions_and_has_as_many_slots_as_its_longest_row_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention_module, "SLOTS_AT_ONCE", 2)
+    cache = one_layer_cache(2, context_length=5)
+    first, new = torch.tensor([[5.0], [6.0]]).view(2, 1, 1, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 1, 2, 1)
+    assert cache.advance(1, first.device).tolist() == [[0], [0]]
+    keys, _, mask = cache.layers[0].extend(first, -first)
+    assert (keys.squeeze().tolist(), mask.tolist()) == ([[5, 0], [6, 0]], [[[[True, False]]]] * 2)
+    cache.lengths = [0, 1]  # as if the first row's token had been padding
+    assert cache.advance(2, first.device).tolist() == [[0, 1], [1, 2]]
+    keys, values, mask = cache.layers[0].extend(new, -new)
+    assert keys.squeeze().tolist() == [[1, 2, 0, 0], [6, 3, 4, 0]]
+    assert values.squeeze().tolist() == [[-1, -2, 0, 0], [-6, -3, -4, 0]]
+    assert mask[1, 0].tolist() == [[True, True, False, False], [True, True, True, False]]
+    cache.select([0])  # when the longer row has ended
+    cache.lengths = [1]
+    cache.advance(1, first.device)
+    assert cache.layers[0].extend(first[:1], first[:1])[0].squeeze().tolist() == [1, 5]
+    cache.lengths = [4]
+    cache.advance(1, first.device)
+    assert cache.layers[0].extend(first[:1], first[:1])[0].shape == (1, 1, 5, 1)  # never more than the context
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("chunks", [[6], [1, 1, 1, 1, 1, 1], [2, 3, 1]])
 def test_a_cache_filled_piece_by_piece_gives_what_one_pass_gives(implementation: str, chunks: list[int]) -> None:
-    attention = multi_head(implementation)
-    x = torch.randn(2, 6, 8, generator=seeded())
-    cache = LayerCache()
-    cache.fill(*torch.full((2, 2, 2, 9, 4), 1e4))  # what an unwritten slot holds must not count
-    outputs, start = [], 0
+    attention, cache = multi_head(implementation), one_layer_cache(2, context_length=9)
+    [layer] = cache.layers
+    layer.keys, layer.values = torch.full((2, 2, 2, 9, 4), 1e4)  # what an unwritten slot holds must not count
+    x, outputs = torch.randn(2, 6, 8, generator=seeded()), []
     for piece in x.split(chunks, dim=1):
-        end = start + piece.shape[1]
-        positions = torch.arange(start, end).expand(2, -1)
-        mask = (torch.arange(9) <= positions[..., None])[:, None]  # (B, 1, T, S)
-        outputs.append(attention(piece, mask, cache, positions))
-        start = end
+        cache.advance(piece.shape[1], x.device)
+        outputs.append(attention(piece, layer))
     torch.testing.assert_close(torch.cat(outputs, dim=1), attention(x), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_rows_of_different_lengths_share_a_cache(implementation: str) -> None:
-    attention = multi_head(implementation)
-    x = torch.randn(2, 4, 8, generator=seeded())
-    lengths = [3, 1]
-    cache = LayerCache()
-    attention(x[:, :3], cache=cache)  # the second row's last two are padding
-    positions = torch.tensor(lengths)[:, None]
+    attention, cache = multi_head(implementation), one_layer_cache(2, context_length=8)
+    x, lengths = torch.randn(2, 4, 8, generator=seeded()), [3, 1]
+    cache.advance(3, x.device)
+    attention(x[:, :3], cache.layers[0])  # the second row's last two are padding
+    cache.lengths = list(lengths)
+    cache.advance(1, x.device)
     new = torch.stack([x[row, length] for row, length in enumerate(lengths)])[:, None]  # (B, 1, C)
-    mask = (torch.arange(4) <= positions)[:, None, None]
-    together = attention(new, mask, cache, positions)
+    together = attention(new, cache.layers[0])
     for row, length in enumerate(lengths):
         alone = attention(x[row : row + 1, : length + 1])[:, -1:]
         torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_on_the_cpu_short_texts_are_attended_to_in_the_written_out_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_sdpa_takes_the_eager_form_for_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, kernel = [], F.scaled_dot_product_attention
 
     def noted(query: Tensor, *rest: object, **options: object) -> Tensor:
@@ -318,18 +328,8 @@ def test_on_the_cpu_short_texts_are_attended_to_in_the_written_out_form(monkeypa
         return kernel(query, *rest, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    monkeypatch.setattr(attention_module, "SHORT", 4)
+    monkeypatch.setattr(attention_module, "EAGER_UP_TO", 4)
     for n_positions in (3, 4, 5):
         x = torch.randn(2, n_positions, 8, generator=seeded())
-        torch.testing.assert_close(multi_head("sdpa")(x), multi_head("explicit")(x))
+        torch.testing.assert_close(multi_head("sdpa")(x), multi_head("eager")(x))
     assert lengths == [5]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_reading_one_position_gives_what_the_whole_gives_there(implementation: str) -> None:
-    attention, lengths = multi_head(implementation), torch.tensor([5, 2, 3])
-    x, packing = torch.randn(3, 5, 8, generator=seeded()), Packing(lengths)
-    columns = torch.tensor([4, 0, 1])
-    expected = attention(x)[torch.arange(3), columns]
-    torch.testing.assert_close(attention.read(packing.pack(x), packing, columns), expected)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scratchlm.model.classifier import GPTClassifier, Position, Texts, Trainable, freeze
+from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
 from scratchlm.model.config import GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 
@@ -56,54 +56,6 @@ def test_class_logits_are_the_head_applied_to_the_pooled_hidden_states(position:
     expected = model.head(pool(hidden, LENGTHS, position))
     torch.testing.assert_close(model(TOKEN_IDS, LENGTHS), expected, atol=1e-5, rtol=0)
     assert expected.shape == (4, 2)
-
-
-@pytest.mark.parametrize("position", get_args(Position))
-@pytest.mark.parametrize("trainable", get_args(Trainable))
-def test_gradients_are_those_of_the_pooled_hidden_states(position: Position, trainable: Trainable) -> None:
-    gradients = []
-    for plain in (True, False):
-        model = classifier(position).double()
-        freeze(model, trainable)
-        pooled = model.head(pool(model.trunk.hidden_states(TOKEN_IDS), LENGTHS, position)) if plain else None
-        (model(TOKEN_IDS, LENGTHS) if pooled is None else pooled).square().sum().backward()
-        gradients.append({path: p.grad for path, p in model.named_parameters() if p.requires_grad})
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-12, rtol=1e-9)
-
-
-@pytest.mark.parametrize("position", get_args(Position))
-@pytest.mark.parametrize(
-    ("trainable", "n_frozen"), [("head", 3), ("last_block", 2), ("last_two_blocks", 1), ("all", 0)]
-)
-def test_remembered_texts_give_the_same_logits_and_gradients(
-    position: Position, trainable: Trainable, n_frozen: int
-) -> None:
-    model = classifier(position)
-    freeze(model, trainable)
-    assert model.n_frozen_blocks == n_frozen
-    texts, chosen, found = Texts(TOKEN_IDS, LENGTHS), [3, 0, 2], []
-    for _ in range(2):
-        model.zero_grad()
-        logits = model(*texts.batch(chosen))
-        logits.square().sum().backward()
-        found.append((logits.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
-        texts.remember(model, batch_size=3)
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
-
-
-def test_remembered_texts_do_not_run_the_frozen_blocks_again() -> None:
-    model, computed = classifier("last_real"), []
-    freeze(model, "last_block")
-    for number, block in enumerate(model.trunk.blocks):
-        block.norm1.register_forward_hook(lambda *_, number=number: computed.append(number))
-    texts = Texts(TOKEN_IDS, LENGTHS)
-    model(*texts.batch([0, 1]))
-    assert computed == [0, 1, 2]
-    texts.remember(model, batch_size=4)
-    assert computed == [0, 1, 2, 0, 1]
-    model(*texts.batch([0, 1]))
-    assert computed == [0, 1, 2, 0, 1, 2]
-    assert model.training
 
 
 def test_the_language_model_head_is_gone_and_the_token_embedding_stays() -> None:

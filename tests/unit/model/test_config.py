@@ -1,10 +1,10 @@
-"""Configurations: what is accepted, what is refused and in which words, what a size's name stands for."""
+"""Configurations: what is accepted, what is refused and in which words, what a size's name means."""
 
 import pytest
 from pydantic import ValidationError
 from transformers import GPT2Config
 
-from scratchlm.model.config import SIZES, CustomSize, GPTConfig, ModelParams, SizeName, gpt2_config
+from scratchlm.model.config import SIZES, GPTConfig, ModelParams, Shape, SizeName, gpt2_config
 
 SHARED = {
     "context_length": 64,
@@ -36,8 +36,8 @@ def test_the_custom_section_goes_with_the_custom_size_and_only_with_it(params: d
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValidationError, match="emb_dim 12 cannot be split over 5 heads; choose n_heads among"):
         GPTConfig(vocab_size=100, **CUSTOM | {"n_heads": 5}, **SHARED)
-    with pytest.raises(ValidationError, match="emb_dim 12 cannot be split over n_heads 5; take a divisor"):
-        CustomSize(**CUSTOM | {"n_heads": 5})
+    with pytest.raises(ValidationError, match="emb_dim 12 cannot be split over 5 heads; choose n_heads among"):
+        Shape(**CUSTOM | {"n_heads": 5})
 
 
 @pytest.mark.parametrize(

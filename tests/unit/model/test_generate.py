@@ -1,4 +1,4 @@
-"""Decoding: choosing by hand and against transformers, generating against one row at a time without a cache."""
+"""Decoding: sampling by hand and against transformers, generating against one row at a time without a cache."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,14 @@ from scratchlm.model.generate import (
     GREEDY,
     Generation,
     SamplingParams,
-    choose,
+    Stopping,
     cut_at,
     generate,
-    keep_top_k,
-    keep_top_p,
     penalise_repetition,
+    sample_tokens,
     stop_at,
+    top_k_filter,
+    top_p_filter,
 )
 from scratchlm.model.gpt import GPTModel, build_model
 
@@ -41,7 +42,7 @@ CONFIG = GPTConfig(
     qkv_bias=True,
     tied_head=False,
     initialisation="torch",
-    attention="explicit",
+    attention="eager",
 )
 SAMPLED = SamplingParams(temperature=1.3, top_k=20, top_p=0.95, repetition_penalty=1.1)
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
@@ -49,7 +50,7 @@ LOGITS = torch.tensor([[4.0, 1.0, 2.0, 1.0]]).log()  # probabilities 4/8, 1/8, 2
 INF = float("inf")
 
 
-def model(attention: str = "explicit") -> GPTModel:
+def model(attention: str = "eager") -> GPTModel:
     return build_model(CONFIG.model_copy(update={"attention": attention}), seed=0).eval()
 
 
@@ -61,7 +62,7 @@ def random_logits(seed: int = 0) -> Tensor:
     return 3 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-# Choosing, by hand
+# Sampling, by hand
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def random_logits(seed: int = 0) -> Tensor:
     [(0, [0, 1, 2, 3]), (1, [0]), (2, [0, 2]), (3, [0, 1, 2, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])],
 )
 def test_top_k_keeps_the_k_largest_and_what_ties_with_the_kth(k: int, expected: list[int]) -> None:
-    filtered = keep_top_k(LOGITS, k)
+    filtered = top_k_filter(LOGITS, k)
     assert kept(filtered) == expected
     assert torch.equal(filtered[:, expected], LOGITS[:, expected])
 
@@ -87,7 +88,7 @@ def test_top_k_keeps_the_k_largest_and_what_ties_with_the_kth(k: int, expected: 
     ],
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_p(p: float, expected: list[int]) -> None:
-    filtered = keep_top_p(LOGITS, p)
+    filtered = top_p_filter(LOGITS, p)
     assert kept(filtered) == expected
     assert torch.equal(filtered[:, expected], LOGITS[:, expected])
 
@@ -101,7 +102,7 @@ def test_the_penalty_divides_positive_and_multiplies_negative_logits_of_seen_tok
     ("draw", "token_id"), [(0.0, 0), (0.4999, 0), (0.5001, 1), (0.6249, 1), (0.6251, 2), (0.8751, 3), (1 - 2**-53, 3)]
 )
 def test_a_draw_is_looked_up_in_the_cumulative_distribution(draw: float, token_id: int) -> None:
-    assert choose(LOGITS, PLAIN, torch.tensor([draw], dtype=torch.float64)).tolist() == [token_id]
+    assert sample_tokens(LOGITS, PLAIN, torch.tensor([draw], dtype=torch.float64)).tolist() == [token_id]
 
 
 @pytest.mark.parametrize(
@@ -118,11 +119,11 @@ def test_temperature_comes_first_then_top_k_then_top_p(
     temperature: float, top_k: int, top_p: float, highest: int
 ) -> None:
     sampling = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=1.0)
-    assert choose(LOGITS, sampling, torch.tensor([1 - 1e-9], dtype=torch.float64)).tolist() == [highest]
+    assert sample_tokens(LOGITS, sampling, torch.tensor([1 - 1e-9], dtype=torch.float64)).tolist() == [highest]
 
 
 def test_temperature_zero_takes_the_largest_and_reads_no_draws() -> None:
-    assert choose(random_logits(), GREEDY, None).tolist() == random_logits().argmax(-1).tolist()
+    assert sample_tokens(random_logits(), GREEDY, None).tolist() == random_logits().argmax(-1).tolist()
 
 
 @pytest.mark.parametrize(
@@ -135,17 +136,17 @@ def test_a_wrong_sampling_parameter_is_refused_by_name(key: str, value: object) 
     assert [problem["loc"] for problem in error.value.errors()] == [(key,)]
 
 
-# Choosing, against transformers and as properties
+# Sampling, against transformers and as properties
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, VOCAB - 1])
 def test_top_k_equals_transformers(k: int) -> None:
-    assert torch.equal(keep_top_k(random_logits(), k), TopKLogitsWarper(k)(None, random_logits()))
+    assert torch.equal(top_k_filter(random_logits(), k), TopKLogitsWarper(k)(None, random_logits()))
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.5, 0.9, 0.99])
 def test_top_p_equals_transformers(p: float) -> None:
-    assert torch.equal(keep_top_p(random_logits(), p), TopPLogitsWarper(p)(None, random_logits()))
+    assert torch.equal(top_p_filter(random_logits(), p), TopPLogitsWarper(p)(None, random_logits()))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
@@ -164,7 +165,7 @@ def test_the_repetition_penalty_equals_transformers(penalty: float) -> None:
 def test_the_kept_set_reaches_p_and_would_not_without_its_least_likely_token(logits: list[float], p: float) -> None:
     row = torch.tensor([logits])
     probabilities = row.double().softmax(-1)[0]
-    chosen = probabilities[kept(keep_top_p(row, p))]
+    chosen = probabilities[kept(top_p_filter(row, p))]
     assert chosen.sum() >= p - 1e-6
     assert chosen.sum() - chosen.min() <= p + 1e-6
 
@@ -176,7 +177,7 @@ def test_the_kept_set_reaches_p_and_would_not_without_its_least_likely_token(log
 )
 def test_an_impossible_token_is_never_chosen(logits: list[float], draw: float) -> None:
     row = torch.tensor([[*logits, 0.0, -INF]])
-    [token_id] = choose(row, PLAIN, torch.tensor([draw], dtype=torch.float64)).tolist()
+    [token_id] = sample_tokens(row, PLAIN, torch.tensor([draw], dtype=torch.float64)).tolist()
     assert row[0, token_id] > -INF
 
 
@@ -185,16 +186,14 @@ def test_frequencies_follow_the_softmax_at_the_temperature() -> None:
     sampling = PLAIN.model_copy(update={"temperature": 2.0})
     draws = torch.rand(n_draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits = torch.tensor([2.0, -1.0, 0.5, 1.0, -3.0])
-    counts = choose(logits.expand(n_draws, -1), sampling, draws).bincount(minlength=5)
+    counts = sample_tokens(logits.expand(n_draws, -1), sampling, draws).bincount(minlength=5)
     expected = n_draws * (logits.double() / 2).softmax(-1)
     assert stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 0.01
 
 
 def test_frequencies_of_generated_tokens_follow_the_models_distribution() -> None:
     n_rows, prompt = 3000, [5, 7]
-    generations = generate(
-        model(), [prompt] * n_rows, max_new_tokens=1, end_token_id=None, sampling=PLAIN, seeds=range(n_rows)
-    )
+    generations = generate(model(), [prompt] * n_rows, Stopping(1, None), sampling=PLAIN, seeds=range(n_rows))
     counts = torch.tensor([row.token_ids[0] for row in generations]).bincount(minlength=VOCAB)
     with torch.no_grad():
         expected = n_rows * model()(torch.tensor([prompt]))[0, -1].double().softmax(-1)
@@ -214,7 +213,7 @@ def generate_plainly(
         seen = torch.zeros(1, VOCAB, dtype=torch.bool).index_fill(1, torch.tensor(token_ids), True)
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
         draw = torch.rand(1, generator=generator, dtype=torch.float64) if sampling.temperature else None
-        token_id = choose(logits, sampling, draw).item()
+        token_id = sample_tokens(logits, sampling, draw).item()
         if token_id == END:
             return Generation(token_ids[len(prompt) :], finished=True)
         token_ids.append(token_id)
@@ -239,7 +238,7 @@ def plain_generations(request: pytest.FixtureRequest) -> tuple[SamplingParams, l
     ]
 
 
-@pytest.mark.parametrize("attention", ["explicit", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_cached_batches_give_the_tokens_that_single_rows_without_a_cache_give(
     attention: str, plain_generations: tuple[SamplingParams, list[Generation]]
 ) -> None:
@@ -251,8 +250,7 @@ def test_cached_batches_give_the_tokens_that_single_rows_without_a_cache_give(
         batched += generate(
             model(attention),
             PROMPTS[start:end],
-            max_new_tokens=NEW_TOKENS,
-            end_token_id=END,
+            Stopping(NEW_TOKENS, END),
             sampling=sampling,
             seeds=range(start, end),
         )
@@ -271,7 +269,7 @@ def test_a_rows_result_does_not_depend_on_its_batch(
     decoder = model()
 
     def run(rows: Sequence[list[int]], seeds: Sequence[int]) -> list[Generation]:
-        return generate(decoder, rows, max_new_tokens=8, end_token_id=end_token_id, sampling=sampling, seeds=seeds)
+        return generate(decoder, rows, Stopping(8, end_token_id), sampling=sampling, seeds=seeds)
 
     seeds = range(len(prompts))
     alone = [row for prompt, seed in zip(prompts, seeds, strict=True) for row in run([prompt], [seed])]
@@ -294,12 +292,12 @@ def counting_model() -> GPTModel:
 def test_a_token_inside_the_context_is_computed_once_and_a_finished_row_no_more() -> None:
     decoder, computed = counting_model(), []
     decoder.token_embedding.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
-    generate(decoder, [[1, 2], [7, 8, 9]], max_new_tokens=4, end_token_id=5)  # the first row: 3, 4, end
-    assert computed == [(5,), (2, 1), (2, 1), (1, 1)]  # both prompts one behind the other, then token by token
+    generate(decoder, [[1, 2], [7, 8, 9]], Stopping(4, 5))  # the first row: 3, 4, end
+    assert computed == [(2, 3), (2, 1), (2, 1), (1, 1)]  # both prompts, padded, then token by token
 
 
 def test_the_end_token_ends_its_row_and_stands_in_no_output() -> None:
-    rows = generate(counting_model(), [[5], [8, 9], [9, 1]], max_new_tokens=3, end_token_id=10)
+    rows = generate(counting_model(), [[5], [8, 9], [9, 1]], Stopping(3, 10))
     assert rows == [Generation([6, 7, 8], False), Generation([], True), Generation([2, 3, 4], False)]
 
 
@@ -310,7 +308,7 @@ def test_a_complete_row_ends_with_the_token_that_completed_it() -> None:
         asked.append(list(new))
         return new[-2:] == [7, 8]
 
-    rows = generate(counting_model(), [[6], [7]], max_new_tokens=3, end_token_id=None, is_complete=is_complete)
+    rows = generate(counting_model(), [[6], [7]], Stopping(3, None, is_complete))
     assert rows == [Generation([7, 8], True), Generation([8, 9, 10], False)]
     assert asked == [[7], [8], [7, 8], [8, 9], [8, 9, 10]]  # only new tokens count: row 1's prompt ends in 7
 
@@ -320,8 +318,7 @@ def test_each_row_ends_at_its_own_stop_strings_which_can_be_cut_off() -> None:
         return "".join("abcdefghijk"[token_id] for token_id in token_ids)
 
     rows = generate(
-        counting_model(), [[1], [1], [1]], max_new_tokens=4, end_token_id=None,
-        is_complete=stop_at([["de"], ["x", "c"], []], decode),
+        counting_model(), [[1], [1], [1]], Stopping(4, None, stop_at([["de"], ["x", "c"], []], decode)),
     )  # fmt: skip
     assert [(decode(row.token_ids), row.finished) for row in rows] == [("cde", True), ("c", True), ("cdef", False)]
     assert [cut_at("cdef", strings) for strings in (["e", "de"], ["x"], [])] == ["c", "cdef", "cdef"]
@@ -332,8 +329,7 @@ def test_tokens_are_streamed_step_by_step_as_they_come() -> None:
     generate(
         counting_model(),
         [[3], [8], [5]],
-        max_new_tokens=3,
-        end_token_id=10,
+        Stopping(3, 10),
         on_token=lambda row, token_id: streamed.append((row, token_id)),
     )
     assert streamed == [(0, 4), (1, 9), (2, 6), (0, 5), (2, 7), (0, 6), (2, 8)]
@@ -342,41 +338,41 @@ def test_tokens_are_streamed_step_by_step_as_they_come() -> None:
 @pytest.mark.parametrize("prompts", [[[]], [[1], []]])
 def test_an_empty_prompt_is_refused_with_the_remedy(prompts: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="no tokens; give at least one"):
-        generate(model(), prompts, max_new_tokens=1, end_token_id=None)
+        generate(model(), prompts, Stopping(1, None))
 
 
 def test_sampling_asks_for_one_seed_per_prompt() -> None:
     with pytest.raises(AssertionError):
-        generate(model(), [[1], [2]], max_new_tokens=1, end_token_id=None, sampling=PLAIN, seeds=[0])
+        generate(model(), [[1], [2]], Stopping(1, None), sampling=PLAIN, seeds=[0])
 
 
 def test_no_new_tokens_are_no_tokens() -> None:
-    assert generate(model(), [[1]], max_new_tokens=0, end_token_id=None) == [Generation([], False)]
+    assert generate(model(), [[1]], Stopping(0, None)) == [Generation([], False)]
 
 
 def test_the_prompts_are_left_as_they_were() -> None:
     prompts = [[1, 2], [3]]
-    generate(model(), prompts, max_new_tokens=3, end_token_id=None)
+    generate(model(), prompts, Stopping(3, None))
     assert prompts == [[1, 2], [3]]
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_dropout_is_off_while_generating_and_the_models_mode_returns(training: bool) -> None:
     decoder = model().train(training)
-    rows = generate(decoder, PROMPTS[:5], max_new_tokens=5, end_token_id=None)
+    rows = generate(decoder, PROMPTS[:5], Stopping(5, None))
     assert all(module.training == training for module in decoder.modules())
-    assert rows == generate(model(), PROMPTS[:5], max_new_tokens=5, end_token_id=None)
+    assert rows == generate(model(), PROMPTS[:5], Stopping(5, None))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_the_global_random_stream_is_not_touched(sampling: SamplingParams) -> None:
     decoder, before = model(), torch.get_rng_state()
-    generate(decoder, PROMPTS[:5], max_new_tokens=5, end_token_id=None, sampling=sampling, seeds=range(5))
+    generate(decoder, PROMPTS[:5], Stopping(5, None), sampling=sampling, seeds=range(5))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_seed_gives_another_sample_and_the_same_seed_the_same() -> None:
-    rows = generate(model(), [[1]] * 3, max_new_tokens=8, end_token_id=None, sampling=PLAIN, seeds=[4, 4, 5])
+    rows = generate(model(), [[1]] * 3, Stopping(8, None), sampling=PLAIN, seeds=[4, 4, 5])
     assert rows[0] == rows[1] != rows[2]
 
 
@@ -389,5 +385,5 @@ def test_a_strong_penalty_keeps_prompt_tokens_out_until_all_were_used() -> None:
     sampling = GREEDY.model_copy(update={"repetition_penalty": 1e6})
     lifted = model()
     lifted.head = nn.Sequential(lifted.head, Positive())
-    [row] = generate(lifted, [[1, 2, 3]], max_new_tokens=VOCAB - 3, end_token_id=None, sampling=sampling)
+    [row] = generate(lifted, [[1, 2, 3]], Stopping(VOCAB - 3, None), sampling=sampling)
     assert sorted([1, 2, 3, *row.token_ids]) == list(range(VOCAB))

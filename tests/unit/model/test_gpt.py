@@ -10,11 +10,11 @@ from llms_from_scratch import ch04
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scratchlm.model.attention import LayerCache
+from scratchlm.model.attention import KVCache
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GELU, FeedForward, GPTModel, LayerNorm, build_model, parameter_count
 
-IMPLEMENTATIONS = ["explicit", "sdpa"]
+IMPLEMENTATIONS = ["eager", "sdpa"]
 TINY = GPTConfig(
     vocab_size=11,
     context_length=8,
@@ -25,7 +25,7 @@ TINY = GPTConfig(
     qkv_bias=True,
     tied_head=False,
     initialisation="torch",
-    attention="explicit",
+    attention="eager",
 )
 
 
@@ -154,9 +154,9 @@ def test_the_feed_forward_layers_equal_the_books() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3), (2, 8)])
-def test_explicit_and_sdpa_models_give_the_same_logits(shape: tuple[int, int]) -> None:
-    explicit, sdpa = (build_model(tiny(attention=name), seed=0) for name in IMPLEMENTATIONS)
-    torch.testing.assert_close(explicit(tokens(*shape)), sdpa(tokens(*shape)), atol=1e-5, rtol=0)
+def test_eager_and_sdpa_models_give_the_same_logits(shape: tuple[int, int]) -> None:
+    eager, sdpa = (build_model(tiny(attention=name), seed=0) for name in IMPLEMENTATIONS)
+    torch.testing.assert_close(eager(tokens(*shape)), sdpa(tokens(*shape)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -194,14 +194,23 @@ def test_a_changed_token_changes_no_earlier_logits(implementation: str, n_tokens
 def test_hidden_states_from_a_cache_are_those_of_one_pass(implementation: str) -> None:
     model = build_model(tiny(attention=implementation), seed=0)
     token_ids = tokens(2, 7)
-    caches = [LayerCache() for _ in model.blocks]
-    pieces = [model.hidden_states(token_ids[:, :3], caches=caches)]
-    for start, end in [(3, 4), (4, 7)]:
-        positions = torch.arange(start, end).expand(2, -1)
-        mask = (torch.arange(end) <= positions[..., None])[:, None]
-        piece = model.hidden_states(token_ids[:, start:end], positions=positions, mask=mask, caches=caches)
-        pieces.append(piece)
+    cache = KVCache(n_layers=2, n_rows=2, context_length=8)
+    pieces = [model.hidden_states(token_ids[:, start:end], cache) for start, end in [(0, 3), (3, 4), (4, 7)]]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model.hidden_states(token_ids), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="9 tokens do not fit the model's context_length of 8"):
+        model(tokens(2, 2), cache)
+
+
+@torch.no_grad()
+def test_next_logits_are_those_after_each_rows_own_end_and_fill_the_cache() -> None:
+    model, cache = build_model(TINY, seed=0), KVCache(n_layers=2, n_rows=2, context_length=8)
+    rows = [[1, 2, 3, 4], [5, 6]]
+    expected = torch.cat([model(torch.tensor([row]))[:, -1] for row in rows])
+    for found in (model.next_logits(rows), model.next_logits(rows, cache)):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert cache.lengths == [4, 2]
+    expected = torch.cat([model(torch.tensor([[*row, 7]]))[:, -1] for row in rows])
+    torch.testing.assert_close(model(torch.tensor([[7], [7]]), cache)[:, -1], expected, atol=1e-5, rtol=0)
 
 
 # Limits, initial values, counts

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchlm.model.classifier import GPTClassifier, Texts
+from scratchlm.fast.frozen_prefix import Texts
+from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_table

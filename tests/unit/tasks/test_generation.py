@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.judge.overlap import normalise
-from scratchlm.model.generate import Generation, SamplingParams, generate
+from scratchlm.model.generate import Generation, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_table
@@ -80,8 +80,7 @@ def test_a_response_is_what_the_decoder_says_for_its_prompt_and_stream(tiny_gpt:
     (expected,) = generate(
         model,
         [row["prompt_token_ids"]],
-        max_new_tokens=12,
-        end_token_id=WORDS.end_token_id,
+        Stopping(12, WORDS.end_token_id),
         sampling=SAMPLED,
         seeds=[stream(5, f"sampling {row['id']}")],
     )

@@ -11,7 +11,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.formats.huggingface import huggingface_config
 from scratchlm.formats.names import tensor_names
-from scratchlm.model import gpt
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_table
@@ -24,6 +23,7 @@ from scratchlm.tasks.language_model import (
     measure_losses,
     perplexity,
 )
+from scratchlm.training import losses
 
 Build = Callable[..., GPTModel]
 
@@ -105,7 +105,7 @@ def test_logits_made_block_by_block_give_the_same_losses(tiny_gpt: Build, monkey
     model = tiny_gpt()
     whole = losses_of(model, INPUTS, MASKED)
     for numbers in (1, 5 * 11):
-        monkeypatch.setattr(gpt, "LOGIT_NUMBERS", numbers)
+        monkeypatch.setattr(losses, "LOGITS_AT_ONCE", numbers)
         np.testing.assert_allclose(losses_of(model, INPUTS, MASKED).sums, whole.sums, rtol=1e-6)
 
 

@@ -49,7 +49,8 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
     [
         (
             {"model.size": "custom", "model.custom": {"n_layers": 2, "n_heads": 5, "emb_dim": 64}},
-            "params.yaml: model.custom emb_dim 64 cannot be split over n_heads 5; take a divisor",
+            "params.yaml: model.custom emb_dim 64 cannot be split over 5 heads; choose n_heads among the divisors "
+            "of emb_dim",
         ),
         (
             {"model.size": "custom"},

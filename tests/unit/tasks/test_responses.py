@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
-from scratchlm.model.generate import generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.instruct import N_SAMPLES, SAMPLE_TOKENS, Instructions, ResponseEvaluation, mean_losses
 from scratchlm.tasks.settings import EvaluationParams
@@ -99,7 +99,7 @@ def test_a_sample_holds_responses_to_the_first_instructions(tiny_gpt: Build) -> 
     assert [response["id"] for response in sample["responses"]] == ["task-00000", "task-00001", "task-00002"]
     assert len(sample["responses"]) == N_SAMPLES
     prompts = [row["prompt_token_ids"] for row in SPLITS["val"][:N_SAMPLES]]
-    expected = generate(model, prompts, max_new_tokens=SAMPLE_TOKENS, end_token_id=WORDS.end_token_id)
+    expected = generate(model, prompts, Stopping(SAMPLE_TOKENS, WORDS.end_token_id))
     for response, answer in zip(sample["responses"], expected, strict=True):
         assert response["response"] == WORDS.decode(answer.token_ids).strip()
 

@@ -16,7 +16,6 @@ from scratchlm.tasks.spam import (
     padded_texts,
     padded_width,
     spam_task,
-    summed_class_loss,
 )
 from scratchlm.training.loop import Task
 
@@ -112,14 +111,15 @@ def test_a_batch_by_hand(params: Any) -> None:
 
 def test_the_loss_is_summed_over_messages(tiny_gpt: Any, params: Any) -> None:
     classifier = build_spam_classifier(tiny_gpt(), params(), 1).eval()
-    tensors = task_of(params()).batch(np.arange(4)).tensors
-    loss = summed_class_loss(classifier, *tensors)
+    task = task_of(params())
+    tensors = task.batch(np.arange(4)).tensors
+    loss = task.loss(classifier, *tensors)
     assert loss.item() == pytest.approx(4 * F.cross_entropy(classifier(*tensors[:2]), tensors[2]).item(), rel=1e-6)
     with torch.no_grad():
         classifier.head.weight.zero_()
         classifier.head.bias.copy_(torch.tensor([0.0, math.log(3)]))  # spam is three times as likely
     # two of four are spam
-    assert summed_class_loss(classifier, *tensors).item() == pytest.approx(2 * math.log(4) + 2 * math.log(4 / 3))
+    assert task.loss(classifier, *tensors).item() == pytest.approx(2 * math.log(4) + 2 * math.log(4 / 3))
 
 
 @pytest.mark.parametrize(

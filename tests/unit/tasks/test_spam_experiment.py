@@ -11,12 +11,13 @@ import pytest
 
 from scratchlm.data.messages import MessagesParams, write_messages
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast import frozen_prefix
+from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.formats.openai import load_openai
-from scratchlm.model.classifier import Position, Texts
+from scratchlm.model.classifier import Position
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_splits
-from scratchlm.tasks import spam
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, SpamResult, finetune_spam
 
@@ -28,10 +29,10 @@ SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample"
 def both_ways(
     training_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[SpamResult, SpamResult]]:
-    """The experiment on two models with the same weights: frozen blocks remembered, and run for every batch."""
-    remembered = []
-    remember = Texts.remember
-    monkeypatch.setattr(Texts, "remember", lambda *args: (remembered.append(args), remember(*args)))
+    """The experiment on two models with the same weights: frozen blocks cached, and run for every batch."""
+    cached = []
+    cache = Texts.cache_frozen_blocks
+    monkeypatch.setattr(Texts, "cache_frozen_blocks", lambda *args: (cached.append(args), cache(*args)))
 
     def run(trunks: Sequence[GPTModel], splits: Splits, pad_token_id: int, **changes: Any) -> Any:
         values = training_values | {
@@ -42,9 +43,9 @@ def both_ways(
         evaluation = EvaluationParams(context_length=8, batch_size=8, max_rows=40)
         found = []
         for trunk, n_bytes in zip(trunks, (1 << 30, 0), strict=True):
-            monkeypatch.setattr(spam, "CACHED_BYTES", n_bytes)
+            monkeypatch.setattr(frozen_prefix, "CACHED_BYTES", n_bytes)
             found.append(finetune_spam(trunk, splits, pad_token_id, params, evaluation, Run(seed=7)))
-            assert len(remembered) == len(splits)  # the first run's
+            assert len(cached) == len(splits)  # the first run's
         return tuple(found)
 
     return run

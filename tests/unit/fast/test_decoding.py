@@ -4,17 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+from scratchlm.fast.decoding import for_inference
+from scratchlm.fast.packed_weights import PackedLinear
+from scratchlm.model.attention import KVCache
 from scratchlm.model.config import GPTConfig
-from scratchlm.model.generate import GREEDY, generate
+from scratchlm.model.generate import GREEDY, Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.model.inference import PackedLinear, for_inference
 from scratchlm.model.lora import LoRALinear, LoRAParams, apply_lora
 
 
-def model(tied_head: bool = True) -> GPTModel:
+def model(tied_head: bool = True, attention: str = "sdpa") -> GPTModel:
     config = GPTConfig(
         vocab_size=29, context_length=16, emb_dim=16, n_heads=2, n_layers=2, dropout=0.3, qkv_bias=True,
-        tied_head=tied_head, initialisation="torch", attention="sdpa",
+        tied_head=tied_head, initialisation="torch", attention=attention,
     )  # fmt: skip
     return build_model(config, seed=0)
 
@@ -38,8 +40,8 @@ def test_logits_are_the_models_at_both_precisions(tied_head: bool, precision: st
 def test_the_same_tokens_are_generated(precision: str) -> None:
     plain, prompts = model(), [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12]]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
-        expected = generate(plain, prompts, max_new_tokens=12, end_token_id=0, sampling=GREEDY)
-        assert generate(for_inference(plain), prompts, max_new_tokens=12, end_token_id=0, sampling=GREEDY) == expected
+        expected = generate(plain, prompts, Stopping(12, 0), GREEDY)
+        assert generate(for_inference(plain), prompts, Stopping(12, 0), GREEDY) == expected
     assert len({tuple(row.token_ids) for row in expected}) == 3
 
 
@@ -67,10 +69,36 @@ def test_lora_matrices_beside_a_layer_still_count(tied_head: bool) -> None:
     torch.testing.assert_close(for_inference(plain)(TOKENS), plain(TOKENS), rtol=1e-4, atol=1e-4)
 
 
-def test_where_packing_does_not_help_the_model_itself_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_packing_does_not_help_the_twin_has_plain_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = model()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     with torch.autocast("cpu", torch.bfloat16):
-        assert for_inference(plain) is plain
+        twins = [for_inference(plain)]
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert for_inference(plain) is plain
+    for twin in [*twins, for_inference(plain)]:
+        assert not any(isinstance(module, PackedLinear) for module in twin.modules())
+        assert all(a is b for a, b in zip(twin.parameters(), plain.parameters(), strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_prompts_without_padding_give_the_logits_and_the_cache_of_the_textbook_pass(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = model(attention=attention).eval().double()
+    twin, caches = for_inference(plain), [KVCache(n_layers=2, n_rows=3, context_length=16) for _ in range(2)]
+    prompts, new = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], torch.tensor([[10], [11], [12]])
+    logits = [decoder.next_logits(prompts, cache) for decoder, cache in zip((plain, twin), caches, strict=True)]
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(twin.next_logits(prompts), logits[0], rtol=1e-9, atol=1e-9)
+    assert caches[0].lengths == caches[1].lengths == [3, 1, 5]
+    torch.testing.assert_close(twin(new, caches[1]), plain(new, caches[0]), rtol=1e-9, atol=1e-9)
+
+
+def test_a_prompt_costs_its_tokens_and_its_last_block_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, computed = for_inference(model()), []
+    for module in (twin.token_embedding, twin.blocks[1].feed_forward):
+        module.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
+    generate(twin, [[1, 2], [7, 8, 9]], Stopping(2, None))
+    assert computed == [(5,), (2, 16), (2, 1), (2, 1, 16)]

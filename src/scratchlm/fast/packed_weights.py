@@ -1,19 +1,20 @@
-"""A model's weights as decoding reads them fastest."""
+"""Linear layers whose weights are stored in the blocks that oneDNN's kernels read.
 
-import copy
+Surprising: with one or a few rows, a product is as slow as the reading of its weights, and a plain matrix is read at
+17 GB/s where a packed one is read at 44 (one row; 32 with 16 rows; float32, LOG.md). torch has no public function for
+it, so two private ones of torch.ops.mkldnn are called. Equal to the plain layers but for the order of sums:
+tests/unit/fast/test_decoding.py.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from scratchlm.arithmetic.layers import Linear
 from scratchlm.model.gpt import FeedForward, GPTModel
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights are converted once, into the blocks that oneDNN's kernels read. (…, C) -> (…, C').
-
-    With one or a few rows the time goes into reading the weights, which these kernels do two to three times as fast
-    as those for a plain matrix. No gradients.
-    """
+    """A linear layer with its weights converted once, without gradients. (…, C) -> (…, C')."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -27,23 +28,20 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "tanh")
 
 
-def for_inference(model: GPTModel) -> GPTModel:
-    """The model with its linear layers packed, on a CPU that oneDNN has kernels for. Else the model itself.
+def pack_weights(model: GPTModel) -> None:
+    """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
 
-    Takes the precision of the products from the autocast that it is called in, and needs memory for the copy. It does
-    not see later changes of the model's matrices. Made in about the time of three decoding steps.
+    In the precision of the products of the autocast around the call. Does nothing where oneDNN has no kernels.
     """
     if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return model
+        return
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return model
-    twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for path, module in [*twin.named_modules()]:
-        if type(module) is nn.Linear:
+        return
+    for path, module in [*model.named_modules()]:
+        if type(module) is Linear:
             parent, _, name = path.rpartition(".")
-            setattr(twin.get_submodule(parent), name, PackedLinear(module, dtype))
-    for module in twin.modules():
+            setattr(model.get_submodule(parent), name, PackedLinear(module, dtype))
+    for module in model.modules():
         if isinstance(module, FeedForward) and isinstance(module.expansion, PackedLinear):
             module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]
-    return twin.eval()

@@ -1,0 +1,74 @@
+"""The elementary operations that the model and the losses are made of, here in torch's own arithmetic.
+
+model/ and the losses call these and no torch function of the same kind, so that this package alone decides how
+numbers are computed. Sums, differences, products and quotients of two numbers are rounded the same way on every
+processor and need no function.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b: (…, C_in), (C_out, C_in), (C_out,) -> (…, C_out)."""
+    return F.linear(x, weight, bias)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product: (…, T, K), (…, K, S) -> (…, T, S)."""
+    return a @ b
+
+
+def embedding(ids: Tensor, weight: Tensor) -> Tensor:
+    """Row `ids` of the table: (…,) int64, (V, C) -> (…, C)."""
+    return F.embedding(ids, weight)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Exponentials over their sum along the last dimension: (…, S) -> (…, S)."""
+    return x.softmax(dim=-1)
+
+
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """(x - mean) / √(biased variance + 1e-5) over the last dimension, scaled and shifted: (…, C), (C,), (C,)."""
+    return F.layer_norm(x, scale.shape, scale, shift, eps=1e-5)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Φ(x) in the tanh approximation, element by element. Source: Hendrycks and Gimpel 2016."""
+    return F.gelu(x, approximate="tanh")
+
+
+def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
+    """In training, zero each element with `probability` and scale the others; draws from torch's global stream."""
+    return F.dropout(x, probability, training)
+
+
+def scaled_dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool
+) -> Tensor:
+    """torch's fused kernel for model.attention.eager_attention. causal: position t sees 0..t; excludes a mask."""
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"]) -> Tensor:
+    """-log softmax(logits)[target] in nats: (N, V), (N,) int64 -> scalar, or (N,) with reduction "none".
+
+    A target of -100 is not scored. Computed in float32 or better: bfloat16, which autocast would take on the CPU, has
+    eight bits, too few for a loss.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, reduction=reduction)
+
+
+def total(x: Tensor, dim: int | None = None) -> Tensor:
+    """The sum of all elements, or along one dimension, which is dropped."""
+    return x.sum() if dim is None else x.sum(dim=dim)
+
+
+def running_total(x: Tensor) -> Tensor:
+    """Sums of the first 1, 2, … elements along the last dimension: (…, S) -> (…, S)."""
+    return x.cumsum(-1)
