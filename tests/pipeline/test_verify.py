@@ -305,9 +305,9 @@ def example(*findings: Finding, machines: tuple[str, str] | None = None) -> Veri
 def test_the_table_marks_faults_and_names_the_first():
     fine, bad = Finding("a", "x", "identical"), Finding("longer", "y/z", "different", "1 of 2 bytes differ", 0.5)
     assert verification_text(example(fine, bad)) == (
-        "   stage   file  result     difference\n"
-        "   a       x     identical\n"
-        "✗  longer  y/z   different  1 of 2 bytes differ\n"
+        "    stage    file    result     difference\n"
+        "    a        x       identical\n"
+        "✗   longer   y/z     different  1 of 2 bytes differ\n"
         "\n"
         "A remark.\n"
         "Hashed 3 copies of outputs in the local cache and workspace.\n"

@@ -1,5 +1,6 @@
 """The per-example records behind each metric, and the check that two revisions measured the same examples."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,31 +48,6 @@ class Family(NamedTuple):
 
 class Unpaired(UserError):
     """The records of two revisions cannot be paired; the sentence says why."""
-
-
-def families(metrics: Iterable[str]) -> list[Family]:
-    """Return the families among metrics with names like load_gpt2/nano.val.loss, in the order of the pipeline."""
-    present = set(metrics)
-    prefixes = {name.rpartition(".")[0] for name in present}
-    found = []
-    if "pretrain.val" in prefixes:
-        found.append(_corpus_losses("pretrain.val", "data/losses/pretrain.parquet"))
-    for prefix in sorted(name for name in prefixes if name.startswith("load_gpt2/") and name.endswith(".val")):
-        size = prefix.removeprefix("load_gpt2/").removesuffix(".val")
-        found.append(_corpus_losses(prefix, f"data/losses/gpt2-{size}.parquet"))
-    if "finetune_spam.test" in prefixes:
-        found.append(_predictions("finetune_spam.test", "data/predictions/finetune_spam.parquet"))
-    for prefix in sorted(name for name in prefixes if name.startswith("ablate_spam/") and name.endswith(".test")):
-        found.append(_predictions(prefix, f"data/predictions/{prefix.removesuffix('.test')}.parquet"))
-    if "finetune_instruct.after" in prefixes:
-        found.append(_response_losses("finetune_instruct.after", "data/losses/finetune_instruct.parquet"))
-    for model in ("before", "after"):
-        if f"generate.{model}" in prefixes:
-            found.append(_responses(f"generate.{model}", model))
-    for model in ("before", "after"):
-        if f"judge.{model}" in prefixes:
-            found.append(_judgements(f"judge.{model}", model))
-    return [family for family in found if any(f"{family.prefix}.{name}" in present for name in family.names)]
 
 
 def better(metric: str, difference: float) -> bool:
@@ -214,3 +190,27 @@ def _rows_of(revision: Revision, path: str, model: str) -> list[dict[str, Any]]:
 
 def _columns(table: Any, *names: str) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy().astype(float) for name in names}
+
+
+BUILDERS = (  # pattern of a prefix; what makes its family, from the prefix and an expansion of the pattern
+    (r"pretrain\.val", _corpus_losses, r"data/losses/pretrain.parquet"),
+    (r"load_gpt2/(.+)\.val", _corpus_losses, r"data/losses/gpt2-\1.parquet"),
+    (r"finetune_spam\.test", _predictions, r"data/predictions/finetune_spam.parquet"),
+    (r"ablate_spam/(.+)\.test", _predictions, r"data/predictions/ablate_spam/\1.parquet"),
+    (r"finetune_instruct\.after", _response_losses, r"data/losses/finetune_instruct.parquet"),
+    (r"generate\.(before|after)", _responses, r"\1"),
+    (r"judge\.(before|after)", _judgements, r"\1"),
+)
+
+
+def families(metrics: Iterable[str]) -> list[Family]:
+    """Return the families among metrics with names like load_gpt2/nano.val.loss, in the order of the pipeline."""
+    present = set(metrics)
+    prefixes = sorted({name.rpartition(".")[0] for name in present}, key=lambda name: (name.endswith(".after"), name))
+    found = [
+        build(prefix, match.expand(expansion))
+        for pattern, build, expansion in BUILDERS
+        for prefix in prefixes
+        if (match := re.fullmatch(pattern, prefix))
+    ]
+    return [family for family in found if any(f"{family.prefix}.{name}" in present for name in family.names)]

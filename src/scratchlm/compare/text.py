@@ -17,7 +17,7 @@ from scratchlm.tasks.intervals import CONFIDENCE
 WIDTH = 120
 NAME_CHARACTERS = 14  # of a revision in a table's head
 HASH_CHARACTERS = 8
-STAGES_NAMED = 3
+NAMED = 3  # stages, keys or columns that a message names; it counts the others
 DERIVED = ("_low", "_high")  # ends of the intervals of other metrics
 MEANING = (
     "The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these "
@@ -83,7 +83,7 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     same = [row.metric for row in rows if row.verdict == SAME and not everything]
     other = [row for row in rows if not row.verdict and row.difference is not None]
     other = [row for row in other if everything or (row.difference and not _is_derived(row.metric))]
-    names = [_cut(revision.name, NAME_CHARACTERS) for revision in (first, second)]
+    names = [cut(revision.name, NAME_CHARACTERS) for revision in (first, second)]
     title = f"{second} compared with {first}"
     parts = [f"### {title}" if markdown else title]
     if judged:
@@ -154,21 +154,22 @@ def _change_lines(changes: Changes) -> list[str]:
         for change in found
     ]
     lines += [f"data: {c.name} {_hash(c.old)} → {_hash(c.new)}" for c in changes.data]
-    lines += [f"code: {change.name} ({_stages(change.stages)})" for change in changes.code]
+    lines += [f"code: {change.name} ({first_few(change.stages)})" for change in changes.code]
     return lines or ["nothing in parameters, packages, data or code"]
 
 
 def _value(value: Any) -> str:
-    return _cut(format_number(value), 40)
+    return cut(format_number(value), 40)
 
 
 def _hash(value: str | None) -> str:
     return NONE if value is None else value[:HASH_CHARACTERS]
 
 
-def _stages(stages: Sequence[str]) -> str:
-    more = len(stages) - STAGES_NAMED
-    return ", ".join(stages[:STAGES_NAMED]) + (f" and {more} more" if more > 0 else "")
+def first_few(names: Sequence[str]) -> str:
+    """Return the first names and the number of the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def _bullets(lines: Sequence[str]) -> list[str]:
@@ -188,5 +189,6 @@ def _is_derived(metric: str) -> bool:
     return metric.endswith(DERIVED) or ".confusion." in metric
 
 
-def _cut(text: str, characters: int) -> str:
+def cut(text: str, characters: int) -> str:
+    """Return at most so many characters of a text, with … for the rest."""
     return text if len(text) <= characters else text[: characters - 1] + "…"

@@ -9,10 +9,10 @@ import networkx
 from dvc.dependency import ParamsDependency
 
 from scratchlm.compare.revision import LOCK, WORKSPACE, Revision
+from scratchlm.compare.text import first_few
 from scratchlm.run.errors import UserError
 from scratchlm.run.nested import leaves
 from scratchlm.run.pipeline import CODE_FOLDER
-from scratchlm.verify.diff import first_few
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scratchlm.compare.text import cut, first_few
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_csv, read_json, read_table
 from scratchlm.run.nested import leaves
 
 BLOCK_BYTES = 1 << 20
-NAMED = 3  # differing keys or columns that a message names; it counts the others
+SHOWN_CHARACTERS = 40  # of a value
 NOT_THERE = "nothing"
 
 
@@ -149,12 +150,6 @@ def gap(old: Any, new: Any) -> float | None:
     return math.inf if math.isnan(distance) else distance
 
 
-def first_few(names: Sequence[str]) -> str:
-    """Return the first names and the number of the others."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
 def _same(old: Any, new: Any) -> bool:
     return bool(old == new) or (old != old and new != new)  # NaN equals NaN here
 
@@ -169,8 +164,7 @@ def _up_to(gaps: Sequence[float | None]) -> str:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    text = str(values[key]) if key in values else NOT_THERE
-    return text if len(text) <= 40 else f"{text[:39]}…"
+    return cut(str(values[key]) if key in values else NOT_THERE, SHOWN_CHARACTERS)
 
 
 def _counted(n: int, noun: str) -> str:

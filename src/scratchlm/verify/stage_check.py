@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from scratchlm.compare.text import first_few
 from scratchlm.run.files import read_json
 from scratchlm.verify.commit import CommittedStage, Output
 from scratchlm.verify.copies import intact, members, name_of
-from scratchlm.verify.diff import Difference, difference, first_few
+from scratchlm.verify.diff import Difference, difference
 from scratchlm.verify.findings import Finding
 from scratchlm.verify.rebuild import Rebuild
 from scratchlm.verify.tolerances import deviations

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from tabulate import tabulate
+
 from scratchlm.verify.findings import Verification
 from scratchlm.verify.tolerances import stated
 
-HEADINGS = ("stage", "file", "result", "difference")
+HEADINGS = ("", "stage", "file", "result", "difference")
 
 
 def verification_json(result: Verification) -> str:
@@ -25,14 +27,9 @@ def verification_json(result: Verification) -> str:
 
 def verification_text(result: Verification) -> str:
     """One line per file, faults marked, and the conclusion."""
-    rows = [HEADINGS, *((found.stage, found.path, found.verdict, found.detail) for found in result.findings)]
-    marks = [" ", *("✗" if found in result.faults else " " for found in result.findings)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [
-        "  ".join([mark, *(text.ljust(width) for text, width in zip(row, widths, strict=False)), row[3]]).rstrip()
-        for mark, row in zip(marks, rows, strict=True)
-    ]
-    return "\n".join([*table, "", *_tolerances(result), *result.remarks, *_conclusion(result)])
+    rows = [("✗" if f in result.faults else "", f.stage, f.path, f.verdict, f.detail) for f in result.findings]
+    table = tabulate(rows, HEADINGS, tablefmt="plain", disable_numparse=True)
+    return "\n".join([table, "", *_tolerances(result), *result.remarks, *_conclusion(result)])
 
 
 def _tolerances(result: Verification) -> Iterator[str]:
