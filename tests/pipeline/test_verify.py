@@ -217,7 +217,7 @@ def test_on_another_kind_of_processor_metrics_pass_within_tolerance_only(clone, 
     replace(metrics, r'(?s)("val": \{.*?"loss": )[\d.]+', rf"\g<1>{wrong}")
     md5 = run(clone, "md5sum", "metrics/pretrain.json").stdout.split()[0]
     replace(clone / "dvc.lock", r"(metrics/pretrain\.json\n +hash: md5\n +md5: )\w+", rf"\g<1>{md5}")
-    commit(clone, "A wrong figure that dvc.lock agrees with")
+    commit(clone, "A wrong metric that dvc.lock agrees with")
     for name, value in OTHER_ARITHMETIC.items():
         monkeypatch.setenv(name, value)
     result = verify(clone, "HEAD", ["pretrain"])

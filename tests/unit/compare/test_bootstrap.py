@@ -132,7 +132,7 @@ def test_systems_that_do_the_same_on_every_example_differ_by_exactly_nothing() -
     assert found.interval is not None and 0.02 <= found.interval[1] == -found.interval[0] <= 0.03
 
 
-def test_equal_figures_from_different_examples_are_not_the_same() -> None:
+def test_equal_metrics_from_different_examples_are_not_the_same() -> None:
     found = difference(mean(1, 2), mean(2, 1))
     assert (found.difference, found.same, found.needed) == (0.0, False, None)
     assert found.interval == (-1.0, 1.0)

@@ -227,7 +227,7 @@ def test_no_score_in_common_is_refused() -> None:
 # records and metrics of one build
 
 
-def test_records_that_do_not_give_the_tracked_figures_are_refused() -> None:
+def test_records_that_do_not_give_the_tracked_metrics_are_refused() -> None:
     it, held = family("finetune_spam.test.loss"), Held("main", finetune_spam=predictions(0.1, 0.9, 0.8, 0.7))
     records = it.read(held)
     check_records(it, records, {"accuracy": 0.75, "precision": 0.666667}, held)
