@@ -1,6 +1,5 @@
 """The GPU benchmark without a GPU: its code runs on the CPU, its numbers come from invented times."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,34 +8,11 @@ import pytest
 import torch
 
 from benchmarks import gpu, harness
-from benchmarks.baselines import our_config
-from benchmarks.flops import flops_per_token
 from benchmarks.gpu import PEAK, training_row
 from benchmarks.harness import Row, measure, results
 from scratchlm.run.files import read_json
 
 SMALL_PRODUCTS = {"size": 64, "times": 2}
-
-
-@pytest.mark.usefixtures("deterministic_as_before", "nothing_stays_compiled")
-def test_every_training_does_the_same_work_each_time() -> None:
-    row = training_row("nano", 2, 16, steps=2, device="cpu", compiler="eager", products=SMALL_PRODUCTS)
-    done = {}
-    for name, contender in row.contenders.items():
-        run = contender.setup(**contender.options)
-        done[name] = run()
-        assert run() == done[name]
-    assert done.pop(PEAK) == pytest.approx(2 * 2 * 64**3 / 1e9)
-    assert set(done) == {"scratchlm", *gpu.BASELINES}
-    work = 2 * 2 * 16 * flops_per_token(our_config("nano"), 16) / 1e9
-    assert done == pytest.approx(dict.fromkeys(done, work))
-
-
-@pytest.fixture
-def nothing_stays_compiled() -> Iterator[None]:
-    """Forgets what was compiled."""
-    yield
-    torch._dynamo.reset()
 
 
 def test_without_a_card_it_says_so_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:

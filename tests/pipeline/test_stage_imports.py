@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_architecture import STAGES
+from tests.clones import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = (
     "dvc", "httpx", "jinja2", "matplotlib", "ollama", "pandas", "pyarrow", "requests", "safetensors", "scipy.stats",
     "sklearn", "tensorflow", "tiktoken", "tokenizers", "torch", "torch._dynamo", "transformers",
@@ -16,8 +15,8 @@ HEAVY = (
 MODELS = {"pyarrow", "safetensors", "tiktoken", "torch"}
 IMPORTS = {
     "code": {"pyarrow"},
-    "preflight": MODELS
-    | {"requests"},  # torch for the arithmetic; the parameter types import the others, in milliseconds
+    # torch for the arithmetic; the parameter types import the others, in milliseconds
+    "preflight": MODELS | {"requests"},
     "download": {"pyarrow", "requests"},  # pyarrow, in every stage, for checkpoints
     "tokenize": {"pyarrow", "tiktoken"},
     "pretrain": MODELS,
@@ -61,7 +60,11 @@ def modules_after(program: str, folder: Path = REPOSITORY) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_is_here() -> None:
+    assert set(IMPORTS) == {path.stem for path in (REPOSITORY / "stages").glob("[!_]*.py")}
+
+
+@pytest.mark.parametrize("stage", IMPORTS)
 def test_a_stage_imports_only_the_heavy_packages_that_it_needs(stage: str) -> None:
     found = modules_after(f"import sys, stages.{stage}; print(*sys.modules)") & set(HEAVY)
     more, fewer = sorted(found - IMPORTS[stage]), sorted(IMPORTS[stage] - found)
