@@ -57,14 +57,14 @@ compare: $(READY)  ## build this and another revision (BASE=origin/main), print 
 	@base=$$(scratchlm build $(BASE)) && dvc repro $$(dvc remote default >/dev/null 2>&1 && echo --pull) >&2 && \
 		scratchlm compare "$$base" --format markdown
 
-$(READY): requirements.lock requirements-nodeps.lock
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(make-environment)
 
 # A separate environment, so that the packages of the benchmarks cannot affect results
 $(BENCH)/ready: requirements.lock benchmarks/requirements.lock
 	$(make-environment)
 
-# Install every pin of the rule's first file, then those of its second file with --no-deps
+# Install every pin of the first file, then the pins of the second file with --no-deps. pyproject.toml has the commands
 define make-environment
 @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
