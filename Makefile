@@ -6,10 +6,11 @@ PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/ready
 BENCH := .venv-bench
+DOCS := .venv-docs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test test-quick test-network slow torture check bench
+.PHONY: help repro verify compare test test-quick test-network slow torture check bench docs
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 22
@@ -51,6 +52,9 @@ bench: $(BENCH)/ready  ## measure against other implementations, time the pipeli
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
 		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus)
 
+docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 BASE ?= origin/main
 # DVC and the stages write to standard error, so that the table can go to a file: make --silent compare > table.md
 compare: $(READY)  ## build this and another revision (BASE=origin/main), print a Markdown table of differences
@@ -63,6 +67,12 @@ $(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 # A separate environment, so that the packages of the benchmarks cannot affect results
 $(BENCH)/ready: requirements.lock benchmarks/requirements.lock
 	$(make-environment)
+
+# Separate, too: the packages that build the pages cannot affect results
+$(DOCS)/ready: requirements-docs.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	@touch $@
 
 # Install every pin of the first file, then the pins of the second file with --no-deps. pyproject.toml has the commands
 define make-environment

@@ -1,4 +1,4 @@
-"""A team shares its builds with the documented commands, through a folder and through an S3 server."""
+"""How a team shares what was built: the commands of docs/teams.md, with a folder and an S3 server as the place."""
 
 import filecmp
 import shutil
@@ -45,7 +45,7 @@ def client(address: str):
 
 
 def share(builder: Path, url: str, **options: str) -> None:
-    """The documented steps of the member who shares."""
+    """The commands of docs/teams.md for whoever builds."""
     run(builder, "dvc", "remote", "add", "--default", "team", url)
     for name, value in options.items():
         run(builder, "dvc", "remote", "modify", "team", name, value)

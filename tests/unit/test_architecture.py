@@ -202,7 +202,7 @@ def test_no_module_touches_a_global_random_stream():
 
 def test_readme_and_dvc_yaml_and_stages_name_the_same_stages():
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| `(\w+)`", readme.split("## The graph")[1].split("\n## ")[0], flags=re.MULTILINE)
+    table = re.findall(r"^\| `(\w+)`", readme.split("## The stages")[1].split("\n## ")[0], flags=re.MULTILINE)
     assert sorted(PIPELINE) == STAGES
     assert table == list(PIPELINE)
 

@@ -1,0 +1,233 @@
+"""The pages of the documentation that come from elsewhere: the files in the root, command line, parameters, API.
+
+MkDocs loads this file as a hook in .venv-docs, which has neither torch nor this package's other dependencies. For the
+pages that import the package, the hook starts this file again with the project's own Python, the first on PATH:
+`python -m tools.docs_pages cli`. The API pages are read from the sources without importing them.
+"""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "src" / "scratchlm"
+PROFILES = ("sample", "laptop", "book")
+# Files of the root that are pages too
+ROOT_PAGES = {"README": "index", "CONTRIBUTING": "contributing", "CHANGELOG": "changelog", "LOG": "log"}
+CHARTS = "benchmarks/results/*.svg"
+
+
+def on_config(config: Any) -> Any:
+    """MkDocs calls this first: fill the navigation's entry `API`, one page for each package."""
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    reference[-1] = {"API": [f"api/{name}.md" for name in api_pages()]}
+    return config
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs calls this once a build: add the generated pages."""
+    from mkdocs.structure.files import File
+
+    pages = {f"{page}.md": root_page(name) for name, page in ROOT_PAGES.items()}
+    pages |= {f"api/{package}.md": page for package, page in api_pages().items()}
+    for name in PAGES:
+        command = ["python", "-m", "tools.docs_pages", name]
+        pages[f"{name}.md"] = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    for chart in ROOT.glob(CHARTS):
+        files.append(File.generated(config, f"images/{chart.name}", abs_src_path=str(chart)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this for each page: lead links out of docs/ to the pages and charts that come from there."""
+    for name, page in ROOT_PAGES.items():
+        markdown = markdown.replace(f"](../{name}.md", f"]({page}.md")
+    return markdown.replace("](../benchmarks/results/", "](images/")
+
+
+def root_page(name: str) -> str:
+    """A Markdown file of the root with links as they are on the site."""
+    text = (ROOT / f"{name}.md").read_text(encoding="utf-8")
+    text = re.sub(r"(\]\(|src=\")docs/", r"\1", text)
+    for other, page in ROOT_PAGES.items():
+        text = text.replace(f"]({other}.md", f"]({page}.md")
+    return text
+
+
+def api_pages() -> dict[str, str]:
+    """By package of the library, a page that mkdocstrings fills from the docstrings of its modules."""
+    pages = {}
+    for package in sorted(path.parent for path in LIBRARY.glob("*/__init__.py")):
+        modules = sorted(path.stem for path in package.glob("*.py") if path.stem != "__init__")
+        identifiers = [f"scratchlm.{package.name}.{module}" for module in modules]
+        pages[package.name] = "\n\n".join([f"# {package.name}", *(f"::: {name}" for name in identifiers)]) + "\n"
+    return pages
+
+
+def cli_page() -> str:
+    """The targets of the Makefile, and every command of `scratchlm` with its --help."""
+    import typer.main
+    from typer.testing import CliRunner
+
+    from scratchlm.cli.main import app
+
+    app.rich_markup_mode = None  # plain text instead of boxes
+    parts = [
+        "# Command line",
+        "This page is taken from the programs when it is built.",
+        "## make",
+        "`make` creates the environment `.venv` when a target needs it.",
+        "| target | what it does |\n|---|---|\n" + "\n".join(f"| `make {name}` | {text} |" for name, text in targets()),
+        "## scratchlm",
+        "Activate the environment first: `source .venv/bin/activate`. Run the commands in the project's folder. "
+        "A mistake in a command or a parameter ends in one sentence and status 1. `verify` also returns 1 if a result "
+        "is not as it was committed.",
+    ]
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in sorted(name for name, command in commands.items() if not command.hidden):
+        shown = CliRunner().invoke(app, [name, "--help"], prog_name="scratchlm", terminal_width=88, color=False)
+        parts += [f"### scratchlm {name}", f"```text\n{shown.output.strip()}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def targets() -> list[tuple[str, str]]:
+    """The targets of the Makefile that have a description, in its order."""
+    return re.findall(r"^([a-z-]+):.*## +(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def parameters_page() -> str:
+    """Every key of params.yaml: what is allowed, what it means, and its value in three profiles."""
+    import yaml
+
+    from stages.preflight import Params
+
+    schema = Params.model_json_schema()
+    texts = {name: (ROOT / "profiles" / f"{name}.yaml").read_text(encoding="utf-8") for name in PROFILES}
+    values = {name: yaml.safe_load(text) for name, text in texts.items()}
+    remarks = {key: text for name in reversed(PROFILES) for key, text in comments(texts[name]).items()}
+    parts = [
+        "# Parameters",
+        "Every key of `params.yaml`, from the types in the code. No parameter has a default, so `params.yaml` always "
+        "gives every key, except those that the last column ties to a condition. The values are those of the "
+        "[profiles](configure.md#profiles).",
+    ]
+    alone: list[str] = []
+    for key in values["sample"]:
+        rows = _merged(_rows(key, schema["properties"][key], schema["$defs"], ""))
+        intro, meanings = _described(key, Params.model_fields[key].annotation)
+        lines = [_row(*row, remarks | meanings, values) for row in rows]
+        if len(lines) == 1:
+            alone += lines
+        else:
+            parts += [f"## {key}", *intro, _HEAD + "\n".join(lines)]
+    parts[2:2] = ["## Top level", _HEAD + "\n".join(alone)]
+    return "\n\n".join(parts) + "\n"
+
+
+_HEAD = f"| key | allowed | {' | '.join(PROFILES)} | meaning |\n|---|---|{'---|' * len(PROFILES)}---|\n"
+
+
+def comments(text: str) -> dict[str, str]:
+    """By dotted key, the comment at the end of its line in a params.yaml."""
+    found, path = {}, []
+    for line in text.splitlines():
+        if match := re.match(r"( *)(\w+):(?:.*?\s# *(.*)|.*)$", line):
+            depth = len(match[1]) // 2
+            path = [*path[:depth], match[2]]
+            if match[3] and not match[3].startswith("or "):  # the types say what else is allowed
+                found[".".join(path)] = match[3]
+    return found
+
+
+def _rows(key: str, field: dict[str, Any], types: dict[str, Any], when: str) -> Iterator[tuple[str, str, str]]:
+    """key, allowed values and condition of every parameter under `key`."""
+    options = field.get("anyOf") or field.get("oneOf") or [field]
+    sections = [types[option["$ref"].split("/")[-1]] for option in options if "$ref" in option]
+    simple = [option for option in options if "$ref" not in option]
+    if simple:
+        yield key, " or ".join(filter(None, map(_allowed, simple))) + (" or a section" if sections else ""), when
+    kind = field.get("discriminator", {}).get("propertyName")
+    for section in sections:
+        condition = f"{kind}: {section['properties'][kind]['const']}" if kind else when
+        for name, inner in section["properties"].items():
+            yield from _rows(f"{key}.{name}", inner, types, "" if name == kind and not when else condition)
+
+
+def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The same with one row for a key that several kinds of a section have."""
+    merged: dict[str, tuple[str, str]] = {}
+    for key, allowed, when in rows:
+        if key in merged:
+            allowed, when = ", ".join(dict.fromkeys((merged[key][0], allowed))), ""
+        merged[key] = allowed, when
+    return [(key, *rest) for key, rest in merged.items()]
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    kind = schema.get("type")
+    if kind == "array":
+        return f"a list of {_allowed(schema['items'])}"
+    if kind == "object":
+        return "a mapping"
+    limits = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+    bounds = [f"{sign} {schema[name]:,}" for name, sign in limits if name in schema]
+    name = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "`null`"}
+    return " ".join([name[str(kind)], " and ".join(bounds)]).strip()
+
+
+def _row(key: str, allowed: str, when: str, notes: dict[str, str], values: dict[str, Any]) -> str:
+    cells = [_shown(_at(values[name], key)) for name in PROFILES]
+    meaning = ". ".join(filter(None, [f"Only with `{when}`" if when else "", notes.get(key, "")]))
+    return f"| `{key}` | {allowed} | {' | '.join(cells)} | {meaning} |"
+
+
+def _at(value: Any, key: str) -> Any:
+    for part in key.split("."):
+        value = value.get(part, "") if isinstance(value, dict) else ""
+    return value
+
+
+def _shown(value: Any) -> str:
+    if value == "":
+        return ""
+    text = "null" if value is None else value if isinstance(value, str) else json.dumps(value).replace('"', "")
+    return "(section)" if isinstance(value, dict) and value else f"`{text!r}`" if "\n" in text else f"`{text}`"
+
+
+def _described(key: str, annotation: Any) -> tuple[list[str], dict[str, str]]:
+    """What the docstrings of a section's types say of it, and by dotted key of its parameters."""
+    intro: list[str] = []
+    meanings: dict[str, str] = {}
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        names = "|".join(annotation.model_fields)
+        for model in reversed(annotation.__mro__):
+            text = " ".join(inspect.cleandoc(model.__dict__.get("__doc__") or "").split())
+            if not hasattr(model, "model_fields") or not text or model.__name__ in ("Section", "BaseModel"):
+                continue
+            start, *pairs = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
+            intro += [start.strip().rstrip(".;") + "."] if start.strip() else []
+            for fields, meaning in zip(pairs[::2], pairs[1::2], strict=True):
+                meanings |= {f"{key}.{name}": meaning.strip() for name in fields.split(", ")}
+        inner = [(f"{key}.{name}", field.annotation) for name, field in annotation.model_fields.items()]
+    else:
+        inner = [(key, part) for part in get_args(annotation)]
+    for name, part in inner:
+        more, also = _described(name, part)
+        intro += more
+        meanings |= also
+    return intro, meanings
+
+
+PAGES = {"cli": cli_page, "parameters": parameters_page}
+
+if __name__ == "__main__":
+    sys.stdout.write(PAGES[sys.argv[1]]())
