@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
 from scratchlm.model.config import GPTConfig
@@ -13,6 +14,8 @@ from scratchlm.model.gpt import GPTModel, build_model
 from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run
 
 SAMPLE = REPOSITORY / "data" / "sample"
+settings.register_profile("a machine may be busy", deadline=None)
+settings.load_profile("a machine may be busy")
 
 
 class Inputs(NamedTuple):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -208,7 +209,7 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        subprocess.run([sys.executable, "-c", WRITE_ALL, folder], env={"PYTHONHASHSEED": seed}, check=True)
+        subprocess.run([sys.executable, "-c", WRITE_ALL, folder], env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
         hashes.append([sha256_of(path) for path in sorted(folder.iterdir())])
     assert len(hashes[0]) == 3
     assert hashes[0] == hashes[1]
