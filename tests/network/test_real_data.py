@@ -37,6 +37,7 @@ from tests.unit.data.test_tokenizer import (  # noqa: F401
     test_the_word_tokenizer_equals_the_books,
 )
 from tests.unit.formats.test_huggingface import (  # noqa: F401
+    random_gpt,
     test_the_auto_tokenizer_agrees_over_a_vocabulary_of_gpt2s_format,
 )
 
