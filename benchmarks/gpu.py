@@ -16,7 +16,7 @@ from tabulate import tabulate
 from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, Run, about, matrix_products, measure
-from benchmarks.rows.pretraining import LEARNING_RATE, book_steps, huggingface, training_steps
+from benchmarks.rows.pretraining import LEARNING_RATE, Steps, book_steps, huggingface, training_steps
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.run.files import write_json
 
@@ -44,7 +44,7 @@ NOTES = (
 )
 
 
-def book_recipe(size: SizeName, batch_size: int, window: int, steps: int, device: str, compiler: str) -> Run:
+def book_recipe(size: SizeName, work: Steps, compiler: str) -> Run:
     """The training step of 01_opt_single_gpu.py in the book's chapter 5 (10_llm-training-speed).
 
     The original also allows TF32, which affects nothing here: no product is in float32.
@@ -58,37 +58,32 @@ def book_recipe(size: SizeName, batch_size: int, window: int, steps: int, device
             "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
         }
     )  # fmt: skip
-    model = torch.compile(model.to(device, torch.bfloat16).train(), backend=compiler)
+    model = torch.compile(model.to(work.device, torch.bfloat16).train(), backend=compiler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
-    return book_steps(model, optimizer, batch_size, window, steps, device)
+    return book_steps(model, optimizer, work)
 
 
 def training_row(
-    size: SizeName,
-    batch_size: int,
-    window: int,
-    steps: int,
-    device: str,
-    compiler: str = "inductor",
-    products: Mapping[str, int] | None = None,
+    size: SizeName, work: Steps, compiler: str = "inductor", products: Mapping[str, int] | None = None
 ) -> Row:
     """compiler: the backend of torch.compile. products: size and times of the peak's matrix products."""
     config = our_config(size)
-    shape: dict[str, Any] = {"batch_size": batch_size, "window": window, "steps": steps, "device": device}
-    ours: dict[str, Any] = {"config": config, "micro_batch_size": batch_size, "precision": "bfloat16"}
-    theirs: dict[str, Any] = {"size": size, "precision": "bfloat16", "fused": True}
+    ours: dict[str, Any] = {"config": config, "micro_batch_size": work.batch_size}
+    theirs: dict[str, Any] = {"size": size, "fused": True}
     baselines = [
         (huggingface, theirs),
         (huggingface, theirs | {"compiler": compiler}),
         (book_recipe, {"size": size, "compiler": compiler}),
     ]
     trainings = {"scratchlm": (training_steps, ours), **dict(zip(BASELINES, baselines, strict=True))}
-    per_token = flops_per_token(config, window)
+    per_token = flops_per_token(config, work.window)
     contenders = {
-        name: Contender(in_gflop, {"setup": setup, "options": shape | options, "per_token": per_token})
+        name: Contender(in_gflop, {"setup": setup, "options": options | {"work": work}, "per_token": per_token})
         for name, (setup, options) in trainings.items()
     }
-    contenders[PEAK] = Contender(matrix_products, {"precision": "bfloat16", "device": device, **(products or {})})
+    contenders[PEAK] = Contender(
+        matrix_products, {"precision": work.precision, "device": work.device, **(products or {})}
+    )
     return Row("GFLOP", contenders, {PEAK: TARGET}, NOTES)
 
 
@@ -148,7 +143,8 @@ def main() -> None:
         )
     card = torch.cuda.get_device_name() if on_card else "cpu"
     row = training_row(
-        options.size, options.batch_size, GPT2_CONTEXT_LENGTH, steps=20 if on_card else 1, device=options.device,
+        options.size,
+        Steps(options.batch_size, GPT2_CONTEXT_LENGTH, 20 if on_card else 1, "bfloat16", options.device),
         products={"size": 8192, "times": 100} if on_card else None,
     )  # fmt: skip
     row = row._replace(contenders={name: it for name, it in row.contenders.items() if name not in options.without})

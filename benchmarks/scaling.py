@@ -17,7 +17,7 @@ from benchmarks.baselines import our_config
 from benchmarks.charts import Panel, write_chart
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure
-from benchmarks.rows.pretraining import training_steps
+from benchmarks.rows.pretraining import Steps, training_steps
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.files import write_json
@@ -91,12 +91,12 @@ CURVES = {
 def measured(name: str, point: Point, precision: str, repeats: int, threads: int) -> dict[str, Any]:
     """One point in one precision."""
     per_token = flops_per_token(point.config, point.window)
-    tokens = point.batch_size * point.window
+    steps = math.ceil(GFLOP_PER_ROUND * 1e9 / (point.batch_size * point.window * per_token))
     work = {
-        "config": point.config, "batch_size": point.batch_size, "window": point.window,
-        "micro_batch_size": point.batch_size, "precision": precision,
-        "steps": math.ceil(GFLOP_PER_ROUND * 1e9 / (tokens * per_token)),
-    }  # fmt: skip
+        "config": point.config,
+        "work": Steps(point.batch_size, point.window, steps, precision),
+        "micro_batch_size": point.batch_size,
+    }
     contenders = {
         "scratchlm": Contender(in_gflop, {"setup": training_steps, "options": work, "per_token": per_token}),
         "matrix products": Contender(matrix_products, {"precision": precision}),

@@ -1,6 +1,6 @@
 """Pretraining steps on GPT-2's shape: forward, backward, optimizer, with windows of random tokens."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,20 +25,27 @@ NOTES = (
 BOOK_NOTES = f" llms-from-scratch: GPTModel, calc_loss_batch and AdamW as chapter 5 has them; {UNTIED}"
 
 
-def ours(size: SizeName, batch_size: int, window: int, micro_batch_size: int, steps: int, precision: str) -> Run:
-    return training_steps(our_config(size), batch_size, window, micro_batch_size, steps, precision)
+class Steps(NamedTuple):
+    """Optimizer steps of `batch_size` windows of `window` tokens."""
+
+    batch_size: int
+    window: int
+    steps: int
+    precision: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def n_tokens(self) -> int:
+        return self.steps * self.batch_size * self.window
 
 
-def training_steps(
-    config: GPTConfig,
-    batch_size: int,
-    window: int,
-    micro_batch_size: int,
-    steps: int,
-    precision: str,
-    device: str = "cpu",
-) -> Run:
+def ours(size: SizeName, work: Steps, micro_batch_size: int) -> Run:
+    return training_steps(our_config(size), work, micro_batch_size)
+
+
+def training_steps(config: GPTConfig, work: Steps, micro_batch_size: int) -> Run:
     """The steps that stages/pretrain.py runs between two evaluations."""
+    batch_size, window, steps, precision, device = work
     threads = torch.get_num_threads()
     runtime = RuntimeParams(device=device, threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
     params = TrainingParams(
@@ -59,73 +66,63 @@ def training_steps(
     return run
 
 
-def book(size: SizeName, batch_size: int, window: int, steps: int) -> Run:
+def book(size: SizeName, work: Steps) -> Run:
     model = book_model(size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
-    return book_steps(model, optimizer, batch_size, window, steps, "cpu")
+    return book_steps(model, optimizer, work)
 
 
-def book_steps(
-    model: Any, optimizer: torch.optim.Optimizer, batch_size: int, window: int, steps: int, device: str
-) -> Run:
+def book_steps(model: Any, optimizer: torch.optim.Optimizer, work: Steps) -> Run:
     """The body of train_model_simple, which computes the loss of each batch of tokens with its next ones."""
     from llms_from_scratch.ch05 import calc_loss_batch
 
-    inputs, targets = torch.randint(GPT2_VOCAB_SIZE, (2, batch_size, window), device=device)
+    shape = (2, work.batch_size, work.window)
+    inputs, targets = torch.randint(GPT2_VOCAB_SIZE, shape, device=work.device)
 
     def run() -> float:
-        for _ in range(steps):
+        for _ in range(work.steps):
             optimizer.zero_grad()
-            calc_loss_batch(inputs, targets, model, device).backward()
+            calc_loss_batch(inputs, targets, model, work.device).backward()
             optimizer.step()
-        return steps * inputs.numel()
+        return work.n_tokens
 
     return run
 
 
-def huggingface(
-    size: SizeName,
-    batch_size: int,
-    window: int,
-    steps: int,
-    precision: str,
-    device: str = "cpu",
-    fused: bool | None = None,
-    compiler: str | None = None,
-) -> Run:
+def huggingface(size: SizeName, work: Steps, fused: bool | None = None, compiler: str | None = None) -> Run:
     """fused: AdamW's option, None for torch's default. compiler: a backend of torch.compile."""
-    model = huggingface_model(size).to(device).train()
+    model = huggingface_model(size).to(work.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=fused)
-    inputs = torch.randint(GPT2_VOCAB_SIZE, (batch_size, window), device=device)
+    inputs = torch.randint(GPT2_VOCAB_SIZE, (work.batch_size, work.window), device=work.device)
     called = model if compiler is None else torch.compile(model, backend=compiler)
 
     def run() -> float:
-        for _ in range(steps):
+        for _ in range(work.steps):
             optimizer.zero_grad()
-            huggingface_loss(called, precision, input_ids=inputs, labels=inputs).backward()
+            huggingface_loss(called, work.precision, input_ids=inputs, labels=inputs).backward()
             optimizer.step()
-        return steps * inputs.numel()
+        return work.n_tokens
 
     return run
 
 
 def short_windows(size: SizeName, window: int, steps: int, precision: str, targets: dict[str, float]) -> Row:
     """Batches of two windows, as the book trains on a laptop."""
-    shape: dict[str, Any] = {"size": size, "batch_size": 2, "window": window, "steps": steps}
+    options: dict[str, Any] = {"size": size, "work": Steps(2, window, steps, precision)}
     contenders = {
-        "scratchlm": Contender(ours, shape | {"precision": precision, "micro_batch_size": 2}),
-        "transformers": Contender(huggingface, shape | {"precision": precision}),
-        "llms-from-scratch": Contender(book, shape),
+        "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
+        "transformers": Contender(huggingface, options),
+        "llms-from-scratch": Contender(book, options),
     }
     return Row("tokens", contenders, targets, NOTES + BOOK_NOTES + (AUTOCAST if precision == "bfloat16" else ""))
 
 
 def long_windows(size: SizeName, window: int, precision: str) -> Row:
     """Batches of eight windows that fill the context."""
-    shape: dict[str, Any] = {"size": size, "batch_size": 8, "window": window, "steps": 1, "precision": precision}
+    options: dict[str, Any] = {"size": size, "work": Steps(8, window, 1, precision)}
     contenders = {
-        "scratchlm": Contender(ours, shape | {"micro_batch_size": 2}),
-        "transformers": Contender(huggingface, shape),
+        "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
+        "transformers": Contender(huggingface, options),
     }
     notes = f"{NOTES} scratchlm's loop takes the 8 windows of {window} tokens 2 at a time, transformers all at once."
     return Row("tokens", contenders, {"transformers": 1.2}, notes, repeats=3)

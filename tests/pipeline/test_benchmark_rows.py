@@ -16,6 +16,7 @@ from benchmarks.flops import flops_per_token
 from benchmarks.gpu import PEAK, training_row
 from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_products, measure, results, table
 from benchmarks.rows import instruct, spam
+from benchmarks.rows.pretraining import Steps
 from benchmarks.run import all_rows, main
 from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
 from benchmarks.summary import markdown
@@ -169,7 +170,7 @@ def test_the_page_of_benchmarks_shows_what_the_result_files_say() -> None:
 
 @pytest.mark.usefixtures("deterministic_as_before", "nothing_stays_compiled")
 def test_every_training_of_the_gpu_benchmark_does_the_same_work_each_time() -> None:
-    row = training_row("nano", 2, 16, steps=2, device="cpu", compiler="eager", products={"size": 64, "times": 2})
+    row = training_row("nano", Steps(2, 16, 2, "bfloat16"), compiler="eager", products={"size": 64, "times": 2})
     done = {}
     for name, contender in row.contenders.items():
         run = contender.setup(**contender.options)

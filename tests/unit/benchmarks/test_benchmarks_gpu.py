@@ -10,6 +10,7 @@ import torch
 from benchmarks import gpu, harness
 from benchmarks.gpu import PEAK, training_row
 from benchmarks.harness import Row, measure, results
+from benchmarks.rows.pretraining import Steps
 from scratchlm.run.files import read_json
 
 SMALL_PRODUCTS = {"size": 64, "times": 2}
@@ -77,6 +78,6 @@ def test_on_a_card_a_call_ends_when_the_card_is_done_and_memory_is_the_cards(mon
 
 @pytest.mark.gpu
 def test_on_a_card_every_contender_is_measured() -> None:
-    row = training_row("nano", 2, 64, steps=2, device="cuda", products=SMALL_PRODUCTS)
+    row = training_row("nano", Steps(2, 64, 2, "bfloat16", "cuda"), products=SMALL_PRODUCTS)
     found = measure("gpu", row, repeats=1, threads=2)
     assert all(it["rate"]["median"] > 0 and it["peak_memory_bytes"] > 0 for it in found["contenders"].values())
