@@ -30,7 +30,7 @@ test: $(READY)  ## the tests, including those that build the sample in clones
 	python -m pytest
 
 test-quick: $(READY)  ## the unit tests: no clone, no DVC, a minute
-	python -m pytest tests/unit
+	python -m pytest --numprocesses 2 tests/unit
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network
