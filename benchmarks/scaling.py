@@ -109,7 +109,7 @@ def measured(name: str, point: Point, precision: str, repeats: int, threads: int
         "layers": point.config.n_layers, "width": point.config.emb_dim, "vocabulary": point.config.vocab_size,
         "flop_per_token": per_token,
         "tokens_per_second": {key: rate * 1e9 / per_token for key, rate in ours["rate"].items()},
-        "seconds_per_step": ours["seconds"]["median"] / work["steps"],
+        "seconds_per_step": ours["seconds"]["median"] / steps,
         "share_of_peak": {key: share[key] for key in ("median", "lowest", "highest")},
         "peak_gflop_per_second": products["rate"]["median"],
         "peak_memory_bytes": ours["peak_memory_bytes"],

@@ -13,6 +13,7 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
 from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run
 
+THREADS = torch.get_num_threads()
 SAMPLE = REPOSITORY / "data" / "sample"
 settings.register_profile("a machine may be busy", deadline=None)
 settings.load_profile("a machine may be busy")
@@ -27,14 +28,19 @@ class Inputs(NamedTuple):
     vocabulary: Path  # a folder with encoder.json and vocab.bpe
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Use one thread in fast tests and all fixtures: on small tensors, threads mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Use one thread in fast tests: on small tensors, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
+def usual_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use torch's number of threads in slow tests; undo what a test has set."""
+    if request.node.get_closest_marker("slow"):
+        torch.set_num_threads(THREADS)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

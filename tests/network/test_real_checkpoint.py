@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from scratchlm.formats.names import tensor_names
 from scratchlm.formats.openai import hparams, load_openai, to_openai
 from scratchlm.model.config import gpt2_config
-from tests.unit.formats.test_openai import TensorFlow, their_shapes
+from tests.pipeline.test_openai import TensorFlow, their_shapes
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import temporary_folder, write_json
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "data" / "sample" / "gpt2-nano"
 CONFIG = gpt2_config("nano", 300, 16)
 DATA_FILE = "model.ckpt.data-00000-of-00001"
