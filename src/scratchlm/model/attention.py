@@ -132,12 +132,7 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        emb_dim: int,
-        n_heads: int,
-        dropout: float,
-        qkv_bias: bool,
-        implementation: Literal["eager", "sdpa"],
+        self, emb_dim: int, n_heads: int, dropout: float, qkv_bias: bool, implementation: Literal["eager", "sdpa"]
     ) -> None:
         super().__init__()
         assert emb_dim % n_heads == 0

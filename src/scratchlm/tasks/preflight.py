@@ -18,11 +18,7 @@ def check_together(params: Any) -> None:
     """
     resolve_device(params.device)
     params.model.config(vocab_size=1)
-    mistakes = [
-        *_vocabularies(params),
-        *_bases(params),
-        *_contexts(params),
-    ]
+    mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params)]
     for variant in params.spam_ablations:
         if not re.fullmatch(r"[\w-]+", variant):
             mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")

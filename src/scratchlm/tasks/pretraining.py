@@ -52,9 +52,7 @@ class TextSampler:
     def sample(self, model: GPTModel) -> dict[str, str]:
         """text: the prompt and its continuation."""
         (continued,) = generate(
-            for_inference(model),
-            [self._prompt],
-            Stopping(self._n_tokens, self._tokenizer.end_token_id),
+            for_inference(model), [self._prompt], Stopping(self._n_tokens, self._tokenizer.end_token_id)
         )
         return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
 

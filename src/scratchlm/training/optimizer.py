@@ -48,10 +48,7 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
     trainable = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.dim() >= 2 or params.weight_decay_on == "all"]
     spared = [p for p in trainable if p.dim() < 2 and params.weight_decay_on == "matrices"]
-    groups = [
-        {"params": decayed, "weight_decay": params.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     return AdamW(
         [group for group in groups if group["params"]],
         lr=params.learning_rate,

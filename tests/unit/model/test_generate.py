@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
-from transformers.generation.logits_process import (
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import (
@@ -158,10 +154,7 @@ def test_the_repetition_penalty_equals_transformers(penalty: float) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    logits=st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=8),
-    p=st.floats(0.01, 0.99),
-)
+@given(logits=st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=8), p=st.floats(0.01, 0.99))
 def test_the_kept_set_reaches_p_and_would_not_without_its_least_likely_token(logits: list[float], p: float) -> None:
     row = torch.tensor([logits])
     probabilities = row.double().softmax(-1)[0]
@@ -248,11 +241,7 @@ def test_cached_batches_give_the_tokens_that_single_rows_without_a_cache_give(
     batched = []
     for start, end in [(0, 1), (1, 8), (8, 72), (72, 200)]:
         batched += generate(
-            model(attention),
-            PROMPTS[start:end],
-            Stopping(NEW_TOKENS, END),
-            sampling=sampling,
-            seeds=range(start, end),
+            model(attention), PROMPTS[start:end], Stopping(NEW_TOKENS, END), sampling=sampling, seeds=range(start, end)
         )
     assert batched == expected
 

@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from scratchlm.run.context import Run
-from scratchlm.run.device import (
-    RuntimeParams,
-    resolve_device,
-    set_up,
-)
+from scratchlm.run.device import RuntimeParams, resolve_device, set_up
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 

@@ -13,13 +13,7 @@ from scratchlm.model.generate import Generation, SamplingParams, Stopping, gener
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_table
-from scratchlm.tasks.generation import (
-    RESPONSE_SCHEMA,
-    GenerateParams,
-    Responder,
-    response_counts,
-    response_record,
-)
+from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, Responder, response_counts, response_record
 
 Build = Callable[..., GPTModel]
 

@@ -33,10 +33,7 @@ def task_of(params: FinetuneInstructParams) -> Task:
 
 @pytest.mark.parametrize(
     ("mask", "targets", "n_scored"),
-    [
-        (True, [[6, 0, -100, -100], [-100, 3, 4, 0]], 5),
-        (False, [[6, 0, -100, -100], [2, 3, 4, 0]], 6),
-    ],
+    [(True, [[6, 0, -100, -100], [-100, 3, 4, 0]], 5), (False, [[6, 0, -100, -100], [2, 3, 4, 0]], 6)],
 )
 def test_a_batch_by_hand(params: Any, mask: bool, targets: list[list[int]], n_scored: int) -> None:
     task = task_of(params(mask_instruction=mask))

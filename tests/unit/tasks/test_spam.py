@@ -10,13 +10,7 @@ from torch.nn import functional as F
 from scratchlm.model.lora import LoRALinear, LoRAParams
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
-from scratchlm.tasks.spam import (
-    FinetuneSpamParams,
-    build_spam_classifier,
-    padded_texts,
-    padded_width,
-    spam_task,
-)
+from scratchlm.tasks.spam import FinetuneSpamParams, build_spam_classifier, padded_texts, padded_width, spam_task
 from scratchlm.training.loop import Task
 
 TOKEN_IDS, LABELS = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9]], [0, 1, 0, 1]

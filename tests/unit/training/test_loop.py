@@ -74,11 +74,7 @@ def test_steps_are_full_batches_times_epochs(params: Any) -> None:
 @pytest.mark.parametrize(
     ("n_examples", "epochs", "sentence"),
     [
-        (
-            3,
-            2.0,
-            "3 training examples make 0 full batches of 4, so 2.0 epochs are 0 steps; lower batch_size",
-        ),
+        (3, 2.0, "3 training examples make 0 full batches of 4, so 2.0 epochs are 0 steps; lower batch_size"),
         (
             8,
             0.25,
