@@ -40,8 +40,7 @@ def pack_weights(model: GPTModel) -> None:
         return
     for path, module in [*model.named_modules()]:
         if type(module) is Linear:
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, PackedLinear(module, dtype))
+            model.set_submodule(path, PackedLinear(module, dtype))
     for module in model.modules():
         if isinstance(module, FeedForward) and isinstance(module.expansion, PackedLinear):
             module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]

@@ -1,41 +1,26 @@
 """The shape of a GPT, and the published sizes."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-class Size(NamedTuple):
-    """A named size."""
-
-    n_layers: int
-    n_heads: int
-    emb_dim: int
-
-
-SIZES = {
-    "nano": Size(3, 4, 128),
-    "small": Size(6, 8, 256),
-    # Radford et al. 2019, table 2, under the parameter counts of OpenAI's released checkpoints
-    "124M": Size(12, 12, 768),
-    "355M": Size(24, 16, 1024),
-    "774M": Size(36, 20, 1280),
-    "1558M": Size(48, 25, 1600),
-}
 GPT2_VOCAB_SIZE = 50257
 GPT2_CONTEXT_LENGTH = 1024
 NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # of the checkpoint in data/sample
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 SizeName = Literal["nano", "small", "124M", "355M", "774M", "1558M"]
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ArchitectureParams(BaseModel):
-    """The fields that the `model` section of params.yaml shares with a finished configuration."""
+class Strict(BaseModel):
+    """Settings of a model: strictly typed, unknown keys refused."""
 
-    model_config = _STRICT
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ArchitectureParams(Strict):
+    """The fields that the `model` section of params.yaml shares with a finished configuration."""
 
     context_length: Positive
     dropout: Probability
@@ -45,10 +30,8 @@ class ArchitectureParams(BaseModel):
     attention: Literal["eager", "sdpa"]
 
 
-class Shape(BaseModel):
+class Shape(Strict):
     """The numbers of a size: `custom` in params.yaml."""
-
-    model_config = _STRICT
 
     n_layers: Positive
     n_heads: Positive
@@ -62,6 +45,17 @@ class Shape(BaseModel):
                 "choose n_heads among the divisors of emb_dim"
             )
         return self
+
+
+SIZES = {
+    "nano": Shape(n_layers=3, n_heads=4, emb_dim=128),
+    "small": Shape(n_layers=6, n_heads=8, emb_dim=256),
+    # Radford et al. 2019, table 2, under the parameter counts of OpenAI's released checkpoints
+    "124M": Shape(n_layers=12, n_heads=12, emb_dim=768),
+    "355M": Shape(n_layers=24, n_heads=16, emb_dim=1024),
+    "774M": Shape(n_layers=36, n_heads=20, emb_dim=1280),
+    "1558M": Shape(n_layers=48, n_heads=25, emb_dim=1600),
+}
 
 
 class GPTConfig(ArchitectureParams, Shape):
@@ -78,7 +72,7 @@ class GPTConfig(ArchitectureParams, Shape):
 class ModelParams(ArchitectureParams):
     """The `model` section: a size by name, or `custom` with its three numbers under `custom:`."""
 
-    size: Literal["nano", "small", "124M", "355M", "774M", "1558M", "custom"]
+    size: Literal[SizeName, "custom"]
     custom: Shape | None = None  # absent unless size is custom
 
     @model_validator(mode="after")
@@ -89,23 +83,16 @@ class ModelParams(ArchitectureParams):
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The configuration of this model over a vocabulary of `vocab_size` tokens."""
-        size = Size(**self.custom.model_dump()) if self.custom else SIZES[self.size]
-        shared = self.model_dump(include=set(ArchitectureParams.model_fields))
-        return GPTConfig(vocab_size=vocab_size, **size._asdict(), **shared)
+        shape = self.custom or SIZES[self.size]
+        return GPTConfig(vocab_size=vocab_size, **shape.model_dump(), **self.model_dump(exclude={"size", "custom"}))
 
 
 def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConfig:
     """The configuration of an OpenAI GPT-2 checkpoint: biases everywhere, head tied, dropout off."""
     return GPTConfig(
-        vocab_size=vocab_size,
-        context_length=context_length,
-        dropout=0.0,
-        qkv_bias=True,
-        tied_head=True,
-        initialisation="gpt2",
-        attention="sdpa",
-        **SIZES[size]._asdict(),
-    )
+        vocab_size=vocab_size, context_length=context_length, dropout=0.0, qkv_bias=True, tied_head=True,
+        initialisation="gpt2", attention="sdpa", **SIZES[size].model_dump(),
+    )  # fmt: skip
 
 
 def published_config(size: SizeName) -> GPTConfig:

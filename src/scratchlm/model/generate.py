@@ -5,22 +5,21 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import running_total, softmax
 from scratchlm.arithmetic.random import uniform_draws
 from scratchlm.model.attention import KVCache
+from scratchlm.model.config import Strict
 from scratchlm.model.gpt import GPTModel
 
 
-class SamplingParams(BaseModel):
+class SamplingParams(Strict):
     """How the next token is sampled.
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep every token; repetition_penalty 1 changes nothing.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     temperature: Annotated[float, Field(ge=0)]
     top_k: Annotated[int, Field(ge=0)]

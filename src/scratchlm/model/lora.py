@@ -6,20 +6,19 @@ As in the book, `alpha` is the whole factor on the update (Hu et al. divide it b
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.functions import matmul
 from scratchlm.arithmetic.random import drawing_from, fill_as_linear
+from scratchlm.model.config import Strict
 
 
-class LoRAParams(BaseModel):
+class LoRAParams(Strict):
     """Rank and scale of the update, and which linear layers get one.
 
     layers: within the blocks (`attention`, `feed_forward`, `blocks` for both) or `all`, the head too.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     rank: Annotated[int, Field(ge=1)]
     alpha: Annotated[float, Field(gt=0)]
@@ -62,11 +61,10 @@ def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
     """
     model.requires_grad_(False)
     with drawing_from(seed):
-        for path, linear in [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]:
-            if _chosen(path, params.layers) and not _tied(model, linear):
-                parent, _, name = path.rpartition(".")
-                n_parts = 3 if name == "qkv" else 1
-                setattr(model.get_submodule(parent), name, LoRALinear(linear, params.rank, params.alpha, n_parts))
+        for path, module in [*model.named_modules()]:
+            if isinstance(module, nn.Linear) and _chosen(path, params.layers) and not _tied(model, module):
+                n_parts = 3 if path.endswith("qkv") else 1
+                model.set_submodule(path, LoRALinear(module, params.rank, params.alpha, n_parts))
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
@@ -81,15 +79,14 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 def merge_lora(model: nn.Module) -> None:
     """Fold every update into its weight; afterwards the model is of plain layers again and computes the same."""
-    for path, module in [(path, module) for path, module in model.named_modules() if isinstance(module, LoRALinear)]:
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, module.merged())
+    for path, module in [*model.named_modules()]:
+        if isinstance(module, LoRALinear):
+            model.set_submodule(path, module.merged())
 
 
 def _chosen(path: str, layers: str) -> bool:
     parts = path.split(".")
-    in_blocks = "blocks" in parts
-    return layers == "all" or (in_blocks and (layers == "blocks" or layers in parts))
+    return layers == "all" or ("blocks" in parts and (layers == "blocks" or layers in parts))
 
 
 def _tied(model: nn.Module, linear: nn.Linear) -> bool:

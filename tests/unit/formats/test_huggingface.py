@@ -116,7 +116,7 @@ def exported(tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: 
 def test_at_every_published_width_both_ways_give_transformers_logits_and_text(
     size: str, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    model = random_gpt(**SIZES[size]._asdict() | {"n_layers": 1})
+    model = random_gpt(**SIZES[size].model_dump() | {"n_layers": 1})
     assert_same_both_ways(model, tokenizer_folder, tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_with_the_whole_vocabulary_the_sizes_give_transformers_logits_and_text_b
     size: str, n_layers: int, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     rest = {"n_layers": n_layers, "vocab_size": GPT2_VOCAB_SIZE, "context_length": GPT2_CONTEXT_LENGTH}
-    assert_same_both_ways(random_gpt(**SIZES[size]._asdict() | rest), tokenizer_folder, tmp_path)
+    assert_same_both_ways(random_gpt(**SIZES[size].model_dump() | rest), tokenizer_folder, tmp_path)
 
 
 @pytest.mark.parametrize("tied_head", [True, False])

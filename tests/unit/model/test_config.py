@@ -69,9 +69,9 @@ def test_an_unknown_size_is_refused() -> None:
 
 
 def test_every_named_size_can_be_chosen_and_splits_into_whole_heads() -> None:
-    for name, (layers, heads, width) in SIZES.items():
+    for name, shape in SIZES.items():
         config = ModelParams(size=name, **SHARED).config(vocab_size=9)
-        assert (config.n_layers, config.n_heads, config.emb_dim) == (layers, heads, width)
+        assert Shape(**config.model_dump(include=set(Shape.model_fields))) == shape
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_every_named_size_can_be_chosen_and_splits_into_whole_heads() -> None:
     [("124M", 12, 12, 768), ("355M", 24, 16, 1024), ("774M", 36, 20, 1280), ("1558M", 48, 25, 1600)],
 )
 def test_gpt2_sizes_are_those_of_the_paper(size: SizeName, layers: int, heads: int, width: int) -> None:
-    assert SIZES[size] == (layers, heads, width)
+    assert SIZES[size] == Shape(n_layers=layers, n_heads=heads, emb_dim=width)
 
 
 def test_the_gpt2_configuration_of_124m_is_transformers_default() -> None:

@@ -275,7 +275,7 @@ def test_frozen_parameters_are_not_counted_as_trainable() -> None:
 def test_gpt2_sizes_have_the_published_numbers_of_parameters(size: SizeName, published: int) -> None:
     with torch.device("meta"):
         model = GPTModel(gpt2_config(size, vocab_size=50257, context_length=1024))
-    layers, _, width = SIZES[size]
+    layers, width = SIZES[size].n_layers, SIZES[size].emb_dim
     assert parameter_count(model) == published
     # embeddings; per block 12 C² of weights, 13 C of biases and norms (9 C biases, 4 C norms); the final norm
     assert published == (50257 + 1024) * width + layers * (12 * width**2 + 13 * width) + 2 * width
