@@ -8,6 +8,7 @@ import ast
 import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, sha256_of
 
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # imported under another name
-# One package under two names, by platform
-VARIANTS = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
 
 
 def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, str]]:
@@ -34,8 +33,8 @@ def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, s
                 new = {found, *data_files(found)} - files
                 files |= new
                 pending += [path for path in new if path.suffix == ".py"]
-            elif name.split(".")[0] not in (library.name, script.parent.name, *sys.stdlib_module_names):
-                packages.add(_distribution(name))
+            elif (top := name.split(".")[0]) not in (library.name, script.parent.name, *sys.stdlib_module_names):
+                packages.add(DISTRIBUTIONS.get(top, top.lower().replace("_", "-")))
     pinned = locked_versions(lock.read_text(encoding="utf-8"))
     if missing := sorted(packages - set(pinned)):
         raise UserError(
@@ -69,13 +68,10 @@ def data_files(module: Path) -> Iterator[Path]:
 
 
 def locked_versions(lock: str) -> dict[str, str]:
-    """Package name in lower case -> version, of a text of `name==version` lines; variants under their one name."""
-    lines = [line.partition(";")[0].strip() for line in lock.splitlines()]
-    pins = dict(line.lower().split("==") for line in lines if "==" in line and not line.startswith("#"))
-    for name, variants in VARIANTS.items():
-        if found := [pins[variant] for variant in variants if variant in pins]:
-            pins[name] = found[0]
-    return {name.replace("_", "-"): version for name, version in pins.items()}
+    """Package name in lower case -> version, of a text of `name==version` lines; tensorflow-cpu as tensorflow."""
+    lines = [line.partition(";")[0].strip() for line in lock.lower().splitlines()]
+    pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
+    return {name.replace("_", "-").removesuffix("-cpu"): version for name, version in pins}
 
 
 def refuse_other_code(record: Path) -> None:
@@ -98,22 +94,12 @@ def refuse_other_code(record: Path) -> None:
 
 def installed_version(package: str) -> str:
     """The version of an installed package without its local part; "none" where it is not installed."""
-    for name in VARIANTS.get(package, (package,)):
-        try:
+    for name in (package, f"{package}-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return "none"
 
 
 def _module_file(name: str, roots: tuple[Path, ...]) -> Path | None:
-    for root in roots:
-        path = root.joinpath(*name.split(".")).with_suffix(".py")
-        if path.is_file():
-            return path
-    return None
-
-
-def _distribution(module: str) -> str:
-    name = module.split(".")[0]
-    return DISTRIBUTIONS.get(name, name.lower().replace("_", "-"))
+    paths = (root.joinpath(*name.split(".")).with_suffix(".py") for root in roots)
+    return next((path for path in paths if path.is_file()), None)

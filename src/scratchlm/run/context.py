@@ -17,8 +17,8 @@ class Run:
     """One run of a stage. Everything has a value from the start, so that a library call needs no stage around it.
 
     stage: its name. log: a JSON-lines file for what is no result, such as tokens per second; None writes nowhere.
-    checkpoint: what an unfinished run saves, to be resumed. device: cpu, cuda
-    or mps. precision: of matrix products; weights are always float32. seed: of every random stream.
+    checkpoint: what an unfinished run saves, to be resumed. device: cpu, cuda or mps. precision: of matrix products;
+    weights are always float32. seed: of every random stream.
     """
 
     stage: str = ""

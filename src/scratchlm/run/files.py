@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -61,12 +62,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, for scratch files; it is deleted when the block exits."""
     beside.parent.mkdir(parents=True, exist_ok=True)
-    folder = beside.with_name(f".{beside.name}.{os.getpid()}.scratch.tmp")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory(prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent) as folder:
+        yield Path(folder)
 
 
 def stale_temporary_files(target: Path) -> list[Path]:

@@ -6,7 +6,7 @@ For where DVC is not loaded, which takes a second: the start of a stage, and the
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,16 @@ def resolved_stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> d
 
     Raises UserError if `params` lacks what a template names.
     """
-    return dict(_resolved_stages(pipeline["stages"], params))
+    stages: dict[str, Any] = {}
+    for name, stage in pipeline["stages"].items():
+        if "foreach" in stage:
+            items = _resolved(stage["foreach"], params)
+            pairs = items if isinstance(items, Mapping) else {item: item for item in items}
+            for key, item in pairs.items():
+                stages[f"{name}@{key}"] = _resolved(stage["do"], {**params, "key": key, "item": item})
+        else:
+            stages[name] = _resolved(stage, params)
+    return stages
 
 
 def paths(entries: Sequence[Any]) -> list[str]:
@@ -47,18 +56,13 @@ def cache_key(stage: Mapping[str, Any]) -> str:
 
     64 hex digits. Equal for two runs exactly if they must have the same result.
     """
+    params = load_yaml(Path("params.yaml"))
     known = {
         "cmd": stage["cmd"],
         "deps": {path: _content_hash(Path(path)) for path in paths(stage.get("deps", []))},
-        "params": _parameter_values(stage.get("params", [])),
+        "params": {name: _looked_up(name, params) for name in stage.get("params", [])},
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def _parameter_values(names: Sequence[str]) -> dict[str, Any]:
-    """The values of the keys of params.yaml under `params:`."""
-    params = load_yaml(Path("params.yaml"))
-    return {name: _looked_up(name, params) for name in names}
 
 
 def _content_hash(path: Path) -> Any:
@@ -67,17 +71,6 @@ def _content_hash(path: Path) -> Any:
             file.relative_to(path).as_posix(): sha256_of(file) for file in sorted(path.rglob("*")) if file.is_file()
         }
     return sha256_of(path) if path.exists() else None
-
-
-def _resolved_stages(stages: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, stage in stages.items():
-        if "foreach" in stage:
-            items = _resolved(stage["foreach"], params)
-            pairs = items.items() if isinstance(items, Mapping) else ((item, item) for item in items)
-            for key, item in pairs:
-                yield f"{name}@{key}", _resolved(stage["do"], {**params, "key": key, "item": item})
-        else:
-            yield name, _resolved(stage, params)
 
 
 def _resolved(value: Any, scope: Mapping[str, Any]) -> Any:

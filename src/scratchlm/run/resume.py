@@ -45,20 +45,19 @@ class Checkpoint:
 
     def require(self, condition: Any) -> None:
         """Also tell runs apart by something that DVC does not compare, such as the model behind a judge."""
-        self._cache_key = hashlib.sha256(
-            f"{self._cache_key} {json.dumps(condition, sort_keys=True)}".encode()
-        ).hexdigest()
+        both = f"{self._cache_key} {json.dumps(condition, sort_keys=True)}"
+        self._cache_key = hashlib.sha256(both.encode()).hexdigest()
 
     def load(self) -> Path | None:
         """The newest sound file of this very run, if there is one.
 
         Its other files are deleted. Those of other runs stay until this one ends: the user may switch back to them.
         """
+        if not self._folder:
+            return None
+        (self._folder / DONE).unlink(missing_ok=True)  # DVC has no result, else it would not run the stage
         found, foreign = None, False
-        if self._folder:
-            (self._folder / DONE).unlink(missing_ok=True)  # DVC has no result, else it would not run the stage
-        files = sorted(self._folder.glob("*-*"), key=lambda p: p.stat().st_mtime_ns) if self._folder else []
-        for path in reversed(files):
+        for path in sorted(self._folder.glob("*-*"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
             cache_key, _, digest = path.name.partition("-")
             if cache_key != self._cache_key:
                 foreign = True

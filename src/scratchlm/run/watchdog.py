@@ -53,9 +53,9 @@ def stay_below_dvc() -> psutil.Process:
 def die_with_parent() -> None:
     """Exit this process when its parent exits."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        return
-    threading.Thread(target=_end_with, args=[psutil.Process(os.getppid())], daemon=True).start()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_end_with, args=[psutil.Process(os.getppid())], daemon=True).start()
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def main(pid: str) -> None:
     """Wait until the process `pid` has exited, then repair what it left."""
     with WATCHDOG_NOTE.open("a") as note:
         if _locked(note.fileno()):
-            if psutil.pid_exists(int(pid)):
+            with suppress(psutil.NoSuchProcess):
                 _wait_for_end(psutil.Process(int(pid)))
             with suppress(UserError):  # a watchdog has no output
                 repair()
@@ -135,11 +135,9 @@ def _end_with(process: psutil.Process) -> None:
 
 def _wait_for_end(process: psutil.Process) -> None:
     """`psutil.Process.wait()` blocks on a zombie until its parent collects it, so poll instead."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
             time.sleep(POLL_SECONDS)
-    except psutil.NoSuchProcess:
-        return
 
 
 def _running_dvcs() -> set[int]:
