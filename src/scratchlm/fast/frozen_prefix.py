@@ -4,9 +4,8 @@ Surprising: while a classifier trains, the blocks before the first trainable one
 in every step, as long as there is no dropout. `Texts` keeps that output and later batches start from it.
 
 Pays: the book's spam experiment (124M, last block trained, five epochs) is 10.2 times as fast as the book's code in
-float32 and 17.5 times in bfloat16; running eleven frozen blocks once is 67 of the 113 s (LOG.md). With 124M in
-bfloat16, every class and all printed digits of the losses are those of running the blocks in each step.
-Equal to GPTClassifier.forward: tests/unit/fast/test_frozen_prefix.py.
+float32 (LOG.md). With 124M in bfloat16, every class and all printed digits of the losses are those of running the
+blocks in each step. Equal to GPTClassifier.forward: tests/unit/fast/test_frozen_prefix.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -41,9 +40,9 @@ class Texts:
         return torch.cat(states), torch.tensor([len(text) for text in states])
 
     def class_logits(self, classifier: GPTClassifier, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """GPTClassifier.forward for a batch of these texts: (B, n_classes)."""
+        """GPTClassifier.forward for a batch of these texts, without padding: (B, n_classes)."""
         if not self._states:
-            return class_logits(classifier, inputs, lengths)
+            inputs, lengths = _encode(classifier, inputs, lengths, 0)
         return _finish(classifier, inputs, lengths, self._n_blocks)
 
     @torch.no_grad()
@@ -62,11 +61,6 @@ class Texts:
             states += encoded.split(read.tolist())
         classifier.train(was_training)
         self._n_blocks, self._states = n_blocks, states
-
-
-def class_logits(classifier: GPTClassifier, token_ids: Tensor, lengths: Tensor) -> Tensor:
-    """GPTClassifier.forward without padding: (B, T) int64, (B,) int64 -> (B, n_classes)."""
-    return _finish(classifier, *_encode(classifier, token_ids, lengths, 0), 0)
 
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:

@@ -5,8 +5,8 @@ Surprising: torch multiplies float32 matrices with MKL, whose kernels are slow o
 oneDNN rounds only on processors with matrix units (AMX). So the setting is "bf16" to get float32, and a probe whose
 last bit bfloat16 would lose takes it back where products do round.
 
-And glibc gives freed memory back to the system, which clears and maps each page again at the next step: a step of
-2 × 256 tokens in bfloat16 made 460 tokens/s, and makes 705 without that. Both numbers: 124M, two threads, LOG.md.
+And glibc gives freed memory back to the system, which clears and maps each page again at the next step: training in
+bfloat16 made 460 tokens/s, and makes 705 without that. Both: 124M, two threads, LOG.md.
 """
 
 import ctypes
@@ -22,10 +22,7 @@ NEVER, NONE = -1, 0  # never shrink the heap; map no block by itself, which free
 
 
 def set_up(run: Run, params: DeviceParams) -> None:
-    """Prepare this process to compute as `params` says, deterministically and fast, and note it in `run`.
-
-    Raises UserError if the device does not exist here.
-    """
+    """run.device.set_up, and fast. Raises UserError if the device does not exist here."""
     run_device.set_up(run, params)
     if run.device == "cpu":
         choose_float32_kernels()

@@ -4,10 +4,9 @@ Surprising: everything but attention treats each position on its own, so B rows 
 matrix, N real tokens in all. Only attention needs (B, T) rows, which are padded for it and unpadded after it. Where
 nothing but each row's last token is read, the last block computes keys and values of all tokens and the rest at one.
 
-Pays by how much the rows differ in length. The sample's data on a model of size `small`, float32, two threads: a
-training step on 8 messages, padded from 39 tokens on average to 95 and read at their last, is 2.2 times as fast, one
-on 8 instructions 1.06 times, and 16 prompts are read 1.2 times as fast. The functions walk the textbook blocks by their
-own submodules and give what GPTModel.hidden_states gives (tests/unit/fast/test_varlen.py).
+Pays by how much the rows differ in length: a training step (`small`, float32, two threads) on 8 messages, padded from
+39 tokens on average to 95, is 2.2 times as fast, one on 8 instructions 1.06 times. The functions walk the textbook
+blocks by their own submodules and give what GPTModel.hidden_states gives (tests/unit/fast/test_varlen.py).
 """
 
 import torch

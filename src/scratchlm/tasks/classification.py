@@ -16,13 +16,7 @@ from scratchlm.tasks.intervals import share_interval
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
 PREDICTION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("label", pa.int8()),
-        ("predicted", pa.int8()),
-        ("probability", pa.float64()),
-        ("text", pa.string()),
-    ]
+    {"id": pa.string(), "label": pa.int8(), "predicted": pa.int8(), "probability": pa.float64(), "text": pa.string()}
 )
 
 Rows = Sequence[Mapping[str, Any]]  # messages with id, label and text
@@ -31,11 +25,8 @@ Rows = Sequence[Mapping[str, Any]]  # messages with id, label and text
 class ClassifierEvaluation:
     """Scores of a classifier on the three splits."""
 
-    def __init__(
-        self, texts: Mapping[str, Texts], labels: Mapping[str, Sequence[int]], params: EvaluationParams
-    ) -> None:
-        self._texts, self._params = texts, params
-        self._labels = {split: np.array(classes) for split, classes in labels.items()}
+    def __init__(self, texts: Mapping[str, Texts], labels: Mapping[str, np.ndarray], params: EvaluationParams) -> None:
+        self._texts, self._labels, self._params = texts, labels, params
 
     def evaluate(self, model: GPTClassifier) -> dict[str, float]:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
@@ -49,9 +40,8 @@ class ClassifierEvaluation:
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every message of every split."""
-        batch_size = self._params.batch_size
         probabilities = {
-            split: spam_probabilities(model, texts, np.arange(len(texts)), batch_size)
+            split: spam_probabilities(model, texts, np.arange(len(texts)), self._params.batch_size)
             for split, texts in self._texts.items()
         }
         scores = {split: classification_scores(self._labels[split], found) for split, found in probabilities.items()}
@@ -97,23 +87,21 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
             "the classifier's probabilities are no longer numbers; lower learning_rate, raise warmup_steps, or use "
             "precision float32"
         )
-    from sklearn import (
-        metrics as sklearn_metrics,  # takes a second; preflight only reads parameters here
-    )
+    import sklearn.metrics  # takes a second; preflight only reads parameters here
 
     predicted = (probabilities > 0.5).astype(int)
-    (tn, fp), (fn, tp) = sklearn_metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+    (tn, fp), (fn, tp) = sklearn.metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
     low, high = share_interval(tp + tn, len(labels))
     scores = {
         "accuracy": (tp + tn) / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "precision": sklearn_metrics.precision_score(labels, predicted, zero_division=0.0),
-        "recall": sklearn_metrics.recall_score(labels, predicted, zero_division=0.0),
-        "f1": sklearn_metrics.f1_score(labels, predicted, zero_division=0.0),
-        "loss": sklearn_metrics.log_loss(labels, probabilities, labels=[0, 1]),
+        "precision": sklearn.metrics.precision_score(labels, predicted, zero_division=0.0),
+        "recall": sklearn.metrics.recall_score(labels, predicted, zero_division=0.0),
+        "f1": sklearn.metrics.f1_score(labels, predicted, zero_division=0.0),
+        "loss": sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]),
         "confusion": {"ham_as_ham": tn, "ham_as_spam": fp, "spam_as_ham": fn, "spam_as_spam": tp},
     }
     if len(set(labels.tolist())) == 2:
-        scores["auroc"] = sklearn_metrics.roc_auc_score(labels, probabilities)
+        scores["auroc"] = sklearn.metrics.roc_auc_score(labels, probabilities)
     return scores

@@ -15,10 +15,7 @@ from scratchlm.run.context import Run
 from scratchlm.run.params import Section
 
 RESPONSE_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "model", "instruction", "input", "output", "response")),
-        ("finished", pa.bool_()),
-    ]
+    dict.fromkeys(("id", "model", "instruction", "input", "output", "response"), pa.string()) | {"finished": pa.bool_()}
 )
 
 Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_token_ids, response_token_ids

@@ -104,12 +104,11 @@ class ResponseEvaluation:
 
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         rows = self._instructions.splits[split]
-        chosen = [rows[i] for i in evenly_spaced(len(rows), at_most)]
 
         def batch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return self._instructions.batch([chosen[i] for i in indices], mask_instruction=True)
+            return self._instructions.batch([rows[i] for i in indices], mask_instruction=True)
 
-        return measure_losses(model, batch, len(chosen), self._params.batch_size)
+        return measure_losses(model, batch, evenly_spaced(len(rows), at_most), self._params.batch_size)
 
 
 def mean_losses(losses: Mapping[str, Losses]) -> dict[str, float]:

@@ -14,13 +14,9 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     if len(values) < 2:
         return float(values[0]), float(values[0])
     interval = scipy.stats.bootstrap(
-        (np.asarray(values, dtype=float),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+        (np.asarray(values, dtype=float),), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
     return float(interval.low), float(interval.high)
 
 

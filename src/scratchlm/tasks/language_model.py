@@ -14,8 +14,6 @@ from scratchlm.run.errors import UserError
 from scratchlm.training.losses import row_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
-
-
 Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
@@ -37,8 +35,8 @@ class Losses(NamedTuple):
 
 
 @torch.no_grad()
-def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) -> Losses:
-    """The loss of each of `n_rows` rows. rows: indices -> inputs, targets, (B, T) int64 each.
+def measure_losses(model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
+    """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each.
 
     The model is left in the mode it was in; no random stream is touched.
     """
@@ -46,11 +44,9 @@ def measure_losses(model: GPTModel, rows: Arrays, n_rows: int, batch_size: int) 
     was_training = model.training
     model.eval()
     sums, counts = [], []
-    for start in range(0, n_rows, batch_size):
-        inputs, targets = rows(np.arange(start, min(n_rows, start + batch_size)))
-        row_sums, row_counts = row_losses(
-            model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
-        )
+    for start in range(0, len(chosen), batch_size):
+        inputs, targets = (torch.from_numpy(part).to(device) for part in rows(chosen[start : start + batch_size]))
+        row_sums, row_counts = row_losses(model, inputs, targets)
         sums.append(row_sums.numpy())
         counts.append(row_counts.numpy())
     model.train(was_training)

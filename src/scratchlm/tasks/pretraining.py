@@ -92,5 +92,4 @@ class CorpusEvaluation:
 
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         windows = self._windows(split)
-        chosen = evenly_spaced(len(windows), at_most)
-        return measure_losses(model, lambda i: windows.batch(chosen[i]), len(chosen), self._params.batch_size)
+        return measure_losses(model, windows.batch, evenly_spaced(len(windows), at_most), self._params.batch_size)

@@ -60,16 +60,12 @@ class SpamResult(NamedTuple):
 
 
 def finetune_spam(
-    backbone: GPTModel,
-    messages: Messages,
-    pad_token_id: int,
-    params: FinetuneSpamParams,
-    evaluation_params: EvaluationParams,
-    run: Run,
-) -> SpamResult:
+    backbone: GPTModel, messages: Messages, pad_token_id: int, params: FinetuneSpamParams,
+    evaluation_params: EvaluationParams, run: Run,
+) -> SpamResult:  # fmt: skip
     """Finetune `backbone` on the train split and measure all three."""
     token_ids = {split: [row["token_ids"] for row in rows] for split, rows in messages.items()}
-    labels = {split: [row["label"] for row in rows] for split, rows in messages.items()}
+    labels = {split: np.array([row["label"] for row in rows]) for split, rows in messages.items()}
     width = padded_width(params.padding, token_ids["train"], backbone.config.context_length)
     texts = {split: padded_texts(found, pad_token_id, width) for split, found in token_ids.items()}
     classifier = build_spam_classifier(backbone, params, run.seed).to(run.device)
@@ -93,9 +89,8 @@ def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -
     changes = ablations[variant]
     if "base" in changes:
         raise UserError(f"spam_ablations.{variant}: base cannot vary, the graph is wired by it; set finetune_spam.base")
-    return check_params(
-        params.model_dump() | changes, FinetuneSpamParams, source=f"spam_ablations.{variant}", whole=True
-    )
+    values = params.model_dump() | changes
+    return check_params(values, FinetuneSpamParams, source=f"spam_ablations.{variant}", whole=True)
 
 
 def build_spam_classifier(backbone: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:
@@ -124,9 +119,9 @@ def padded_texts(token_ids: Sequence[Sequence[int]], pad_token_id: int, width: i
     return Texts(torch.from_numpy(padded), torch.from_numpy(lengths))
 
 
-def spam_task(texts: Texts, labels: Sequence[int], params: TrainingParams, evaluation: ClassifierEvaluation) -> Task:
+def spam_task(texts: Texts, labels: np.ndarray, params: TrainingParams, evaluation: ClassifierEvaluation) -> Task:
     """The loop's task for messages and their classes, one each."""
-    classes = torch.tensor(labels)
+    classes = torch.from_numpy(labels)
 
     def batch(indices: np.ndarray) -> Batch:
         return Batch((*texts.batch(indices.tolist()), classes[indices]), len(indices))

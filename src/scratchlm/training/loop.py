@@ -96,9 +96,8 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
         while True:
             if state.evaluation_due():
                 if n_scored:
-                    seconds = time.perf_counter() - start
-                    speed = {"scored_per_second": n_scored / seconds, "training_seconds": seconds}
-                    run.record({"step": state.step, **speed})
+                    s = time.perf_counter() - start
+                    run.record({"step": state.step, "scored_per_second": n_scored / s, "training_seconds": s})
                 state.evaluate()
                 start, n_scored = time.perf_counter(), 0
             if state.step == n_steps:

@@ -49,9 +49,5 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
     decayed = [p for p in trainable if p.dim() >= 2 or params.weight_decay_on == "all"]
     spared = [p for p in trainable if p.dim() < 2 and params.weight_decay_on == "matrices"]
     groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=params.learning_rate,
-        betas=(params.beta1, params.beta2),
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    return AdamW(groups, lr=params.learning_rate, betas=(params.beta1, params.beta2), fused=True)

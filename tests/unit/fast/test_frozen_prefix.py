@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scratchlm.fast import frozen_prefix
-from scratchlm.fast.frozen_prefix import Texts, class_logits, n_frozen_blocks, worth_caching
+from scratchlm.fast.frozen_prefix import Texts, n_frozen_blocks, worth_caching
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
 from tests.unit.model.test_classifier import LENGTHS, TINY, TOKEN_IDS, classifier
 
@@ -16,11 +16,11 @@ from tests.unit.model.test_classifier import LENGTHS, TINY, TOKEN_IDS, classifie
 def test_logits_and_gradients_without_padding_are_the_textbook_classifiers(
     position: Position, trainable: Trainable
 ) -> None:
-    found = []
+    unpadded, found = Texts(TOKEN_IDS, LENGTHS), []
     for textbook in (True, False):
         model = classifier(position).double()
         freeze(model, trainable)
-        logits = model(TOKEN_IDS, LENGTHS) if textbook else class_logits(model, TOKEN_IDS, LENGTHS)
+        logits = model(TOKEN_IDS, LENGTHS) if textbook else unpadded.class_logits(model, TOKEN_IDS, LENGTHS)
         logits.square().sum().backward()
         found.append((logits.detach(), {path: p.grad for path, p in model.named_parameters() if p.requires_grad}))
     torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=1e-9)

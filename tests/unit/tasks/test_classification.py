@@ -39,7 +39,7 @@ def texts_of(rows: list[dict[str, Any]]) -> Texts:
 
 def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> ClassifierEvaluation:
     texts = {split: texts_of(rows) for split, rows in splits.items()}
-    labels = {split: [row["label"] for row in rows] for split, rows in splits.items()}
+    labels = {split: np.array([row["label"] for row in rows]) for split, rows in splits.items()}
     return ClassifierEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
 
 

@@ -36,7 +36,7 @@ MASKED[5, [0, 7]] = IGNORE_INDEX
 
 
 def losses_of(model: GPTModel, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 3) -> Losses:
-    return measure_losses(model, lambda i: (inputs[i], targets[i]), len(inputs), batch_size)
+    return measure_losses(model, lambda i: (inputs[i], targets[i]), np.arange(len(inputs)), batch_size)
 
 
 def test_a_model_that_knows_nothing_is_in_doubt_among_all_tokens(tiny_gpt: Build) -> None:

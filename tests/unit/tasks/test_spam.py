@@ -88,7 +88,7 @@ def test_the_width_is_the_longest_training_message_or_what_was_asked_for_within_
 
 
 def task_of(params: FinetuneSpamParams) -> Task:
-    return spam_task(padded_texts(TOKEN_IDS, 0, 4), LABELS, params, SimpleNamespace(evaluate=dict))  # type: ignore
+    return spam_task(padded_texts(TOKEN_IDS, 0, 4), np.array(LABELS), params, SimpleNamespace(evaluate=dict))  # type: ignore
 
 
 def test_a_batch_by_hand(params: Any) -> None:
