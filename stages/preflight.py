@@ -24,16 +24,9 @@ from stages import (
 
 
 class Params(
-    download.Params,
-    tokenize.Params,
-    pretrain.Params,
-    load_gpt2.Params,
-    finetune_spam.Params,
-    ablate_spam.Params,
-    finetune_instruct.Params,
-    generate.Params,
-    judge.Params,
-):
+    download.Params, tokenize.Params, pretrain.Params, load_gpt2.Params, finetune_spam.Params, ablate_spam.Params,
+    finetune_instruct.Params, generate.Params, judge.Params,
+):  # fmt: skip
     """Every parameter that some stage reads."""
 
 
@@ -41,9 +34,8 @@ def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path, m
     p = read_params(params, Params, whole=True)
     check_together(p)
     for path in leftover_metrics(p, loaded, ablated):
-        print(
-            f"preflight: {path} belongs to no stage of params.yaml; delete it if you no longer need it", file=sys.stderr
-        )
+        sentence = f"{path} belongs to no stage of params.yaml; delete it if you no longer need it"
+        print(f"preflight: {sentence}", file=sys.stderr)
     set_up(run, p)
     write_json(metrics, describe_arithmetic(run.device))
     write_text(marker, "params.yaml was checked\n")

@@ -8,11 +8,8 @@ from torch.nn import functional
 
 def describe_arithmetic(device: str) -> dict[str, str]:
     """The fingerprint of a device, and the name of what computes there, for a person to read."""
-    if device == "cuda":
-        kernels = torch.cuda.get_device_name(device)
-    else:
-        kernels = torch.backends.cpu.get_cpu_capability() if device == "cpu" else device
-    return {"arithmetic": arithmetic_fingerprint(device), "kernels": kernels}
+    named = {"cuda": torch.cuda.get_device_name, "cpu": torch.backends.cpu.get_cpu_capability}
+    return {"arithmetic": arithmetic_fingerprint(device), "kernels": named.get(device, lambda: device)()}
 
 
 def arithmetic_fingerprint(device: str = "cpu") -> str:

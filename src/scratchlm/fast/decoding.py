@@ -1,5 +1,10 @@
 """The model as decoding runs it fastest: packed weights, and prompts without padding.
 
+Surprising: with one or a few rows, a product is as slow as the reading of its weights. oneDNN reads those that are
+stored in the blocks of its kernels at 44 GB/s, a plain matrix at 17 (one row, float32, LOG.md). torch has no public
+function for it, so two private ones of torch.ops.mkldnn are called. Equal to the plain layers but for the order of sums
+(tests/unit/fast/test_decoding.py).
+
 Pays: with dense caches, GELU inside the product and prompts read without padding, 16 prompts of 64 tokens and 64 new
 ones (124M) went from 404 to 535 tokens/s in float32 and from 654 to 839 in bfloat16 (LOG.md).
 """
@@ -8,12 +13,12 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from scratchlm.fast.packed_weights import pack_weights
+from scratchlm.arithmetic.layers import Linear
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.attention import KVCache
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import FeedForward, GPTModel
 
 
 class DecodingGPT(GPTModel):
@@ -41,3 +46,36 @@ def for_inference(model: GPTModel) -> DecodingGPT:
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
     return twin.eval()  # type: ignore[return-value]
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with its weights converted once, without gradients. (…, C) -> (…, C')."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.dtype = dtype
+        self.activation = "none"  # or "gelu", in its tanh approximation
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "tanh")
+
+
+def pack_weights(model: GPTModel) -> None:
+    """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
+
+    In the precision of the products of the autocast around the call. Does nothing where oneDNN has no kernels.
+    """
+    if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return
+    for path, module in [*model.named_modules()]:
+        if type(module) is Linear:
+            model.set_submodule(path, PackedLinear(module, dtype))
+    for module in model.modules():
+        if isinstance(module, FeedForward) and isinstance(module.expansion, PackedLinear):
+            module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 """Start without torch's compiler.
 
 Surprising: torch imports its compiler (torch._dynamo) in three places although nothing is compiled, which takes 0.85 s
-of each stage, about 5 s of the sample (LOG.md, "What fast tokenizing and a fast start are made of"):
+of each stage (LOG.md):
 - use_deterministic_algorithms; run/device.py sets the debug mode, which does the same;
 - the meta device, where torch.nn.init and some operations such as torch.cat have only compiled forms: `shapes_only`;
 - the optimizers, whose methods are wrapped to keep the compiler out: `AdamW`.

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,10 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
 
 
 def _interval_seconds() -> float:
-    given = os.environ.get(INTERVAL_VARIABLE, str(INTERVAL_SECONDS))
-    try:
+    given, seconds = os.environ.get(INTERVAL_VARIABLE, str(INTERVAL_SECONDS)), -1.0
+    with suppress(ValueError):
         seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds < math.inf:
         raise UserError(
             f"{INTERVAL_VARIABLE} is {given!r}, but must be a number of seconds, 0 or more; correct or unset it"
         )

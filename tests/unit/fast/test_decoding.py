@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from scratchlm.fast.decoding import for_inference
-from scratchlm.fast.packed_weights import PackedLinear
+from scratchlm.fast.decoding import PackedLinear, for_inference
 from scratchlm.model.attention import KVCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import GREEDY, Stopping, generate
