@@ -5,7 +5,6 @@ import glob
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,40 +35,35 @@ def atomic_write(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Like atomic_write, for a folder: an existing `target` is replaced as a whole."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (target.with_name(f".{target.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                flush(path)
+    with temporary_folder(target) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        for path in filter(Path.is_file, new.rglob("*")):
+            flush(path)
         if target.exists():
             target.rename(old)  # deleting it in place would leave half of it if interrupted
         try:
-            temporary.replace(target)
+            new.replace(target)
         except OSError:
             if old.exists():
                 old.rename(target)
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, for scratch files; it is deleted when the block exits."""
     beside.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent) as folder:
+    with TemporaryDirectory(
+        prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent, ignore_cleanup_errors=True
+    ) as folder:
         yield Path(folder)
 
 
 def stale_temporary_files(target: Path) -> list[Path]:
-    """The files that the functions above leave beside `target` if the process is killed."""
-    name = f".{glob.escape(target.name)}"
-    return [path for end in ("tmp", "old") for path in target.parent.glob(f"{name}.*.{end}")]
+    """The files and folders that the functions above leave beside `target` if the process is killed."""
+    return list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
 
 
 def write_text(path: Path, text: str) -> None:

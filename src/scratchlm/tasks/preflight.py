@@ -68,17 +68,14 @@ def _bases(params: Any) -> Iterator[str]:
 def _contexts(params: Any) -> Iterator[str]:
     """No stage may need a longer context than its model has."""
     lengths = {"pretrain": params.model.context_length}
-    for size in params.gpt2_sizes:
-        lengths[f"gpt2-{size}"] = published_config(size).context_length
-    wanted = [("evaluation.context_length", params.evaluation.context_length, name) for name in lengths]
-    spam, instruct = params.finetune_spam, params.finetune_instruct
-    if isinstance(spam.padding, int):
-        wanted.append(("finetune_spam.padding", spam.padding, spam.base))
-    for name in params.spam_ablations:
-        padding = varied(spam, params.spam_ablations, name).padding
-        if isinstance(padding, int):
-            wanted.append((f"spam_ablations.{name}.padding", padding, spam.base))
-    wanted.append(("generate.max_new_tokens", params.generate.max_new_tokens, instruct.base))
+    lengths |= {f"gpt2-{size}": published_config(size).context_length for size in params.gpt2_sizes}
+    spam, ablations = params.finetune_spam, params.spam_ablations
+    wanted = [
+        *(("evaluation.context_length", params.evaluation.context_length, name) for name in lengths),
+        ("finetune_spam.padding", spam.padding, spam.base),
+        *((f"spam_ablations.{name}.padding", varied(spam, ablations, name).padding, spam.base) for name in ablations),
+        ("generate.max_new_tokens", params.generate.max_new_tokens, params.finetune_instruct.base),
+    ]
     for key, n_tokens, model in wanted:
-        if n_tokens > lengths.get(model, n_tokens):
+        if n_tokens != "longest" and n_tokens > lengths.get(model, n_tokens):
             yield f"{key} is {n_tokens}, but {model} has a context of {lengths[model]} tokens; lower it to that or less"
