@@ -47,10 +47,7 @@ class Texts:
 
     @torch.no_grad()
     def cache_frozen_blocks(self, classifier: GPTClassifier, batch_size: int) -> None:
-        """Run the frozen blocks on every text; valid while they stay frozen. Does nothing if none is.
-
-        No random stream is touched.
-        """
+        """Run the frozen blocks, if there are any, on every text; valid while they stay frozen. Draws nothing."""
         if not (n_blocks := n_frozen_blocks(classifier)):
             return
         device, was_training = classifier.trunk.token_embedding.weight.device, classifier.training

@@ -71,10 +71,7 @@ def last_token_states(
 
 
 def embed(model: GPTModel, token_ids: Tensor, layout: VarlenLayout) -> Tensor:
-    """The sum of token and position embeddings: (N,) int64 -> (N, C).
-
-    Raises ValueError for a row longer than the context.
-    """
+    """Token plus position embeddings: (N,) int64 -> (N, C). Raises ValueError for a row longer than the context."""
     model.check_length(layout.max_seqlen)
     return model.dropout(model.token_embedding(token_ids) + model.position_embedding(layout.positions))
 

@@ -26,10 +26,7 @@ def self_attention(x: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot-product attention with trainable query, key and value projections.
-
-    forward: (B, T, C_in) -> (B, T, C_out). Source: Vaswani et al. 2017, section 3.2.1.
-    """
+    """Scaled dot-product attention: (B, T, C_in) -> (B, T, C_out). Source: Vaswani et al. 2017, section 3.2.1."""
 
     def __init__(self, emb_in: int, emb_out: int, qkv_bias: bool = False) -> None:
         super().__init__()
@@ -42,10 +39,7 @@ class SelfAttention(nn.Module):
 
 
 class CausalAttention(SelfAttention):
-    """SelfAttention in which a position sees only itself and what came before; dropout on the weights.
-
-    forward: (B, T, C_in) -> (B, T, C_out).
-    """
+    """SelfAttention where a position sees only itself and the past, with dropout: (B, T, C_in) -> (B, T, C_out)."""
 
     def __init__(self, emb_in: int, emb_out: int, dropout: float, qkv_bias: bool = False) -> None:
         super().__init__(emb_in, emb_out, qkv_bias)
@@ -58,10 +52,7 @@ class CausalAttention(SelfAttention):
 
 
 class MultiHeadAttentionWrapper(nn.Module):
-    """Several CausalAttention heads side by side, their outputs concatenated.
-
-    forward: (B, T, C_in) -> (B, T, H * C_out).
-    """
+    """Several CausalAttention heads side by side, their outputs concatenated: (B, T, C_in) -> (B, T, H * C_out)."""
 
     def __init__(self, emb_in: int, emb_out: int, dropout: float, n_heads: int, qkv_bias: bool = False) -> None:
         super().__init__()

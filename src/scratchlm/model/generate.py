@@ -1,8 +1,7 @@
 """From logits to text: filters and sampling, and the loop that decodes a batch with a KV cache."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import Field
@@ -30,8 +29,7 @@ class SamplingParams(Strict):
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
 
-@dataclass(frozen=True)
-class Stopping:
+class Stopping(NamedTuple):
     """When a row ends: at max_new_tokens, at the end token, or once is_complete(row, new_token_ids) is true."""
 
     max_new_tokens: int
@@ -39,8 +37,7 @@ class Stopping:
     is_complete: Callable[[int, list[int]], bool] | None = None  # see stop_at
 
 
-@dataclass(frozen=True)
-class Generation:
+class Generation(NamedTuple):
     """The new token ids of one prompt, without the end token, and whether the row ended before max_new_tokens."""
 
     token_ids: list[int]

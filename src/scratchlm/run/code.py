@@ -75,10 +75,7 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def refuse_other_code(record: Path) -> None:
-    """Raises UserError if files or packages are not those of a JSON file of stage_code, on which the result depends.
-
-    A local part of a version (2.13.0+cpu) does not count.
-    """
+    """Raises UserError if a file or package in a record of stage_code has changed; a version's +cpu does not count."""
     code: Mapping[str, Any] = read_json(record)
     for name, digest in code["files"].items():
         if not Path(name).exists() or sha256_of(Path(name)) != digest:

@@ -41,10 +41,7 @@ def set_up(run: Run, params: DeviceParams) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """The kind of device that a name of params.yaml means; `auto` takes cuda, then mps, then cpu.
-
-    Raises UserError if the device is not there.
-    """
+    """The device that a name means; `auto` takes cuda, then mps, then cpu. Raises UserError if it is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return next(device for device, available in there.items() if available)

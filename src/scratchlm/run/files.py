@@ -73,10 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted keys, floats rounded to six significant digits.
-
-    Raises UserError for NaN and infinities: JSON has none, and a result that holds one is wrong.
-    """
+    """Sorted keys, floats of six significant digits. Raises ValueError for NaN and infinities: JSON has none."""
     write_text(path, json.dumps(_rounded(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

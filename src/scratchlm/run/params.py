@@ -44,10 +44,7 @@ def check_params(values: Any, section: type[Params], *, source: str, whole: bool
 
 
 def load_yaml(path: Path) -> Any:
-    """The content of a YAML file, numbers read as DVC reads them (YAML 1.2).
-
-    Raises UserError if the file is missing or is not YAML.
-    """
+    """A YAML file's content, numbers read as in YAML 1.2, like DVC. Raises UserError if it is missing or not YAML."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:

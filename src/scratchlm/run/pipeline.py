@@ -25,10 +25,7 @@ def read_stages(folder: Path = Path()) -> dict[str, Any]:
 
 
 def resolved_stages(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The stages of a parsed dvc.yaml by the names that `dvc dag` gives them.
-
-    Raises UserError if `params` lacks what a template names.
-    """
+    """The stages of a parsed dvc.yaml by `dvc dag`'s names. Raises UserError if `params` lacks what they name."""
     stages: dict[str, Any] = {}
     for name, stage in pipeline["stages"].items():
         if "foreach" in stage:
@@ -52,10 +49,7 @@ def code_record(stage: Mapping[str, Any]) -> Path | None:
 
 
 def cache_key(stage: Mapping[str, Any]) -> str:
-    """A hash of all that DVC compares before it reruns a stage: command, inputs, code, packages, parameters.
-
-    64 hex digits. Equal for two runs exactly if they must have the same result.
-    """
+    """A hash (64 hex digits) of all that DVC compares before it reruns a stage: equal exactly if the result must be."""
     params = load_yaml(Path("params.yaml"))
     known = {
         "cmd": stage["cmd"],

@@ -22,10 +22,7 @@ Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_t
 
 
 class GenerateParams(Section):
-    """before: also answer with the base model, to see what finetuning changed.
-
-    stop: texts that end a response besides the end token, and are not part of it.
-    """
+    """before: also answer with the base model. stop: texts that end a response too, not part of it."""
 
     before: bool
     batch_size: Annotated[int, Field(ge=1)]

@@ -27,10 +27,7 @@ SAMPLE_TOKENS = 64
 
 
 class FinetuneInstructParams(TrainingParams):
-    """base: a folder of data/models. mask_instruction: score the response only.
-
-    With `lora`, its matrices train instead of the weights.
-    """
+    """base: a folder of data/models. mask_instruction: score the response only. lora: train its matrices instead."""
 
     base: Annotated[str, Field(min_length=1)]
     mask_instruction: bool

@@ -25,10 +25,7 @@ class Losses(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """Nats per scored token: every token weighs the same, whatever row it is in.
-
-        Raises UserError if no token is scored, as when prompts fill the whole context.
-        """
+        """Nats per scored token over all rows. Raises UserError if none is scored, as when prompts fill the context."""
         if not self.counts.sum():
             raise UserError("no token is scored, so there is no mean loss; use a model with a longer context")
         return float(self.sums.sum() / self.counts.sum())
@@ -67,10 +64,7 @@ def example_id(name: str, content: bytes) -> str:
 
 
 def perplexity(nats_per_token: float) -> float:
-    """e to the loss: the effective number of equally likely next tokens. Jelinek et al. 1977.
-
-    Raises UserError for a loss so large that this is no floating-point number.
-    """
+    """e to the loss: the effective number of next tokens. Jelinek et al. 1977. Raises UserError where it overflows."""
     try:
         return math.exp(nats_per_token)
     except OverflowError:

@@ -12,10 +12,7 @@ from scratchlm.tasks.spam import varied
 
 
 def check_together(params: Any) -> None:
-    """Raises UserError with one sentence for each combination that cannot work.
-
-    params: all of params.yaml, each section of its own type.
-    """
+    """Raises UserError with one sentence for each combination in `params`, all of params.yaml, that cannot work."""
     resolve_device(params.device)
     params.model.config(vocab_size=1)
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params)]

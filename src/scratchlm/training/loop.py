@@ -137,10 +137,7 @@ class TrainingState:
         return due and not (self.curve and self.curve[-1]["step"] == self.step)
 
     def evaluate(self) -> None:
-        """Add a row to the curve, and a sample if the task writes one.
-
-        Raises UserError for a metric that is not finite.
-        """
+        """Add a row to the curve, and a sample if there is one. Raises UserError for a metric that is not finite."""
         task = self.task
         self.model.eval()
         with torch.no_grad(), self.run.autocast():
@@ -193,10 +190,7 @@ class TrainingState:
 
 
 def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """The examples of one step, (batch_size,) int64; each epoch is its own shuffle.
-
-    A function of its arguments alone: nothing is carried from step to step.
-    """
+    """The examples of one step, (batch_size,) int64: each epoch is its own shuffle, by the arguments alone."""
     epoch, place = divmod(step, n_examples // batch_size)
     order = _epoch_order(n_examples, seed, epoch)
     return order[place * batch_size : (place + 1) * batch_size]
