@@ -15,16 +15,11 @@ def scratchlm() -> None:
     """Use the models that `dvc repro` built, and compare and verify its results."""
 
 
-app.command()(models.chat)
-app.command()(models.classify)
-app.command()(models.export)
+for command in (models.chat, models.classify, models.export):
+    app.command()(command)
 app.command("import")(models.import_model)
-app.command()(pipeline.results)
-app.command()(pipeline.repair)
-app.command()(pipeline.verify)
-app.command()(pipeline.compare)
-app.command()(pipeline.seeds)
-app.command()(pipeline.build)
+for command in (pipeline.results, pipeline.repair, pipeline.verify, pipeline.compare, pipeline.seeds, pipeline.build):
+    app.command()(command)
 app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 
 

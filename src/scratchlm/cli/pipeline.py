@@ -50,7 +50,7 @@ def compare(
 ) -> None:
     """Say of each metric whether a revision is better, worse, or no different; a single one: than the workspace."""
     from scratchlm.compare.compare import compare_revisions
-    from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text
+    from scratchlm.compare.text import comparison_json, comparison_text
 
     if plot:
         from scratchlm.compare.chart import check_chart_path, write_comparison_chart
@@ -60,7 +60,7 @@ def compare(
     if format == "json":
         typer.echo(comparison_json(comparisons))
     else:
-        typer.echo((comparison_text if format == "text" else comparison_markdown)(comparisons, everything=all))
+        typer.echo(comparison_text(comparisons, everything=all, markdown=format == "markdown"))
     if plot:
         write_comparison_chart(plot, comparisons)
 
@@ -74,8 +74,7 @@ def seeds(
 ) -> None:
     """Rerun one stage with several seeds: the spread of its metrics, and the minimum detectable difference."""
     from scratchlm.compare.chart import check_chart_path, write_seeds_chart
-    from scratchlm.compare.seeds import run_seeds
-    from scratchlm.compare.spread import spreads
+    from scratchlm.compare.seeds import run_seeds, spreads
     from scratchlm.compare.text import seeds_json, seeds_text
 
     if plot:
@@ -85,16 +84,14 @@ def seeds(
     if format == "json":
         typer.echo(seeds_json(stage, results, metrics))
     else:
-        typer.echo(
-            f"{stage}, {seeds} runs with seeds {min(results)} to {max(results)}, on the same data and base model"
-        )
-        typer.echo(f"\n{seeds_text(metrics)}")
+        runs = f"{seeds} runs with seeds {min(results)} to {max(results)}"
+        typer.echo(f"{stage}, {runs}, on the same data and base model\n\n{seeds_text(metrics)}")
     if plot:
         write_seeds_chart(plot, f"{stage}, {seeds} seeds", metrics)
 
 
 def build(revision: Annotated[str, typer.Argument(help="a branch, tag or commit")]) -> None:
     """Build a revision's results into DVC's cache, so that `compare` finds them; print the revision that has them."""
-    from scratchlm.compare.build import build
+    from scratchlm.compare.clone import build
 
     typer.echo(build(Path(), revision))

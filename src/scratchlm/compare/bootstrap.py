@@ -151,13 +151,9 @@ def _difference(first: Statistic, second: Statistic, resampled: np.ndarray) -> P
 
 def _resamples(n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of R resamples: counts of the n examples, (R, n), and of two pseudo-observations, (R, 2)."""
-    left = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWS // n))
-    number = 0
-    while left:
-        size = min(left, max(1, BLOCK // n))
-        yield _block(n, size, number)
-        left -= size
-        number += 1
+    total, size = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWS // n)), max(1, BLOCK // n)
+    for number, start in enumerate(range(0, total, size)):
+        yield _block(n, min(size, total - start), number)
 
 
 @lru_cache(maxsize=4)

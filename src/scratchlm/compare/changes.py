@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from scratchlm.compare.revision import LOCK, PARAMETERS, MissingArtifact, Revision, recorded_hashes
@@ -55,7 +56,14 @@ def read_build(revision: Revision) -> Build:
     locked = (revision.yaml(LOCK) or {}).get("stages", {})
     now = revision.yaml(PARAMETERS)
     pinned = locked_versions(revision.read(PACKAGES).decode("utf-8"))
-    digests: dict[str, str | None] = {}
+
+    @cache
+    def digest(path: str, algorithm: str) -> str | None:
+        try:
+            return hashlib.new(algorithm, revision.read(path), usedforsecurity=False).hexdigest()
+        except MissingArtifact:
+            return None
+
     build = Build({}, {}, {}, {}, [], {}, {}, {}, [])
     for stage in revision.stages():
         entry = locked.get(stage)
@@ -66,9 +74,8 @@ def read_build(revision: Revision) -> Build:
         metrics = {path: md5 for path, md5 in outs.items() if path.startswith("metrics/")}
         if not metrics:
             continue
-        records = {
-            path: md5 for path, md5 in recorded_hashes(entry.get("deps")).items() if path.startswith(CODE_FOLDER)
-        }
+        inputs = recorded_hashes(entry.get("deps"))
+        records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}
         code = _code(revision, records, build.lost)
         parameters = entry.get("params", {}).get(PARAMETERS, {})
         command = {f"command of {stage}": " ".join(str(entry.get("cmd")).split())}
@@ -80,13 +87,11 @@ def read_build(revision: Revision) -> Build:
         build.outs.update(outs)
         for name in (*code["files"], *records, *command):
             build.users[name] = (*build.users.get(name, ()), stage)
-        for path in code["files"].keys() - digests:
-            digests[path] = _digest(revision, path, "sha256")
         values = [(value_at(now, key), value) for key, value in parameters.items()]
         values += [(pinned.get(name), version) for name, version in code["packages"].items()]
-        values += [(digests[path], digest) for path, digest in code["files"].items()]
+        values += [(digest(path, "sha256"), sha256) for path, sha256 in code["files"].items()]
         written = metrics | {path: md5 for path, md5 in records.items() if path not in build.lost}
-        values += [(_digest(revision, path, "md5"), md5) for path, md5 in written.items()]
+        values += [(digest(path, "md5"), md5) for path, md5 in written.items()]
         if any(is_now != was for is_now, was in values):
             build.behind.append(stage)
     return build
@@ -98,17 +103,17 @@ def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mappi
     Where a record of the code is lost, the records' own hashes say which stages' code or packages differ.
     """
     lost = first.lost or second.lost
+
+    def users(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*first.users.get(name, ()), *second.users.get(name, ()))))
+
     code = [{**(build.records if lost else build.files), **build.commands} for build in (first, second)]
     return Changes(
         _different(first.parameters, second.parameters),
         [] if lost else _different(first.packages, second.packages),
         _different(*(_files(source) for source in sources)),
-        [change._replace(stages=_users(change.name, first, second)) for change in _different(*code)],
+        [change._replace(stages=users(change.name)) for change in _different(*code)],
     )
-
-
-def _users(name: str, *builds: Build) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(stage for build in builds for stage in build.users.get(name, ())))
 
 
 def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
@@ -128,10 +133,3 @@ def _code(revision: Revision, records: Iterable[str], lost: list[str]) -> dict[s
         except MissingArtifact:
             lost.append(record)
     return {"files": {}, "packages": {}}
-
-
-def _digest(revision: Revision, path: str, algorithm: str) -> str | None:
-    try:
-        return hashlib.new(algorithm, revision.read(path), usedforsecurity=False).hexdigest()
-    except MissingArtifact:
-        return None

@@ -1,6 +1,7 @@
 """Charts of a comparison (a forest plot) and of the runs with several seeds (a strip plot)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE, Comparison, Row
 from scratchlm.compare.records import better
-from scratchlm.compare.spread import Spread, split
+from scratchlm.compare.seeds import Spread, split
 from scratchlm.compare.text import difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import format_number
@@ -38,19 +39,15 @@ def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> Non
     the centre is better, whether the metric should rise or fall.
     Raises UserError as check_chart_path does, or if there is nothing to draw.
     """
-    panels = [(c, [row for row in c.rows if row.interval and row.verdict in COLOURS]) for c in comparisons]
-    panels = [(comparison, rows) for comparison, rows in panels if rows]
+    drawn = [(c, [row for row in c.rows if row.interval and row.verdict in COLOURS]) for c in comparisons]
+    panels = [(comparison, rows) for comparison, rows in drawn if rows]
     if not panels:
         raise UserError("no metric has an interval to draw; compare revisions whose results differ")
     heights = [HEAD_INCHES + ROW_INCHES * len(rows) for _, rows in panels]
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 9.0, "svg.fonttype": "none", "svg.hashsalt": "compare"})
-        figure = Figure(figsize=(WIDTH_INCHES, sum(heights)), layout="constrained")
+    with _saved_figure(path, "compare", sum(heights), font_size=9.0) as figure:
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
         for axis, (comparison, rows) in zip(axes, panels, strict=True):
             _draw_intervals(axis, comparison, rows)
-        _save(figure, path)
 
 
 def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> None:
@@ -61,11 +58,7 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
     varying, _ = split(metrics)
     if not varying:
         raise UserError(f"{title}: no metric varies, so there is nothing to plot; leave out --plot")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": 8.0, "svg.fonttype": "none", "svg.hashsalt": "seeds"})
-        height = TITLE_INCHES + STRIP_INCHES * len(varying)
-        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    with _saved_figure(path, "seeds", TITLE_INCHES + STRIP_INCHES * len(varying), font_size=8.0) as figure:
         figure.suptitle(f"{title}: one point per run; grey: minimum detectable difference, around the mean")
         axes = figure.subplots(len(varying), squeeze=False)[:, 0]
         for axis, (name, row) in zip(axes, varying.items(), strict=True):
@@ -76,7 +69,6 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
             axis.set_ylabel(name, rotation=0, ha="right", va="center")
             axis.set_yticks([])
             axis.spines[["left", "right", "top"]].set_visible(False)
-        _save(figure, path)
 
 
 def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> None:
@@ -91,9 +83,8 @@ def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> 
     axis.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.5), xticks=[])
     axis.set_title(f"{comparison.second} compared with {comparison.first}")
     axis.set_xlabel("← worse     difference with its 95 % interval, each metric on its own scale     better →")
-    axis.set_yticks(
-        range(len(rows)), [f"{row.metric}  {format_number(row.first)} → {format_number(row.second)}" for row in rows]
-    )
+    values = [f"{row.metric}  {format_number(row.first)} → {format_number(row.second)}" for row in rows]
+    axis.set_yticks(range(len(rows)), values)
     right = axis.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), ["{} ({})".format(*difference_cells(row)) for row in rows])
     for side in (axis, right):
@@ -102,7 +93,14 @@ def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> 
             spine.set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+@contextmanager
+def _saved_figure(path: Path, name: str, height: float, font_size: float) -> Iterator[Figure]:
+    """Yield a figure that is saved when the block ends; the user's matplotlibrc is ignored. height: in inches."""
     check_chart_path(path)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=DATES[path.suffix])
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"font.size": font_size, "svg.fonttype": "none", "svg.hashsalt": name})
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+        yield figure
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=DATES[path.suffix])

@@ -67,16 +67,12 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
             status = process.wait()
         finally:
             if process.poll() is None:
-                _stop(process)
+                os.killpg(process.pid, signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(SECONDS_TO_STOP)
+                with suppress(ProcessLookupError):  # all have exited
+                    os.killpg(process.pid, signal.SIGKILL)
     return status, kept.decode("utf-8", errors="replace")
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    os.killpg(process.pid, signal.SIGINT)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(SECONDS_TO_STOP)
-    with suppress(ProcessLookupError):  # all have exited
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _neutral_environment() -> dict[str, str]:

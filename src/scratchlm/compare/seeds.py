@@ -1,24 +1,46 @@
-"""Rerun one stage with other seeds, as DVC experiments in a private clone of the workspace."""
+"""Rerun one stage with other seeds, in a private clone of the workspace: how far do its metrics vary by chance?"""
 
+import math
 import os
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
+from scipy import stats
 
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import git, run_dvc
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
+from scratchlm.run.nested import leaves
 from scratchlm.run.params import Section, Seed, read_params
+from scratchlm.tasks.intervals import CONFIDENCE
 
 SEED = "seed"
 CODE = "code"  # the stage that sees an edit of the code
 CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
+
+
+class Spread(NamedTuple):
+    """One metric over n runs. deviation: the sample standard deviation, with n - 1 in its denominator.
+
+    minimum_detectable_difference: two single runs must differ by more to be told apart. The difference of two runs
+    that differ in their seed alone has √2 times the standard deviation of one run. With a deviation estimated from n
+    values, 95 % of such differences are below t(n - 1) · √2 · deviation. Source: Student 1908.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    minimum_detectable_difference: float
 
 
 class _SeedParams(Section):
@@ -57,8 +79,32 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
     return results
 
 
+def spreads(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:
+    """Return the spread of each number that all metrics files have, by its dotted name, in the order of the first."""
+    runs = [dict(leaves(result)) for result in results]
+    names = [name for name in runs[0] if all(type(run.get(name)) in (int, float) for run in runs)]  # no bool
+    return {name: spread([float(run[name]) for run in runs]) for name in names}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return the spread of at least two values of one metric."""
+    deviation = statistics.stdev(values)
+    detectable = difference_factor(len(values)) * deviation
+    return Spread(tuple(values), statistics.fmean(values), deviation, min(values), max(values), detectable)
+
+
+def difference_factor(n: int) -> float:
+    """Return t(n - 1) · √2, the minimum detectable difference in standard deviations estimated from n values."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(2)
+
+
+def split(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """Return the metrics that vary, and those that do not."""
+    varying = {name: row for name, row in metrics.items() if row.low < row.high}
+    return varying, {name: row for name, row in metrics.items() if name not in varying}
+
+
 def _metrics_file(root: Path, stage: str) -> str:
-    """Return the path of the stage's metrics file."""
     if not (root / "dvc.yaml").exists():
         raise UserError(f"{root.resolve()} has no dvc.yaml; run this in the project's own folder")
     with Revision(WORKSPACE, root).pipeline() as index:

@@ -6,7 +6,7 @@ import pytest
 from scratchlm.compare.changes import Changes
 from scratchlm.compare.chart import COLOURS, check_chart_path, write_comparison_chart, write_seeds_chart
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, SAME, WORSE, Comparison, Row
-from scratchlm.compare.spread import spreads
+from scratchlm.compare.seeds import spreads
 from scratchlm.run.errors import UserError
 
 ROWS = [

@@ -5,8 +5,8 @@ import pytest
 
 from scratchlm.compare.changes import Change, Changes
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row
-from scratchlm.compare.spread import spreads
-from scratchlm.compare.text import comparison_json, comparison_markdown, comparison_text, seeds_json, seeds_text
+from scratchlm.compare.seeds import spreads
+from scratchlm.compare.text import comparison_json, comparison_text, seeds_json, seeds_text
 
 
 class Named:
@@ -108,7 +108,7 @@ def test_builds_that_are_equal_say_so() -> None:
 
 
 def test_markdown_is_a_table_with_the_same_cells() -> None:
-    page = comparison_markdown([comparison("a|b")])
+    page = comparison_text([comparison("a|b")], markdown=True)
     blocks = [block.splitlines() for block in page.split("\n\n")]
     tables = [block for block in blocks if block[0].startswith("|")]
     assert len(tables) == 2
@@ -135,9 +135,9 @@ def test_json_has_every_metric_unrounded() -> None:
     assert found["warnings"] == ["branch is behind"]
 
 
-@pytest.mark.parametrize("form", [comparison_text, comparison_markdown])
-def test_several_revisions_are_one_page_each(form) -> None:
-    text = form([comparison("one"), comparison("two")])
+@pytest.mark.parametrize("markdown", [False, True])
+def test_several_revisions_are_one_page_each(markdown: bool) -> None:
+    text = comparison_text([comparison("one"), comparison("two")], markdown=markdown)
     assert text.index("one (1234567) compared with main") < text.index("two (1234567) compared with main")
 
 

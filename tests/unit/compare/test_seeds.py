@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scratchlm.compare.spread import spread, spreads
+from scratchlm.compare.seeds import spread, spreads
 
 RESULTS = [
     {"test": {"accuracy": 0.90, "loss": 0.5}, "parameters": 17_670_914, "judge": "reference", "masked": True},
