@@ -20,9 +20,8 @@ from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import chosen, read_commit
-from scratchlm.verify.findings import Finding, Verification
+from scratchlm.verify.findings import Finding, Verification, verification_json, verification_text
 from scratchlm.verify.rebuild import failure_in
-from scratchlm.verify.text import verification_json, verification_text
 from scratchlm.verify.verify import verify
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
 

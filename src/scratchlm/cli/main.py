@@ -1,6 +1,7 @@
 """The command line: use the models of the pipeline, and compare and verify its results."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 
@@ -15,6 +16,7 @@ def scratchlm() -> None:
     """Use the models that `dvc repro` built, and compare and verify its results."""
 
 
+command: Callable[..., None]
 for command in (models.chat, models.classify, models.export):
     app.command()(command)
 app.command("import")(models.import_model)

@@ -34,7 +34,7 @@ def verify(
     format: TextOrJson = "text",
 ) -> None:
     """Rebuild a revision in a clean clone and compare every output and metric; the exit status is 1 if one differs."""
-    from scratchlm.verify.text import verification_json, verification_text
+    from scratchlm.verify.findings import verification_json, verification_text
     from scratchlm.verify.verify import verify
 
     result = verify(Path(), against, stages or [])

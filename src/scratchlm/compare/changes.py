@@ -109,14 +109,15 @@ def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mappi
 
     code = [{**(build.records if lost else build.files), **build.commands} for build in (first, second)]
     return Changes(
-        _different(first.parameters, second.parameters),
-        [] if lost else _different(first.packages, second.packages),
-        _different(*(_files(source) for source in sources)),
-        [change._replace(stages=users(change.name)) for change in _different(*code)],
+        differing(first.parameters, second.parameters),
+        [] if lost else differing(first.packages, second.packages),
+        differing(*(_files(source) for source in sources)),
+        [change._replace(stages=users(change.name)) for change in differing(*code)],
     )
 
 
-def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Change]:
+    """List the keys with different values; a key that one of the two lacks has None there."""
     names = dict.fromkeys((*first, *second))
     return [Change(name, first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)]
 

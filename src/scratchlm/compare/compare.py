@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from scratchlm.compare.bootstrap import PairedDifference, paired_differences
-from scratchlm.compare.changes import Build, Changes, changes, read_build
+from scratchlm.compare.changes import Build, Changes, changes, differing, read_build
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
 from scratchlm.compare.revision import WORKSPACE, MissingArtifact, Revision
 from scratchlm.run.errors import UserError
@@ -85,13 +85,9 @@ def _compare(first: _Built, second: _Built) -> Comparison:
         key=lambda name: place.get(name.split(".")[0], len(place)),
     )
     sources = first.metrics.get("download", {}), second.metrics.get("download", {})
-    return Comparison(
-        first.revision,
-        second.revision,
-        [*judged.values(), *(_plain(name, first, second) for name in rest)],
-        changes(first.build, second.build, sources),
-        [_behind(built) for built in (first, second) if built.build.behind],
-    )
+    behind = [_behind(built) for built in (first, second) if built.build.behind]
+    rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]
+    return Comparison(first.revision, second.revision, rows, changes(first.build, second.build, sources), behind)
 
 
 def _plain(metric: str, first: _Built, second: _Built) -> Row:
@@ -103,11 +99,8 @@ def _plain(metric: str, first: _Built, second: _Built) -> Row:
 def _family_rows(family: Family, first: _Built, second: _Built, missing: list[MissingArtifact]) -> list[Row]:
     """One row per metric of the family that both have; records that cannot be read are added to `missing`."""
     metrics = {name: f"{family.prefix}.{name}" for name in family.names}
-    rows = {
-        name: _plain(metric, first, second)
-        for name, metric in metrics.items()
-        if metric in first.numbers and metric in second.numbers
-    }
+    both = first.numbers.keys() & second.numbers
+    rows = {name: _plain(metric, first, second) for name, metric in metrics.items() if metric in both}
     try:
         differences, n, left_out = _differences(family, first, second, list(rows))
     except Unpaired as error:
@@ -162,9 +155,7 @@ def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
 
 def _refuse_other_judges(first: _Built, second: _Built) -> None:
     one, other = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
-    different = [
-        f"{key} {one.get(key)} and {other.get(key)}" for key in {**one, **other} if one.get(key) != other.get(key)
-    ]
+    different = [f"{c.name} {c.old} and {c.new}" for c in differing(one, other)]
     if different:
         raise Unpaired(
             f"judge.mean_score comes from different judges ({', '.join(different)}), whose scores are on different "

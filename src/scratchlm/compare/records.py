@@ -33,17 +33,25 @@ class Family(NamedTuple):
     """The metrics that come from one set of records.
 
     prefix: of its metrics' names. paths: of the records. examples: the word for them in messages. depends_on: the
-    parameters that determine the test set. read: revision -> records. statistics: columns and tracked values by
-    name -> a statistic by name.
+    parameters that determine the test set. records: reads them. statistics: columns and tracked values by name -> a
+    statistic by name.
     """
 
     prefix: str
-    names: tuple[str, ...]
     paths: tuple[str, ...]
+    names: tuple[str, ...]
     examples: str
     depends_on: str
-    read: Callable[[Revision], Records]
+    records: Callable[[Revision, "Family"], Records]
     statistics: Callable[[Columns, Mapping[str, float]], dict[str, Statistic]]
+
+    def read(self, revision: Revision) -> Records:
+        return self.records(revision, self)
+
+    def rows(self, revision: Revision, path: str) -> list[dict[str, Any]]:
+        """Return the rows of the model that the prefix names, as in judge.after."""
+        model = self.prefix.rpartition(".")[2]
+        return [row for row in revision.table(path).to_pylist() if row["model"] == model]
 
 
 class Unpaired(UserError):
@@ -91,126 +99,115 @@ def check_records(family: Family, records: Records, tracked: Mapping[str, float]
             )
 
 
-def _corpus_losses(prefix: str, path: str) -> Family:
-    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-        sums, counts = columns["loss_nats"], columns["scored_tokens"]
-        bits_per_nat = (
-            tracked["bits_per_byte"] / tracked["loss"]
-        )  # includes tokens per byte: one factor for all windows
-        return {
-            "loss": Ratio(sums, counts),
-            "perplexity": Ratio(sums, counts, np.exp),
-            "bits_per_byte": Ratio(sums, counts, lambda loss: bits_per_nat * loss),
-        }
-
-    names = ("loss", "perplexity", "bits_per_byte")
-    depends_on = "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length"
-    return Family(prefix, names, (path,), "windows", depends_on, lambda revision: _losses(revision, path), statistics)
-
-
-def _response_losses(prefix: str, path: str) -> Family:
-    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-        return {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])}
-
-    depends_on = f"{TASKS}, tokenizer and length of context"
-    names = ("test_loss",)
-    return Family(prefix, names, (path,), "responses", depends_on, lambda revision: _losses(revision, path), statistics)
-
-
-def _losses(revision: Revision, path: str) -> Records:
+def _losses(revision: Revision, family: Family) -> Records:
     """Records of LOSS_SCHEMA; an id includes a hash of its content."""
-    table = revision.table(path)
-    ids = table["id"].to_pylist()
-    return Records(dict.fromkeys(ids), _columns(table, "loss_nats", "scored_tokens"))
+    table = revision.table(family.paths[0])
+    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "loss_nats", "scored_tokens"))
 
 
-def _predictions(prefix: str, path: str) -> Family:
-    def read(revision: Revision) -> Records:
-        table = revision.table(path)
-        content = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
-        examples = dict(zip(table["id"].to_pylist(), content, strict=True))
-        return Records(examples, _columns(table, "label", "predicted", "probability"))
-
-    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-        label, predicted, probability = columns["label"], columns["predicted"], columns["probability"]
-        found = label * predicted
-        tiny = np.finfo(float).eps  # scikit-learn's log_loss clips here too
-        given = np.clip(np.where(label == 1, probability, 1 - probability), tiny, 1)
-        return {
-            "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), proportion=True),
-            "precision": Ratio(found, predicted, proportion=True),
-            "recall": Ratio(found, label, proportion=True),
-            "f1": Ratio(2 * found, predicted + label, proportion=True),
-            "auroc": Auroc(label, probability),
-            "loss": Ratio(-np.log(given), np.ones_like(label)),
-        }
-
-    names = ("accuracy", "precision", "recall", "f1", "auroc", "loss")
-    depends_on = "sources.messages, tokenize.messages and seed"
-    return Family(prefix, names, (path,), "messages", depends_on, read, statistics)
+def _corpus_statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    sums, counts = columns["loss_nats"], columns["scored_tokens"]
+    bits_per_nat = tracked["bits_per_byte"] / tracked["loss"]  # includes tokens per byte: one factor for all windows
+    return {
+        "loss": Ratio(sums, counts),
+        "perplexity": Ratio(sums, counts, np.exp),
+        "bits_per_byte": Ratio(sums, counts, lambda loss: bits_per_nat * loss),
+    }
 
 
-def _responses(prefix: str, model: str) -> Family:
-    def read(revision: Revision) -> Records:
-        rows = _rows_of(revision, RESPONSES, model)
-        finished = [row["finished"] for row in rows]
-        exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
-        return Records(_tasks(rows), {"finished": np.array(finished, float), "exact_matches": np.array(exact, float)})
-
-    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-        return {name: _count(right) for name, right in columns.items()}
-
-    return Family(prefix, ("finished", "exact_matches"), (RESPONSES,), "responses", TASKS, read, statistics)
+def _response_loss(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    return {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])}
 
 
-def _judgements(prefix: str, model: str) -> Family:
-    def read(revision: Revision) -> Records:
-        tasks = _tasks(_rows_of(revision, RESPONSES, model))
-        scores = {row["id"]: row["score"] for row in _rows_of(revision, JUDGEMENTS, model)}
-        return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
-
-    def statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-        return {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))}
-
-    return Family(prefix, ("mean_score",), (RESPONSES, JUDGEMENTS), "responses", TASKS, read, statistics)
+def _predictions(revision: Revision, family: Family) -> Records:
+    table = revision.table(family.paths[0])
+    content = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
+    examples = dict(zip(table["id"].to_pylist(), content, strict=True))
+    return Records(examples, _columns(table, "label", "predicted", "probability"))
 
 
-def _count(right: np.ndarray) -> Ratio:
-    """The number of right examples, as a proportion times their number, so that the bootstrap treats it as one."""
-    return Ratio(right, np.ones_like(right), lambda proportion: len(right) * proportion, proportion=True)
+def _classification(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    label, predicted, probability = columns["label"], columns["predicted"], columns["probability"]
+    found = label * predicted
+    tiny = np.finfo(float).eps  # scikit-learn's log_loss clips here too
+    given = np.clip(np.where(label == 1, probability, 1 - probability), tiny, 1)
+    return {
+        "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), proportion=True),
+        "precision": Ratio(found, predicted, proportion=True),
+        "recall": Ratio(found, label, proportion=True),
+        "f1": Ratio(2 * found, predicted + label, proportion=True),
+        "auroc": Auroc(label, probability),
+        "loss": Ratio(-np.log(given), np.ones_like(label)),
+    }
+
+
+def _responses(revision: Revision, family: Family) -> Records:
+    rows = family.rows(revision, RESPONSES)
+    exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
+    columns = {"finished": [row["finished"] for row in rows], "exact_matches": exact}
+    return Records(_tasks(rows), {name: np.array(column, float) for name, column in columns.items()})
+
+
+def _counts(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    """Each number of right answers, as a proportion times their number, so that the bootstrap treats it as one."""
+    n = len(columns["finished"])
+    return {name: Ratio(right, np.ones(n), lambda share: n * share, proportion=True) for name, right in columns.items()}
+
+
+def _judgements(revision: Revision, family: Family) -> Records:
+    tasks = _tasks(family.rows(revision, RESPONSES))
+    scores = {row["id"]: row["score"] for row in family.rows(revision, JUDGEMENTS)}
+    return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
+
+
+def _mean_score(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    return {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))}
 
 
 def _tasks(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
 
 
-def _rows_of(revision: Revision, path: str, model: str) -> list[dict[str, Any]]:
-    return [row for row in revision.table(path).to_pylist() if row["model"] == model]
-
-
 def _columns(table: Any, *names: str) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy().astype(float) for name in names}
 
 
-BUILDERS = (  # pattern of a prefix; what makes its family, from the prefix and an expansion of the pattern
-    (r"pretrain\.val", _corpus_losses, r"data/losses/pretrain.parquet"),
-    (r"load_gpt2/(.+)\.val", _corpus_losses, r"data/losses/gpt2-\1.parquet"),
-    (r"finetune_spam\.test", _predictions, r"data/predictions/finetune_spam.parquet"),
-    (r"ablate_spam/(.+)\.test", _predictions, r"data/predictions/ablate_spam/\1.parquet"),
-    (r"finetune_instruct\.after", _response_losses, r"data/losses/finetune_instruct.parquet"),
-    (r"generate\.(before|after)", _responses, r"\1"),
-    (r"judge\.(before|after)", _judgements, r"\1"),
-)
+PRETRAIN = Family(
+    r"pretrain\.val", ("data/losses/pretrain.parquet",), ("loss", "perplexity", "bits_per_byte"), "windows",
+    "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length", _losses, _corpus_statistics,
+)  # fmt: skip
+SPAM = Family(
+    r"finetune_spam\.test", ("data/predictions/finetune_spam.parquet",),
+    ("accuracy", "precision", "recall", "f1", "auroc", "loss"), "messages",
+    "sources.messages, tokenize.messages and seed", _predictions, _classification,
+)  # fmt: skip
+FAMILIES = (  # prefix is a pattern, and paths are expansions of it
+    PRETRAIN,
+    PRETRAIN._replace(prefix=r"load_gpt2/(.+)\.val", paths=(r"data/losses/gpt2-\1.parquet",)),
+    SPAM,
+    SPAM._replace(prefix=r"ablate_spam/(.+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
+    Family(
+        r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",
+        f"{TASKS}, tokenizer and length of context", _losses, _response_loss,
+    ),
+    Family(
+        r"generate\.(before|after)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
+        _responses, _counts,
+    ),
+    Family(
+        r"judge\.(before|after)", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", TASKS,
+        _judgements, _mean_score,
+    ),
+)  # fmt: skip
 
 
 def families(metrics: Iterable[str]) -> list[Family]:
     """Return the families among metrics with names like load_gpt2/nano.val.loss, in the order of the pipeline."""
     present = set(metrics)
     prefixes = sorted({name.rpartition(".")[0] for name in present}, key=lambda name: (name.endswith(".after"), name))
-    found = [
-        build(prefix, match.expand(expansion))
-        for pattern, build, expansion in BUILDERS
+    return [
+        family._replace(prefix=prefix, paths=tuple(match.expand(path) for path in family.paths))
+        for family in FAMILIES
         for prefix in prefixes
-        if (match := re.fullmatch(pattern, prefix))
+        if (match := re.fullmatch(family.prefix, prefix)) and {f"{prefix}.{name}" for name in family.names} & present
     ]
-    return [family for family in found if any(f"{family.prefix}.{name}" in present for name in family.names)]

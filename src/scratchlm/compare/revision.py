@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -75,12 +75,8 @@ class Revision:
         """
         try:
             return self._repo.dvcfs.read_bytes(f"/{path}")
-        except FileNotFoundError:
-            raise MissingArtifact(self.name, [path], self._why(path)) from None
-        except DataIndexDirError:  # the list of files of the folder that the file is in
-            raise MissingArtifact(self.name, [path], self._not_cached()) from None
-        except (DvcException, OSError) as error:
-            raise MissingArtifact(self.name, [path], f"reading failed ({error}); {self._how_to_get()}") from None
+        except (FileNotFoundError, DataIndexDirError, DvcException, OSError) as error:
+            raise MissingArtifact(self.name, [path], self._why(path, error)) from None
 
     def yaml(self, path: str) -> Any:
         """Return the content of a YAML file, numbers read as DVC reads them.
@@ -102,12 +98,9 @@ class Revision:
 
     def metrics(self) -> dict[str, Any]:
         """Return each metrics file by its path in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}."""
-        paths = sorted(str(path).lstrip("/") for path in self._repo.dvcfs.find("/metrics"))
-        return {
-            str(PurePosixPath(path).relative_to("metrics").with_suffix("")): self.json(path)
-            for path in paths
-            if path.endswith(".json")
-        }
+        paths = [path.removeprefix("/") for path in sorted(self._repo.dvcfs.find("/metrics"))]
+        files = [path for path in paths if path.endswith(".json")]
+        return {path.removeprefix("metrics/").removesuffix(".json"): self.json(path) for path in files}
 
     @contextmanager
     def pipeline(self) -> Iterator[Index]:
@@ -124,18 +117,17 @@ class Revision:
         with self.pipeline() as index:
             return [stage.name for stage in index.stages]
 
-    def _why(self, path: str) -> str:
-        if not self._repo.dvcfs.exists(f"/{path}"):
+    def _why(self, path: str, error: Exception) -> str:
+        if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):
             return f"its pipeline has not made it; if it does now, rebuild and commit: {self.rebuild}"
-        return self._not_cached()
-
-    def _not_cached(self) -> str:
-        remote = self._repo.config["core"].get("remote")
-        searched = f"nor in the remote {remote}" if remote else "and no remote is configured"
-        return f"not in the cache {searched}; {self._how_to_get()}"
-
-    def _how_to_get(self) -> str:
-        return f"run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
+        reason = f"reading failed ({error})"
+        if isinstance(error, FileNotFoundError | DataIndexDirError):  # of the file, or of its folder's list of files
+            remote = self._repo.config["core"].get("remote")
+            searched = f"nor in the remote {remote}" if remote else "and no remote is configured"
+            reason = f"not in the cache {searched}"
+        return (
+            f"{reason}; run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
+        )
 
 
 def recorded_hashes(entries: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ WIDTH = 120
 NAME_CHARACTERS = 14  # of a revision in a table's head
 VALUE_CHARACTERS, HASH_CHARACTERS = 40, 8
 NAMED = 3  # stages, keys or columns that a message names; it counts the others
-DERIVED = ("_low", "_high")  # ends of the intervals of other metrics
+DERIVED = r"(_low|_high)$|\.confusion\."  # ends of the intervals of other metrics, and parts of them
 MEANING = (
     "The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these "
     "examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are truly "
@@ -81,11 +82,7 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     same = [row.metric for row in rows if row.verdict == SAME and not everything]
     other = [row for row in rows if not row.verdict and row.difference is not None]
     if not everything:
-        other = [
-            row
-            for row in other
-            if row.difference and not row.metric.endswith(DERIVED) and ".confusion." not in row.metric
-        ]
+        other = [row for row in other if row.difference and not re.search(DERIVED, row.metric)]
     names = [cut(revision.name, NAME_CHARACTERS) for revision in (first, second)]
     title = f"{second} compared with {first}"
     parts = [f"### {title}" if markdown else title]
@@ -101,11 +98,9 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
         parts.append(folded if markdown else table)
     parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes))]))
     parts += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
-    for revision, lacking in (
-        (first, [r for r in rows if r.second is None]),
-        (second, [r for r in rows if r.first is None]),
-    ):
-        if files := dict.fromkeys(f"metrics/{row.metric.split('.')[0]}.json" for row in lacking):
+    for revision, other in ((first, "second"), (second, "first")):
+        lacking = [row.metric for row in rows if getattr(row, other) is None]
+        if files := dict.fromkeys(f"metrics/{metric.split('.')[0]}.json" for metric in lacking):
             parts.append(f"Only {revision.name} has {', '.join(files)}.")
     parts += [f"{warning}." for warning in comparison.warnings]
     if any(row.interval for row in judged):

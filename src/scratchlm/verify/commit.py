@@ -1,9 +1,8 @@
 """A commit's own account of its build: dvc.yaml, dvc.lock and the files in git, read without a checkout."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import networkx
 from dvc.dependency import ParamsDependency
@@ -13,6 +12,7 @@ from scratchlm.compare.text import first_few
 from scratchlm.run.errors import UserError
 from scratchlm.run.nested import leaves
 from scratchlm.run.pipeline import CODE_FOLDER
+from scratchlm.verify.diff import differing
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from dvc.stage import PipelineStage
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """One output of a stage. md5: from dvc.lock, with .dir for a folder; None if dvc.lock lacks the output.
 
     cached: in DVC's cache, otherwise in git. edited: in git, and it differs from what dvc.lock recorded.
@@ -34,8 +33,7 @@ class Output:
     edited: bool
 
 
-@dataclass(frozen=True)
-class CommittedStage:
+class CommittedStage(NamedTuple):
     """One stage of dvc.yaml with its record in dvc.lock.
 
     upstream: every stage that it needs, directly or through others.
@@ -53,8 +51,7 @@ class CommittedStage:
     external: bool
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """stages: in the order in which DVC builds them. cache: the folder of the objects in the local cache."""
 
     root: Path
@@ -108,14 +105,8 @@ def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequen
         name=stage.name,
         upstream=upstream,
         outputs=tuple(
-            Output(
-                path=output.def_path,
-                md5=output.hash_info.value,
-                cached=output.use_cache,
-                is_metric=output.is_metric,
-                edited=not output.use_cache and bool(output.hash_info) and bool(output.workspace_status()),
-            )
-            for output in stage.outs
+            Output(out.def_path, out.hash_info.value, out.use_cache, out.is_metric, _is_edited(out))
+            for out in stage.outs
         ),
         inputs={dep.def_path: dep.hash_info.value for dep in built if dep.hash_info},
         stale=dict(_stale(stage, parameters, [dep for dep in files if dep not in built or not dep.hash_info])),
@@ -137,8 +128,7 @@ def _stale(
         old, new = dict(leaves(dep.hash_info.value or {})), dict(leaves(dep.read_params()))
         changes = [
             f"built with {key} {old.get(key, 'unset')}, {dep.def_path} says {new.get(key, 'nothing')}"
-            for key in dict.fromkeys((*old, *new))
-            if key not in old or key not in new or old[key] != new[key]
+            for key in differing(old, new)
         ]
         if changes:
             yield dep.def_path, first_few(changes)
@@ -147,6 +137,10 @@ def _stale(
             yield dep.def_path, "was not an input when it was built"
         elif dep.workspace_status():
             yield dep.def_path, "has changed since it was built" if dep.exists else "is no longer in git"
+
+
+def _is_edited(out: "DvcOutput") -> bool:
+    return not out.use_cache and bool(out.hash_info) and bool(out.workspace_status())
 
 
 def _is_external(stage: "PipelineStage", parameters: Sequence[ParamsDependency]) -> bool:

@@ -3,9 +3,8 @@
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +19,7 @@ SHOWN_CHARACTERS = 40  # of a value
 NOT_THERE = "nothing"
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """text: a sentence. largest: the largest absolute difference of two numbers, where numbers differ."""
 
     text: str
@@ -58,15 +56,12 @@ def bytes_apart(old: Path, new: Path) -> Difference | None:
     """Count the differing bytes, and find the first."""
     n_old, n_new = old.stat().st_size, new.stat().st_size
     n_differing, first = abs(n_old - n_new), min(n_old, n_new)
-    with old.open("rb") as old_file, new.open("rb") as new_file:
-        for start in range(0, min(n_old, n_new), BLOCK_BYTES):
-            n_common = min(BLOCK_BYTES, n_old - start, n_new - start)
-            (places,) = np.nonzero(
-                np.frombuffer(old_file.read(n_common), np.uint8) != np.frombuffer(new_file.read(n_common), np.uint8)
-            )
-            n_differing += len(places)
-            if len(places):
-                first = min(first, start + int(places[0]))
+    for start in range(0, min(n_old, n_new), BLOCK_BYTES):
+        n = min(BLOCK_BYTES, n_old - start, n_new - start)
+        differs = np.fromfile(old, np.uint8, n, offset=start) != np.fromfile(new, np.uint8, n, offset=start)
+        n_differing += int(differs.sum())
+        if differs.any():
+            first = min(first, start + int(differs.argmax()))
     if not n_differing:
         return None
     length = f"of {n_old:,} bytes" if n_old == n_new else f"of {n_old:,} and {n_new:,} bytes"
@@ -83,28 +78,22 @@ def tensors_apart(old: Path, new: Path) -> Difference | None:
 
     gaps: dict[str, float] = {}
     with safe_open(old, "pt") as old_file, safe_open(new, "pt") as new_file:
-        names = sorted(set(old_file.keys()) | set(new_file.keys()))
-        lost = set(names) - (set(old_file.keys()) & set(new_file.keys()))
-        for name in names:
-            if name in lost:
-                continue
+        in_old, in_new = set(old_file.keys()), set(new_file.keys())
+        lost = sorted(in_old ^ in_new)
+        for name in sorted(in_old & in_new):
             one, other = old_file.get_tensor(name), new_file.get_tensor(name)
             if one.shape != other.shape or one.dtype != other.dtype:
-                lost.add(name)
+                lost.append(name)
             elif not torch.equal(one, other):
                 distance = (one.double() - other.double()).abs().max().item()
                 gaps[name] = math.inf if math.isnan(distance) else distance
-    if not gaps and not lost:
-        return None
     parts = []
     if gaps:
-        largest = max(gaps, key=lambda name: gaps[name])
-        parts.append(
-            f"{len(gaps)} of {_counted(len(names), 'tensor')} differ, by up to {gaps[largest]:.3g} in {largest}"
-        )
+        name, gap_ = max(gaps.items(), key=lambda item: item[1])
+        parts.append(f"{len(gaps)} of {_counted(len(in_old | in_new), 'tensor')} differ, by up to {gap_:.3g} in {name}")
     if lost:
         parts.append(f"not in both, or of different shape or type: {first_few(sorted(lost))}")
-    return Difference("; ".join(parts), max(gaps.values(), default=None))
+    return Difference("; ".join(parts), max(gaps.values(), default=None)) if parts else None
 
 
 def rows_apart(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> Difference | None:
@@ -121,24 +110,22 @@ def rows_apart(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]
     if n_rows:
         named = [f"{name} in {_counted(len(gaps), 'row')}{_up_to(gaps)}" for name, gaps in changed.items()]
         parts.append(f"{n_rows:,} of {_counted(min(len(old), len(new)), 'row')} differ: {first_few(named)}")
-    if not parts:
-        return None
-    return Difference("; ".join(parts), _largest([one for gaps in changed.values() for one in gaps]))
+    largest = _largest([one for gaps in changed.values() for one in gaps])
+    return Difference("; ".join(parts), largest) if parts else None
 
 
 def keys_apart(old: Any, new: Any) -> Difference | None:
     """Compare two JSON values: the keys whose values differ, with both values."""
     one, other = dict(leaves(old)), dict(leaves(new))
-    differing = [
-        key
-        for key in dict.fromkeys((*one, *other))
-        if key not in one or key not in other or not _same(one[key], other[key])
-    ]
-    if not differing:
-        return None
-    named = [f"{key} {_shown(one, key)} → {_shown(other, key)}" for key in differing]
-    gaps = [gap(one.get(key), other.get(key)) for key in differing]
-    return Difference(first_few(named), _largest(gaps))
+    keys = differing(one, other)
+    named = [f"{key} {_shown(one, key)} → {_shown(other, key)}" for key in keys]
+    gaps = [gap(one.get(key), other.get(key)) for key in keys]
+    return Difference(first_few(named), _largest(gaps)) if keys else None
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the keys that only one of the two has, or that have different values."""
+    return [key for key in {**old, **new} if key not in old or key not in new or not _same(old[key], new[key])]
 
 
 def gap(old: Any, new: Any) -> float | None:
@@ -164,7 +151,7 @@ def _up_to(gaps: Sequence[float | None]) -> str:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    return cut(str(values[key]) if key in values else NOT_THERE, SHOWN_CHARACTERS)
+    return cut(str(values.get(key, NOT_THERE)), SHOWN_CHARACTERS)
 
 
 def _counted(n: int, noun: str) -> str:

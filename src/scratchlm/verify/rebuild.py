@@ -4,8 +4,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import run_dvc
@@ -17,16 +17,14 @@ FAILED = r"ERROR: failed to reproduce '([^']+)': (.*?(?:, exited with (-?\d+))?)
 PROGRESS = r"\d%\|"
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(NamedTuple):
     """The new dvc.lock's record of one stage: hashes by path."""
 
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Rebuild:
+class Rebuild(NamedTuple):
     """A clone after its `dvc repro`.
 
     committed: a folder with the commit's dvc.lock and those of its outputs that are in git. stages: what was built.
@@ -58,16 +56,12 @@ def rebuilt(commit: Commit, stages: Sequence[CommittedStage]) -> Iterator[Rebuil
         lock.unlink(missing_ok=True)  # so that DVC builds everything, and the new one has only what was built now
         names = [stage.name for stage in stages]
         status, end = run_dvc(clone, "repro", *names, DVC_SITE_CACHE_DIR=str(clone.with_name("site")))
-        built = load_yaml(lock)["stages"] if lock.exists() else {}
-        yield Rebuild(
-            clone=clone,
-            committed=committed,
-            stages={
-                name: Built(recorded_hashes(entry.get("deps")), recorded_hashes(entry.get("outs")))
-                for name, entry in built.items()
-            },
-            failed=failure_in(end) if status else None,
-        )
+        entries = load_yaml(lock)["stages"] if lock.exists() else {}
+        built = {
+            name: Built(recorded_hashes(entry.get("deps")), recorded_hashes(entry.get("outs")))
+            for name, entry in entries.items()
+        }
+        yield Rebuild(clone, committed, built, failure_in(end) if status else None)
 
 
 def failure_in(end: str) -> tuple[str, str]:

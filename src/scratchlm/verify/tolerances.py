@@ -3,12 +3,13 @@
 The last bits of every sum then differ, and training amplifies them. LOG.md has the measurements behind the limits.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scratchlm.run.nested import leaves
-from scratchlm.verify.diff import gap
+from scratchlm.verify.diff import differing, gap
 
 
 class Tolerance(NamedTuple):
@@ -29,9 +30,8 @@ class Tolerance(NamedTuple):
 
     def __str__(self) -> str:
         proportions = {"of the value": self.relative, "of all examples": self.of_examples}
-        return f"{self.name} {self.absolute:g}" + "".join(
-            f" or {100 * x:g} % {of}" for of, x in proportions.items() if x
-        )
+        others = (f" or {100 * x:g} % {of}" for of, x in proportions.items() if x)
+        return f"{self.name} {self.absolute:g}{''.join(others)}"
 
 
 TOLERANCES = (
@@ -61,15 +61,14 @@ def deviations(committed: Any, rebuilt: Any) -> list[Deviation]:
     """Return every value that differs between two metrics files, as read from JSON; those out of tolerance first."""
     old, new = dict(leaves(committed)), dict(leaves(rebuilt))
     found = []
-    for key in dict.fromkeys((*old, *new)):
-        if key in old and key in new and old[key] == new[key]:
-            continue
+    for key in differing(old, new):
         distance = gap(old.get(key), new.get(key))
         tolerance = next((t for t in TOLERANCES if re.fullmatch(t.pattern, key.rpartition(".")[2])), None)
         allowed = 0.0
-        if tolerance and distance is not None:
+        if distance is None:
+            distance = math.inf
+        elif tolerance:
             allowed = tolerance.allowed(float(old[key]), _examples(old, key))
-        distance = float("inf") if distance is None else distance
         found.append(Deviation(key, old.get(key), new.get(key), distance, allowed))
     return sorted(found, key=lambda deviation: deviation.within)
 

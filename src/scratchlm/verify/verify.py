@@ -5,11 +5,10 @@ from pathlib import Path
 
 from scratchlm.compare.git import git
 from scratchlm.run.files import read_json
+from scratchlm.verify.check import ARITHMETIC, Copies, check_stage
 from scratchlm.verify.commit import Commit, CommittedStage, chosen, read_commit
-from scratchlm.verify.copies import Copies
 from scratchlm.verify.findings import Finding, Verification
 from scratchlm.verify.rebuild import Rebuild, rebuilt
-from scratchlm.verify.stage_check import ARITHMETIC, StageCheck
 
 
 def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verification:
@@ -29,14 +28,13 @@ def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verificati
             findings.append(Finding(rebuild.failed[0], "dvc.yaml", "failed", rebuild.failed[1]))
         for stage in stages:
             astray = [found.stage for found in findings if found.changes_later_stages and found.stage in stage.upstream]
-            check = StageCheck(
+            findings += check_stage(
                 stage, rebuild, commit.cache,
                 other_machine=machines is not None, outside=stage.name in outside, start=astray[0] if astray else "",
             )  # fmt: skip
-            findings += check.findings()
             findings += copies.damaged(stage)
         remarks = tuple(_remarks(commit, rebuild, copies))
-    return Verification(revision, commit.sha, machines, outside, tuple(findings), copies.n_checked, remarks)
+    return Verification(revision, commit.sha, machines, outside, tuple(findings), len(copies.seen), remarks)
 
 
 def _machines(stages: Sequence[CommittedStage], rebuild: Rebuild) -> tuple[str, str] | None:

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from scratchlm.verify.check import check_stage
 from scratchlm.verify.commit import CommittedStage, Output
 from scratchlm.verify.findings import Finding
 from scratchlm.verify.rebuild import Built, Rebuild
-from scratchlm.verify.stage_check import StageCheck
 
 
 class Place:
@@ -42,9 +41,9 @@ class Place:
         self, stage: CommittedStage, outputs: dict[str, str], *, inputs: dict[str, str] | None = None, **how: Any
     ) -> list[Finding]:
         """Findings where the rebuild of `stage` gave `outputs`, hashes by path."""
-        rebuild = replace(self.rebuild, stages={stage.name: Built(inputs or {}, outputs)})
+        rebuild = self.rebuild._replace(stages={stage.name: Built(inputs or {}, outputs)})
         how = {"other_machine": False, "outside": False, "start": ""} | how
-        return list(StageCheck(stage, rebuild, self.cache, **how).findings())
+        return list(check_stage(stage, rebuild, self.cache, **how))
 
 
 def write(path: Path, content: str) -> None:
@@ -126,9 +125,7 @@ def test_other_arithmetic_excuses_only_what_computes_or_follows_from_it(place, p
 def test_an_edited_metric_is_found_even_if_its_stage_was_not_rebuilt(place):
     write(place.committed / "metrics/m.json", '{"loss": 3.0}')
     stage = stage_of(metric("metrics/m.json", "old", edited=True))
-    (finding,) = list(
-        StageCheck(stage, place.rebuild, place.cache, other_machine=True, outside=False, start="").findings()
-    )
+    (finding,) = check_stage(stage, place.rebuild, place.cache, other_machine=True, outside=False, start="")
     assert (finding.verdict, finding.detail) == ("edited", "differs from what dvc.lock records")
 
 

@@ -1,0 +1,183 @@
+"""Compare one stage: what is committed of it, and the local copies of that, with what was built."""
+
+import filecmp
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from scratchlm.compare.revision import LOCK
+from scratchlm.compare.text import first_few
+from scratchlm.run.files import read_json
+from scratchlm.verify.commit import Commit, CommittedStage, Output
+from scratchlm.verify.diff import Difference, difference
+from scratchlm.verify.findings import Finding
+from scratchlm.verify.rebuild import Built, Rebuild
+from scratchlm.verify.tolerances import deviations
+
+ARITHMETIC = "metrics/preflight.json"  # identifies the arithmetic of the machine that builds
+INEXACT = {"scipy", "tensorflow", "torch"}  # the last bits of their results depend on the machine
+FOLDER = ".dir"  # ends the hash of a folder, whose object lists its files
+OTHER_INPUT = "built from a version that differs from the one in dvc.lock of the stage that makes it"
+NOT_HERE = Difference("the hashes differ; the committed file is not in the cache here")
+
+
+def check_stage(
+    stage: CommittedStage, rebuild: Rebuild, cache: Path, *, other_machine: bool, outside: bool, start: str
+) -> Iterator[Finding]:
+    """Yield a verdict on a stage's stale inputs, on the stage if it failed, and on each of its outputs.
+
+    cache: may have objects of the committed outputs. other_machine: the arithmetic here differs from that of the
+    machine that built. outside: the results come from a server, or depend on such results. start: the first stage
+    upstream with different results, or "".
+    """
+    finding = partial(Finding, stage.name)
+    follows = f"; follows from {start}" if start else ""
+    built = rebuild.stages.get(stage.name, Built({}, {}))
+    other_inputs = [path for path, md5 in stage.inputs.items() if built.inputs.get(path, md5) != md5]
+    inexact = other_machine and (other_inputs or _packages(stage, rebuild) & INEXACT)
+    to_the_bit = not (outside or inexact)
+    for path, detail in stage.stale.items():
+        yield finding(path, "stale", detail)
+    if rebuild.failed and rebuild.failed[0] == stage.name:
+        yield finding("", "failed", rebuild.failed[1])
+    if to_the_bit and not start:
+        yield from (finding(path, "stale", OTHER_INPUT) for path in other_inputs)
+    for output in stage.outputs:
+        path, rebuilt_md5 = output.path, built.outputs.get(output.path)
+        if output.edited:
+            yield finding(path, "edited", *_edit(path, rebuild, rebuilt_md5 is not None))
+        elif output.md5 is None:
+            yield finding(path, "missing", "dvc.lock does not have it")
+        elif rebuilt_md5 is None:
+            yield finding(path, "missing", f"was not rebuilt{follows}")
+        elif rebuilt_md5 == output.md5:
+            yield finding(path, "identical")
+        elif to_the_bit:
+            for member, found in _how_far(output, rebuilt_md5, rebuild, cache):
+                yield finding(name_of(output, member), "different", found.text + follows, found.largest)
+        elif output.is_metric and path != ARITHMETIC:
+            within, found = _metrics_apart(path, rebuild)
+            if within:
+                yield finding(path, "within tolerance", *found)
+            else:
+                yield finding(path, "different", found.text + follows, found.largest)
+        else:
+            yield finding(path, "not compared")
+
+
+class Copies:
+    """Hashes each local copy of a commit's outputs once: objects in DVC's cache, and files in the workspace.
+
+    seen: what was hashed. n_other: files of the workspace that are an intact output of another build, as after
+    `git switch` without `dvc checkout`.
+    """
+
+    def __init__(self, commit: Commit, rebuild: Rebuild) -> None:
+        self._commit, self._rebuild = commit, rebuild
+        self.seen: set[Path] = set()
+        self.n_other = 0
+        here, committed = commit.root / LOCK, rebuild.committed / LOCK
+        both = here.exists() and committed.exists()
+        self._workspace_too = both and filecmp.cmp(here, committed, shallow=False)
+
+    def damaged(self, stage: CommittedStage) -> Iterator[Finding]:
+        """Yield the copies of the stage's outputs with a wrong hash, and how they differ from the rebuilt ones."""
+        cache = self._commit.cache
+        for output in stage.outputs:
+            if not output.cached or output.md5 is None:
+                continue
+            if output.md5.endswith(FOLDER):
+                yield from self._check(stage, output.path, output.md5, _object(cache, output.md5))
+            for member, md5 in (members(output.md5, [self._rebuild.cache, cache]) or {}).items():
+                name = name_of(output, member)
+                yield from self._check(stage, name, md5, _object(cache, md5))
+                if self._workspace_too:
+                    yield from self._check(stage, name, md5, self._commit.root / name)
+
+    def _check(self, stage: CommittedStage, name: str, md5: str, copy: Path) -> Iterator[Finding]:
+        if copy in self.seen or not copy.is_file():
+            return
+        self.seen.add(copy)
+        if (found_md5 := _md5(copy)) == md5.removesuffix(FOLDER):
+            return
+        if copy == self._commit.root / name and intact(self._commit.cache, found_md5):
+            self.n_other += 1
+            return
+        whole = intact(self._rebuild.cache, md5)
+        found = (difference(whole, copy, name) if whole else None) or Difference("the rebuild has no such file")
+        place = copy.relative_to(self._commit.root) if copy.is_relative_to(self._commit.root) else copy
+        yield Finding(stage.name, name, "damaged", f"{place}: {found.text}", found.largest)
+
+
+def intact(cache: Path, md5: str) -> Path | None:
+    """Return the object with this hash, if the cache has it and its content has this hash."""
+    path = _object(cache, md5)
+    return path if path.is_file() and _md5(path) == md5.removesuffix(FOLDER) else None
+
+
+def members(md5: str, caches: Sequence[Path]) -> dict[str, str] | None:
+    """Return the hash of each file of an output by its path within it, "" for a single file; None if not in a cache."""
+    if not md5.endswith(FOLDER):
+        return {"": md5}
+    listing = next((path for cache in caches if (path := intact(cache, md5))), None)
+    if listing is None:
+        return None
+    return {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
+
+
+def name_of(output: Output, member: str) -> str:
+    """Return the path of an output's file in the repository."""
+    return f"{output.path}/{member}" if member else output.path
+
+
+def _packages(stage: CommittedStage, rebuild: Rebuild) -> set[str]:
+    record = rebuild.clone / (stage.code or "")
+    return set(read_json(record)["packages"]) if record.is_file() else set()
+
+
+def _edit(path: str, rebuild: Rebuild, is_rebuilt: bool) -> Difference:
+    if not (rebuild.committed / path).exists():
+        return Difference("is in dvc.lock, but not in git")
+    found = difference(rebuild.committed / path, rebuild.clone / path, path) if is_rebuilt else None
+    if found is None:
+        return Difference("differs from what dvc.lock records")
+    return Difference(f"differs from what dvc.lock records: {found.text} when rebuilt", found.largest)
+
+
+def _metrics_apart(path: str, rebuild: Rebuild) -> tuple[bool, Difference]:
+    """Return whether the metrics are within tolerance, and their differences: those beyond it, if there are any."""
+    found = deviations(*(read_json(folder / path) for folder in (rebuild.committed, rebuild.clone)))
+    beyond = [deviation for deviation in found if not deviation.within]
+    named = [f"{d.key} {d.committed} → {d.rebuilt} (may differ by {d.allowed:.3g})" for d in beyond or found]
+    largest = max((deviation.distance for deviation in found if deviation.distance < math.inf), default=None)
+    return not beyond, Difference(first_few(named), largest)
+
+
+def _how_far(output: Output, rebuilt_md5: str, rebuild: Rebuild, cache: Path) -> Iterator[tuple[str, Difference]]:
+    """Yield each differing file of an output by its path within it."""
+    if not output.cached:
+        yield "", difference(rebuild.committed / output.path, rebuild.clone / output.path, output.path) or NOT_HERE
+        return
+    assert output.md5
+    old, built = members(output.md5, [cache, rebuild.cache]), members(rebuilt_md5, [rebuild.cache])
+    if old is None or built is None:
+        yield "", NOT_HERE
+        return
+    for member in sorted({*old, *built}):
+        if member not in old or member not in built:
+            yield member, Difference(f"is only {'committed' if member in old else 'rebuilt'}")
+        elif old[member] != built[member]:
+            kept, new = intact(cache, old[member]), intact(rebuild.cache, built[member])
+            yield member, (difference(kept, new, name_of(output, member)) if kept and new else None) or NOT_HERE
+
+
+def _object(cache: Path, md5: str) -> Path:
+    return cache / md5[:2] / md5[2:]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
