@@ -1,6 +1,7 @@
 """Commands on the models that the pipeline built: chat, classify, export, import."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,6 +37,7 @@ def chat(
     style = prompt_style or load_yaml(Path("params.yaml"))["tokenize"]["instructions"]["prompt_style"]
     gpt, text = _load(model, tokenizer)
     decoder = for_inference(gpt)
+    stopping = Stopping(max_new_tokens, text.end_token_id)
     sampling = GREEDY.model_copy(update={"temperature": temperature})
     for turn in range(sys.maxsize):
         try:
@@ -45,15 +47,7 @@ def chat(
         if not instruction:
             return
         prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, style))
-        printer = _Printer(text)
-        generate(
-            decoder,
-            [prompt],
-            Stopping(max_new_tokens, text.end_token_id),
-            sampling,
-            seeds=[turn],
-            on_token=lambda _, token_id, printer=printer: printer.add(token_id),  # type: ignore[misc]
-        )
+        generate(decoder, [prompt], stopping, sampling, seeds=[turn], on_token=_printer(text))
         print(flush=True)
 
 
@@ -139,17 +133,17 @@ def _refuse_existing(output: Path) -> None:
         raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 
 
-class _Printer:
-    """Print text as its tokens come; an incomplete character waits for its other bytes."""
+def _printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
+    """Return a function that prints text as its tokens come; an incomplete character waits for its other bytes."""
+    token_ids: list[int] = []
+    shown = ""
 
-    def __init__(self, tokenizer: "Tokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._shown = ""
-
-    def add(self, token_id: int) -> None:
-        self._token_ids.append(token_id)
-        text = self._tokenizer.decode(self._token_ids)
+    def add(_: int, token_id: int) -> None:
+        nonlocal shown
+        token_ids.append(token_id)
+        text = tokenizer.decode(token_ids)
         if not text.endswith("\ufffd"):
-            print(text.removeprefix(self._shown), end="", flush=True)
-            self._shown = text
+            print(text.removeprefix(shown), end="", flush=True)
+            shown = text
+
+    return add

@@ -39,10 +39,11 @@ class Ratio:
     def at(self, weights: np.ndarray, pseudo: np.ndarray | None = None) -> np.ndarray:
         """Return the metric for each row of weights, (R, N) -> (R,); NaN for 0/0.
 
-        pseudo: (R, 2), counts of pseudo-observations: those in numerator and denominator, those in the latter alone.
+        pseudo: (R, 2), of a proportion the counts of pseudo-observations in numerator and denominator, and in the
+        latter alone.
         """
         above, below = weights @ self.numerator, weights @ self.denominator
-        if pseudo is not None:
+        if pseudo is not None and self.proportion:
             above, below = above + pseudo[:, 0], below + pseudo.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.scale(above / below)
@@ -63,7 +64,7 @@ class Auroc:
     def columns(self) -> np.ndarray:
         return np.stack([self.labels, self.scores])
 
-    def at(self, weights: np.ndarray) -> np.ndarray:
+    def at(self, weights: np.ndarray, pseudo: np.ndarray | None = None) -> np.ndarray:
         """As Ratio.at. Source: Mann and Whitney 1947, with weights in place of counts."""
         order = np.argsort(self.scores)
         _, starts = np.unique(self.scores[order], return_index=True)
@@ -113,11 +114,7 @@ def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in pairs}
     for weights, pseudo in _resamples(n):
         for name, (first, second) in pairs.items():
-            if isinstance(first, Ratio) and isinstance(second, Ratio) and first.proportion:
-                values = second.at(weights, pseudo) - first.at(weights, pseudo[:, ::-1])
-            else:
-                values = second.at(weights) - first.at(weights)
-            resampled[name].append(values)
+            resampled[name].append(second.at(weights, pseudo) - first.at(weights, pseudo[:, ::-1]))
     return {name: _difference(*pairs[name], np.concatenate(values)) for name, values in resampled.items()}
 
 

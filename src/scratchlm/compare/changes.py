@@ -1,7 +1,7 @@
 """What differs between two builds besides their results: parameters, packages, data and code."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -76,7 +76,12 @@ def read_build(revision: Revision) -> Build:
             continue
         inputs = recorded_hashes(entry.get("deps"))
         records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}
-        code = _code(revision, records, build.lost)
+        code: dict[str, dict[str, str]] = {"files": {}, "packages": {}}
+        for record in records:  # at most one
+            try:
+                code = revision.json(record)
+            except MissingArtifact:
+                build.lost.append(record)
         parameters = entry.get("params", {}).get(PARAMETERS, {})
         command = {f"command of {stage}": " ".join(str(entry.get("cmd")).split())}
         build.parameters.update(flattened(parameters))
@@ -124,13 +129,3 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Chang
 
 def _files(sources: Mapping[str, Any]) -> dict[str, str]:
     return {f"{source}/{name}": sha for source, entry in sources.items() for name, sha in entry["sha256"].items()}
-
-
-def _code(revision: Revision, records: Iterable[str], lost: list[str]) -> dict[str, dict[str, str]]:
-    """Files and packages of a stage, as the stage `code` recorded them; a record that is missing is added to `lost`."""
-    for record in records:
-        try:
-            return revision.json(record)
-        except MissingArtifact:
-            lost.append(record)
-    return {"files": {}, "packages": {}}

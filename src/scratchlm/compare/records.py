@@ -115,10 +115,6 @@ def _corpus_statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[s
     }
 
 
-def _response_loss(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-    return {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])}
-
-
 def _predictions(revision: Revision, family: Family) -> Records:
     table = revision.table(family.paths[0])
     content = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
@@ -160,10 +156,6 @@ def _judgements(revision: Revision, family: Family) -> Records:
     return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
 
 
-def _mean_score(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-    return {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))}
-
-
 def _tasks(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
 
@@ -188,7 +180,8 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     SPAM._replace(prefix=r"ablate_spam/(.+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
     Family(
         r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",
-        f"{TASKS}, tokenizer and length of context", _losses, _response_loss,
+        f"{TASKS}, tokenizer and length of context", _losses,
+        lambda columns, _: {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])},
     ),
     Family(
         r"generate\.(before|after)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
@@ -196,7 +189,7 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     ),
     Family(
         r"judge\.(before|after)", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", TASKS,
-        _judgements, _mean_score,
+        _judgements, lambda columns, _: {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))},
     ),
 )  # fmt: skip
 

@@ -98,8 +98,8 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
         parts.append(folded if markdown else table)
     parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes))]))
     parts += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
-    for revision, other in ((first, "second"), (second, "first")):
-        lacking = [row.metric for row in rows if getattr(row, other) is None]
+    for revision, lacks_it in ((first, "second"), (second, "first")):
+        lacking = [row.metric for row in rows if getattr(row, lacks_it) is None]
         if files := dict.fromkeys(f"metrics/{metric.split('.')[0]}.json" for metric in lacking):
             parts.append(f"Only {revision.name} has {', '.join(files)}.")
     parts += [f"{warning}." for warning in comparison.warnings]

@@ -4,7 +4,7 @@ import filecmp
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from scratchlm.compare.text import first_few
 from scratchlm.run.files import read_json
 from scratchlm.verify.commit import Commit, CommittedStage, Output
 from scratchlm.verify.diff import Difference, difference
-from scratchlm.verify.findings import Finding
+from scratchlm.verify.findings import Finding, Verdict
 from scratchlm.verify.rebuild import Built, Rebuild
 from scratchlm.verify.tolerances import deviations
 
@@ -56,14 +56,11 @@ def check_stage(
         elif rebuilt_md5 == output.md5:
             yield finding(path, "identical")
         elif to_the_bit:
-            for member, found in _how_far(output, rebuilt_md5, rebuild, cache):
-                yield finding(name_of(output, member), "different", found.text + follows, found.largest)
+            for name, found in _how_far(output, rebuilt_md5, rebuild, cache):
+                yield finding(name, "different", found.text + follows, found.largest)
         elif output.is_metric and path != ARITHMETIC:
-            within, found = _metrics_apart(path, rebuild)
-            if within:
-                yield finding(path, "within tolerance", *found)
-            else:
-                yield finding(path, "different", found.text + follows, found.largest)
+            verdict, found = _metrics_apart(path, rebuild)
+            yield finding(path, verdict, found.text + (follows if verdict == "different" else ""), found.largest)
         else:
             yield finding(path, "not compared")
 
@@ -91,8 +88,7 @@ class Copies:
                 continue
             if output.md5.endswith(FOLDER):
                 yield from self._check(stage, output.path, output.md5, _object(cache, output.md5))
-            for member, md5 in (members(output.md5, [self._rebuild.cache, cache]) or {}).items():
-                name = name_of(output, member)
+            for name, md5 in (members(output.path, output.md5, self._rebuild.cache, cache) or {}).items():
                 yield from self._check(stage, name, md5, _object(cache, md5))
                 if self._workspace_too:
                     yield from self._check(stage, name, md5, self._commit.root / name)
@@ -118,19 +114,14 @@ def intact(cache: Path, md5: str) -> Path | None:
     return path if path.is_file() and _md5(path) == md5.removesuffix(FOLDER) else None
 
 
-def members(md5: str, caches: Sequence[Path]) -> dict[str, str] | None:
-    """Return the hash of each file of an output by its path within it, "" for a single file; None if not in a cache."""
+def members(path: str, md5: str, *caches: Path) -> dict[str, str] | None:
+    """Return the hash of each file of an output by its path; None if it is a folder whose object is in no cache."""
     if not md5.endswith(FOLDER):
-        return {"": md5}
-    listing = next((path for cache in caches if (path := intact(cache, md5))), None)
+        return {path: md5}
+    listing = next((found for cache in caches if (found := intact(cache, md5))), None)
     if listing is None:
         return None
-    return {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
-
-
-def name_of(output: Output, member: str) -> str:
-    """Return the path of an output's file in the repository."""
-    return f"{output.path}/{member}" if member else output.path
+    return {f"{path}/{entry['relpath']}": entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
 
 
 def _packages(stage: CommittedStage, rebuild: Rebuild) -> set[str]:
@@ -147,31 +138,31 @@ def _edit(path: str, rebuild: Rebuild, is_rebuilt: bool) -> Difference:
     return Difference(f"differs from what dvc.lock records: {found.text} when rebuilt", found.largest)
 
 
-def _metrics_apart(path: str, rebuild: Rebuild) -> tuple[bool, Difference]:
-    """Return whether the metrics are within tolerance, and their differences: those beyond it, if there are any."""
+def _metrics_apart(path: str, rebuild: Rebuild) -> tuple[Verdict, Difference]:
+    """Return the verdict on a metrics file, and what differs: beyond the tolerances, or else within them."""
     found = deviations(*(read_json(folder / path) for folder in (rebuild.committed, rebuild.clone)))
     beyond = [deviation for deviation in found if not deviation.within]
     named = [f"{d.key} {d.committed} → {d.rebuilt} (may differ by {d.allowed:.3g})" for d in beyond or found]
     largest = max((deviation.distance for deviation in found if deviation.distance < math.inf), default=None)
-    return not beyond, Difference(first_few(named), largest)
+    return "different" if beyond else "within tolerance", Difference(first_few(named), largest)
 
 
 def _how_far(output: Output, rebuilt_md5: str, rebuild: Rebuild, cache: Path) -> Iterator[tuple[str, Difference]]:
-    """Yield each differing file of an output by its path within it."""
+    """Yield the path of each differing file of an output, and how it differs."""
+    path, md5 = output.path, output.md5 or ""
     if not output.cached:
-        yield "", difference(rebuild.committed / output.path, rebuild.clone / output.path, output.path) or NOT_HERE
+        yield path, difference(rebuild.committed / path, rebuild.clone / path, path) or NOT_HERE
         return
-    assert output.md5
-    old, built = members(output.md5, [cache, rebuild.cache]), members(rebuilt_md5, [rebuild.cache])
+    old, built = members(path, md5, cache, rebuild.cache), members(path, rebuilt_md5, rebuild.cache)
     if old is None or built is None:
-        yield "", NOT_HERE
+        yield path, NOT_HERE
         return
-    for member in sorted({*old, *built}):
-        if member not in old or member not in built:
-            yield member, Difference(f"is only {'committed' if member in old else 'rebuilt'}")
-        elif old[member] != built[member]:
-            kept, new = intact(cache, old[member]), intact(rebuild.cache, built[member])
-            yield member, (difference(kept, new, name_of(output, member)) if kept and new else None) or NOT_HERE
+    for name in sorted({*old, *built}):
+        if name not in old or name not in built:
+            yield name, Difference(f"is only {'committed' if name in old else 'rebuilt'}")
+        elif old[name] != built[name]:
+            kept, new = intact(cache, old[name]), intact(rebuild.cache, built[name])
+            yield name, (difference(kept, new, name) if kept and new else None) or NOT_HERE
 
 
 def _object(cache: Path, md5: str) -> Path:

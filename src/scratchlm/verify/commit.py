@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import networkx
-from dvc.dependency import ParamsDependency
+from dvc.dependency import Dependency, ParamsDependency
+from dvc.output import Output as DvcOutput
+from dvc.stage import PipelineStage
 
 from scratchlm.compare.revision import LOCK, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
@@ -13,11 +15,6 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.nested import leaves
 from scratchlm.run.pipeline import CODE_FOLDER
 from scratchlm.verify.diff import differing
-
-if TYPE_CHECKING:
-    from dvc.dependency import Dependency
-    from dvc.output import Output as DvcOutput
-    from dvc.stage import PipelineStage
 
 
 class Output(NamedTuple):
@@ -97,7 +94,7 @@ def chosen(commit: Commit, names: Sequence[str]) -> tuple[CommittedStage, ...]:
     return tuple(stage for stage in commit.stages if not names or stage.name in wanted)
 
 
-def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequence["DvcOutput"]) -> CommittedStage:
+def _stage(stage: PipelineStage, upstream: frozenset[str], all_outputs: Sequence[DvcOutput]) -> CommittedStage:
     parameters = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
     files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     built = [dep for dep in files if any(_overlap(dep.fs_path, output.fs_path) for output in all_outputs)]
@@ -116,7 +113,7 @@ def _stage(stage: "PipelineStage", upstream: frozenset[str], all_outputs: Sequen
 
 
 def _stale(
-    stage: "PipelineStage", parameters: Sequence[ParamsDependency], files: Sequence["Dependency"]
+    stage: PipelineStage, parameters: Sequence[ParamsDependency], files: Sequence[Dependency]
 ) -> Iterator[tuple[str, str]]:
     """Yield the files whose content differs from what dvc.lock says the stage was built from, and how."""
     if not any(output.hash_info for output in stage.outs):
@@ -139,11 +136,11 @@ def _stale(
             yield dep.def_path, "has changed since it was built" if dep.exists else "is no longer in git"
 
 
-def _is_edited(out: "DvcOutput") -> bool:
+def _is_edited(out: DvcOutput) -> bool:
     return not out.use_cache and bool(out.hash_info) and bool(out.workspace_status())
 
 
-def _is_external(stage: "PipelineStage", parameters: Sequence[ParamsDependency]) -> bool:
+def _is_external(stage: PipelineStage, parameters: Sequence[ParamsDependency]) -> bool:
     conditions = (stage.meta or {}).get("external")
     if not isinstance(conditions, Mapping):
         return False

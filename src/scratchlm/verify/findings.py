@@ -15,7 +15,6 @@ Verdict = Literal[
     "identical", "within tolerance", "not compared",
     "stale", "edited", "damaged", "different", "missing", "failed",
 ]  # fmt: skip
-HEADINGS = ("", "stage", "file", "result", "difference")
 FINE = ("identical", "within tolerance", "not compared")
 
 
@@ -81,7 +80,7 @@ def verification_json(result: Verification) -> str:
 def verification_text(result: Verification) -> str:
     """One line per file, faults marked, and the conclusion."""
     rows = [("✗" if f in result.faults else "", f.stage, f.path, f.verdict, f.detail) for f in result.findings]
-    table = tabulate(rows, HEADINGS, tablefmt="plain", disable_numparse=True)
+    table = tabulate(rows, ["", "stage", "file", "result", "difference"], tablefmt="plain", disable_numparse=True)
     return "\n".join([table, "", *_sentences(result)])
 
 
