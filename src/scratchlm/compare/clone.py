@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from scratchlm.compare.git import find_commit, git, run_dvc
+from scratchlm.compare.git import find_commit, git, must_run_dvc
 from scratchlm.compare.revision import LOCK
 from scratchlm.run.errors import UserError
 
@@ -59,8 +59,7 @@ def build(root: Path, revision: str) -> str:
     with private_clone(root, revision) as clone:
         with Repo(os.fspath(clone)) as repo:
             from_remote = ["--pull"] if repo.config["core"].get("remote") else []
-        if run_dvc(clone, "repro", *from_remote)[0]:
-            raise UserError(f"{revision} cannot be built; correct the error printed above, then run this again")
+        must_run_dvc(clone, f"{revision} cannot be built", "repro", *from_remote)
         git(clone, "add", "--all", "--", LOCK, "metrics")
         if not git(clone, "status", "--porcelain", "--", LOCK, "metrics"):
             return revision

@@ -80,10 +80,8 @@ def _compare(first: _Built, second: _Built) -> Comparison:
     rows = [row for family in families(both) for row in _family_rows(family, first, second, missing)]
     judged = {row.metric: row._replace(note=_together(missing).get(row.note, row.note)) for row in rows}
     place = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
-    rest = sorted(
-        (name for name in {**first.numbers, **second.numbers} if name not in judged),
-        key=lambda name: place.get(name.split(".")[0], len(place)),
-    )
+    rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
+    rest.sort(key=lambda name: place.get(name.split(".")[0], len(place)))
     sources = first.metrics.get("download", {}), second.metrics.get("download", {})
     behind = [_behind(built) for built in (first, second) if built.build.behind]
     rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]
@@ -137,9 +135,8 @@ def _judged(row: Row, found: PairedDifference, n: int, note: str) -> Row:
     if not found.same and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
         verdict = BETTER if better(row.metric, found.difference) else WORSE
     needed = found.needed if verdict == NO_EVIDENCE else None
-    return row._replace(
-        difference=found.difference, verdict=verdict, interval=found.interval, examples=n, needed=needed, note=note
-    )
+    row = row._replace(difference=found.difference, verdict=verdict, interval=found.interval)
+    return row._replace(examples=n, needed=needed, note=note)
 
 
 def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
@@ -147,16 +144,13 @@ def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
     paths: dict[tuple[str, str], list[str]] = {}
     for error in missing:
         paths.setdefault((error.revision, error.why), []).extend(error.paths)
-    return {
-        str(error): str(MissingArtifact(error.revision, dict.fromkeys(paths[error.revision, error.why]), error.why))
-        for error in missing
-    }
+    together = [MissingArtifact(e.revision, dict.fromkeys(paths[e.revision, e.why]), e.why) for e in missing]
+    return {str(error): str(all_of_them) for error, all_of_them in zip(missing, together, strict=True)}
 
 
 def _refuse_other_judges(first: _Built, second: _Built) -> None:
-    one, other = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
-    different = [f"{c.name} {c.old} and {c.new}" for c in differing(one, other)]
-    if different:
+    judges = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
+    if different := [f"{change.name} {change.old} and {change.new}" for change in differing(*judges)]:
         raise Unpaired(
             f"judge.mean_score comes from different judges ({', '.join(different)}), whose scores are on different "
             "scales; to compare, build both with the same judge section and the same server"

@@ -75,5 +75,11 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
     return status, kept.decode("utf-8", errors="replace")
 
 
+def must_run_dvc(clone: Path, failure: str, *words: str) -> None:
+    """Run a DVC command as run_dvc does. Raises UserError that names the `failure` if it fails."""
+    if run_dvc(clone, *words)[0]:
+        raise UserError(f"{failure}; correct the error printed above, then run this again")
+
+
 def _neutral_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in BINDING}

@@ -33,6 +33,8 @@ class MissingArtifact(UserError):
 class Revision:
     """The files that git and DVC track at one revision. A remote is read where the cache lacks a file.
 
+    Whatever reads a file raises MissingArtifact, with a sentence that says how to get it, if it cannot be read, and
+    UserError if it is not in the format.
     name: as the user gave it. commit: its hash, None for the workspace. root: the project's folder.
     """
 
@@ -69,31 +71,23 @@ class Revision:
         return Path(self._repo.cache.local.path)
 
     def read(self, path: str) -> bytes:
-        """Return the content of a tracked file; path: from the project's root, with forward slashes.
-
-        Raises MissingArtifact with a sentence that says how to get it.
-        """
+        """Return the content of a tracked file; path: from the project's root, with forward slashes."""
         try:
             return self._repo.dvcfs.read_bytes(f"/{path}")
         except (FileNotFoundError, DataIndexDirError, DvcException, OSError) as error:
             raise MissingArtifact(self.name, [path], self._why(path, error)) from None
 
     def yaml(self, path: str) -> Any:
-        """Return the content of a YAML file, numbers read as DVC reads them.
-
-        Raises MissingArtifact as read does, and UserError if it is not YAML.
-        """
+        """Return the content of a YAML file, numbers read as DVC reads them."""
         return parse_yaml(self.read(path).decode("utf-8"), f"{path} of {self.name}")
 
     def json(self, path: str) -> Any:
-        """Return the content of a JSON file. Raises MissingArtifact as read does, and UserError if it is not JSON."""
         try:
             return json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{path} of {self.name} is not valid JSON ({error}); rebuild: {self.rebuild}") from None
 
     def table(self, path: str) -> pa.Table:
-        """Return a Parquet file. Raises MissingArtifact as read does."""
         return pq.read_table(pa.BufferReader(self.read(path)))
 
     def metrics(self) -> dict[str, Any]:

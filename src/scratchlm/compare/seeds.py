@@ -14,7 +14,7 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from scipy import stats
 
 from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import git, run_dvc
+from scratchlm.compare.git import git, must_run_dvc
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
@@ -67,10 +67,8 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
         names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
             print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
-            if run_dvc(clone, "exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)[0]:
-                raise UserError(
-                    f"{stage} failed with seed {seed}; correct the error printed above, then run this again"
-                )
+            command = ("exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)
+            must_run_dvc(clone, f"{stage} failed with seed {seed}", *command)
             results[seed] = read_json(clone / metrics)
         if keep:
             baseline = git(clone, "rev-parse", "HEAD")
@@ -125,8 +123,7 @@ def _check_inputs(clone: Path, stage: str) -> None:
     target = f"{clone / 'dvc.yaml'}:{stage}"
     with Repo(os.fspath(clone)) as repo:
         repo.checkout(targets=[target], with_deps=True, allow_missing=True)
-    if run_dvc(clone, "repro", "--single-item", CODE)[0]:
-        raise UserError(f"the stage {CODE} failed; correct the error printed above, then run this again")
+    must_run_dvc(clone, f"the stage {CODE} failed", "repro", "--single-item", CODE)
     with Repo(os.fspath(clone)) as repo:
         changed = repo.status(targets=[target], with_deps=True)
     stale = sorted({address.rpartition(":")[2] for address in changed} - {stage, CONSTANT_OUTPUT})

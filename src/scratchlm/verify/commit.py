@@ -98,13 +98,11 @@ def _stage(stage: PipelineStage, upstream: frozenset[str], all_outputs: Sequence
     parameters = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
     files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     built = [dep for dep in files if any(_overlap(dep.fs_path, output.fs_path) for output in all_outputs)]
+    outs = (Output(o.def_path, o.hash_info.value, o.use_cache, o.is_metric, _is_edited(o)) for o in stage.outs)
     return CommittedStage(
         name=stage.name,
         upstream=upstream,
-        outputs=tuple(
-            Output(out.def_path, out.hash_info.value, out.use_cache, out.is_metric, _is_edited(out))
-            for out in stage.outs
-        ),
+        outputs=tuple(outs),
         inputs={dep.def_path: dep.hash_info.value for dep in built if dep.hash_info},
         stale=dict(_stale(stage, parameters, [dep for dep in files if dep not in built or not dep.hash_info])),
         code=next((dep.def_path for dep in files if dep.def_path.startswith(CODE_FOLDER)), None),

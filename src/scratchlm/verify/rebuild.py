@@ -56,10 +56,9 @@ def rebuilt(commit: Commit, stages: Sequence[CommittedStage]) -> Iterator[Rebuil
         lock.unlink(missing_ok=True)  # so that DVC builds everything, and the new one has only what was built now
         names = [stage.name for stage in stages]
         status, end = run_dvc(clone, "repro", *names, DVC_SITE_CACHE_DIR=str(clone.with_name("site")))
-        entries = load_yaml(lock)["stages"] if lock.exists() else {}
+        new = load_yaml(lock)["stages"] if lock.exists() else {}
         built = {
-            name: Built(recorded_hashes(entry.get("deps")), recorded_hashes(entry.get("outs")))
-            for name, entry in entries.items()
+            name: Built(*(recorded_hashes(stage.get(key)) for key in ("deps", "outs"))) for name, stage in new.items()
         }
         yield Rebuild(clone, committed, built, failure_in(end) if status else None)
 
