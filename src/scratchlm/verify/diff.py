@@ -16,7 +16,6 @@ from scratchlm.run.nested import leaves
 
 BLOCK_BYTES = 1 << 20
 SHOWN_CHARACTERS = 40  # of a value
-NOT_THERE = "nothing"
 
 
 class Difference(NamedTuple):
@@ -151,7 +150,7 @@ def _up_to(gaps: Sequence[float | None]) -> str:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    return cut(str(values.get(key, NOT_THERE)), SHOWN_CHARACTERS)
+    return cut(str(values.get(key, "nothing")), SHOWN_CHARACTERS)
 
 
 def _counted(n: int, noun: str) -> str:
