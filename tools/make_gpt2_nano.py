@@ -91,8 +91,8 @@ def main() -> None:
             write_json(folder / "hparams.json", hparams(config))
             command = [sys.executable, "-c", WRITER, str(folder / "model.ckpt"), str(work / "variables.safetensors")]
             subprocess.run(command, check=True)
-    for path in sorted((HERE / "gpt2-nano").iterdir()):  # for the table _NANO in data/catalogue.py
-        print(f'"{path.name}": ("{sha256_of(path)}", {path.stat().st_size:_}),')
+    for path in sorted((HERE / "gpt2-nano").iterdir()):  # for gpt2-nano in data/sources.toml
+        print(f'"{path.name}" = {{ sha256 = "{sha256_of(path)}", size_bytes = {path.stat().st_size:_} }}')
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:

@@ -96,10 +96,7 @@ class BytePairTokenizer:
         self.vocab_size = len(encoder)
         self.end_token_id = encoder[END_OF_TEXT]
         self.encoding = tiktoken.Encoding(
-            "scratchlm",
-            pat_str=GPT2_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens={END_OF_TEXT: self.end_token_id},
+            "scratchlm", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_token_id}
         )
 
     def encode(self, text: str) -> list[int]:

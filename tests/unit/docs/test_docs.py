@@ -95,7 +95,7 @@ def is_metric(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_block_has_a_language_and_a_comment_above_it_has_a_meaning(page):
     for block in blocks(page):
-        assert block.language in {"sh", "text", "yaml", "python"}, block.text
+        assert block.language in {"sh", "text", "toml", "yaml", "python"}, block.text
         assert set(block.comments) <= {"not run", "change"}, block.comments
         assert block.language == "sh" or not block.comments, block.text
         reason = block.comments.get("not run", "a reason")
@@ -159,12 +159,13 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_every_python_block_runs_or_is_an_entry_of_the_catalogue(page, tmp_path):
+def test_every_python_block_runs_and_every_toml_block_is_an_entry_of_the_catalogue(page):
+    from scratchlm.data.catalogue import read_catalogue
+
     for block in blocks(page):
+        if block.language == "toml":
+            assert read_catalogue(block.text)
         if block.language != "python":
-            continue
-        if block.text.startswith("Source("):
-            ast.parse(block.text)
             continue
         command = [sys.executable, "-c", block.text]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
