@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.baselines import SEED
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import source_file, tokenizer_of
-from scratchlm.data.corpus import CorpusParams, TokenWindows, read_tokens, text_chunks, write_corpus
+from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, text_chunks, write_corpus
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import batch_indices
 
@@ -78,12 +78,12 @@ def tiktokens_tokenizing(source: str, n_bytes: int, vocabulary: str, at_once: in
 
 def opening(folder: Path) -> Run:
     """The work before the first batch: the shards' tokens into a memory map."""
-    return lambda: len(read_tokens(folder, "train"))
+    return lambda: len(Corpus(folder).tokens("train"))
 
 
 def reading(folder: Path, batch_size: int, context_length: int) -> Run:
     """An epoch of training batches, without the training."""
-    windows = TokenWindows(read_tokens(folder, "train"), context_length, context_length)
+    windows = TokenWindows(Corpus(folder).tokens("train"), context_length, context_length)
     task = pretraining_task(windows, None, lambda model: {})  # type: ignore[arg-type]
 
     def run() -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scratchlm.data.catalogue import CATALOGUE
-from scratchlm.data.corpus import CorpusParams, TokenWindows, read_counts, read_tokens, write_corpus
+from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, write_corpus
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
 from scratchlm.data.messages import balance_by_undersampling, read_messages, split_messages, write_messages
 from scratchlm.data.tokenizer import BytePairTokenizer, WordTokenizer, collect_words
@@ -105,11 +105,11 @@ def test_the_verdict_has_the_books_numbers(gpt2: BytePairTokenizer, inputs: Inpu
     counts = write_corpus(inputs.corpus, gpt2, tmp_path, CorpusParams(train_fraction=0.9, shard_tokens=1_000))
     for split, part in (("train", text[: int(0.9 * 20_479)]), ("val", text[int(0.9 * 20_479) :])):
         ids = gpt2.encode(part)
-        assert read_tokens(tmp_path, split).tolist() == ids
+        assert Corpus(tmp_path).tokens(split).tolist() == ids
         assert counts[split] == {
             "tokens": len(ids), "bytes": len(part), "documents": 1, "bytes_per_token": len(part) / len(ids),
         }  # fmt: skip
     assert (counts["train"]["tokens"], counts["val"]["tokens"]) == (4_612, 534)
-    assert read_counts(tmp_path)["val"]["bytes_per_token"] == round(2_048 / 534, 5)
+    assert Corpus(tmp_path).counts["val"]["bytes_per_token"] == round(2_048 / 534, 5)
     # 9 and 1 batches of 2 × 256 tokens (section 5.1.3)
-    assert [len(TokenWindows(read_tokens(tmp_path, s), 256, 256)) // 2 for s in ("train", "val")] == [9, 1]
+    assert [len(TokenWindows(Corpus(tmp_path).tokens(s), 256, 256)) // 2 for s in ("train", "val")] == [9, 1]

@@ -116,47 +116,36 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
     return counts
 
 
-def read_counts(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the counts of write_corpus by split."""
-    return read_json(folder / COUNTS_FILE)
-
-
-def read_tokens(folder: Path, split: str) -> np.ndarray:
-    """Return all token ids of a split of the corpus in `folder`, (N,) uint32. Raises UserError if there is none.
-
-    The array is mapped from an unnamed file beside `folder`, which is deleted with it: the corpus may be larger than
-    memory, and reading windows from Parquet's compressed row groups would be slow.
-    """
-    shards = sorted((folder / split).glob("*.parquet"))
-    if not shards:
-        raise missing(folder / split / "*.parquet")
-    with tempfile.TemporaryFile(dir=folder.parent) as file:
-        for shard in shards:
-            with pq.ParquetFile(shard) as parquet:
-                for i in range(parquet.num_row_groups):
-                    file.write(parquet.read_row_group(i)["token_id"].to_numpy())
-        file.flush()
-        return np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
-
-
 class Corpus:
-    """The token ids of a corpus that write_corpus wrote; a split is read once, when it is first needed."""
+    """A corpus that write_corpus wrote; a split is read once, when it is first needed."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: with the shards of train and val, and their counts."""
         self._folder = folder
         self._tokens: dict[str, np.ndarray] = {}
 
     def tokens(self, split: str) -> np.ndarray:
-        """All token ids of a split, (N,) uint32. Raises UserError if there is none."""
+        """Return all token ids of a split, (N,) uint32. Raises UserError if there is none.
+
+        The array is mapped from an unnamed file beside the folder, which is deleted with it: the corpus may be larger
+        than memory, and reading windows from Parquet's compressed row groups would be slow.
+        """
         if split not in self._tokens:
-            self._tokens[split] = read_tokens(self._folder, split)
+            shards = sorted((self._folder / split).glob("*.parquet"))
+            if not shards:
+                raise missing(self._folder / split / "*.parquet")
+            with tempfile.TemporaryFile(dir=self._folder.parent) as file:
+                for shard in shards:
+                    with pq.ParquetFile(shard) as parquet:
+                        for i in range(parquet.num_row_groups):
+                            file.write(parquet.read_row_group(i)["token_id"].to_numpy())
+                file.flush()
+                self._tokens[split] = np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
         return self._tokens[split]
 
     @property
     def counts(self) -> dict[str, dict[str, float]]:
-        """Tokens, bytes and documents by split."""
-        return read_counts(self._folder)
+        """The counts of write_corpus by split."""
+        return read_json(self._folder / COUNTS_FILE)
 
 
 class TokenWindows:
@@ -167,7 +156,6 @@ class TokenWindows:
 
     def __init__(self, token_ids: np.ndarray, context_length: int, stride: int) -> None:
         """Raises UserError if the tokens do not fill one window."""
-        self.n_windows = (len(token_ids) - context_length - 1) // stride + 1
         if len(token_ids) <= context_length:
             raise UserError(
                 f"{len(token_ids)} tokens do not fill one window of {context_length} + 1; "
@@ -176,7 +164,7 @@ class TokenWindows:
         self._windows = np.lib.stride_tricks.sliding_window_view(token_ids, context_length + 1)[::stride]
 
     def __len__(self) -> int:
-        return self.n_windows
+        return len(self._windows)
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs, targets: (B, context_length) int64 each."""

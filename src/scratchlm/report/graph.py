@@ -90,9 +90,9 @@ def _layout(stages: Sequence[Stage]) -> tuple[dict[_Point, tuple[float, float]],
     layers: list[list[_Point]] = [[] for _ in range(1 + max(depths.values()))]
     for stage in stages:
         layers[depths[stage.name]].append((stage.name,))
-    routes = []
+    routes: list[list[_Point]] = []
     for source, target in edges:
-        lane = [(source, target, str(depth)) for depth in range(depths[source] + 1, depths[target])]
+        lane: list[_Point] = [(source, target, str(depth)) for depth in range(depths[source] + 1, depths[target])]
         for point in lane:
             layers[int(point[2])].append(point)
         routes.append([(source,), *lane, (target,)])

@@ -16,9 +16,9 @@ from llms_from_scratch.ch02 import GPTDatasetV1
 
 from scratchlm.data import corpus
 from scratchlm.data.corpus import (
+    Corpus,
     CorpusParams,
     TokenWindows,
-    read_tokens,
     split_chunks,
     text_chunks,
     write_corpus,
@@ -89,7 +89,7 @@ def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
     with mock.patch.multiple(corpus, **sizes):
         counts = write_shards(text_chunks(scratch), gpt2, scratch.parent / "read" / "train", shard_tokens)
     expected = gpt2.encoding.encode(text, allowed_special={END_OF_TEXT})
-    assert read_tokens(scratch.parent / "read", "train").tolist() == expected
+    assert Corpus(scratch.parent / "read").tokens("train").tolist() == expected
     assert (counts["tokens"], counts["bytes"]) == (len(expected), len(text.encode()))
 
 
@@ -144,7 +144,7 @@ def test_shards_hold_exactly_what_was_asked_for(gpt2: BytePairTokenizer, tmp_pat
     shards = sorted((tmp_path / "train").iterdir())
     assert [path.name for path in shards] == ["00000.parquet", "00001.parquet", "00002.parquet"]
     assert [pq.read_table(path).num_rows for path in shards] == [3, 3, 1]
-    assert read_tokens(tmp_path, "train").tolist() == gpt2.encode(text)
+    assert Corpus(tmp_path).tokens("train").tolist() == gpt2.encode(text)
     assert counts == {"tokens": 7, "bytes": 13, "documents": 1, "bytes_per_token": 13 / 7}
 
 
@@ -154,7 +154,7 @@ def test_a_shard_written_as_its_tokens_come_has_the_bytes_of_one_written_at_once
     monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1_000)
     text = inputs.corpus.read_text(encoding="utf-8")
     write_shards([text[i : i + 700] for i in range(0, len(text), 700)], gpt2, tmp_path / "train", 2_300)
-    token_ids = read_tokens(tmp_path, "train")
+    token_ids = Corpus(tmp_path).tokens("train")
     for i, shard in enumerate(sorted((tmp_path / "train").iterdir())):
         table = pa.table([token_ids[i * 2_300 : (i + 1) * 2_300]], schema=corpus.SHARD_SCHEMA)
         pq.write_table(table, tmp_path / "once", row_group_size=1_000, use_dictionary=False, **PARQUET_OPTIONS)
@@ -184,7 +184,7 @@ def test_tokens_stay_in_order_though_a_later_piece_is_ready_first(
     monkeypatch.setattr(corpus.os, "cpu_count", lambda: 2)
     pieces = ["90", *map(str, range(11, 99, 11)), "7"]
     write_shards(pieces, Faltering(), tmp_path / "train", 2)  # type: ignore[arg-type]
-    assert read_tokens(tmp_path, "train").tolist() == [9, 2, 4, 6, 8, 10, 12, 14, 16, 7]
+    assert Corpus(tmp_path).tokens("train").tolist() == [9, 2, 4, 6, 8, 10, 12, 14, 16, 7]
 
 
 def test_a_piece_that_cannot_be_tokenized_stops_the_work_and_leaves_nothing(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_documents_are_the_pieces_between_end_tokens_and_bytes_those_of_utf8(
     counts = write_shards([f"é{END_OF_TEXT}b", f" c{END_OF_TEXT}d"], gpt2, tmp_path / "t", 100)
     assert counts["documents"] == 3
     assert counts["bytes"] == len(f"é{END_OF_TEXT}b c{END_OF_TEXT}d".encode())
-    assert read_tokens(tmp_path, "t").tolist().count(gpt2.end_token_id) == 2
+    assert Corpus(tmp_path).tokens("t").tolist().count(gpt2.end_token_id) == 2
 
 
 def test_the_cut_is_counted_in_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_too_short_a_corpus_and_a_missing_one_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none: no such file; `dvc repro`"):
         split_chunks(tmp_path / "none", 0.5)
     with pytest.raises(UserError, match=r"\*.parquet: no such file; `dvc repro`"):
-        read_tokens(tmp_path, "train")
+        Corpus(tmp_path).tokens("train")
 
 
 def test_the_same_text_gives_the_same_bytes(gpt2: BytePairTokenizer, inputs: Inputs, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        windows = TokenWindows(read_tokens(tmp_path / "corpus", "train"), 255, 256)
+        windows = TokenWindows(Corpus(tmp_path / "corpus").tokens("train"), 255, 256)
         for i in range(0, len(windows), 8):
             inputs, _ = windows.batch(np.arange(i, i + 8))
             assert np.array_equal(inputs, tokens[i * 256 : (i + 8) * 256].reshape(8, 256)[:, :-1])
