@@ -13,7 +13,8 @@ import torch
 from safetensors.numpy import save_file
 
 from scratchlm.formats.names import tensor_names
-from scratchlm.formats.openai import from_openai, hparams, load_openai, to_openai
+from scratchlm.formats.native import convert_weights
+from scratchlm.formats.openai import hparams, load_openai, to_openai
 from scratchlm.model.config import SIZES, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.errors import UserError
@@ -275,14 +276,17 @@ def test_a_loaded_checkpoint_computes_what_its_own_layout_says(
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("missing", "{folder}: tensor model/h2/mlp/c_fc/w is missing; fetch the whole checkpoint again"),
+        ("missing", "{folder}: tensor model/h2/mlp/c_fc/w is missing; fetch or export it again"),
         (
             "misshapen",
-            "{folder}: tensor model/h0/attn/c_attn/w has shape (1, 127, 384), but hparams.json asks for "
+            "{folder}: tensor model/h0/attn/c_attn/w has shape (1, 127, 384), but the configuration asks for "
             "(1, 128, 384); take both from one checkpoint",
         ),
-        ("extra", "{folder}: tensor model/h3/ln_1/g belongs to no part of a GPT-2 of this size; fetch it again"),
-        ("scalar", "{folder}: tensor global_step belongs to no part of a GPT-2 of this size; fetch it again"),
+        (
+            "extra",
+            "{folder}: tensor model/h3/ln_1/g belongs to no part of a GPT-2 of this size; fetch or export it again",
+        ),
+        ("scalar", "{folder}: tensor global_step belongs to no part of a GPT-2 of this size; fetch or export it again"),
         (
             "text",
             "{folder}/model.ckpt: tensor _CHECKPOINTABLE_OBJECT_GRAPH holds text, which belongs to no part of a GPT-2; "
@@ -342,7 +346,7 @@ def test_hparams_that_disagree_with_the_tensors_name_the_first_tensor(
     folder = shutil.copytree(checkpoints / "whole", tmp_path / "gpt2")
     write_json(folder / "hparams.json", hparams(CONFIG) | {"n_vocab": 301})
     assert outcome(folder) == (
-        f"{folder}: tensor model/wte has shape (300, 128), but hparams.json asks for (301, 128); "
+        f"{folder}: tensor model/wte has shape (300, 128), but the configuration asks for (301, 128); "
         "take both from one checkpoint"
     )
 
@@ -351,14 +355,14 @@ def test_each_tensor_in_turn_is_missed_and_measured(variables: dict[str, np.ndar
     tensors = torch_tensors(variables)
     for name, tensor in tensors.items():
         with pytest.raises(UserError, match=f"^here: tensor {name} is missing; "):
-            from_openai({other: value for other, value in tensors.items() if other != name}, CONFIG, "here")
+            convert_weights(CONFIG, {other: tensors[other] for other in tensors if other != name}, "openai", "here")
         with pytest.raises(UserError, match=f"^here: tensor {name} has shape "):
-            from_openai(tensors | {name: torch.cat([tensor, tensor])}, CONFIG, "here")
+            convert_weights(CONFIG, tensors | {name: torch.cat([tensor, tensor])}, "openai", "here")
 
 
 def test_to_openai_and_back_is_the_same_model() -> None:
     model = build_model(CONFIG, seed=3)
-    again = from_openai(torch_tensors(to_openai(model)), CONFIG, "here")
+    again = convert_weights(CONFIG, torch_tensors(to_openai(model)), "openai", "here")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
 from scratchlm.formats.names import HEAD, tensor_names
-from scratchlm.formats.native import WEIGHTS_FILE, assign_weights, read_weights, shapes_only
+from scratchlm.formats.native import WEIGHTS_FILE, convert_weights, read_weights
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -59,20 +58,9 @@ def load_huggingface(folder: Path) -> GPTModel:
     path = folder / WEIGHTS_FILE
     stored = {name.removeprefix(_PREFIX): tensor for name, tensor in read_weights(folder).items()}
     stored = {name: tensor.float() for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
-    with shapes_only():
-        model = GPTModel(config)
-    weights: dict[str, Tensor] = {}
-    for name in tensor_names(config.n_layers):
-        if name.huggingface not in stored:
-            raise UserError(f"{path}: tensor {name.huggingface} is missing; export the model again")
-        tensor = stored.pop(name.huggingface)
-        weights[name.ours] = tensor.T.contiguous() if name.linear else tensor
-    head = stored.pop(HEAD.huggingface, None)
-    if not config.tied_head and head is not None:
-        weights[HEAD.ours] = head
-    if stored:
-        raise UserError(f"{path}: tensor {min(stored)} belongs to no part of a GPT-2; export the model again")
-    return assign_weights(model, weights, str(path))
+    if config.tied_head:
+        stored.pop(HEAD.huggingface, None)
+    return convert_weights(config, stored, "huggingface", str(path))
 
 
 def load_huggingface_tokenizer(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -1,7 +1,7 @@
 """Our own format: a folder of config.json and model.safetensors. The same model gives the same bytes."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -10,18 +10,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scratchlm.fast.torch_startup import shapes_only
+from scratchlm.formats.names import HEAD, tensor_names
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, missing, read_json, write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-TIED_HEAD = "head.weight"
+_REMEDY = "fetch or export it again"
 
 
 def save_gpt(folder: Path, model: GPTModel, adapter: dict[str, Tensor] | None = None) -> None:
     """Write a language model; a tied head is not stored. adapter: LoRA matrices to save beside the weights."""
-    dropped = TIED_HEAD if model.config.tied_head else None
+    dropped = HEAD.ours if model.config.tied_head else None
     save_folder(folder, model, {"gpt": model.config.model_dump()}, dropped, adapter)
 
 
@@ -48,18 +49,42 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
             f"{folder} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
         )
     config = read_config(folder).model_copy(update=changes)
+    return _gpt(config, read_weights(folder), str(folder))
+
+
+def convert_weights(
+    config: GPTConfig, theirs: dict[str, Tensor], format_: Literal["openai", "huggingface"], source: str
+) -> GPTModel:
+    """Return a model, in evaluation mode, made of another format's tensors.
+
+    Empties `theirs` on the way, so that memory never holds a large model twice.
+    Raises UserError naming `source` and the first missing, extra or misshapen tensor.
+    """
+    with shapes_only():
+        expected = GPTModel(config).state_dict()
+    weights = {}
+    for name in [*tensor_names(config.n_layers), *([] if config.tied_head else [HEAD])]:
+        their_name = getattr(name, format_)
+        if their_name not in theirs:
+            raise UserError(f"{source}: tensor {their_name} is missing; {_REMEDY}")
+        tensor, wanted = theirs.pop(their_name), tuple(expected[name.ours].shape)
+        if name.linear:
+            wanted = (1, *wanted[::-1]) if format_ == "openai" else wanted[::-1]
+        if tuple(tensor.shape) != wanted:
+            shape = f"has shape {tuple(tensor.shape)}, but the configuration asks for {wanted}"
+            raise UserError(f"{source}: tensor {their_name} {shape}; take both from one checkpoint")
+        weights[name.ours] = (tensor.reshape(wanted[-2:]).T if name.linear else tensor).contiguous()
+    if theirs:
+        raise UserError(f"{source}: tensor {min(theirs)} belongs to no part of a GPT-2 of this size; {_REMEDY}")
+    return _gpt(config, weights, source)
+
+
+def _gpt(config: GPTConfig, weights: dict[str, Tensor], source: str) -> GPTModel:
+    """Return a model with `weights` as its tensors (not copies), in evaluation mode. Errors as assign_tensors."""
     with shapes_only():
         model = GPTModel(config)
-    return assign_weights(model, read_weights(folder), str(folder))
-
-
-def assign_weights(model: GPTModel, weights: dict[str, Tensor], source: str) -> GPTModel:
-    """Return `model`, built under shapes_only, with `weights` as its tensors (not copies), in evaluation mode.
-
-    Raises UserError naming `source` and the first missing, unknown or misshapen tensor.
-    """
     if model.config.tied_head:
-        weights = {**weights, TIED_HEAD: weights.get("token_embedding.weight", torch.empty(0))}
+        weights = {**weights, HEAD.ours: weights.get("token_embedding.weight", torch.empty(0))}
     assign_tensors(model, weights, source)
     if model.config.tied_head:
         model.head.weight = model.token_embedding.weight
@@ -91,7 +116,10 @@ def save_folder(
 
 
 def assign_tensors(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Make `weights` the model's tensors. Errors as assign_weights."""
+    """Make `weights` the tensors of a model that was built under shapes_only.
+
+    Raises UserError naming `source` and the first missing, unknown or misshapen tensor.
+    """
     expected = model.state_dict()
     for name in [*expected, *weights]:
         if name not in weights:

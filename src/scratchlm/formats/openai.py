@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from scratchlm.formats import tensorflow_reader
 from scratchlm.formats.names import tensor_names
-from scratchlm.formats.native import assign_weights, shapes_only
+from scratchlm.formats.native import convert_weights
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -32,34 +31,7 @@ def load_openai(folder: Path, size: SizeName, scratch: Path) -> tuple[GPTModel, 
     _read_in_own_process(folder / PREFIX, arrays)
     variables = load_file(arrays)
     n_variables = len(variables)
-    return from_openai(variables, config, str(folder)), n_variables
-
-
-def from_openai(variables: dict[str, Tensor], config: GPTConfig, source: str) -> GPTModel:
-    """Return a model made of OpenAI's variables, each used exactly once. Errors as load_openai, naming `source`.
-
-    Empties `variables` on the way, so that memory never holds a large model twice.
-    """
-    with shapes_only():
-        model = GPTModel(config)
-    expected = model.state_dict()
-    weights = {}
-    for name in tensor_names(config.n_layers):
-        if name.openai not in variables:
-            raise UserError(f"{source}: tensor {name.openai} is missing; fetch the whole checkpoint again")
-        tensor = variables.pop(name.openai)
-        got, wanted = tuple(tensor.shape), tuple(expected[name.ours].shape)
-        if name.linear:
-            wanted = (1, *wanted[::-1])
-        if got != wanted:
-            raise UserError(
-                f"{source}: tensor {name.openai} has shape {got}, but hparams.json asks for {wanted}; "
-                "take both from one checkpoint"
-            )
-        weights[name.ours] = (tensor.squeeze(0).T if name.linear else tensor).contiguous()
-    if variables:
-        raise UserError(f"{source}: tensor {min(variables)} belongs to no part of a GPT-2 of this size; fetch it again")
-    return assign_weights(model, weights, source)
+    return convert_weights(config, variables, "openai", str(folder)), n_variables
 
 
 def to_openai(model: GPTModel) -> dict[str, np.ndarray]:

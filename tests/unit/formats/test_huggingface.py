@@ -259,26 +259,26 @@ def refusal(folder: Path) -> str:
 
 def test_a_missing_tensor_is_named(exported: Path) -> None:
     path = spoil(exported, lambda weights: weights.pop("transformer.h.1.mlp.c_fc.bias"))
-    assert refusal(exported) == f"{path}: tensor h.1.mlp.c_fc.bias is missing; export the model again"
+    assert refusal(exported) == f"{path}: tensor h.1.mlp.c_fc.bias is missing; fetch or export it again"
 
 
 def test_an_extra_tensor_is_named(exported: Path) -> None:
     path = spoil(exported, lambda weights: weights.update({"transformer.h.2.ln_1.weight": torch.ones(32)}))
-    expected = f"{path}: tensor h.2.ln_1.weight belongs to no part of a GPT-2; export the model again"
+    expected = f"{path}: tensor h.2.ln_1.weight belongs to no part of a GPT-2 of this size; fetch or export it again"
     assert refusal(exported) == expected
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(exported: Path) -> None:
     path = spoil(exported, lambda weights: weights.update({"transformer.wpe.weight": torch.ones(63, 32)}))
     assert refusal(exported) == (
-        f"{path}: tensor position_embedding.weight has shape (63, 32), the configuration asks for (64, 32); "
+        f"{path}: tensor wpe.weight has shape (63, 32), but the configuration asks for (64, 32); "
         "take both from one checkpoint"
     )
 
 
 def test_an_untied_model_without_its_head_is_refused(exported: Path) -> None:
     rewrite_config(exported, tie_word_embeddings=False)
-    assert "tensor head.weight is missing" in refusal(exported)
+    assert "tensor lm_head.weight is missing" in refusal(exported)
 
 
 def test_the_masks_that_older_versions_store_are_no_weights(exported: Path, tiny: GPTModel) -> None:
