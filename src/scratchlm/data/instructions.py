@@ -16,14 +16,10 @@ from scratchlm.run.files import atomic_folder, read_json, write_table
 from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
+_IDS = pa.list_(pa.int32())
 INSTRUCTION_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        *((field, pa.string()) for field in FIELDS),
-        ("prompt", pa.string()),
-        ("prompt_token_ids", pa.list_(pa.int32())),
-        ("response_token_ids", pa.list_(pa.int32())),
-    ]
+    [(text, pa.string()) for text in ("id", *FIELDS, "prompt")]
+    + [("prompt_token_ids", _IDS), ("response_token_ids", _IDS)]
 )
 
 
@@ -67,20 +63,14 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
     return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
 
 
-def split_instructions(
-    entries: Sequence[dict[str, str]], params: InstructionsParams
-) -> dict[str, list[dict[str, str]]]:
+def split_instructions(entries: list[dict[str, str]], params: InstructionsParams) -> dict[str, list[dict[str, str]]]:
     """Return the entries in file order: the first are train, the next test, the rest val (the book's section 7.2).
 
     Raises UserError if a split would be empty.
     """
     train_end = int(len(entries) * params.train_fraction)
     test_end = train_end + int(len(entries) * params.test_fraction)
-    splits = {
-        "train": list(entries[:train_end]),
-        "val": list(entries[test_end:]),
-        "test": list(entries[train_end:test_end]),
-    }
+    splits = {"train": entries[:train_end], "val": entries[test_end:], "test": entries[train_end:test_end]}
     refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.instructions")
     return splits
 
@@ -109,8 +99,5 @@ def collate(
 
 def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
     prompt = format_prompt(entry, style)
-    return entry | {
-        "prompt": prompt,
-        "prompt_token_ids": tokenizer.encode(prompt),
-        "response_token_ids": tokenizer.encode(entry["output"]),
-    }
+    encoded = {"prompt_token_ids": tokenizer.encode(prompt), "response_token_ids": tokenizer.encode(entry["output"])}
+    return entry | {"prompt": prompt} | encoded

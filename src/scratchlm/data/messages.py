@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # most importers of this module do not need pandas
 
 CLASSES = ("ham", "spam")
 MESSAGE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("label", pa.int8()), ("text", pa.string()), ("token_ids", pa.list_(pa.int32()))]
+    {"id": pa.string(), "label": pa.int8(), "text": pa.string(), "token_ids": pa.list_(pa.int32())}
 )
 _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"
 
@@ -79,13 +79,8 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         raise UserError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
-    return pd.DataFrame(
-        {
-            "id": [f"sms-{row:05d}" for row in range(len(messages))],
-            "label": (messages["label"] == "spam").astype("int8"),
-            "text": messages["text"],
-        }
-    )
+    ids, label = [f"sms-{row:05d}" for row in range(len(messages))], (messages["label"] == "spam").astype("int8")
+    return pd.DataFrame({"id": ids, "label": label, "text": messages["text"]})
 
 
 def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":

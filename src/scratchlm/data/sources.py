@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from scratchlm.data.archive import BadArchive, read_member
+from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source
 from scratchlm.data.transfer import Part, Refused, content_fault, is_path
 from scratchlm.run.errors import UserError
@@ -83,7 +83,12 @@ def _obtain(address: str, file: File, stored: Path) -> None:
         resumed = arriving.receive(address)
         fault = content_fault(arriving.path, arriving.file)
         if file.archive and not fault:
-            fault = _extract(arriving.path, part)
+            part.discard()
+            try:
+                part.append(read_member(arriving.path, file.name))
+                fault = content_fault(part.path, file)
+            except Refused as reason:
+                fault = str(reason)
         if not fault:
             part.path.replace(stored)
         part.discard()
@@ -92,16 +97,6 @@ def _obtain(address: str, file: File, stored: Path) -> None:
             return
         if last or not resumed:  # else the earlier bytes may be wrong: once more, from nothing
             raise Refused(fault)
-
-
-def _extract(archive: Path, part: Part) -> str | None:
-    """Write the wanted member to `part`; return what is wrong with it, if anything."""
-    part.discard()
-    try:
-        part.append(read_member(archive, part.file.name))
-    except BadArchive as reason:
-        return str(reason)
-    return content_fault(part.path, part.file)
 
 
 def _in_repository(file: File) -> bool:
@@ -113,9 +108,8 @@ def _sentence(source: Source, file: File, tried: list[str]) -> str:
     member = f" holding {file.name}" if file.archive else ""
     size = "" if file.size_bytes is None else f" of {file.size_bytes} bytes"
     digest = "" if file.sha256 is None else f" with sha256 {file.sha256}"
-    remedy = (
-        f"put it at <mirror>/{source.name}/{leaf} and set SCRATCHLM_MIRROR to <mirror>, a directory or an http(s) URL"
-    )
+    at = f"<mirror>/{source.name}/{leaf}"
+    remedy = f"put it at {at} and set SCRATCHLM_MIRROR to <mirror>, a directory or an http(s) URL"
     if _in_repository(file):
         remedy = f"restore it with `git checkout -- {' '.join(file.addresses)}`"
     return f"cannot get {source.name}/{leaf}: tried {', '.join(tried)}; expected a file{member}{size}{digest}; {remedy}"

@@ -45,9 +45,8 @@ class WordTokenizerParams(Section):
     kind: Literal["word"]
 
 
-TokenizerParams = Annotated[
-    GPT2TokenizerParams | TrainedTokenizerParams | WordTokenizerParams, Field(discriminator="kind")
-]
+_AnyParams = GPT2TokenizerParams | TrainedTokenizerParams | WordTokenizerParams
+TokenizerParams = Annotated[_AnyParams, Field(discriminator="kind")]
 
 
 class Tokenizer(Protocol):
@@ -197,11 +196,9 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
 
     hub = HubTokenizer(models.BPE())
     hub.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # without the end token
-        initial_alphabet=sorted(byte_alphabet().values()),
-        show_progress=False,
-    )
+    alphabet = sorted(byte_alphabet().values())
+    size = vocab_size - 1  # without the end token
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     hub.train_from_iterator((text.replace(END_OF_TEXT, "\n") for text in texts), trainer)
     merges = [tuple(pair) for pair in json.loads(hub.to_str())["model"]["merges"]]
     tokens = [*byte_alphabet().values(), *(left + right for left, right in merges), END_OF_TEXT]

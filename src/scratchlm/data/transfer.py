@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import requests
 from tqdm import tqdm
@@ -48,12 +47,13 @@ class Part:
             if offset and offset == self.file.size_bytes:
                 return True
             try:
-                with _open_path(address) if is_path(address) else _open_url(address, offset, etag) as opened:
-                    resumed |= opened.start > 0
-                    if opened.start == 0:
+                opened = _open_path(address) if is_path(address) else _open_url(address, offset, etag)
+                with opened as (start, etag, chunks):
+                    resumed |= start > 0
+                    if start == 0:
                         self.discard()
-                        self._note.write_text(f"{address}\n{opened.etag}")
-                    self.append(opened.chunks)
+                        self._note.write_text(f"{address}\n{etag}")
+                    self.append(chunks)
                 return resumed
             except Interrupted as interruption:
                 reason = str(interruption)
@@ -109,12 +109,7 @@ def _size_limit(file: File) -> int:
     return UNPINNED_LIMIT_BYTES if file.size_bytes is None else file.size_bytes
 
 
-class _Opened(NamedTuple):
-    """start: the position in the file of the first byte. etag: a strong ETag, or empty."""
-
-    start: int
-    etag: str
-    chunks: Iterator[bytes]
+_Opened = tuple[int, str, Iterator[bytes]]  # position in the file of the first byte, a strong ETag or "", the bytes
 
 
 @contextmanager
@@ -124,7 +119,7 @@ def _open_path(address: str) -> Iterator[_Opened]:
     except OSError as error:
         raise Refused((error.strerror or str(error)).lower()) from error
     with stream:
-        yield _Opened(0, "", iter(lambda: stream.read(CHUNK_BYTES), b""))
+        yield 0, "", iter(lambda: stream.read(CHUNK_BYTES), b"")
 
 
 @contextmanager
@@ -148,17 +143,7 @@ def _open_url(url: str, offset: int, etag: str) -> Iterator[_Opened]:
         if url.startswith("https:") and not response.url.startswith("https:"):
             raise Refused("redirected to plain http")
         etag = response.headers.get("ETag", "")
-        yield _Opened(offset if status == 206 else 0, "" if etag.startswith("W/") else etag, _body(response))
-
-
-def _get(url: str, headers: dict[str, str]) -> requests.Response:
-    with _translated():
-        return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
-
-
-def _body(response: requests.Response) -> Iterator[bytes]:
-    with _translated():
-        yield from response.iter_content(CHUNK_BYTES)
+        yield offset if status == 206 else 0, "" if etag.startswith("W/") else etag, _body(response)
 
 
 @contextmanager
@@ -177,3 +162,13 @@ def _translated() -> Iterator[None]:
         raise Interrupted(str(getattr(cause, "strerror", "connection lost")).lower()) from error
     except OSError as error:  # any other RequestException, or a missing CA bundle
         raise Refused(str(error)) from error
+
+
+@_translated()
+def _get(url: str, headers: dict[str, str]) -> requests.Response:
+    return requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS)
+
+
+def _body(response: requests.Response) -> Iterator[bytes]:
+    with _translated():
+        yield from response.iter_content(CHUNK_BYTES)

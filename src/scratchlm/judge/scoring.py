@@ -10,13 +10,8 @@ from scratchlm.judge.protocol import Judge, JudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.tasks.intervals import mean_interval
 
-JUDGEMENT_SCHEMA = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "model", "response")),
-        ("score", pa.float64()),
-        *((name, pa.string()) for name in ("reason", "raw_reply")),
-    ]
-)
+_COLUMNS = ("id", "model", "response", "score", "reason", "raw_reply")
+JUDGEMENT_SCHEMA = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
 
 
 def build_judge(params: JudgeParams) -> Judge:
