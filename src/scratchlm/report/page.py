@@ -47,20 +47,12 @@ class Inputs(NamedTuple):
     models: Path
 
 
-class Model(NamedTuple):
-    """sha256: of model.safetensors or, for a loaded GPT-2, of its TensorFlow checkpoint's data file."""
-
-    name: str
-    sha256: str
-    parameters: int | None
-    config: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Report:
     """The content of the inputs. Metrics, curves and samples are by stage.
 
     responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
+    models: name, parameters, config and sha256 (of the file that the page names).
     """
 
     params: Mapping[str, Any]
@@ -73,7 +65,7 @@ class Report:
     predictions: Rows
     classes: Rows
     responses: Rows
-    models: Sequence[Model]
+    models: Rows
 
 
 def collect(inputs: Inputs) -> Report:
@@ -211,14 +203,15 @@ def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
     return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
 
 
-def _trained(folder: Path, metrics: Mapping[str, Any]) -> Model:
+def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise missing(weights)
-    config = read_json(folder / "config.json")["gpt"]
-    return Model(folder.name, sha256_of(weights), metrics.get("parameters"), config)
+    own = {"sha256": sha256_of(weights), "config": read_json(folder / "config.json")["gpt"]}
+    return {"name": folder.name, "parameters": metrics.get("parameters"), **own}
 
 
-def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> Model:
+def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:
     config = published_config(name.removeprefix("gpt2-")).model_dump()  # type: ignore[arg-type]
-    return Model(name, downloads[name]["sha256"][CHECKPOINT_WEIGHTS], metrics["parameters"], config)
+    digest = downloads[name]["sha256"][CHECKPOINT_WEIGHTS]
+    return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config}
