@@ -7,7 +7,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,8 @@ from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
-# Python counts \x1c to \x1f as white space; the byte-pair pattern, which uses Unicode's White_Space, does not
+# Ends at the last index where white space follows other text. Python counts \x1c to \x1f as white space; the byte-pair
+# pattern, which uses Unicode's White_Space, does not
 UP_TO_LAST_BOUNDARY = re.compile(r"(?s:.*)\S(?=[^\S\x1c-\x1f])")
 COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
@@ -48,15 +49,14 @@ def text_chunks(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     pending, boundary = "", 0
     with path.open("rb") as file:
-        at_end = False
-        while not at_end:
-            block = file.read(CHUNK_CHARACTERS)
-            at_end, n_searched = not block, len(pending)
+        for block in chain(iter(lambda: file.read(CHUNK_CHARACTERS), b""), [b""]):
+            n_searched = len(pending)
             try:
-                pending += decoder.decode(block, final=at_end)
+                pending += decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-            boundary = _last_boundary(pending, n_searched) or boundary
+            if found := UP_TO_LAST_BOUNDARY.match(pending, max(0, n_searched - 1)):
+                boundary = found.end()
             if len(pending) >= CHUNK_CHARACTERS:
                 cut = boundary or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
                 if cut:
@@ -205,12 +205,6 @@ def _write_shards(pieces: Iterable[np.ndarray], folder: Path, shard_tokens: int)
         with pq.ParquetWriter(path, SHARD_SCHEMA, use_dictionary=False, **PARQUET_OPTIONS) as writer:
             for _, token_ids in row_groups:
                 writer.write_table(pa.table([token_ids], schema=SHARD_SCHEMA))
-
-
-def _last_boundary(text: str, start: int) -> int:
-    """Return the last index from `start` on where white space follows other text; 0 if there is none."""
-    found = UP_TO_LAST_BOUNDARY.match(text, max(0, start - 1))
-    return found.end() if found else 0
 
 
 def _between(path: Path, start: int, end: int) -> Iterator[str]:

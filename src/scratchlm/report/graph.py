@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
+from itertools import pairwise
 from pathlib import PurePosixPath
 from statistics import mean
 from typing import Any, NamedTuple
@@ -96,10 +97,10 @@ def _layout(stages: Sequence[Stage]) -> tuple[dict[_Point, tuple[float, float]],
         for point in lane:
             layers[int(point[2])].append(point)
         routes.append([(source,), *lane, (target,)])
+    joined = [pair for route in routes for pair in pairwise(route)]
     x: dict[_Point, float] = {}
     for layer in layers:
-        above = {point: [x[route[route.index(point) - 1]] for route in routes if point in route[1:]] for point in layer}
-        wanted = {point: mean(above[point] or [0.0]) for point in layer}
+        wanted = {point: mean([x[above] for above, below in joined if below == point] or [0.0]) for point in layer}
         layer.sort(key=wanted.__getitem__)
         end = -float("inf")
         for point in layer:
@@ -120,7 +121,7 @@ def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
     """Draw from the first box to the top of the last, vertical beside the boxes between them."""
     half = BOX_HEIGHT / 2
     path = "M{:.1f} {:.1f}".format(*points[0])
-    for (x, y), (next_x, next_y) in zip(points, points[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(points):
         middle = (y + next_y) / 2
         path += f"V{y + half:.1f}C{x:.1f} {middle:.1f} {next_x:.1f} {middle:.1f} {next_x:.1f} {next_y - half:.1f}"
     return Markup('<path class="arrow" marker-end="url(#arrowhead)" d="{}"/>').format(path)
