@@ -18,7 +18,7 @@ def save_classifier(
 ) -> None:
     """Write a classifier. settings: what its users need to know, such as the padded length."""
     own = {"n_classes": model.head.out_features, "position": model.position, **settings}
-    save_folder(folder, model, {"gpt": model.trunk.config.model_dump(), "classifier": own}, None, adapter)
+    save_folder(folder, model.state_dict(), {"gpt": model.trunk.config.model_dump(), "classifier": own}, adapter)
 
 
 def load_classifier(folder: Path) -> tuple[GPTClassifier, dict[str, Any]]:

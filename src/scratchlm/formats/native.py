@@ -1,5 +1,6 @@
 """Our own format: a folder of config.json and model.safetensors. The same model gives the same bytes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +17,17 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, missing, read_json, write_json
 
+Tensors = Mapping[str, Tensor]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _REMEDY = "fetch or export it again"
 
 
 def save_gpt(folder: Path, model: GPTModel, adapter: dict[str, Tensor] | None = None) -> None:
     """Write a language model; a tied head is not stored. adapter: LoRA matrices to save beside the weights."""
-    dropped = HEAD.ours if model.config.tied_head else None
-    save_folder(folder, model, {"gpt": model.config.model_dump()}, dropped, adapter)
+    weights = model.state_dict()
+    if model.config.tied_head:
+        del weights[HEAD.ours]
+    save_folder(folder, weights, {"gpt": model.config.model_dump()}, adapter)
 
 
 def read_config(folder: Path) -> GPTConfig:
@@ -79,7 +83,7 @@ def convert_weights(
     return _gpt(config, weights, source)
 
 
-def _gpt(config: GPTConfig, weights: dict[str, Tensor], source: str) -> GPTModel:
+def _gpt(config: GPTConfig, weights: Tensors, source: str) -> GPTModel:
     """Return a model with `weights` as its tensors (not copies), in evaluation mode. Errors as assign_tensors."""
     with shapes_only():
         model = GPTModel(config)
@@ -103,11 +107,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: damaged ({error}); run dvc checkout, or delete it and run dvc repro") from None
 
 
-def save_folder(
-    folder: Path, model: nn.Module, config: dict[str, Any], dropped: str | None, adapter: dict[str, Tensor] | None
-) -> None:
-    """Write CONFIG_FILE, WEIGHTS_FILE without the tensor `dropped` and, if there is one, adapter.safetensors."""
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name != dropped}
+def save_folder(folder: Path, weights: Tensors, config: dict[str, Any], adapter: Tensors | None) -> None:
+    """Write CONFIG_FILE, WEIGHTS_FILE and, if there is one, adapter.safetensors."""
     with atomic_folder(folder) as temporary:
         for file, tensors in ((WEIGHTS_FILE, weights), ("adapter.safetensors", adapter)):
             if tensors:
@@ -115,7 +116,7 @@ def save_folder(
         write_json(temporary / CONFIG_FILE, config)
 
 
-def assign_tensors(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:
     """Make `weights` the tensors of a model that was built under shapes_only.
 
     Raises UserError naming `source` and the first missing, unknown or misshapen tensor.

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from scratchlm.data.catalogue import CATALOGUE, SourcesParams, wanted_files
+from scratchlm.data.catalogue import CATALOGUE, File, Source, SourcesParams, wanted_files
+from scratchlm.data.sources import fetch
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import sha256_of
 from scratchlm.run.params import check_params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -51,19 +51,62 @@ def test_an_unknown_source_is_refused_with_those_that_there_are() -> None:
     assert str(caught.value) == f"params.yaml: corpus is 'verdict': must be {', '.join(others)} or {last}"
 
 
-@pytest.mark.parametrize("source", CATALOGUE.values(), ids=lambda source: source.name)
-def test_every_source_says_whose_it_is_and_where_it_is(source) -> None:
-    assert source.licence and source.citation and source.description
-    for file in source.files:
-        assert file.addresses
-        assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
-        for address in file.addresses:
-            assert address.startswith("https://") or (REPOSITORY / address).is_file()
+ENTRIES = {f"{source.name}/{file.name}": (source, file) for source in CATALOGUE.values() for file in source.files}
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name.startswith(("sample", "gpt2-nano"))])
-def test_the_samples_pins_are_the_committed_files(name: str) -> None:
-    for file in CATALOGUE[name].files:
-        if file.archive is None:
-            path = REPOSITORY / file.addresses[0]
-            assert (sha256_of(path), path.stat().st_size) == (file.sha256, file.size_bytes)
+def is_sample(file: File) -> bool:
+    return file.addresses[0].startswith("data/sample/")
+
+
+def test_the_catalogue_holds_what_the_profiles_name() -> None:
+    assert set(CATALOGUE) == {
+        *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
+        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M"),
+        *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
+    }
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_source_says_what_it_is_and_whose(name: str) -> None:
+    source = CATALOGUE[name]
+    assert source.name == name
+    assert all([source.description, source.licence, source.citation, source.files])
+    assert len({file.name for file in source.files}) == len(source.files)
+
+
+@pytest.mark.parametrize(("source", "file"), ENTRIES.values(), ids=ENTRIES)
+def test_a_catalogue_entry_is_well_formed(source: Source, file: File) -> None:
+    assert file.addresses
+    assert len(set(file.addresses)) == len(file.addresses)
+    for address in file.addresses:
+        assert address.startswith(("https://", "data/sample/"))
+        assert address.endswith((file.archive or file.name, "sms%2Bspam%2Bcollection.zip"))
+    for name in (source.name, file.name, file.archive or "-"):
+        assert re.fullmatch(r"[\w.+-]+", name)
+    if file.sha256 is None:
+        assert source.name in ("gpt2-355M", "gpt2-774M", "gpt2-1558M")
+    else:
+        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+        assert file.size_bytes is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "width"),
+    [("124M", 12, 768), ("355M", 24, 1024), ("774M", 36, 1280), ("1558M", 48, 1600)],
+)
+def test_the_size_of_the_weights_is_four_bytes_per_parameter(size: str, layers: int, width: int) -> None:
+    blocks = layers * (12 * width**2 + 13 * width)
+    parameters = (50257 + 1024) * width + blocks + 2 * width
+    weights = {file.name: file for file in CATALOGUE[f"gpt2-{size}"].files}
+    assert weights["model.ckpt.data-00000-of-00001"].size_bytes == 4 * parameters
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [pytest.param(*entry, id=name) for name, entry in ENTRIES.items() if is_sample(entry[1])],
+)
+def test_the_sample_in_git_is_what_the_catalogue_pins(
+    source: Source, file: File, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    fetch(source, file, tmp_path, None)
