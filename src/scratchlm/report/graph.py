@@ -63,7 +63,7 @@ def drawn_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
 def graph_svg(stages: Sequence[Stage]) -> Markup:
     """Return the picture: boxes in layers, each below everything that it reads from, joined by arrows."""
     centres, routes = _layout(stages)
-    width = max(x for x, _ in centres.values()) + BOX_WIDTH / 2 + 2
+    width = max(centres[point][0] + _half(point) for point in centres) + 2
     height = max(y for _, y in centres.values()) + BOX_HEIGHT / 2 + 2
     parts = [_arrow([centres[point] for point in route]) for route in routes]
     parts += [_box(stage, *centres[(stage.name,)]) for stage in stages]
@@ -104,17 +104,20 @@ def _layout(stages: Sequence[Stage]) -> tuple[dict[_Point, tuple[float, float]],
         layer.sort(key=wanted.__getitem__)
         end = -float("inf")
         for point in layer:
-            half = (BOX_WIDTH if len(point) == 1 else LANE_WIDTH) / 2
-            x[point] = max(wanted[point], end + GAP + half)
-            end = x[point] + half
+            x[point] = max(wanted[point], end + GAP + _half(point))
+            end = x[point] + _half(point)
         shift = mean(x[point] - wanted[point] for point in layer)
         for point in layer:
             x[point] -= shift
-    left = min(x.values()) - BOX_WIDTH / 2 - 2
+    left = min(x[point] - _half(point) for point in x) - 2
     top = BOX_HEIGHT / 2 + 2
     return {
         point: (x[point] - left, depth * LAYER_HEIGHT + top) for depth, layer in enumerate(layers) for point in layer
     }, routes
+
+
+def _half(point: _Point) -> float:
+    return (BOX_WIDTH if len(point) == 1 else LANE_WIDTH) / 2
 
 
 def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
