@@ -23,9 +23,8 @@ class Headline(NamedTuple):
 
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
     """Return the lines of the last build. Raises UserError naming a file that is missing or broken."""
-    loaded = {
-        f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in load_yaml(params)["gpt2_sizes"]
-    }
+    sizes = load_yaml(params)["gpt2_sizes"]
+    loaded = {f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in sizes}
     return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded)
 
 
@@ -54,11 +53,8 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Head
     if "mean_score" in before:
         start += f" ({_mean_interval(before)})"
     result = format_number(after.get("mean_score"))
-    lines.append(Headline("judge", "mean score of 0 to 100", start, result, _mean_interval(after)))
-    return lines
+    return [*lines, Headline("judge", "mean score of 0 to 100", start, result, _mean_interval(after))]
 
 
 def _mean_interval(scores: Mapping[str, Any]) -> str:
-    return (
-        f"{format_number(scores['mean_low'])} to {format_number(scores['mean_high'])}" if "mean_low" in scores else NONE
-    )
+    return " to ".join(format_number(scores[end]) for end in ("mean_low", "mean_high") if end in scores) or NONE

@@ -68,16 +68,15 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
     }
     if columns:
         names = dict.fromkeys(name for values in columns.values() for name in values)
-        rows = [
+        rows: list[tuple[str, tuple[str, ...]]] = [
             (name, tuple(format_metric(name, values[name]) if name in values else NONE for values in columns.values()))
             for name in names
         ]
         tables.insert(0, Table(title, tuple(columns), rows))
-    single: list[tuple[str, tuple[str, ...]]] = [
-        (key, (format_metric(key, value),)) for key, value in sorted(metrics.items()) if not isinstance(value, Mapping)
-    ]
+    single = [(key, value) for key, value in sorted(metrics.items()) if not isinstance(value, Mapping)]
     if single:
-        tables.insert(bool(columns), Table(f"{title}, all splits" if title and columns else title, ("value",), single))
+        rows = [(key, (format_metric(key, value),)) for key, value in single]
+        tables.insert(bool(columns), Table(f"{title}, all splits" if title and columns else title, ("value",), rows))
     return tables
 
 
