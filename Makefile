@@ -26,8 +26,8 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
 
-test: $(READY)  ## the tests, including those that build the sample in clones
-	python -m pytest
+test: test-quick  ## the tests, including those that build the sample in clones
+	python -m pytest tests/pipeline
 
 test-quick: $(READY)  ## the unit tests: no clone, no DVC, a minute
 	python -m pytest --numprocesses 2 tests/unit
