@@ -63,7 +63,7 @@ def data_files(module: Path) -> Iterator[Path]:
     nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
     for path in module.parent.iterdir():
-        if path.suffix != ".py" and path.name in texts:
+        if path.is_file() and path.suffix != ".py" and path.name in texts:
             yield path
 
 
