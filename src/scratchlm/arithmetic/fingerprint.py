@@ -1,4 +1,4 @@
-"""How this machine computes: what tells processor classes with different last bits apart."""
+"""A fingerprint of this machine's arithmetic: it differs between processor classes whose last bits differ."""
 
 import hashlib
 

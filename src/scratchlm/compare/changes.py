@@ -1,4 +1,4 @@
-"""What differs between two builds besides their results: parameters, packages, data and code."""
+"""The differences between two builds besides their results: parameters, packages, data and code."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Changes(NamedTuple):
 
 
 class Build(NamedTuple):
-    """What a revision's metrics were built from and with, according to dvc.lock.
+    """The inputs and the code from which a revision's metrics were built, according to dvc.lock.
 
     parameters, packages: flat. files: source file -> sha256. records: path -> md5 of the record that the stage `code`
     wrote of each stage. lost: records that cannot be read; packages and files lack theirs. commands: `command of STAGE`

@@ -1,4 +1,4 @@
-"""How a process computes fastest on its processor: kernels for float32 products, and memory that is kept.
+"""The fastest settings for a process on a CPU: kernels for float32 products, and freed memory kept for reuse.
 
 Surprising: torch multiplies float32 matrices with MKL, whose kernels are slow on processors that are not Intel's:
 194 GFLOP/s against oneDNN's 437 there. It asks oneDNN only where fp32_precision allows rounding to bfloat16, although

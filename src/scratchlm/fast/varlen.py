@@ -18,7 +18,7 @@ from scratchlm.model.gpt import GPTModel, TransformerBlock
 
 
 class VarlenLayout:
-    """Where the tokens of B rows are when the rows follow each other without padding: N tokens in all."""
+    """The positions of the tokens of B rows that follow each other without padding: N tokens in all."""
 
     def __init__(self, lengths: Tensor) -> None:
         """lengths: (B,) int64, at least one of them positive."""

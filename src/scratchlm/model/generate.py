@@ -15,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 
 
 class SamplingParams(Strict):
-    """How the next token is sampled.
+    """The settings for sampling the next token.
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep every token; repetition_penalty 1 changes nothing.
     """

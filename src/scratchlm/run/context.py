@@ -1,4 +1,4 @@
-"""What a stage gets besides its inputs: device, precision, seed, log, checkpoint and progress bar."""
+"""The context of a stage's run: device, precision, seed, log, checkpoint and progress bar."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -42,5 +42,5 @@ class Run:
             append_log(self.log, values)
 
     def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
-        """A progress bar on standard error, `done` of `total` units of which are behind it."""
+        """A progress bar on standard error that begins at `done` of `total` units."""
         return tqdm(total=total, initial=done, desc=title or self.stage, unit=unit)

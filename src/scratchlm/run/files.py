@@ -108,7 +108,7 @@ PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Rows to Parquet with an explicit schema: what pyarrow would infer depends on the rows."""
+    """Write rows as Parquet with the given schema: the schema that pyarrow infers depends on the rows."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, row_group_size=65_536, **PARQUET_OPTIONS)

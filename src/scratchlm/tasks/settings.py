@@ -9,7 +9,7 @@ from scratchlm.run.params import Section
 
 
 class EvaluationParams(Section):
-    """How models are evaluated: the same for every model, so that metrics can be compared.
+    """The settings of an evaluation: the same for every model, so that metrics can be compared.
 
     context_length: tokens of a window of the corpus; responses use the model's own. batch_size: rows per forward pass.
     max_rows: windows, messages or responses per split in evaluations during training; final metrics use all.

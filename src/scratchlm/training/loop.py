@@ -128,7 +128,7 @@ class TrainingState:
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
 
     def position(self) -> str | None:
-        """Where training is, in words; None where no checkpoint can be written or nothing would be lost."""
+        """The position of training in words; None if no checkpoint can be written or nothing would be lost."""
         return f"step {self.step} of {self.n_steps}" if self.step and self._consistent else None
 
     def evaluation_due(self) -> bool:

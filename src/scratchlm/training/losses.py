@@ -1,4 +1,4 @@
-"""What training minimises. Every loss is a sum with the number of scored items, so that means are exact."""
+"""The training losses. Each is a sum with the number of scored items, so that means are exact."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""How two versions of an artifact differ, in terms of their content."""
+"""Compare two versions of an artifact by content, and say in one sentence how they differ."""
 
 import csv
 import math

@@ -1,4 +1,4 @@
-"""How far metrics may differ where the arithmetic does: another processor class, another device, a judge's server.
+"""Tolerances for metrics where the arithmetic differs: another processor class, another device, a judge's server.
 
 The last bits of every sum then differ, and training amplifies them. LOG.md has the measurements behind the limits.
 """
