@@ -5,7 +5,7 @@ of each stage (LOG.md):
 - use_deterministic_algorithms; run/device.py sets the debug mode, which does the same;
 - the meta device, where torch.nn.init and some operations such as torch.cat have only compiled forms: `shapes_only`;
 - the optimizers, whose methods are wrapped to keep the compiler out: `AdamW`.
-tests/unit/test_stage_imports.py asserts that a stage that loads, decodes and trains does not import it.
+tests/pipeline/test_stage_imports.py asserts that a stage that loads, decodes and trains does not import it.
 """
 
 import inspect
