@@ -1,4 +1,4 @@
-"""Write down for each stage which files of this project it runs, and which packages at which versions."""
+"""Write for each stage the files of this project that it runs, and the packages with their versions."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Check the whole of params.yaml before any work starts; record how this machine computes."""
+"""Check the whole of params.yaml before any work starts; record this machine's arithmetic."""
 
 import sys
 from pathlib import Path

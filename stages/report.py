@@ -1,4 +1,4 @@
-"""Everything on one self-contained page."""
+"""Show everything on one self-contained page."""
 
 from pathlib import Path
 
