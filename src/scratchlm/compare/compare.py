@@ -79,9 +79,9 @@ def _compare(first: _Built, second: _Built) -> Comparison:
     missing: list[MissingArtifact] = []
     rows = [row for family in families(both) for row in _family_rows(family, first, second, missing)]
     judged = {row.metric: row._replace(note=_together(missing).get(row.note, row.note)) for row in rows}
-    place = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
+    position = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
     rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
-    rest.sort(key=lambda name: place.get(name.split(".")[0], len(place)))
+    rest.sort(key=lambda name: position.get(name.split(".")[0], len(position)))
     sources = first.metrics.get("download", {}), second.metrics.get("download", {})
     behind = [_behind(built) for built in (first, second) if built.build.behind]
     rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]

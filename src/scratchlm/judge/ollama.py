@@ -1,4 +1,4 @@
-"""A judge that is a language model behind Ollama. Its prompt is in prompt.py."""
+"""A judge that is a language model served by Ollama. Its prompt is in prompt.py."""
 
 import json
 import time
@@ -19,7 +19,7 @@ FAILURES = (ollama.ResponseError, httpx.TransportError, OSError)
 
 
 class OllamaJudge:
-    """Asks a model behind Ollama for a Verdict, at temperature 0 and under a JSON schema."""
+    """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema."""
 
     def __init__(self, params: OllamaJudgeParams) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
@@ -85,8 +85,8 @@ class OllamaJudge:
         for model in models:
             if model.model == wanted:
                 return model.digest or ""
-        there = ", ".join(sorted(model.model or "" for model in models)) or "none"
-        raise UserError(self._no_model(wanted, f" (it has: {there})"))
+        available = ", ".join(sorted(model.model or "" for model in models)) or "none"
+        raise UserError(self._no_model(wanted, f" (it has: {available})"))
 
     def _server_version(self) -> str:
         try:
@@ -100,9 +100,9 @@ class OllamaJudge:
             return UserError(self._advice(f"answered {error.status_code} ({error.error})"))
         return UserError(self._advice(f"cannot be reached ({error})"))
 
-    def _no_model(self, wanted: str, there: str = "") -> str:
+    def _no_model(self, wanted: str, hint: str = "") -> str:
         pull = f"run `ollama pull {self._params.model}` or change judge.model"
-        return f"Ollama at {self._params.host} has no model {wanted!r}{there}; {pull}"
+        return f"Ollama at {self._params.host} has no model {wanted!r}{hint}; {pull}"
 
     def _advice(self, trouble: str) -> str:
         return (

@@ -95,7 +95,7 @@ def stop_at(strings: Sequence[Sequence[str]], decode: Callable[[list[int]], str]
 
 def cut_at(text: str, strings: Sequence[str]) -> str:
     """`text` up to where the first of `strings` begins."""
-    return text[: min((place for string in strings if (place := text.find(string)) >= 0), default=len(text))]
+    return text[: min((index for string in strings if (index := text.find(string)) >= 0), default=len(text))]
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def generate(
     """Continue each prompt of a batch; the result does not depend on which prompts share the batch.
 
     model: as it is, or what fast.decoding.for_inference makes of it.
-    prompts: token ids, each non-empty, of any lengths; of a long one the last context_length tokens count.
+    prompts: token ids, each non-empty, of any lengths; only the last context_length tokens of a longer one are used.
     seeds: one per prompt, for sampling. on_token(row, token_id): called as tokens come (streaming).
     Raises ValueError for an empty prompt.
     """
@@ -169,8 +169,8 @@ class DecodeState:
             return self._cached_logits(tokens)
         logits = [self._cached_logits({row: tokens[row] for row in fitting})] if fitting else []
         logits.append(self.model.next_logits([tokens[row][-context:] for row in outgrown]))
-        places = {row: place for place, row in enumerate(fitting + outgrown)}
-        return torch.cat(logits)[[places[row] for row in tokens]]
+        indices = {row: index for index, row in enumerate(fitting + outgrown)}
+        return torch.cat(logits)[[indices[row] for row in tokens]]
 
     def _cached_logits(self, tokens: Mapping[int, list[int]]) -> Tensor:
         rows = list(tokens)
@@ -178,7 +178,7 @@ class DecodeState:
             self.rows, self.cache = rows, KVCache(len(self.model.blocks), len(rows), self.model.config.context_length)
             return self.model.next_logits(list(tokens.values()), self.cache)
         if rows != self.rows:
-            self.cache.select([place for place, row in enumerate(self.rows) if row in tokens])
+            self.cache.select([index for index, row in enumerate(self.rows) if row in tokens])
             self.rows = rows
         last = torch.tensor([[row[-1]] for row in tokens.values()], device=self.model.token_embedding.weight.device)
         return self.model(last, self.cache)[:, -1]
@@ -186,6 +186,6 @@ class DecodeState:
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:
     seen = torch.zeros_like(logits, dtype=torch.bool)
-    for place, row in enumerate(active):
-        seen[place, torch.tensor(tokens[row], device=logits.device)] = True
+    for index, row in enumerate(active):
+        seen[index, torch.tensor(tokens[row], device=logits.device)] = True
     return seen

@@ -104,8 +104,8 @@ class Copies:
             return
         whole = intact(self._rebuild.cache, md5)
         found = (difference(whole, copy, name) if whole else None) or Difference("the rebuild has no such file")
-        place = copy.relative_to(self._commit.root) if copy.is_relative_to(self._commit.root) else copy
-        yield Finding(stage.name, name, "damaged", f"{place}: {found.text}", found.largest)
+        path = copy.relative_to(self._commit.root) if copy.is_relative_to(self._commit.root) else copy
+        yield Finding(stage.name, name, "damaged", f"{path}: {found.text}", found.largest)
 
 
 def intact(cache: Path, md5: str) -> Path | None:

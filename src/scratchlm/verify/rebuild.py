@@ -69,10 +69,10 @@ def failure_in(end: str) -> tuple[str, str]:
     errors = [(n, found) for n, line in enumerate(lines) if (found := re.match(FAILED, line))]
     if not errors:
         return "", lines[-1] if lines else "dvc repro failed with no output"
-    place, found = errors[-1]
+    index, found = errors[-1]
     stage, reason, status = found.groups()
     if status is None:
         return stage, reason
-    said = lines[place - 1] if place else ""
+    said = lines[index - 1] if index else ""
     has_message = int(status) > 0 and said and not said.startswith("> ") and not re.search(PROGRESS, said)
     return stage, said if has_message else f"exited with {status}"

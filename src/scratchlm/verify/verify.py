@@ -27,10 +27,10 @@ def verify(folder: Path, revision: str, names: Sequence[str] = ()) -> Verificati
         if rebuild.failed and rebuild.failed[0] not in {stage.name for stage in stages}:
             findings.append(Finding(rebuild.failed[0], "dvc.yaml", "failed", rebuild.failed[1]))
         for stage in stages:
-            astray = (found.stage for found in findings if found.changes_later_stages and found.stage in stage.upstream)
+            causes = (found.stage for found in findings if found.changes_later_stages and found.stage in stage.upstream)
             findings += check_stage(
                 stage, rebuild, commit.cache,
-                other_machine=machines is not None, outside=stage.name in outside, start=next(astray, ""),
+                other_machine=machines is not None, outside=stage.name in outside, start=next(causes, ""),
             )  # fmt: skip
             findings += copies.damaged(stage)
         remarks = tuple(_remarks(commit, rebuild, copies))
