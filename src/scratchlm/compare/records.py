@@ -1,4 +1,4 @@
-"""The per-example records behind each metric, and the check that two revisions measured the same examples."""
+"""The per-example records of each metric, and the check that two revisions measured the same examples."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -76,8 +76,8 @@ def pair_up(family: Family, first: Records, second: Records, names: tuple[str, s
             f"{len(second.examples)} at {names[1]}, {shared} the same; to compare, build both with the same "
             f"{family.depends_on}"
         )
-    place = {name: i for i, name in enumerate(second.examples)}
-    order = [place[name] for name in first.examples]
+    index = {name: i for i, name in enumerate(second.examples)}
+    order = [index[name] for name in first.examples]
     one, other = first.columns, {name: column[order] for name, column in second.columns.items()}
     usable = np.all([np.isfinite(column) for column in (*one.values(), *other.values())], axis=0)
     if not usable.any():

@@ -16,7 +16,7 @@ def check_fractions(params: Params, first: float, second: float) -> Params:
 
 
 def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:
-    """Raises UserError naming the parameters behind an empty split."""
+    """Raises UserError naming the parameters to change if a split is empty."""
     if empty := [name for name, size in sizes.items() if not size]:
         raise UserError(
             f"the {empty[0]} split of {sum(sizes.values())} records is empty; change the fractions in {section}"

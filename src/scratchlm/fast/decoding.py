@@ -1,9 +1,9 @@
-"""The model as decoding runs it fastest: packed weights, and prompts without padding.
+"""The fastest form of the model for decoding: packed weights, and prompts without padding.
 
-Surprising: with one or a few rows, a product is as slow as the reading of its weights. oneDNN reads those that are
-stored in the blocks of its kernels at 44 GB/s, a plain matrix at 17 (one row, float32, LOG.md). torch has no public
-function for it, so two private ones of torch.ops.mkldnn are called. Equal to the plain layers but for the order of sums
-(tests/unit/fast/test_decoding.py).
+Surprising: with one or a few rows, a product takes as long as reading its weights. oneDNN reads weights that are
+stored in the blocks of its kernels at 44 GB/s, but a plain matrix at 17 (one row, float32, LOG.md). torch has no public
+function for it, so this module calls two private ones of torch.ops.mkldnn. The result equals that of the plain layers
+except for the order of sums (tests/unit/fast/test_decoding.py).
 
 Pays: with dense caches, GELU inside the product and prompts read without padding, 16 prompts of 64 tokens and 64 new
 ones (124M) went from 404 to 535 tokens/s in float32 and from 654 to 839 in bfloat16 (LOG.md).
@@ -38,10 +38,10 @@ class DecodingGPT(GPTModel):
 def for_inference(model: GPTModel) -> DecodingGPT:
     """A twin of the model for `generate`, in evaluation mode; made in about the time of three decoding steps.
 
-    It shares the model's parameters, apart from the matrices where pack_weights copies these: it does not see later
-    changes of them.
+    It shares the model's parameters, except for the matrices that pack_weights copies: later changes of these do not
+    affect it.
     """
-    # deepcopy finds the parameters in its memo of what it has copied already, and so takes them as they are
+    # The parameters are in deepcopy's memo of copied objects, so they are shared and not copied
     twin = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
@@ -66,7 +66,7 @@ class PackedLinear(nn.Module):
 def pack_weights(model: GPTModel) -> None:
     """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
 
-    In the precision of the products of the autocast around the call. Does nothing where oneDNN has no kernels.
+    The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels.
     """
     if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return

@@ -1,12 +1,12 @@
 """The fastest settings for a process on a CPU: kernels for float32 products, and freed memory kept for reuse.
 
 Surprising: torch multiplies float32 matrices with MKL, whose kernels are slow on processors that are not Intel's:
-194 GFLOP/s against oneDNN's 437 there. It asks oneDNN only where fp32_precision allows rounding to bfloat16, although
-oneDNN rounds only on processors with matrix units (AMX). So the setting is "bf16" to get float32, and a probe whose
-last bit bfloat16 would lose takes it back where products do round.
+194 GFLOP/s against oneDNN's 437. torch uses oneDNN only if fp32_precision allows rounding to bfloat16, although oneDNN
+rounds only on processors with matrix units (AMX). So the setting is "bf16" to get float32. A probe, whose last bit
+bfloat16 would lose, resets it if products do round.
 
-And glibc gives freed memory back to the system, which clears and maps each page again at the next step: training in
-bfloat16 made 460 tokens/s, and makes 705 without that. Both: 124M, two threads, LOG.md.
+glibc also returns freed memory to the system, which clears and maps each page again in the next step. Training in
+bfloat16 went from 460 to 705 tokens/s without that. Both were measured with 124M on two threads (LOG.md).
 """
 
 import ctypes

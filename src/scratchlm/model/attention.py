@@ -86,9 +86,9 @@ class LayerCache:
 class KVCache:
     """Keys and values of every layer for the tokens seen so far; every row has its own length.
 
-    Slot p of row b holds the token at position p, so a query at position q sees exactly the slots p <= q, and what
-    padding left behind a row's end is overwritten before it is seen. Attention runs over all slots, the masked ones
-    too: a slice of the cache would be copied before each matrix product.
+    Slot p of row b holds the token at position p, so a query at position q sees exactly the slots p <= q. Padding
+    after a row's end is overwritten before a query sees it. Attention runs over all slots, the masked ones
+    too, because a slice of the cache would be copied before each matrix product.
     """
 
     def __init__(self, n_layers: int, n_rows: int, context_length: int) -> None:

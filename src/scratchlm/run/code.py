@@ -1,4 +1,4 @@
-"""The code of a stage: every file of ours that its script imports, and the packages behind them.
+"""The code of a stage: every file of ours that its script imports, and the packages that these import.
 
 DVC does not follow imports. The stage `code` writes this down for each stage script, one JSON file each; a stage
 depends on its own file, so that an edit reruns exactly the stages whose files it concerns.

@@ -20,7 +20,7 @@ class DeviceParams(Section):
 
 
 class RuntimeParams(DeviceParams):
-    """The same, and the seed, where something is drawn at random."""
+    """The same, and the seed, for stages that draw something at random."""
 
     seed: Seed
 
@@ -28,7 +28,7 @@ class RuntimeParams(DeviceParams):
 def set_up(run: Run, params: DeviceParams) -> None:
     """Prepare this process to compute as `params` says, deterministically, and note it in `run`.
 
-    fast.kernels.set_up does this and more. Raises UserError if the device is not there.
+    fast.kernels.set_up does this and more. Raises UserError if torch does not find the device.
     """
     run.device, run.precision = resolve_device(params.device), params.precision
     if isinstance(params, RuntimeParams):
@@ -41,11 +41,11 @@ def set_up(run: Run, params: DeviceParams) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """The device that a name means; `auto` takes cuda, then mps, then cpu. Raises UserError if it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device that a name means; `auto` is cuda, mps or cpu, in this order. Raises UserError if torch lacks it."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return next(device for device, available in there.items() if available)
-    if not there[name]:
-        found = ", ".join(device for device, available in there.items() if available)
+        return next(device for device, is_found in available.items() if is_found)
+    if not available[name]:
+        found = ", ".join(device for device, is_found in available.items() if is_found)
         raise UserError(f"device is {name!r}, but torch finds only {found} here; set device to one of these or to auto")
     return name

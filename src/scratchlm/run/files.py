@@ -154,7 +154,7 @@ def only_file(folder: Path) -> Path:
 
 
 def missing(path: Path) -> UserError:
-    """The error for an artifact that is not there."""
+    """The error for an artifact that does not exist."""
     return UserError(f"{path}: no such file; `dvc repro` makes every artifact, `dvc checkout` restores cached ones")
 
 

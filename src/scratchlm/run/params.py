@@ -1,4 +1,4 @@
-"""Reading params.yaml into the typed section that the caller names."""
+"""Read params.yaml into the typed section that the caller names."""
 
 import difflib
 import re
@@ -69,7 +69,7 @@ _Loader.add_implicit_resolver(
 
 
 def _sentences(source: str, values: Any, section: type[BaseModel], error: ValidationError) -> list[str]:
-    """One sentence per key: pydantic has one mistake for each type that a value might have been of."""
+    """One sentence per key: pydantic reports one mistake for each type that the value could have."""
     wrong: dict[str, list[str]] = {}
     for mistake in error.errors():
         path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
@@ -106,12 +106,12 @@ def _key_path(loc: tuple[int | str, ...], values: Any) -> list[int | str]:
 
 
 def _allowed_keys(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys of the section in which `loc`, the place of an unknown key, lies."""
+    """The keys of the section that has an unknown key. loc: pydantic's path to that key."""
     models = [section]
     for part in loc[:-1]:
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
         models = [inner for field in fields for inner in _models_in(field.annotation)] or [
-            model  # of the kind that pydantic names in the place
+            model  # of the kind that pydantic names instead of a field
             for model in models
             if any(part in get_args(field.annotation) for field in model.model_fields.values())
         ]

@@ -45,7 +45,7 @@ class Checkpoint:
         self.position: str | None = None  # of the newest file, in words
 
     def require(self, condition: Any) -> None:
-        """Also tell runs apart by something that DVC does not compare, such as the model behind a judge."""
+        """Also tell runs apart by something that DVC does not compare, such as the model that a judge uses."""
         both = f"{self._cache_key} {json.dumps(condition, sort_keys=True)}"
         self._cache_key = hashlib.sha256(both.encode()).hexdigest()
 
@@ -97,9 +97,9 @@ class Checkpoint:
     ) -> Iterator[Callable[[], None]]:
         """Yield a function to call where a checkpoint could be saved: it saves one if that is due.
 
-        write: puts everything into a file. position: the place in words, or None where nothing consistent can be
-        written. size_bytes: about how large the file is. A checkpoint is also saved when the block is interrupted or
-        ends with an error for the user.
+        write: puts everything into a file. position: the position in words, or None if nothing consistent can be
+        written. size_bytes: the approximate size of the file. A checkpoint is also saved when the block is interrupted
+        or raises a UserError.
         """
 
         def save_if_due() -> None:

@@ -156,7 +156,7 @@ class TrainingState:
         self.curve.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **metrics})
 
     def update(self) -> None:
-        """The optimizer's step. The random streams are noted after it, because a step that fails moves them too."""
+        """The optimizer's step. The random streams are saved after it, because a failed step advances them too."""
         self._consistent = False
         self.optimizer.step()
         self._random = random_states(self.device)
@@ -190,10 +190,10 @@ class TrainingState:
 
 
 def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """The examples of one step, (batch_size,) int64: each epoch is its own shuffle, by the arguments alone."""
-    epoch, place = divmod(step, n_examples // batch_size)
+    """The examples of one step, (batch_size,) int64. Each epoch has its own shuffle, a function of the arguments."""
+    epoch, batch = divmod(step, n_examples // batch_size)
     order = _epoch_order(n_examples, seed, epoch)
-    return order[place * batch_size : (place + 1) * batch_size]
+    return order[batch * batch_size : (batch + 1) * batch_size]
 
 
 def optimizer_step(state: TrainingState) -> int:

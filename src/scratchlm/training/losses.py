@@ -15,7 +15,7 @@ LOGITS_AT_ONCE = 1 << 26  # numbers in one block of logits: bounds memory over l
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token, in nats per scored token: the textbook form, with which tests compare.
+    """Mean cross-entropy of the next token, in nats per scored token: the textbook form, for tests.
 
     logits: (B, T, V) float; logits[:, t] predicts token t + 1.
     targets: (B, T) int64 in [0, V), or IGNORE_INDEX where nothing is scored.

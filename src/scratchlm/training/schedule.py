@@ -6,7 +6,7 @@ from scratchlm.training.optimizer import TrainingParams
 
 
 def learning_rate_at(step: int, n_steps: int, params: TrainingParams) -> float:
-    """The rate of step 0 ≤ step < n_steps: linear warmup from one part of it, then constant or half a cosine down.
+    """The rate of step 0 ≤ step < n_steps: linear warmup, then constant, or half a cosine down to min_learning_rate.
 
     Source: Loshchilov and Hutter 2017; the book's appendix D.
     """

@@ -1,6 +1,6 @@
 """Tolerances for metrics where the arithmetic differs: another processor class, another device, a judge's server.
 
-The last bits of every sum then differ, and training amplifies them. LOG.md has the measurements behind the limits.
+The last bits of every sum then differ, and training amplifies them. LOG.md has measurements.
 """
 
 import math
@@ -79,7 +79,7 @@ def stated() -> str:
 
 
 def _examples(metrics: Mapping[str, Any], key: str) -> float:
-    """Return the number of examples behind a count: the `responses` beside it, or the sum of the counts beside it."""
+    """Return the number of examples for a count: the `responses` beside it, or the sum of the counts beside it."""
     section = key.rpartition(".")[0]
     beside = {name.rpartition(".")[2]: value for name, value in metrics.items() if name.rpartition(".")[0] == section}
     counts = [value for value in beside.values() if isinstance(value, int)]
