@@ -16,8 +16,8 @@ def arithmetic_fingerprint(device: str = "cpu") -> str:
     """A hash of this machine's arithmetic: equal where rebuilds can be bit-identical.
 
     Two training steps of a small network in float32, attention, and a product in bfloat16: matrix products, softmax,
-    exp and sums in the order that the kernels take them, on one thread. The last two on the processor in any case,
-    whose libraries choose their kernels for each of them on their own.
+    exp and sums in the order that the kernels take them, on one thread. The last two always run on the CPU, whose
+    libraries choose the kernels of each independently.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from scratchlm.run.errors import UserError
 
 # These tie git to one repository, for example inside a hook
 BINDING = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-KEPT_BYTES = 1 << 16  # of the end of the output, where a failing stage says why
+KEPT_BYTES = 1 << 16  # of the end of the output, where a failing stage prints the reason
 SECONDS_TO_STOP = 10
 
 

@@ -33,8 +33,8 @@ class MissingArtifact(UserError):
 class Revision:
     """The files that git and DVC track at one revision. A remote is read where the cache lacks a file.
 
-    Whatever reads a file raises MissingArtifact, with a sentence that says how to get it, if it cannot be read, and
-    UserError if it is not in the format.
+    Methods that read a file raise MissingArtifact, with a sentence that says how to get it, if it cannot be read, and
+    UserError if it is not in the expected format.
     name: as the user gave it. commit: its hash, None for the workspace. root: the project's folder.
     """
 
@@ -98,7 +98,7 @@ class Revision:
 
     @contextmanager
     def pipeline(self) -> Iterator[Index]:
-        """Yield DVC's view of dvc.yaml and dvc.lock; whatever DVC cannot read within the block is a UserError."""
+        """Yield DVC's view of dvc.yaml and dvc.lock; an error of DVC within the block becomes a UserError."""
         try:
             yield self._repo.index
         except DvcException as error:

@@ -23,7 +23,7 @@ from scratchlm.run.params import Section, Seed, read_params
 from scratchlm.tasks.intervals import CONFIDENCE
 
 SEED = "seed"
-CODE = "code"  # the stage that sees an edit of the code
+CODE = "code"  # the stage that detects edits of the code
 CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
 
 

@@ -123,5 +123,5 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DownloadError(
             f"cannot write {error.filename or path}: {(error.strerror or str(error)).lower()};"
-            " it must be in a writable folder with enough room; make it so and run again"
+            " it must be in a writable folder with enough space; correct that and run again"
         ) from error

@@ -103,7 +103,7 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
 
 @contextmanager
 def _style(name: str) -> Iterator[None]:
-    """Apply our style and ignore the user's matplotlibrc. name: makes the ids of a chart's elements its own."""
+    """Apply our style and ignore the user's matplotlibrc. name: makes the ids of a chart's elements unique."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})

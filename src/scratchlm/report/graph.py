@@ -47,7 +47,7 @@ def stage_graph(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[
 
 
 def drawn_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
-    """Return the edges that no longer path implies (the transitive reduction), which are those in the picture."""
+    """Return the edges in the picture: without those that a longer path implies (the transitive reduction)."""
     sources = {stage.name: stage.sources for stage in stages}
     ancestors: dict[str, set[str]] = {}
     for name in TopologicalSorter(sources).static_order():

@@ -16,8 +16,8 @@ from scratchlm.run.resume import Checkpoint
 class Run:
     """One run of a stage. Everything has a value from the start, so that a library call needs no stage around it.
 
-    stage: its name. log: a JSON-lines file for what is no result, such as tokens per second; None writes nowhere.
-    checkpoint: what an unfinished run saves, to be resumed. device: cpu, cuda or mps. precision: of matrix products;
+    stage: its name. log: a JSON-lines file for values that are not results, such as tokens per second; None: no log.
+    checkpoint: saved by an unfinished run, to resume from. device: cpu, cuda or mps. precision: of matrix products;
     weights are always float32. seed: of every random stream.
     """
 

@@ -74,7 +74,7 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
     for mistake in error.errors():
         path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
         value = "" if isinstance(mistake["input"], dict) else f"is {mistake['input']!r}: "
-        if kind.startswith("union_tag"):  # a section of several kinds, without its kind or with one that is none
+        if kind.startswith("union_tag"):  # a section of several kinds, whose kind is missing or unknown
             path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
             kind, value = ("missing", "") if tag is None else (kind, f"is {tag!r}: ")
             message = f"must be one of {mistake['ctx'].get('expected_tags')}"

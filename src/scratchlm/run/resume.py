@@ -31,7 +31,7 @@ class Checkpoint:
     """The file that one stage saves: `<cache key of the run>-<sha256 of the content>` in a folder of its own.
 
     The file appears whole or not at all. It is used only under the cache key that it was saved under, and only if its
-    content is what its name says.
+    content has the hash in its name.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ def start(main: Callable[..., None]) -> None:
     """Call `main(run, ...)` with one path per keyword parameter, taken from the option of the same name.
 
     A parameter `model_folder: Path` is the required option --model-folder. Every stage takes --log, a JSON-lines file
-    for what is no result: here seconds and peak memory, and what `main` records. --resume is the folder of its
+    for values that are not results: seconds, peak memory, and what `main` records. --resume is the folder of its
     checkpoint, for a stage that saves one. A UserError ends the process with its sentence and status 1; anything else
     is a defect and keeps its traceback.
     """

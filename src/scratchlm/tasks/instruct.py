@@ -67,7 +67,7 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
 
 
 class ResponseEvaluation:
-    """Loss per response token on the three splits, whatever training scores, and a few responses to read."""
+    """Loss per response token on the three splits, with or without mask_instruction, and a few sample responses."""
 
     def __init__(self, instructions: Instructions, params: EvaluationParams) -> None:
         self._instructions, self._params = instructions, params

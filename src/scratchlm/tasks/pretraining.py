@@ -43,7 +43,7 @@ def pretraining_task(
 
 
 class TextSampler:
-    """Continues the prompt of params.yaml greedily: the text that a person reads beside the loss."""
+    """Continues the prompt of params.yaml greedily, for a sample of text beside the loss."""
 
     def __init__(self, tokenizer: Tokenizer, params: PretrainParams) -> None:
         self._tokenizer, self._n_tokens = tokenizer, params.sample_tokens

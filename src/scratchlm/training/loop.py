@@ -67,7 +67,7 @@ class Task(NamedTuple):
 
 
 class Training(NamedTuple):
-    """curve: step, epoch, learning rate and metrics of each evaluation. samples: what was written beside each."""
+    """curve: step, epoch, learning rate and metrics of each evaluation. samples: one per evaluation, or none."""
 
     curve: list[dict[str, float]]
     samples: list[dict[str, Any]]

@@ -59,10 +59,10 @@ def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Ten
     is_scored = targets != IGNORE_INDEX
     ends = torch.arange(1, targets.shape[1] + 1, device=targets.device)
     layout = VarlenLayout((is_scored * ends).amax(dim=1).clamp(min=1))
-    keep = layout.unpad(is_scored)
-    all_scored, scored = bool(keep.all()), targets[is_scored]  # before the model runs: both wait for a GPU to finish
+    read = layout.unpad(is_scored)
+    all_scored, scored = bool(read.all()), targets[is_scored]  # before the model runs: both wait for a GPU to finish
     hidden = varlen_states(model, layout.unpad(inputs), layout)  # (N, C)
-    return (hidden if all_scored else hidden[keep]), scored
+    return (hidden if all_scored else hidden[read]), scored
 
 
 def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: int) -> Tensor:

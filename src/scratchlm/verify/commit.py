@@ -1,4 +1,4 @@
-"""A commit's own account of its build: dvc.yaml, dvc.lock and the files in git, read without a checkout."""
+"""A commit's record of its build: dvc.yaml, dvc.lock and the files in git, read without a checkout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +64,7 @@ def read_commit(folder: Path, revision: str) -> Commit:
     Raises UserError with one sentence if there is no such repository or revision, or no pipeline in it.
     """
     if revision == WORKSPACE:
-        raise UserError(f"only a commit can be verified, and {WORKSPACE} is none; commit, then verify HEAD")
+        raise UserError(f"only a commit can be verified, and {WORKSPACE} is not one; commit, then verify HEAD")
     found = Revision(revision, folder)
     assert found.commit
     with found.pipeline() as index:

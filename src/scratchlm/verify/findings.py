@@ -23,7 +23,7 @@ class Finding:
     """The verdict on one file of a stage.
 
     stale: the stage was built from another version of it. edited: its version in git differs from what the stage
-    wrote. damaged: so does a local copy of it. failed: the stage itself. largest: see Difference.
+    wrote. damaged: a local copy of it does. failed: the stage itself. largest: see Difference.
     """
 
     stage: str
