@@ -43,6 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(home, "dvc", "config", "core.analytics", "false")
     (home / "dvc.yaml").write_text(PIPELINE)
     (home / ".gitignore").write_text("/data\n")
+    write_json(home / "metrics/count/left.json", {"number": 0})  # of no stage: it is no metric
     for number, tag in ((1, "one"), (2, "two")):
         put(home, number)
         commit(home, tag)

@@ -91,9 +91,14 @@ class Revision:
         return pq.read_table(pa.BufferReader(self.read(path)))
 
     def metrics(self) -> dict[str, Any]:
-        """Return each metrics file by its path in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}."""
+        """Return each metrics file by its path in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}.
+
+        A file that no stage of the revision makes, as of a size that params.yaml no longer names, is left out.
+        """
         paths = [path.removeprefix("/") for path in sorted(self._repo.dvcfs.find("/metrics"))]
-        files = [path for path in paths if path.endswith(".json")]
+        with self.pipeline() as index:
+            made = {output.def_path for stage in index.stages for output in stage.outs if output.is_metric}
+        files = [path for path in paths if path in made]
         return {path.removeprefix("metrics/").removesuffix(".json"): self.json(path) for path in files}
 
     @contextmanager

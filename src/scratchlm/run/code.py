@@ -16,6 +16,8 @@ from typing import Any
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, sha256_of
 
+# These run a stage and show its progress; no result depends on their versions
+WITHOUT_INFLUENCE = {"dvc", "psutil", "tqdm", "voluptuous"}
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # imported under another name
 
 
@@ -35,6 +37,7 @@ def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, s
                 pending += [path for path in new if path.suffix == ".py"]
             elif (top := name.split(".")[0]) not in (library.name, script.parent.name, *sys.stdlib_module_names):
                 packages.add(DISTRIBUTIONS.get(top, top.lower().replace("_", "-")))
+    packages -= WITHOUT_INFLUENCE
     pinned = locked_versions(lock.read_text(encoding="utf-8"))
     if missing := sorted(packages - set(pinned)):
         raise UserError(
@@ -71,7 +74,7 @@ def locked_versions(lock: str) -> dict[str, str]:
     """Package name in lower case -> version, of a text of `name==version` lines; tensorflow-cpu as tensorflow."""
     lines = [line.partition(";")[0].strip() for line in lock.lower().splitlines()]
     pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
-    return {name.replace("_", "-").removesuffix("-cpu"): version for name, version in pins}
+    return {name.replace("_", "-").removesuffix("-cpu"): version.partition("+")[0] for name, version in pins}
 
 
 def refuse_other_code(record: Path) -> None:
