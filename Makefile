@@ -27,7 +27,7 @@ verify: $(READY)  ## rebuild the last commit in a clean clone and compare every 
 	scratchlm verify
 
 test: test-quick  ## the tests, including those that build the sample in clones
-	python -m pytest tests/pipeline
+	python -m pytest --numprocesses 2 --dist loadfile tests/pipeline
 
 test-quick: $(READY)  ## the unit tests: no clone, no DVC, a minute
 	python -m pytest --numprocesses 2 tests/unit

@@ -27,7 +27,8 @@ def environment(clone: Path, **changes: str) -> dict[str, str]:
     """The environment of a command in the clone: its own library first, no mirror unless `changes` names one."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if name != "SCRATCHLM_MIRROR"}
-    return inherited | {"PATH": path, "PYTHONPATH": str(clone / "src")} | changes
+    own = {"PATH": path, "PYTHONPATH": str(clone / "src"), "OMP_WAIT_POLICY": "passive"}  # idle threads leave the core
+    return inherited | own | changes
 
 
 def run(clone: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
