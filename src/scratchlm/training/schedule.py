@@ -2,6 +2,7 @@
 
 import math
 
+from scratchlm.arithmetic.portable import cos
 from scratchlm.training.optimizer import TrainingParams
 
 
@@ -16,4 +17,4 @@ def learning_rate_at(step: int, n_steps: int, params: TrainingParams) -> float:
         return params.learning_rate
     progress = (step - params.warmup_steps) / max(1, n_steps - params.warmup_steps)
     span = params.learning_rate - params.min_learning_rate
-    return params.min_learning_rate + span * 0.5 * (1 + math.cos(math.pi * progress))
+    return params.min_learning_rate + span * 0.5 * (1 + cos(math.pi * progress))
