@@ -1,5 +1,6 @@
 """Score responses from 0 to 100 with a judge: the controls, one record per response, the mean scores."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -58,5 +59,5 @@ def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, di
         scores[model] = {"responses": len(rows), "failures": len(rows) - len(given)}
         if given:
             low, high = mean_interval(given, seed)
-            scores[model] |= {"mean_score": sum(given) / len(given), "mean_low": low, "mean_high": high}
+            scores[model] |= {"mean_score": math.fsum(given) / len(given), "mean_low": low, "mean_high": high}
     return scores

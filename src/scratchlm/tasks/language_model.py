@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from scratchlm.arithmetic.portable import exp, log
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.training.losses import row_losses
@@ -26,9 +27,10 @@ class Losses(NamedTuple):
     @property
     def mean(self) -> float:
         """Nats per scored token over all rows. Raises UserError if none is scored, as when prompts fill the context."""
-        if not self.counts.sum():
+        n_scored = int(self.counts.sum())
+        if not n_scored:
             raise UserError("no token is scored, so there is no mean loss; use a model with a longer context")
-        return float(self.sums.sum() / self.counts.sum())
+        return math.fsum(self.sums) / n_scored  # numpy promises no order of summation
 
 
 @torch.no_grad()
@@ -65,13 +67,13 @@ def example_id(name: str, content: bytes) -> str:
 
 def perplexity(nats_per_token: float) -> float:
     """e to the loss: the effective number of next tokens. Jelinek et al. 1977. Raises UserError where it overflows."""
-    try:
-        return math.exp(nats_per_token)
-    except OverflowError:
+    found = exp(nats_per_token)
+    if found == math.inf:
         raise UserError(
             f"a loss of {nats_per_token:.4g} nats per token has no perplexity: training diverged; lower learning_rate, "
             "raise warmup_steps, or set max_grad_norm"
-        ) from None
+        )
+    return found
 
 
 def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> float:
@@ -79,4 +81,4 @@ def bits_per_byte(nats_per_token: float, n_tokens: float, n_bytes: float) -> flo
 
     A word tokenizer drops white space and unknown words, so its value is too low.
     """
-    return nats_per_token * n_tokens / n_bytes / math.log(2)
+    return nats_per_token * n_tokens / n_bytes / log(2)

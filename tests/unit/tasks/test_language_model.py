@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,12 @@ def test_a_model_that_knows_nothing_is_in_doubt_among_all_tokens(tiny_gpt: Build
 
 def test_every_token_weighs_the_same_whatever_row_it_is_in() -> None:
     assert Losses(np.array([10.0, 2.0]), np.array([1, 5])).mean == 2.0
+
+
+def test_the_mean_is_of_the_exact_sum_whatever_the_order() -> None:
+    sums, counts = np.random.default_rng(6).lognormal(3, 4, size=999), np.full(999, 7)
+    exact = sum(map(Fraction, sums.tolist()))
+    assert Losses(sums, counts).mean == Losses(sums[::-1], counts).mean == float(exact) / (7 * 999)
 
 
 def test_perplexity_and_bits_per_byte_by_hand() -> None:
