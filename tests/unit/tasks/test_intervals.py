@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from scratchlm.tasks.intervals import mean_interval, share_interval
+from scratchlm.tasks.intervals import CONFIDENCE, QUANTILE, RESAMPLES, mean_interval, share_interval
 
 
 def test_one_value_is_its_own_interval() -> None:
@@ -26,6 +27,23 @@ def test_the_interval_is_that_of_resampled_means() -> None:
     expected = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     spread = values.std() / np.sqrt(60)
     np.testing.assert_allclose(mean_interval(values.tolist(), seed=5), expected, atol=0.2 * spread)
+
+
+@pytest.mark.parametrize("n", [2, 3, 110, 1000])
+def test_the_interval_of_a_mean_is_scipys(n: int) -> None:
+    values = np.random.default_rng(n).exponential(30, size=n)
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
+        rng=np.random.default_rng(7),
+    ).confidence_interval  # fmt: skip
+    assert mean_interval(values.tolist(), seed=7) == pytest.approx((expected.low, expected.high), rel=1e-12)
+
+
+@given(n=st.integers(1, 2000), share=st.floats(0, 1))
+def test_the_interval_of_a_share_is_scipys(n: int, share: float) -> None:
+    expected = stats.binomtest(round(share * n), n).proportion_ci(CONFIDENCE, method="wilson")
+    assert share_interval(round(share * n), n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert pytest.approx(stats.norm.ppf((1 + CONFIDENCE) / 2), rel=1e-15) == QUANTILE
 
 
 def test_the_interval_depends_on_its_seed_alone() -> None:
