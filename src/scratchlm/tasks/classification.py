@@ -1,5 +1,6 @@
 """Classification: predictions, and the scores that say how good they are."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from scratchlm.arithmetic.functions import softmax
+from scratchlm.arithmetic.portable import log
 from scratchlm.data.messages import CLASSES
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
@@ -19,6 +21,7 @@ PREDICTION_SCHEMA = pa.schema(
     {"id": pa.string(), "label": pa.int8(), "predicted": pa.int8(), "probability": pa.float64(), "text": pa.string()}
 )
 
+TINY = float(np.finfo(float).eps)  # as in scikit-learn: a certain mistake costs 36 nats, not infinitely many
 Rows = Sequence[Mapping[str, Any]]  # messages with id, label and text
 
 
@@ -87,21 +90,36 @@ def classification_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict
             "the classifier's probabilities are no longer numbers; lower learning_rate, raise warmup_steps, or use "
             "precision float32"
         )
-    import sklearn.metrics  # takes a second; preflight only reads parameters here
-
-    predicted = (probabilities > 0.5).astype(int)
-    (tn, fp), (fn, tp) = sklearn.metrics.confusion_matrix(labels, predicted, labels=[0, 1]).tolist()
+    predicted = probabilities > 0.5
+    confusion = [int(((labels == label) & (predicted == given)).sum()) for label in (0, 1) for given in (0, 1)]
+    tn, fp, fn, tp = confusion
     low, high = share_interval(tp + tn, len(labels))
     scores = {
         "accuracy": (tp + tn) / len(labels),
         "accuracy_low": low,
         "accuracy_high": high,
-        "precision": sklearn.metrics.precision_score(labels, predicted, zero_division=0.0),
-        "recall": sklearn.metrics.recall_score(labels, predicted, zero_division=0.0),
-        "f1": sklearn.metrics.f1_score(labels, predicted, zero_division=0.0),
-        "loss": sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]),
-        "confusion": {"ham_as_ham": tn, "ham_as_spam": fp, "spam_as_ham": fn, "spam_as_spam": tp},
+        "precision": tp / (tp + fp) if tp else 0.0,
+        "recall": tp / (tp + fn) if tp else 0.0,
+        "f1": 2 * tp / (2 * tp + fp + fn) if tp else 0.0,
+        "loss": classification_loss(labels, probabilities),
+        "confusion": dict(zip(("ham_as_ham", "ham_as_spam", "spam_as_ham", "spam_as_spam"), confusion, strict=True)),
     }
-    if len(set(labels.tolist())) == 2:
-        scores["auroc"] = sklearn.metrics.roc_auc_score(labels, probabilities)
+    if 0 < tp + fn < len(labels):
+        scores["auroc"] = auroc(labels, probabilities)
     return scores
+
+
+def classification_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The mean cross-entropy in nats per text, with each probability at least TINY away from 0 and 1."""
+    given = np.where(labels == 1, probabilities, 1 - probabilities).clip(TINY, 1 - TINY)
+    return -math.fsum(map(log, given.tolist())) / len(labels)
+
+
+def auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """The share of pairs of a positive and a negative where the positive has the higher probability; ties count half.
+
+    A ratio of integers, of which both classes must occur. Source: Mann and Whitney 1947.
+    """
+    negatives, positives = np.sort(probabilities[labels == 0]), probabilities[labels == 1]
+    halves = sum(int(negatives.searchsorted(positives, side).sum()) for side in ("left", "right"))
+    return halves / (2 * len(positives) * len(negatives))

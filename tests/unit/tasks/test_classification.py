@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics
 
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
@@ -118,6 +119,36 @@ def test_scores_hold_together(pairs: list[tuple[bool, float]]) -> None:
         assert scores["auroc"] == pytest.approx((spam[:, None] > ham).mean())  # Mann and Whitney 1947
     expected = np.where(labels == 1, probabilities, 1 - probabilities)
     assert scores["loss"] == pytest.approx(-np.log(expected).mean(), rel=1e-9)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0]) | st.floats(0, 1)), min_size=1))
+def test_scores_are_scikit_learns(pairs: list[tuple[bool, float]]) -> None:
+    labels = np.array([label for label, _ in pairs], dtype=np.int8)
+    probabilities = np.array([probability for _, probability in pairs])
+    predicted = probabilities > 0.5
+    expected = {
+        "accuracy": metrics.accuracy_score(labels, predicted),
+        "precision": metrics.precision_score(labels, predicted, zero_division=0.0),
+        "recall": metrics.recall_score(labels, predicted, zero_division=0.0),
+        "f1": metrics.f1_score(labels, predicted, zero_division=0.0),
+        "loss": metrics.log_loss(labels, probabilities, labels=[0, 1]),
+    }
+    if len(set(labels.tolist())) == 2:
+        expected["auroc"] = metrics.roc_auc_score(labels, probabilities)
+    scores = classification_scores(labels, probabilities)
+    others = {"accuracy_low", "accuracy_high", "confusion"}
+    assert {name: value for name, value in scores.items() if name not in others} == pytest.approx(expected, rel=1e-12)
+    counted = metrics.confusion_matrix(labels, predicted, labels=[0, 1]).ravel().tolist()
+    assert list(scores["confusion"].values()) == counted
+
+
+def test_the_order_of_the_messages_changes_no_bit() -> None:
+    source = np.random.default_rng(8)
+    labels, probabilities = source.integers(2, size=1000), source.random(1000)
+    scores = classification_scores(labels, probabilities)
+    for _ in range(5):
+        order = source.permutation(1000)
+        assert classification_scores(labels[order], probabilities[order]) == scores
 
 
 def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClassifier) -> None:
