@@ -1,4 +1,9 @@
-"""The report's charts as SVG: the same bytes for the same numbers, in colours of the page's style sheet."""
+"""The report's charts as SVG: the same bytes for the same numbers, in colours of the page's style sheet.
+
+matplotlib places elements with matrix products and compiled code whose last bits depend on the machine. They enter
+the ids of elements, as hashes, and the sixth decimal of coordinates. So ids become numbers, and coordinates are
+rounded to hundredths of a point.
+"""
 
 import io
 import re
@@ -15,7 +20,9 @@ from matplotlib.patches import Rectangle
 INK, FIRST, SECOND, GRID = "#010101", "#0072b2", "#d55e00", "#010203"
 VARIABLES = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", GRID: "var(--line)"}
 STYLE: Any = {
+    "svg.hashsalt": "",  # else ids are random
     "svg.fonttype": "none",  # text as text: smaller, selectable, in the page's font
+    "path.simplify": False,  # leaves out points of long lines by a threshold that a last bit could cross
     "font.size": 9.0,
     "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -26,6 +33,7 @@ STYLE: Any = {
 }
 WIDTH_INCHES = 7.6
 PIXELS_PER_POINT = 96 / 72
+NUMBER = re.compile(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w.])")  # in a tag, apart from colours and ids
 Curve = Sequence[Mapping[str, float]]
 
 
@@ -42,7 +50,7 @@ class Panel(NamedTuple):
 
 def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
     """Draw columns of a training curve over the optimizer step, in panels from top to bottom."""
-    with _style(name):
+    with _style():
         figure = _figure(WIDTH_INCHES, sum(panel.height for panel in panels) + 0.4)
         heights = [panel.height for panel in panels]
         axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -57,12 +65,14 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
                 axis.legend()
         axes[-1].set_xlabel("optimizer step")
         figure.align_ylabels(axes)
-        return _svg(figure, f"{name}: {', '.join(panel.label for panel in panels)} over optimizer steps")
+        return _svg(
+            figure, f"{name}-curves", f"{name}: {', '.join(panel.label for panel in panels)} over optimizer steps"
+        )
 
 
 def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: Sequence[str]) -> Markup:
     """Draw counts by actual class (rows) and predicted class (columns), shaded by their proportion of the row."""
-    with _style(name):
+    with _style():
         figure = _figure(3.4, 3.1)
         axis = figure.subplots()
         axis.grid(False)
@@ -77,13 +87,13 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
         axis.set_xticks(range(len(classes)), classes)
         axis.set_yticks(range(len(classes)), classes, rotation=90, va="center")
         axis.tick_params(length=0)
-        return _svg(figure, f"{name}: confusion matrix")
+        return _svg(figure, f"{name}-confusion", f"{name}: confusion matrix")
 
 
 def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
     """Draw a histogram of scores in bins of ten and one bin for 100, with one colour per model."""
     bins = [*(f"{low}–{low + 9}" for low in range(0, 100, 10)), "100"]
-    with _style(name):
+    with _style():
         figure = _figure(WIDTH_INCHES, 2.6)
         axis = figure.subplots()
         axis.grid(False, axis="x")
@@ -98,15 +108,15 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
         axis.set_xticks(range(len(bins)), bins)
         axis.tick_params(axis="x", length=0)
         axis.legend()
-        return _svg(figure, f"{name}: number of responses by score")
+        return _svg(figure, f"{name}-scores", f"{name}: number of responses by score")
 
 
 @contextmanager
-def _style(name: str) -> Iterator[None]:
-    """Apply our style and ignore the user's matplotlibrc. name: makes the ids of a chart's elements unique."""
+def _style() -> Iterator[None]:
+    """Apply our style and ignore the user's matplotlibrc."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, "svg.hashsalt": name})
+        matplotlib.rcParams.update(STYLE)
         yield
 
 
@@ -117,15 +127,20 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _svg(figure: Figure, label: str) -> Markup:
+def _svg(figure: Figure, key: str, label: str) -> Markup:
+    """Return the drawing. key: begins the ids of its elements, so no other chart of the page may have it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"\s*<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r"<[^>]*>", lambda tag: NUMBER.sub(_rounded, tag[0]), drawing)
     # Ids that nothing refers to are removed: they would repeat from chart to chart on the page
     used = set(re.findall(r"#([\w-]+)", drawing))
+    ids = [found for found in re.findall(r' id="([^"]*)"', drawing) if found in used]
     drawing = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", drawing)
+    for i, found in enumerate(ids):
+        drawing = drawing.replace(f'"{found}"', f'"{key}-{i}"').replace(f"#{found}", f"#{key}-{i}")
     for colour, variable in VARIABLES.items():
         drawing = drawing.replace(colour, variable)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
@@ -136,3 +151,8 @@ def _svg(figure: Figure, label: str) -> Markup:
         f'style="width:{float(width) * PIXELS_PER_POINT:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(re.sub(r"^<svg[^>]*>", opening, drawing))
+
+
+def _rounded(number: re.Match[str]) -> str:
+    """Return a coordinate with at most two decimals, and zero without a sign."""
+    return f"{round(float(number[0]), 2) + 0.0:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,54 @@
+import re
+
+import numpy as np
+import pytest
+
+from scratchlm.report import charts
+from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
+
+
+def drawn(n_steps: int) -> dict[str, str]:
+    steps = np.arange(n_steps)
+    curve = [{"step": int(i), "loss": 2.0 ** -(i / 9), "val_loss": 1 / (1 + i / 7), "rate": i / 1e5} for i in steps]
+    panels = [
+        Panel("loss", {"train": "loss", "val": "val_loss"}, charts.WIDTH_INCHES / 3),
+        Panel("rate", {"rate": "rate"}, charts.WIDTH_INCHES / 7),
+    ]
+    counts = {("ham", "ham"): 78, ("ham", "spam"): 1, ("spam", "ham"): 3, ("spam", "spam"): 70}
+    return {
+        "curve": curve_chart("pretrain", curve, panels),
+        "confusion": confusion_chart("finetune_spam", counts, ("ham", "spam")),
+        "scores": score_chart("judge", {"before": [0.0, 3.5, 12.0], "after": [100.0, 55.5, 40.0]}),
+    }
+
+
+@pytest.mark.parametrize("n_steps", [7, 300])
+@pytest.mark.parametrize("change", [1e-15, -1e-15, 1e-13])
+def test_last_bits_of_a_layout_do_not_show(n_steps: int, change: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another processor's layout, imitated by a size of the figure that differs in its last bits."""
+    expected = drawn(n_steps)
+    figure = charts._figure
+    monkeypatch.setattr(charts, "_figure", lambda width, height: figure(width * (1 + change), height * (1 + change)))
+    monkeypatch.setattr(charts, "WIDTH_INCHES", charts.WIDTH_INCHES * (1 - change))
+    assert drawn(n_steps) == expected
+
+
+def test_every_point_of_a_long_curve_is_drawn() -> None:
+    points = [len(re.findall(r"[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', drawn(300)["curve"])]
+    assert points.count(300) == 3
+
+
+def test_coordinates_are_rounded_and_texts_are_not() -> None:
+    chart = drawn(300)["curve"]
+    assert not re.search(r"[\d.]*\.\d{3,}", "".join(re.findall(r"<[^>]*>", chart)))
+    assert not re.search(r"[ \"(,]-0[ \",)]", chart)
+    assert ">0.002<" in chart
+
+
+def test_ids_are_counted_from_zero_and_all_are_referred_to() -> None:
+    for chart, key in zip(
+        drawn(7).values(), ("pretrain-curves", "finetune_spam-confusion", "judge-scores"), strict=True
+    ):
+        ids = re.findall(r' id="([^"]*)"', chart)
+        assert ids == [f"{key}-{i}" for i in range(len(ids))]
+        assert set(re.findall(r"[(\"]#([^)\"]*)", chart)) == set(ids)
