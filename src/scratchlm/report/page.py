@@ -28,6 +28,7 @@ CONTROLS = {
     "control_shuffled": "another task's answer",
     "control_empty": "an empty answer",
 }
+OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in precision `exact`
 MAX_MISTAKES = 20
 EXAMPLES = 4  # responses in each group: best, around the median, worst
 MAX_SAMPLES = 12
@@ -106,6 +107,7 @@ def render(report: Report) -> str:
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         params=report.params,
+        shown_params=shown_params(report.params),
         headline=headline(metrics, report.loaded),
         controls={name: judged[model] for model, name in CONTROLS.items() if model in judged},
         stages=stages,
@@ -123,6 +125,12 @@ def render(report: Report) -> str:
         sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
     return page.strip() + "\n"
+
+
+def shown_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters without those that change no result, so that the page is the same on every machine."""
+    exact = params["precision"] == "exact"
+    return {key: value for key, value in params.items() if not (exact and key in OF_THE_MACHINE)}
 
 
 def charts(report: Report) -> dict[str, Markup]:

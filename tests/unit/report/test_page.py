@@ -294,6 +294,19 @@ def test_the_page_tells_nothing_of_time_place_and_versions(page: str, tmp_path: 
     assert not re.search(r"\d\d:\d\d", page)
 
 
+def test_in_precision_exact_the_page_is_the_same_for_every_device_and_number_of_threads(project: Path) -> None:
+    pages = []
+    for device, threads in (("cpu", 2), ("cuda", "auto")):
+        change_params(project, precision="exact", device=device, threads=threads)
+        pages.append(page_of(project))
+    assert pages[0] == pages[1]
+    assert "Precision exact, seed 123." in pages[0] and "but device and threads" in pages[0]
+    change_params(project, precision="float32", device="cpu", threads=2)
+    assert "Precision float32, device cpu, 2 threads, seed 123." in page_of(project)
+    change_params(project, precision="float32", device="cpu", threads=3)
+    assert ">3<" in page_of(project) and "but device and threads" not in page_of(project)
+
+
 def test_reading_the_report_module_loads_no_torch() -> None:
     code = "import sys, scratchlm.report.page; sys.exit('torch' in sys.modules or 'pyplot' in str(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
