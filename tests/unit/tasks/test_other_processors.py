@@ -1,0 +1,74 @@
+"""What is computed outside torch has the same bits with the libraries' code for another processor."""
+
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scratchlm.judge.scoring import judge_scores
+from scratchlm.report.charts import Panel, curve_chart
+from scratchlm.tasks.classification import classification_scores
+from scratchlm.tasks.language_model import Losses, bits_per_byte, perplexity
+from scratchlm.training.schedule import learning_rate_at
+
+OTHER_PROCESSOR = {
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX512F,-AVX2,-FMA,-AVX2_Usable,-FMA_Usable",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR",
+    "OPENBLAS_CORETYPE": "Nehalem",
+}
+NUMBERS = [random.Random(seed).random() for seed in range(1000)]
+
+
+def results() -> dict[str, Any]:
+    given = np.array(NUMBERS)
+    settings: Any = SimpleNamespace(warmup_steps=9, learning_rate=5e-4, min_learning_rate=1e-6, schedule="cosine")
+    rates = [learning_rate_at(step, 1000, settings) for step in range(1000)]
+    losses = Losses(300 * given, (1 + 60 * given).astype(int))
+    curve = [{"step": step, "rate": rate} for step, rate in enumerate(rates)]
+    return {
+        "learning rates": rates,
+        "classification": classification_scores((given[::-1] < 0.4).astype(int), given),
+        "losses": [losses.mean, *((perplexity(x), bits_per_byte(x, 300, 1201)) for x in NUMBERS)],
+        "judge": judge_scores([{"model": "after", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
+        "chart": curve_chart("pretrain", curve, [Panel("rate", {"rate": "rate"}, 1.0)]),
+    }
+
+
+def from_libraries() -> list[float]:
+    return [math.cos(3 * x) for x in NUMBERS] + np.exp(NUMBERS).tolist() + np.log(NUMBERS).tolist()
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Any:
+    """results and from_libraries in a process that uses the kernels of an old processor."""
+    done = subprocess.run(
+        [sys.executable, __file__], capture_output=True, env=os.environ | OTHER_PROCESSOR, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_metrics_learning_rates_and_charts_have_the_same_bits(elsewhere: Any) -> None:
+    for name, value in json.loads(json.dumps(results())).items():
+        assert elsewhere[0][name] == value, name
+
+
+def test_the_libraries_functions_have_other_bits(elsewhere: Any) -> None:
+    """Else the test above could not fail."""
+    processor = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not processor.exists() or "avx2" not in processor.read_text():
+        pytest.skip("this machine has no second set of kernels that a variable could switch to")
+    assert elsewhere[1] != from_libraries()
+
+
+if __name__ == "__main__":
+    json.dump([results(), from_libraries()], sys.stdout)
