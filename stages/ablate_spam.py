@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
@@ -31,7 +32,7 @@ def main(
     backbone = load_gpt(base, dropout=variant.dropout)
     result = finetune_spam(backbone, splits, pad_token_id, variant, p.evaluation, run)
     write_table(predictions, prediction_rows(splits["test"], result.probabilities["test"]), PREDICTION_SCHEMA)
-    write_json(metrics, result.metrics)
+    write_json(metrics, result.metrics | describe_arithmetic(run.device))
 
 
 if __name__ == "__main__":

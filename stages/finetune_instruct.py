@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
@@ -42,7 +43,8 @@ def main(
     write_table(losses, loss_rows(evaluation.test_ids(), after["test"]), LOSS_SCHEMA)
     write_json(samples, training.samples)
     write_csv(curve, training.curve)
-    write_json(metrics, {"before": instruct.mean_losses(before), "after": instruct.mean_losses(after)})
+    mean_losses = {"before": instruct.mean_losses(before), "after": instruct.mean_losses(after)}
+    write_json(metrics, mean_losses | describe_arithmetic(run.device))
     save_gpt(model, gpt, adapter)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.classifier import save_classifier
@@ -34,7 +35,7 @@ def main(
     write_table(predictions, rows, PREDICTION_SCHEMA)
     write_csv(confusion, confusion_rows(rows))
     write_csv(curve, result.curve)
-    write_json(metrics, result.metrics)
+    write_json(metrics, result.metrics | describe_arithmetic(run.device))
     save_classifier(model, result.classifier, result.adapter, padded_tokens=result.metrics["padded_tokens"])
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
@@ -28,7 +28,8 @@ def main(
     responder = Responder(load_tokenizer(tokenizer), p.generate, run)
     rows = read_splits(instructions)["test"]
     models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
-    run.checkpoint.require(arithmetic_fingerprint(run.device))
+    arithmetic = describe_arithmetic(run.device)
+    run.checkpoint.require(arithmetic["arithmetic"])
     records = run.checkpoint.load_rows(len(rows) * len(models))
     with run.checkpoint.saving_rows(records, RESPONSE_SCHEMA) as save_if_due, run.autocast():
         for name, folder in models.items():
@@ -40,7 +41,8 @@ def main(
                     save_if_due()
     write_table(responses, records, RESPONSE_SCHEMA)
     answers = {name: [record for record in records if record["model"] == name] for name in models}
-    write_json(metrics, {name: response_counts(found, normalise) for name, found in answers.items()})
+    counts = {name: response_counts(found, normalise) for name, found in answers.items()}
+    write_json(metrics, counts | arithmetic)
 
 
 if __name__ == "__main__":

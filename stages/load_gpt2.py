@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import cast
 
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.catalogue import GPT2Size
 from scratchlm.data.corpus import Corpus
 from scratchlm.fast.kernels import set_up
@@ -34,8 +35,8 @@ def main(run: Run, *, params: Path, checkpoint: Path, corpus: Path, model: Path,
     with run.autocast():
         measured = evaluation.full(gpt.to(run.device), "val")
     write_table(losses, loss_rows(evaluation.val_ids(), measured), LOSS_SCHEMA)
-    scores = {"val": evaluation.metrics(measured, "val")}
-    write_json(metrics, scores | {"parameters": parameter_count(gpt), "tensors_mapped": n_tensors})
+    counts = {"parameters": parameter_count(gpt), "tensors_mapped": n_tensors}
+    write_json(metrics, {"val": evaluation.metrics(measured, "val")} | counts | describe_arithmetic(run.device))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""Check the whole of params.yaml before any work starts; record this machine's arithmetic."""
+"""Check the whole of params.yaml before any work starts."""
 
 import sys
 from pathlib import Path
 
-from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
-from scratchlm.run.files import write_json, write_text
+from scratchlm.run.files import write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.preflight import check_together, leftover_metrics
@@ -30,14 +28,12 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path, metrics: Path) -> None:
+def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
     for path in leftover_metrics(p, loaded, ablated):
         sentence = f"{path} belongs to no stage of params.yaml; delete it if you no longer need it"
         print(f"preflight: {sentence}", file=sys.stderr)
-    set_up(run, p)
-    write_json(metrics, describe_arithmetic(run.device))
     write_text(marker, "params.yaml was checked\n")
 
 

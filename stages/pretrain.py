@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import load_tokenizer
@@ -46,7 +47,8 @@ def main(
     write_table(losses, loss_rows(evaluation.val_ids(), measured["val"]), LOSS_SCHEMA)
     write_json(samples, training.samples)
     write_csv(curve, training.curve)
-    write_json(metrics, scores | {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean})
+    others = {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean}
+    write_json(metrics, scores | others | describe_arithmetic(run.device))
     save_gpt(model, gpt)
 
 

@@ -88,7 +88,6 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
     call("preflight", marker=place / "one")
     call("preflight", marker=place / "other", params=REPOSITORY / "params.yaml")
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
-    assert read_json(place / "metrics" / "preflight.json") == describe_arithmetic("cpu")
 
 
 def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
@@ -162,6 +161,9 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
 
     call("generate")
     assert [row["model"] for row in read_table(responses / "generate.parquet")] == ["before"] * 6 + ["after"] * 6
+
+    for stage in ("pretrain", "finetune_spam", "finetune_instruct", "generate"):
+        assert read_json(metrics / f"{stage}.json").items() >= describe_arithmetic("cpu").items()
 
     call("judge")
     scores = read_json(metrics / "judge.json")
