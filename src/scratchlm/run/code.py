@@ -77,6 +77,17 @@ def locked_versions(lock: str) -> dict[str, str]:
     return {name.replace("_", "-").removesuffix("-cpu"): version.partition("+")[0] for name, version in pins}
 
 
+def refuse_foreign_library(folder: Path) -> None:
+    """Raises UserError unless this process imports scratchlm from the project in `folder`, whose code is recorded."""
+    ours, imported = folder.resolve() / "src" / "scratchlm", Path(__file__).resolve().parents[1]
+    if imported != ours:
+        raise UserError(
+            f"scratchlm is imported from {imported}, but this project's is {ours}, whose hashes would be recorded; "
+            "activate this project's own environment (`make .venv/ready && source .venv/bin/activate`), or set "
+            "PYTHONPATH=src"
+        )
+
+
 def refuse_other_code(record: Path) -> None:
     """Raises UserError if a file or package in a record of stage_code has changed; a version's +cpu does not count."""
     code: Mapping[str, Any] = read_json(record)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from scratchlm.run.code import refuse_other_code
+from scratchlm.run.code import refuse_foreign_library, refuse_other_code
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import stale_temporary_files
@@ -63,8 +63,10 @@ def start(main: Callable[..., None]) -> None:
 def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Checkpoint:
     """Prepare a stage that DVC started: it has a definition in dvc.yaml, and a parent that may be killed.
 
-    Raises UserError if the definition is no longer the one that DVC read: the result would be recorded under another.
+    Raises UserError if the definition is no longer the one that DVC read, or if the code that runs is not this
+    project's: the result would be recorded under another.
     """
+    refuse_foreign_library(Path())
     watch_lock_file(stay_below_dvc())
     stages = read_stages()
     delete_finished(run.stage, stages)

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from scratchlm.run import code
-from scratchlm.run.code import imported_names, installed_version, refuse_other_code, stage_code
+from scratchlm.run.code import (
+    imported_names,
+    installed_version,
+    refuse_foreign_library,
+    refuse_other_code,
+    stage_code,
+)
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json
 
@@ -138,6 +144,15 @@ def test_the_code_that_was_written_down_is_accepted(project: Path, monkeypatch: 
     write_json(Path("one.json"), code_of("one"))
     monkeypatch.setattr(code, "installed_version", {"numpy": "2.0", "scikit-learn": "1.5"}.get)
     refuse_other_code(Path("one.json"))
+
+
+def test_a_library_from_outside_the_project_is_refused(project: Path) -> None:
+    refuse_foreign_library(REPOSITORY)
+    with pytest.raises(UserError) as caught:
+        refuse_foreign_library(project)
+    assert str(caught.value).startswith(
+        f"scratchlm is imported from {Path(code.__file__).parents[1]}, but this project's is {project.resolve()}/src/"
+    )
 
 
 @pytest.mark.parametrize("edit", [lambda path: path.write_text("thing = 2\n"), Path.unlink])
