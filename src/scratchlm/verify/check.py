@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from scratchlm.compare.processors import results
 from scratchlm.compare.revision import LOCK
 from scratchlm.compare.text import first_few
 from scratchlm.run.files import read_json
@@ -17,7 +18,6 @@ from scratchlm.verify.findings import Finding, Verdict
 from scratchlm.verify.rebuild import Built, Rebuild
 from scratchlm.verify.tolerances import deviations
 
-ARITHMETIC = "metrics/preflight.json"  # identifies the arithmetic of the machine that builds
 INEXACT = {"scipy", "tensorflow", "torch"}  # the last bits of their results depend on the machine
 FOLDER = ".dir"  # ends the hash of a folder, whose object lists its files
 OTHER_INPUT = "built from a version that differs from the one in dvc.lock of the stage that makes it"
@@ -29,9 +29,9 @@ def check_stage(
 ) -> Iterator[Finding]:
     """Yield a verdict on a stage's stale inputs, on the stage if it failed, and on each of its outputs.
 
-    cache: may have objects of the committed outputs. other_machine: the arithmetic here differs from that of the
-    machine that built. outside: the results come from a server, or depend on such results. start: the first stage
-    upstream with different results, or "".
+    cache: may have objects of the committed outputs. other_machine: the committed results of the stage, or of one that
+    it needs, were computed with another arithmetic than here. outside: the results come from a server, or depend on
+    such results. start: the first stage upstream with different results, or "".
     """
     finding = partial(Finding, stage.name)
     follows = f"; follows from {start}" if start else ""
@@ -58,7 +58,7 @@ def check_stage(
         elif to_the_bit:
             for name, found in _how_far(output, rebuilt_md5, rebuild, cache):
                 yield finding(name, "different", found.text + follows, found.largest)
-        elif output.is_metric and path != ARITHMETIC:
+        elif output.is_metric:
             verdict, found = _metrics_apart(path, rebuild)
             yield finding(path, verdict, found.text + (follows if verdict == "different" else ""), found.largest)
         else:
@@ -140,11 +140,11 @@ def _edit(path: str, rebuild: Rebuild, is_rebuilt: bool) -> Difference:
 
 def _metrics_apart(path: str, rebuild: Rebuild) -> tuple[Verdict, Difference]:
     """Return the verdict on a metrics file, and what differs: beyond the tolerances, or else within them."""
-    found = deviations(*(read_json(folder / path) for folder in (rebuild.committed, rebuild.clone)))
+    found = deviations(*(results(read_json(folder / path)) for folder in (rebuild.committed, rebuild.clone)))
     beyond = [deviation for deviation in found if not deviation.within]
     named = [f"{d.key} {d.committed} → {d.rebuilt} (may differ by {d.allowed:.3g})" for d in beyond or found]
     largest = max((deviation.distance for deviation in found if deviation.distance < math.inf), default=None)
-    return "different" if beyond else "within tolerance", Difference(first_few(named), largest)
+    return "different" if beyond else "within tolerance", Difference(first_few(named) or "the same values", largest)
 
 
 def _how_far(output: Output, rebuilt_md5: str, rebuild: Rebuild, cache: Path) -> Iterator[tuple[str, Difference]]:
