@@ -21,6 +21,7 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 	@echo
 	@scratchlm results
 	@echo
+	@scratchlm status
 	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'scratchlm compare main'."
 
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
@@ -57,9 +58,8 @@ docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.
 
 BASE ?= origin/main
 # DVC and the stages write to standard error, so that the table can go to a file: make --silent compare > table.md
-compare: $(READY)  ## build this and another revision (BASE=origin/main), print a Markdown table of differences
-	@base=$$(scratchlm build $(BASE)) && dvc repro $$(dvc remote default >/dev/null 2>&1 && echo --pull) >&2 && \
-		scratchlm compare "$$base" --format markdown
+compare: $(READY)  ## build HEAD and another revision (BASE=origin/main), print a Markdown table of differences
+	@revisions=$$(scratchlm build $(BASE) HEAD) && scratchlm compare $$revisions --format markdown
 
 $(READY): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(make-environment)

@@ -137,6 +137,18 @@ def test_repair_has_nothing_to_say_where_nothing_is_broken(tmp_path, name):
 
 def test_help_lists_every_command_but_the_old_name():
     listed = scratchlm(REPOSITORY, "--help").stdout
-    names = ("chat", "classify", "export", "import", "results", "repair", "verify", "compare", "seeds", "build")
+    names = (
+        "chat",
+        "classify",
+        "export",
+        "import",
+        "results",
+        "status",
+        "repair",
+        "verify",
+        "compare",
+        "seeds",
+        "build",
+    )
     assert [name for name in names if f" {name} " not in listed] == []
     assert "mend" not in listed

@@ -133,7 +133,7 @@ def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) 
     assert warning == (
         "other-draws is not built from what it holds: parameters, packages, code or metrics of tokenize, pretrain, "
         "finetune_spam, finetune_instruct have changed since its last `dvc repro`; "
-        "rebuild: `git checkout other-draws && dvc repro`"
+        "rebuild: `scratchlm build other-draws`"
     )
 
 
@@ -187,7 +187,7 @@ def test_code_that_was_edited_and_not_built_is_reported_with_its_stages(there: P
     (found,) = compare_revisions(["main"])
     script.write_text(text)
     assert [warning.partition(" have changed")[0] for warning in found.warnings] == [
-        "workspace is not built from what it holds: parameters, packages, code or metrics of preflight, finetune_spam"
+        "workspace is not built from what it holds: parameters, packages, code or metrics of finetune_spam"
     ]
     assert found.changes.code == []  # as it was built, and nothing was built yet
 
@@ -232,7 +232,7 @@ def test_a_revision_without_metrics_is_one_sentence(project: Path, there: Path) 
     run(project, "git", "rm", "-qr", "--cached", "metrics")
     run(project, "git", "-c", "user.name=A", "-c", "user.email=a@example.org", "commit", "-qm", "Nothing")
     run(project, "git", "switch", "-qf", "main")
-    with pytest.raises(UserError, match="^nothing-built has no metrics; build and commit it: `git checkout nothing-b"):
+    with pytest.raises(UserError, match="^nothing-built has no metrics; build it: `scratchlm build nothing-built`$"):
         compare_revisions(["main", "nothing-built"])
 
 
@@ -249,7 +249,7 @@ def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to
     assert row.note == (
         "main lacks data/predictions/finetune_spam.parquet: not in the cache and no remote is configured; "
         "run `dvc push --all-commits` where it was built and `dvc pull` here, "
-        "or rebuild: `git checkout main && dvc repro`"
+        "or rebuild: `scratchlm build main`"
     )
     drawn = compared("origin/other-draws", "main")
     notes = {row.note for row in drawn.rows if row.note}

@@ -113,13 +113,14 @@ def test_a_file_that_a_revision_never_had_is_one_sentence(there: Path) -> None:
     with pytest.raises(MissingArtifact) as error:
         Revision("one").read("data/letters.parquet")
     assert str(error.value) == (
-        "one lacks data/letters.parquet: its pipeline has not made it; "
-        "if it does now, rebuild and commit: `git checkout one && dvc repro`"
+        "one lacks data/letters.parquet: its pipeline has not made it; build it: `scratchlm build one`"
     )
 
 
 def test_what_is_no_json_is_one_sentence(there: Path) -> None:
-    with pytest.raises(UserError, match=r"^params.yaml of one is not valid JSON \(.*\); rebuild: `git checkout one"):
+    with pytest.raises(
+        UserError, match=r"^params.yaml of one is not valid JSON \(.*\); rebuild: `scratchlm build one`"
+    ):
         Revision("one").json("params.yaml")
 
 
@@ -136,7 +137,7 @@ def test_a_missing_artifact_is_a_sentence_that_says_how_to_get_it(elsewhere: Pat
         Revision("one").table(TABLE)
     assert str(error.value) == (
         f"one lacks {TABLE}: not in the cache and no remote is configured; run `dvc push --all-commits` where it was "
-        "built and `dvc pull` here, or rebuild: `git checkout one && dvc repro`"
+        "built and `dvc pull` here, or rebuild: `scratchlm build one`"
     )
     with pytest.raises(MissingArtifact, match="; run .* or rebuild: `dvc repro`$"):
         Revision("workspace").table(TABLE)

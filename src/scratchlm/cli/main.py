@@ -20,7 +20,9 @@ command: Callable[..., None]
 for command in (models.chat, models.classify, models.export):
     app.command()(command)
 app.command("import")(models.import_model)
-for command in (pipeline.results, pipeline.repair, pipeline.verify, pipeline.compare, pipeline.seeds, pipeline.build):
+for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):
+    app.command()(command)
+for command in (pipeline.compare, pipeline.seeds, pipeline.build):
     app.command()(command)
 app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 

@@ -20,12 +20,24 @@ def results() -> None:
     typer.echo(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
 
 
+def status() -> None:
+    """Say whether the results in the workspace are those of the last commit, and keep those of another processor."""
+    from scratchlm.verify.status import status
+
+    typer.echo(status(Path()))
+
+
 def repair() -> None:
-    """Repair DVC's own files after DVC was killed, if `dvc repro` says that it cannot read one of them."""
+    """Repair DVC's own files after DVC was killed, and let `dvc repro` look for results in its run cache."""
     from scratchlm.run.watchdog import repair
 
     for sentence in repair():
         typer.echo(sentence)
+    if Path("dvc.lock").exists() and Path(".dvc").is_dir():
+        from scratchlm.compare.builds import prefer_run_cache
+
+        if prefer_run_cache(Path()):
+            typer.echo("dvc.lock names outputs that are not here; `dvc repro` looks for other results in its run cache")
 
 
 def verify(
@@ -90,8 +102,11 @@ def seeds(
         write_seeds_chart(plot, f"{stage}, {seeds} seeds", metrics)
 
 
-def build(revision: Annotated[str, typer.Argument(help="a branch, tag or commit")]) -> None:
-    """Build a revision's results into DVC's cache, so that `compare` finds them; print the revision that has them."""
-    from scratchlm.compare.clone import build
+def build(
+    revisions: Annotated[list[str], typer.Argument(help="branches, tags or commits; `workspace` is not built itself")],
+) -> None:
+    """Build revisions in clones, with one arithmetic, so that `compare` can compare them; print their names."""
+    from scratchlm.compare.builds import build
 
-    typer.echo(build(Path(), revision))
+    build(Path(), revisions)
+    typer.echo(" ".join(revisions))

@@ -1,9 +1,8 @@
-"""A private clone of the project, in which DVC can run while the user keeps working: it builds other revisions."""
+"""A private clone of the project, in which DVC can run while the user keeps working."""
 
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +10,7 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from scratchlm.compare.git import find_commit, git, must_run_dvc
-from scratchlm.compare.revision import LOCK
+from scratchlm.compare.git import find_commit, git
 from scratchlm.run.errors import UserError
 
 
@@ -45,27 +43,6 @@ def private_clone(root: Path, revision: str | None = None, *, empty_cache: bool 
         git(clone, "config", "user.email", "scratchlm@localhost")
         _set_cache(root, clone, empty_cache)
         yield clone
-
-
-def build(root: Path, revision: str) -> str:
-    """Run `dvc repro` in a clone of `revision`; return the name of a revision that has all of its results.
-
-    This is `revision` itself if it was committed as built; what the cache or the default remote holds is then not
-    computed again. Otherwise it is a new commit on top, which belongs to no branch, and which git deletes in time.
-    The output of DVC and the stages goes to standard error. Raises UserError if a stage fails.
-    """
-    commit = find_commit(root, revision)
-    print(f"building {revision} ({commit[:7]})", file=sys.stderr, flush=True)
-    with private_clone(root, revision) as clone:
-        with Repo(os.fspath(clone)) as repo:
-            from_remote = ["--pull"] if repo.config["core"].get("remote") else []
-        must_run_dvc(clone, f"{revision} cannot be built", "repro", *from_remote)
-        git(clone, "add", "--all", "--", LOCK, "metrics")
-        if not git(clone, "status", "--porcelain", "--", LOCK, "metrics"):
-            return revision
-        git(clone, "commit", "--quiet", "--message", f"Build {revision}")
-        git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(clone), "HEAD")
-        return git(clone, "rev-parse", "HEAD")
 
 
 def _copy_workspace(root: Path, clone: Path) -> None:

@@ -1,11 +1,14 @@
 """Compare revisions: every tracked metric at both, and whether the difference is more than noise."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from scratchlm.compare.bootstrap import PairedDifference, paired_differences
+from scratchlm.compare.builds import kept_builds
 from scratchlm.compare.changes import Build, Changes, changes, differing, read_build
+from scratchlm.compare.processors import Arithmetic, tell_apart
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
 from scratchlm.compare.revision import WORKSPACE, MissingArtifact, Revision
 from scratchlm.run.errors import UserError
@@ -46,32 +49,56 @@ class Comparison(NamedTuple):
 
 
 class _Built(NamedTuple):
-    """A revision, the content of its metrics files, the numbers among it by name, and what it was built from."""
+    """A revision, the content of its metrics files, the numbers among it by name, and what it was built from.
+
+    arithmetic: by metrics file, that of all stages behind it.
+    """
 
     revision: Revision
     numbers: dict[str, float]
     metrics: dict[str, Any]
     build: Build
+    arithmetic: dict[str, frozenset[Arithmetic]]
 
 
 def compare_revisions(names: Sequence[str]) -> list[Comparison]:
     """Compare each revision with the first one, the baseline; a single one is the baseline of the workspace.
 
+    Of a revision that was also built here, the build is taken that can be compared in the most metrics.
     Raises UserError if a revision is unknown or has no metrics.
     """
     if len(names) == 1:
         names = [*names, WORKSPACE]
-    baseline, *others = (_read(Revision(name)) for name in names)
-    return [_compare(baseline, other) for other in others]
+    baseline, *others = (_read_all(Revision(name)) for name in names)
+    return [_best(baseline, other) for other in others]
 
 
-def _read(revision: Revision) -> _Built:
-    metrics = revision.metrics()
-    if not metrics:
-        raise UserError(f"{revision.name} has no metrics; build and commit it: {revision.rebuild}")
+def _best(first: Sequence[_Built], second: Sequence[_Built]) -> Comparison:
+    """Compare two of the builds: the first pair that leaves the fewest metrics uncompared, and then warnings."""
+    found: dict[tuple[int, int], Comparison] = {}
+    for pair in itertools.product(first, second):
+        comparison = _compare(*pair)
+        faults = sum(row.verdict == NOT_COMPARED for row in comparison.rows), len(comparison.warnings)
+        found.setdefault(faults, comparison)
+        if not any(faults):
+            break
+    return found[min(found)]
+
+
+def _read_all(revision: Revision) -> list[_Built]:
+    """Read the results of a revision as committed, and of its builds that were kept here."""
+    kept = kept_builds(revision.root, revision.commit) if revision.commit else []
+    builds = [Revision(revision.name, build=commit, where=where) for commit, where in kept]
+    found = [_read(each, metrics) for each in (revision, *builds) if (metrics := each.metrics())]
+    if not found:
+        raise UserError(f"{revision.name} has no metrics; build it: {revision.rebuild}")
+    return found
+
+
+def _read(revision: Revision, metrics: dict[str, Any]) -> _Built:
     flat = {f"{file}.{key}": value for file, values in metrics.items() for key, value in flattened(values).items()}
     numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
-    return _Built(revision, numbers, metrics, read_build(revision))
+    return _Built(revision, numbers, metrics, read_build(revision), revision.arithmetic(metrics))
 
 
 def _compare(first: _Built, second: _Built) -> Comparison:
@@ -118,6 +145,7 @@ def _differences(
     """Differences by metric, the number of pairs and of examples left out. Raises Unpaired or MissingArtifact."""
     if family.prefix.startswith("judge."):
         _refuse_other_judges(first, second)
+    _refuse_other_processors(family, first, second)
     tracked = [{name: built.numbers[f"{family.prefix}.{name}"] for name in names} for built in (first, second)]
     before, after = family.read(first.revision), family.read(second.revision)
     check_records(family, before, tracked[0], first.revision)
@@ -154,6 +182,22 @@ def _refuse_other_judges(first: _Built, second: _Built) -> None:
         raise Unpaired(
             f"judge.mean_score comes from different judges ({', '.join(different)}), whose scores are on different "
             "scales; to compare, build both with the same judge section and the same server"
+        )
+
+
+def _refuse_other_processors(family: Family, first: _Built, second: _Built) -> None:
+    """Raises Unpaired if the processors differ, and not on purpose: what is left of rounding could get a verdict."""
+    file, pair = family.prefix.split(".")[0], (first, second)
+    one, other = (built.arithmetic.get(file, frozenset()) for built in pair)
+    settings = [[built.build.parameters.get(key) for key in ("device", "precision")] for built in pair]
+    same_records = all(first.build.outs.get(path, "") == second.build.outs.get(path) for path in family.paths)
+    if one != other and settings[0] == settings[1] and not same_records:
+        (name, by), (other_name, other_by) = zip(
+            (built.revision.name for built in pair), tell_apart(one, other), strict=True
+        )
+        raise Unpaired(
+            f"{name} was built with {by}, {other_name} with {other_by}, and rounding alone makes their results differ; "
+            f"to compare them, build both on one processor: `scratchlm build {name} {other_name}`"
         )
 
 

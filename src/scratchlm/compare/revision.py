@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import networkx
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dvc.exceptions import DvcException
@@ -14,6 +15,7 @@ from dvc.repo.index import Index
 from dvc_data.index import DataIndexDirError
 
 from scratchlm.compare.git import find_commit
+from scratchlm.compare.processors import Arithmetic, recorded
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import parse_yaml
 
@@ -36,34 +38,38 @@ class Revision:
     Methods that read a file raise MissingArtifact, with a sentence that says how to get it, if it cannot be read, and
     UserError if it is not in the expected format.
     name: as the user gave it. commit: its hash, None for the workspace. root: the project's folder.
+    where: the name of the processor, if the results are of a build that was kept here.
     """
 
-    def __init__(self, name: str, folder: Path = Path()) -> None:
+    def __init__(self, name: str, folder: Path = Path(), *, build: str = "", where: str = "") -> None:
         """name: a revision as git names it, an experiment, or `workspace`; folder: any folder of the project.
 
+        build: the commit of a kept build, which is then read instead.
         Raises UserError if there is no such revision, or no project.
         """
-        self.name = name
+        self.name, self.where = name, where
         self.commit: str | None = None
         try:
             self.root = Path(Repo.find_root(str(folder)))
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
-            self._repo = Repo(str(self.root), rev=self.commit)
+            self._repo = Repo(str(self.root), rev=build or self.commit)
         except DvcException as error:
             raise UserError(
                 f"{folder.resolve()} is not in a clone of the project ({error}); run scratchlm inside one"
             ) from None
 
     def __str__(self) -> str:
-        """The name with its commit: main (03c6b50)."""
+        """The name with its commit: main (03c6b50), or main (03c6b50, built on AMD EPYC)."""
         commit = self.commit[:SHORT] if self.commit else "not committed"
-        return self.name if commit.startswith(self.name[:SHORT]) else f"{self.name} ({commit})"
+        details = [] if commit.startswith(self.name[:SHORT]) else [commit]
+        details += [f"built on {self.where}"] if self.where else []
+        return f"{self.name} ({', '.join(details)})" if details else self.name
 
     @property
     def rebuild(self) -> str:
         """The command that builds this revision."""
-        return "`dvc repro`" if self.commit is None else f"`git checkout {self.name} && dvc repro`"
+        return "`dvc repro`" if self.commit is None else f"`scratchlm build {self.name}`"
 
     @property
     def cache(self) -> Path:
@@ -116,9 +122,22 @@ class Revision:
         with self.pipeline() as index:
             return [stage.name for stage in index.stages]
 
+    def arithmetic(self, metrics: Mapping[str, Any]) -> dict[str, frozenset[Arithmetic]]:
+        """Return for each file of metrics() the arithmetic of its stage and of all that this stage needs."""
+        with self.pipeline() as index:
+            graph = index.graph  # its edges lead from a stage to the stages that it needs
+            needed = {
+                stage.name: {stage.name, *(s.name for s in networkx.descendants(graph, stage))} for stage in graph
+            }
+        return {
+            file: recorded(content for name, content in metrics.items() if name.replace("/", "@") in needed[stage])
+            for file in metrics
+            if (stage := file.replace("/", "@")) in needed
+        }
+
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):
-            return f"its pipeline has not made it; if it does now, rebuild and commit: {self.rebuild}"
+            return f"its pipeline has not made it; build it: {self.rebuild}"
         reason = f"reading failed ({error})"
         if isinstance(error, FileNotFoundError | DataIndexDirError):  # of the file, or of its folder's list of files
             remote = self._repo.config["core"].get("remote")

@@ -1,0 +1,62 @@
+"""Are the results in the workspace the committed ones? One sentence, without building anything."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from scratchlm.compare.builds import RESULTS, keep
+from scratchlm.compare.clone import private_clone
+from scratchlm.compare.git import git
+from scratchlm.compare.processors import processor, recorded, results, tell_apart
+from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
+from scratchlm.compare.text import first_few
+from scratchlm.verify.tolerances import Deviation, deviations
+
+INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
+HEAD = "HEAD"
+
+
+def status(root: Path) -> str:
+    """Say whether the results in the workspace are those of HEAD: identical, equal within tolerance, or different.
+
+    Results of HEAD that another processor computed are kept as a build of HEAD, so that `compare` finds them.
+    Raises UserError if there is no such project or no commit.
+    """
+    committed, here = Revision(HEAD, root), Revision(WORKSPACE, root)
+    root = here.root
+    if not (old := committed.metrics()):
+        return f"{committed} has no results to compare with; commit these."
+    changed = _changed(root, *RESULTS)
+    if not changed:
+        return f"Identical to the committed results of {committed}."
+    if inputs := _changed(root, *INPUTS):
+        return (
+            f"Built from other inputs than the committed results of {committed} ({first_few(inputs)} changed); "
+            f"`scratchlm compare {HEAD}` says whether that helped."
+        )
+    new = here.metrics()
+    found = [each for name in {**old, **new} for each in deviations_of(name, old.get(name, {}), new.get(name, {}))]
+    beyond = [each for each in found if not each.within]
+    one, other = recorded(old.values()), recorded(new.values())
+    why = ""
+    if one != other:
+        by = tell_apart(one, other)
+        why = f" They were built with {by[0]}, these with {by[1]} ({processor()})."
+        assert committed.commit
+        with private_clone(root) as clone:
+            keep(root, clone, committed.commit)
+    if beyond or not (found or why):
+        named = [f"{each.key} {each.committed} → {each.rebuilt}" for each in beyond] or changed
+        return f"Different from the committed results of {committed}: {first_few(named)}.{why}"
+    return f"Equal to the committed results of {committed} within the tolerances of `scratchlm verify`.{why}"
+
+
+def deviations_of(name: str, old: dict[str, object], new: dict[str, object]) -> Iterator[Deviation]:
+    """Yield the values that differ in one metrics file, named as in `compare`."""
+    for each in deviations(results(old), results(new)):
+        yield each._replace(key=f"{name}.{each.key}")
+
+
+def _changed(root: Path, *paths: str) -> list[str]:
+    """Return the files that differ from HEAD, new ones included."""
+    tracked = git(root, "diff", "--name-only", HEAD, "--", *paths)
+    return [*tracked.splitlines(), *git(root, "ls-files", "--others", "--exclude-standard", "--", *paths).splitlines()]
