@@ -5,9 +5,13 @@ import hashlib
 import torch
 from torch.nn import functional
 
+from scratchlm.arithmetic.mode import is_exact
+
 
 def describe_arithmetic(device: str) -> dict[str, str]:
     """The fingerprint of a device, and the name of what computes there, for a person to read."""
+    if is_exact():
+        return {"arithmetic": arithmetic_fingerprint(device), "kernels": "any"}
     named = {"cuda": torch.cuda.get_device_name, "cpu": torch.backends.cpu.get_cpu_capability}
     return {"arithmetic": arithmetic_fingerprint(device), "kernels": named.get(device, lambda: device)()}
 
@@ -17,8 +21,10 @@ def arithmetic_fingerprint(device: str = "cpu") -> str:
 
     Two training steps of a small network in float32, attention, and a product in bfloat16: matrix products, softmax,
     exp and sums in the order that the kernels take them, on one thread. The last two always run on the CPU, whose
-    libraries choose the kernels of each independently.
+    libraries choose the kernels of each independently. The exact arithmetic is the same everywhere.
     """
+    if is_exact():
+        return "exact"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     source = torch.Generator().manual_seed(0)

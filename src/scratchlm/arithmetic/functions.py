@@ -1,56 +1,75 @@
-"""The elementary operations that the model and the losses are made of, here in torch's own arithmetic.
+"""The elementary operations that the model and the losses are made of, in torch's own arithmetic or the exact one.
 
 model/ and the losses call these and no torch function of the same kind, so that this package alone decides how
 numbers are computed. Sums, differences, products and quotients of two numbers are rounded the same way on every
 processor and need no function.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scratchlm.arithmetic import autograd as exact
+from scratchlm.arithmetic.mode import is_exact
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b: (…, C_in), (C_out, C_in), (C_out,) -> (…, C_out)."""
-    return F.linear(x, weight, bias)
+    return exact.linear(x, weight, bias) if is_exact() else F.linear(x, weight, bias)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product: (…, T, K), (…, K, S) -> (…, T, S)."""
-    return a @ b
+    return exact.matmul(a, b) if is_exact() else a @ b
 
 
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """Row `ids` of the table: (…,) int64, (V, C) -> (…, C)."""
-    return F.embedding(ids, weight)
+    return exact.embedding(ids, weight) if is_exact() else F.embedding(ids, weight)
 
 
 def softmax(x: Tensor) -> Tensor:
     """Exponentials over their sum along the last dimension: (…, S) -> (…, S)."""
-    return x.softmax(dim=-1)
+    return exact.softmax(x) if is_exact() else x.softmax(dim=-1)
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """(x - mean) / √(biased variance + 1e-5) over the last dimension, scaled and shifted: (…, C), (C,), (C,)."""
+    if is_exact():
+        return exact.layer_norm(x, scale, shift)
     return F.layer_norm(x, scale.shape, scale, shift, eps=1e-5)
 
 
 def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in the tanh approximation, element by element. Source: Hendrycks and Gimpel 2016."""
-    return F.gelu(x, approximate="tanh")
+    return exact.gelu(x) if is_exact() else F.gelu(x, approximate="tanh")
 
 
 def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
-    """In training, zero each element with `probability` and scale the others; draws from torch's global stream."""
+    """In training, zero each element with `probability` and scale the others; draws from torch's global stream.
+
+    In the exact arithmetic the draws come from arithmetic.sequences.begin_forward, and x has rows of sequences.
+    """
+    if is_exact():
+        return exact.dropout(x, probability if training else 0.0)
     return F.dropout(x, probability, training)
 
 
 def scaled_dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, causal: bool
 ) -> Tensor:
-    """torch's fused kernel for model.attention.eager_attention. causal: position t sees 0..t; excludes a mask."""
+    """torch's fused kernel for model.attention.eager_attention. causal: position t sees 0..t; excludes a mask.
+
+    mask: (B, 1, T, S), True where visible; in the exact arithmetic the visible keys must be the first ones.
+    """
+    if is_exact():
+        n_visible = (
+            torch.arange(1, query.shape[-2] + 1, device=query.device)[None] if mask is None else mask.sum(-1)[:, 0]
+        )
+        return exact.attention(query, key, value, n_visible, dropout)
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
 
 
@@ -60,15 +79,31 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "s
     A target of -100 is not scored. Computed in float32 or better: bfloat16, which autocast would take on the CPU, has
     eight bits, too few for a loss.
     """
+    if is_exact():
+        losses = exact.cross_entropy(logits, targets)
+        if reduction == "none":
+            return losses
+        summed = exact.total(losses, None)
+        return summed if reduction == "sum" else summed / (targets != exact.IGNORED).sum()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, reduction=reduction)
 
 
 def total(x: Tensor, dim: int | None = None) -> Tensor:
     """The sum of all elements, or along one dimension, which is dropped."""
+    if is_exact():
+        return exact.total(x, dim)
     return x.sum() if dim is None else x.sum(dim=dim)
 
 
 def running_total(x: Tensor) -> Tensor:
     """Sums of the first 1, 2, … elements along the last dimension: (…, S) -> (…, S)."""
-    return x.cumsum(-1)
+    return exact.running_total(x) if is_exact() else x.cumsum(-1)
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Scale all gradients so that their norm is at most max_norm. Source: Pascanu et al. 2013."""
+    if is_exact():
+        exact.clip_gradients([p.grad for p in parameters if p.grad is not None], max_norm)
+    else:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.layers import Linear
+from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.attention import KVCache
 from scratchlm.model.gpt import FeedForward, GPTModel
@@ -68,7 +69,8 @@ def pack_weights(model: GPTModel) -> None:
 
     The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels.
     """
-    if model.token_embedding.weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    on_cpu = model.token_embedding.weight.device.type == "cpu"
+    if is_exact() or not on_cpu or not torch.backends.mkldnn.is_available():
         return
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, run_blocks
+from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, normalise, run_blocks
 from scratchlm.model.classifier import GPTClassifier
 
 CACHED_BYTES = 4 << 30  # at most this much output of frozen blocks
@@ -91,6 +91,6 @@ def _finish(classifier: GPTClassifier, x: Tensor, lengths: Tensor, n_blocks: int
     """The other blocks, the pooling and the head on what `_encode` gave: (N, C), (B,) -> (B, n_classes)."""
     layout, model = VarlenLayout(lengths), classifier.trunk
     if classifier.position == "mean":
-        x = model.final_norm(run_blocks(model, x, layout, n_blocks, len(model.blocks)))
+        x = normalise(model, run_blocks(model, x, layout, n_blocks, len(model.blocks)), layout)
         return classifier.head(total(layout.pad(x), dim=1) / lengths[:, None])
     return classifier.head(last_token_states(model, x, layout, n_blocks))

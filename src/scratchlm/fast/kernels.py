@@ -13,6 +13,7 @@ import ctypes
 
 import torch
 
+from scratchlm.arithmetic.mode import use_exact
 from scratchlm.run import device as run_device
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
@@ -24,6 +25,9 @@ NEVER, NONE = -1, 0  # never shrink the heap; map no block by itself, which free
 def set_up(run: Run, params: DeviceParams) -> None:
     """run.device.set_up, and fast. Raises UserError if the device does not exist here."""
     run_device.set_up(run, params)
+    use_exact(run.precision == "exact", params.threads)
+    if run.precision == "exact":
+        torch.set_num_threads(1)
     if run.device == "cpu":
         choose_float32_kernels()
     keep_freed_memory()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.model.attention import KVCache, LayerCache, MultiHeadAttention
 from scratchlm.model.gpt import GPTModel, TransformerBlock
 
@@ -44,8 +45,8 @@ class VarlenLayout:
 
 def varlen_states(model: GPTModel, token_ids: Tensor, layout: VarlenLayout) -> Tensor:
     """GPTModel.hidden_states without padding: (N,) int64 -> (N, C)."""
-    x = embed(model, token_ids, layout)
-    return model.final_norm(run_blocks(model, x, layout, 0, len(model.blocks)))
+    x = run_blocks(model, embed(model, token_ids, layout), layout, 0, len(model.blocks))
+    return normalise(model, x, layout)
 
 
 def last_token_states(
@@ -61,7 +62,8 @@ def last_token_states(
     x = run_blocks(model, x, layout, n_blocks, last, cache)
     block: TransformerBlock = model.blocks[last]  # type: ignore[assignment]
     attention: MultiHeadAttention = block.attention
-    query, key, value = _heads(block, x, layout, cache.layers[last] if cache else None)
+    with rows_of(layout.cu_seqlens):
+        query, key, value = _heads(block, x, layout, cache.layers[last] if cache else None)
     ends = layout.lengths - 1  # (B,)
     query = query[torch.arange(len(ends), device=x.device), :, ends, None]  # (B, H, 1, D)
     visible = torch.arange(layout.max_seqlen, device=x.device) <= ends[:, None]  # (B, T)
@@ -73,19 +75,27 @@ def last_token_states(
 def embed(model: GPTModel, token_ids: Tensor, layout: VarlenLayout) -> Tensor:
     """Token plus position embeddings: (N,) int64 -> (N, C). Raises ValueError for a row longer than the context."""
     model.check_length(layout.max_seqlen)
-    return model.dropout(model.token_embedding(token_ids) + model.position_embedding(layout.positions))
+    with rows_of(layout.cu_seqlens):
+        return model.dropout(model.token_embedding(token_ids) + model.position_embedding(layout.positions))
+
+
+def normalise(model: GPTModel, x: Tensor, layout: VarlenLayout) -> Tensor:
+    """The final norm: (N, C) -> (N, C)."""
+    with rows_of(layout.cu_seqlens):
+        return model.final_norm(x)
 
 
 def run_blocks(
     model: GPTModel, x: Tensor, layout: VarlenLayout, first: int, end: int, cache: KVCache | None = None
 ) -> Tensor:
     """Blocks `first` to `end` - 1 without padding: (N, C) -> (N, C). An empty cache is filled by them."""
-    for index in range(first, end):
-        block: TransformerBlock = model.blocks[index]  # type: ignore[assignment]
-        query, key, value = _heads(block, x, layout, cache.layers[index] if cache else None)
-        context = block.attention.attend(query, key, value)
-        x = x + block.dropout(block.attention.projection(layout.unpad(context)))
-        x = x + block.dropout(block.feed_forward(block.norm2(x)))
+    with rows_of(layout.cu_seqlens):
+        for index in range(first, end):
+            block: TransformerBlock = model.blocks[index]  # type: ignore[assignment]
+            query, key, value = _heads(block, x, layout, cache.layers[index] if cache else None)
+            context = block.attention.attend(query, key, value)
+            x = x + block.dropout(block.attention.projection(layout.unpad(context)))
+            x = x + block.dropout(block.feed_forward(block.norm2(x)))
     return x
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from scratchlm.arithmetic.functions import dropout, matmul, scaled_dot_product_attention, softmax
 from scratchlm.arithmetic.layers import Linear
+from scratchlm.arithmetic.mode import is_exact
 from scratchlm.arithmetic.random import drawing_from
 
 EAGER_UP_TO = 512  # tokens; on the CPU, torch's fused kernel is the slower form below (LOG.md: 11.0 against 2.2 ms)
@@ -155,7 +156,8 @@ class MultiHeadAttention(nn.Module):
         """(B, H, T, D) queries on (B, H, S, D) keys and values -> (B, T, C); causal without a mask."""
         T, S = query.shape[2], key.shape[2]
         probability = self.dropout if self.training else 0.0
-        if self.implementation == "eager" or (query.device.type == "cpu" and T * S <= EAGER_UP_TO**2):
+        short = query.device.type == "cpu" and T * S <= EAGER_UP_TO**2
+        if not is_exact() and (short or self.implementation == "eager"):  # exact attention has one form
             mask = causal_mask(T, query.device) if mask is None else mask
             context = eager_attention(query, key, value, mask, probability)
         else:

@@ -101,7 +101,8 @@ class GPTModel(nn.Module):
         """The final norm's output, from which the head makes logits: (B, T) -> (B, T, C)."""
         T = token_ids.shape[1]
         self.check_length(T + max(cache.lengths) if cache else T)
-        positions = cache.advance(T, token_ids.device) if cache else torch.arange(T, device=token_ids.device)
+        device = token_ids.device
+        positions = cache.advance(T, device) if cache else torch.arange(T, device=device).expand_as(token_ids)
         x = self.dropout(self.token_embedding(token_ids) + self.position_embedding(positions))
         for index, block in enumerate(self.blocks):
             x = block(x, cache.layers[index] if cache else None)

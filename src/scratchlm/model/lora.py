@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from scratchlm.arithmetic.functions import matmul
+from scratchlm.arithmetic.functions import linear, matmul
 from scratchlm.arithmetic.random import drawing_from, fill_as_linear
 from scratchlm.model.config import Strict
 
@@ -43,7 +43,7 @@ class LoRALinear(nn.Module):
         self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        updates = [matmul(matmul(x, a.T), b.T) for a, b in zip(self.A, self.B, strict=True)]
+        updates = [linear(linear(x, a), b) for a, b in zip(self.A, self.B, strict=True)]
         return self.linear(x) + self.alpha * torch.cat(updates, dim=-1)
 
     def merged(self) -> nn.Linear:

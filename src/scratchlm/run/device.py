@@ -16,7 +16,7 @@ class DeviceParams(Section):
 
     device: Literal["cpu", "cuda", "mps", "auto"]
     threads: Annotated[int, Field(ge=1, le=1024)]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["exact", "float32", "bfloat16"]
 
 
 class RuntimeParams(DeviceParams):

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.arithmetic.functions import clip_gradients
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
+from scratchlm.arithmetic.sequences import begin_forward, collect_gradients
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
@@ -207,13 +209,17 @@ def optimizer_step(state: TrainingState) -> int:
         raise UserError(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
+    key, n_before = stream(state.run.seed, f"{task.name} dropout {state.step}"), 0
     for batch in batches:
+        begin_forward(key, n_before)
+        n_before += len(batch.tensors[-1])
         with state.run.autocast():
             loss = task.loss(state.model, *(tensor.to(state.device) for tensor in batch.tensors))
         (loss / total).backward()
+    collect_gradients(state.model)
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, params.max_grad_norm)
+        clip_gradients(parameters, params.max_grad_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update()

@@ -4,8 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from scratchlm.arithmetic.functions import cross_entropy, total
+from scratchlm.arithmetic.mode import is_exact
+from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
 from scratchlm.model.gpt import GPTModel
@@ -30,7 +33,8 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
     """next_token_loss times the number of scored tokens: (B, T), (B, T) -> scalar, in nats."""
     hidden, scored = scored_states(model, inputs, targets)
-    return summed_head_loss(model.head, hidden, scored, _rows_at_once(model))
+    with rows_of(pad((targets != IGNORE_INDEX).sum(1).cumsum(0), (1, 0))):
+        return summed_head_loss(model.head, hidden, scored, _rows_at_once(model))
 
 
 def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +75,7 @@ def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: in
     At most `block` rows of logits exist at a time. With more rows than that, gradients are computed together with the
     loss, so that the backward pass neither keeps logits nor computes them again.
     """
-    if len(targets) <= block:
+    if len(targets) <= block or is_exact():
         return cross_entropy(head(hidden), targets, "sum")
     weights = [p for p in head.parameters() if p.requires_grad]
     return _BlockwiseHeadLoss.apply(head, block, targets, hidden, *weights)

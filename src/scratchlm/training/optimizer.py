@@ -1,10 +1,14 @@
 """The settings of a training, and AdamW with its weight decay."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from scratchlm.arithmetic.autograd import operations_for
+from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.torch_startup import AdamW
 from scratchlm.run.params import Section
 
@@ -50,4 +54,37 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
     spared = [p for p in trainable if p.dim() < 2 and params.weight_decay_on == "matrices"]
     groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return AdamW(groups, lr=params.learning_rate, betas=(params.beta1, params.beta2), fused=True)
+    settings = {"lr": params.learning_rate, "betas": (params.beta1, params.beta2)}
+    return ExactAdamW(groups, **settings) if is_exact() else AdamW(groups, **settings, fused=True)
+
+
+class ExactAdamW(AdamW):
+    """torch's AdamW with a step of correctly rounded operations. Source: Loshchilov and Hutter 2019."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._update(p, group)
+
+    def _update(self, p: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[p]
+        if not state:
+            state |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        state["step"] += 1
+        n_steps, rate, (beta1, beta2) = int(state["step"]), group["lr"], group["betas"]
+        scales = (rate / (1.0 - power(beta1, n_steps)), 1.0 / math.sqrt(1.0 - power(beta2, n_steps)), group["eps"])
+        moments = (p, state["exp_avg"], state["exp_avg_sq"])
+        operations_for(p).adamw(moments, p.grad, 1.0 - rate * group["weight_decay"], (beta1, beta2), scales)
+
+
+def power(base: float, exponent: int) -> float:
+    """base to a natural power by squaring; the C library's pow differs in the last bit between systems."""
+    result = 1.0
+    while exponent:
+        if exponent & 1:
+            result *= base
+        base, exponent = base * base, exponent >> 1
+    return result

@@ -1,0 +1,34 @@
+"""Which arithmetic this process computes in: torch's own, or the exact one (see integers.py)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_exact = False
+_n_threads = 1
+
+
+def is_exact() -> bool:
+    """Whether functions.py computes exactly."""
+    return _exact
+
+
+def n_threads() -> int:
+    """Threads of the exact arithmetic. torch's own would wait in loops and take cores from them."""
+    return _n_threads
+
+
+def use_exact(exact: bool, threads: int = 1) -> None:
+    """Choose the arithmetic of the whole process, and its threads if it is exact."""
+    global _exact, _n_threads
+    _exact, _n_threads = exact, threads
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Within the block, functions.py computes exactly."""
+    before = _exact
+    use_exact(True, _n_threads)
+    try:
+        yield
+    finally:
+        use_exact(before, _n_threads)

@@ -1,0 +1,108 @@
+"""Which rows of a tensor belong to which sequence of the batch: what gradients and dropout depend on in `exact`.
+
+A weight's gradient is a sum over the tokens of a batch. So that neither padding nor micro batches change a bit, the sum
+over each sequence is exact, and the sequences are added in their order, in float64. A number that dropout zeroes is
+chosen by its sequence, its position, its column, the step, and how many dropouts came before in the forward pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from scratchlm.arithmetic.mode import is_exact
+
+POSITIONS = 1 << 20  # more than a sequence has
+
+
+@dataclass
+class _State:
+    cu_seqlens: list[int] | None = None  # of (N, C) tensors; see `rows_of`
+    first: int = 0  # number of the first sequence within the batch
+    key: int = 0  # of dropout in this step
+    n_dropouts: int = 0  # since begin_forward
+
+
+_state = _State()
+
+
+@contextmanager
+def rows_of(cu_seqlens: Sequence[int] | Tensor) -> Iterator[None]:
+    """Within the block, rows cu_seqlens[b] to cu_seqlens[b + 1] of an (N, C) tensor are sequence b.
+
+    Elsewhere each row of (N, C) is a sequence of its own. (B, T, C) always has B sequences.
+    """
+    if not is_exact():  # reading cu_seqlens would wait for a GPU
+        yield
+        return
+    before = _state.cu_seqlens
+    _state.cu_seqlens = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+    try:
+        yield
+    finally:
+        _state.cu_seqlens = before
+
+
+def begin_forward(key: int, first: int) -> None:
+    """Start a forward pass in training: key of the step's dropout, and number of the first sequence within the batch."""
+    _state.key, _state.first, _state.n_dropouts = key, first, 0
+
+
+def next_dropout() -> tuple[int, int]:
+    """The key of the step, and how many dropouts came before in this forward pass."""
+    _state.n_dropouts += 1
+    return _state.key, _state.n_dropouts - 1
+
+
+def boundaries(shape: Sequence[int]) -> list[int]:
+    """cu_seqlens of the rows of (N, C) or (B, T, C), the leading dimensions as one."""
+    if len(shape) > 2:
+        return list(range(0, shape[-2] * shape[0] + 1, shape[-2]))
+    if _state.cu_seqlens is not None and _state.cu_seqlens[-1] == shape[0]:
+        return _state.cu_seqlens
+    return list(range(shape[0] + 1))
+
+
+def row_numbers(shape: Sequence[int], device: torch.device) -> Tensor:
+    """A number for each row that depends on its sequence and its position alone: (N, C) or (B, T, C) -> (rows,)."""
+    ends = torch.tensor(boundaries(shape), device=device)
+    lengths = ends.diff()
+    sequences = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    positions = torch.arange(int(ends[-1]), device=device) - ends[sequences]
+    return (sequences + _state.first) * POSITIONS + positions
+
+
+def head_row_numbers(shape: Sequence[int], device: torch.device) -> Tensor:
+    """The same for attention, by sequence, head and position: (B, H, T, S) -> (B, H, T)."""
+    B, H, T, _ = shape
+    rows = (torch.arange(B * H, device=device) + _state.first * H)[:, None] * POSITIONS
+    return (rows + torch.arange(T, device=device)).view(B, H, T)
+
+
+class GradientSum:
+    """Where a weight's gradient is collected, in float64: that of a parameter, or of the part that a view shows.
+
+    use: which operation of several on a shared weight; each is collected by itself, so that their order is no matter.
+    """
+
+    def __init__(self, weight: Tensor, use: str) -> None:
+        self.leaf: Tensor = weight if weight.is_leaf else weight._base  # type: ignore[assignment]
+        assert self.leaf is not None and self.leaf.is_leaf, "a weight must be a parameter or a view of one"
+        self.use, self.size, self.stride, self.offset = use, weight.size(), weight.stride(), weight.storage_offset()
+
+    def view(self) -> Tensor:
+        """The sum so far, float64 in the shape of the weight, to be added to."""
+        sums = self.leaf.__dict__.setdefault("exact_gradients", {})
+        if self.use not in sums:
+            sums[self.use] = torch.zeros_like(self.leaf, dtype=torch.float64)
+        return sums[self.use].as_strided(self.size, self.stride, self.offset)
+
+
+def collect_gradients(model: nn.Module) -> None:
+    """Round each parameter's gradient sums to its `grad`."""
+    for parameter in model.parameters():
+        if sums := parameter.__dict__.pop("exact_gradients", None):
+            parts = [sums[use] for use in sorted(sums)]
+            parameter.grad = sum(parts[1:], parts[0]).float()
