@@ -1,4 +1,4 @@
-"""Machine code for the loops of kernels.py, compiled by numba once per computer and kept for all clones of a version."""
+"""Machine code for the loops of kernels.py, compiled by numba once per computer, and kept for all clones."""
 
 import hashlib
 import os
@@ -9,8 +9,17 @@ from typing import Any
 import numba
 from numba.core import caching
 
-numba.config.CACHE_LOCATOR_CLASSES = (
+numba.config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
     f"{__name__}.ByContent,UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator"
+)
+FILES = (
+    "kernels.py",
+    "layer_kernels.py",
+    "attention_kernels.py",
+    "decoding_kernels.py",
+    "reference.py",
+    "integers.py",
+    "elementary.py",
 )
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scratchlm"
 
@@ -21,8 +30,7 @@ class ByContent(caching._CacheLocator):
     def __init__(self, py_func: Any, py_file: str) -> None:
         self._lineno = py_func.__code__.co_firstlineno
         folder = Path(py_file).parent
-        names = ("kernels.py", "reference.py", "integers.py", "elementary.py", "compile.py")
-        content = b"".join((folder / name).read_bytes() for name in names)
+        content = b"".join((folder / name).read_bytes() for name in FILES)
         self._digest = hashlib.sha256(content).hexdigest()[:16]
 
     def get_cache_path(self) -> str:

@@ -46,7 +46,7 @@ def rows_of(cu_seqlens: Sequence[int] | Tensor) -> Iterator[None]:
 
 
 def begin_forward(key: int, first: int) -> None:
-    """Start a forward pass in training: key of the step's dropout, and number of the first sequence within the batch."""
+    """Start a forward pass in training. key: of the step's dropout; first: its first sequence's number in the batch."""
     _state.key, _state.first, _state.n_dropouts = key, first, 0
 
 

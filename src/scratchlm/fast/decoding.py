@@ -15,11 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.attention import KVCache
 from scratchlm.model.gpt import FeedForward, GPTModel
+
+FEW_ROWS = 32  # for more, a product of matrices is faster
 
 
 class DecodingGPT(GPTModel):
@@ -64,12 +67,33 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "tanh")
 
 
+class ExactPackedLinear(nn.Module):
+    """The same in precision `exact`: the weight's integers are found once. Without gradients. (…, C) -> (…, C')."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        from scratchlm.arithmetic import fused  # takes half a second, and only this precision needs it
+
+        self.linear, self.fused = linear, fused
+        self.packed = fused.pack(linear.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        if len(rows) > FEW_ROWS:
+            return self.linear(x)
+        return self.fused.packed_linear(rows, self.packed, self.linear.bias).view(*x.shape[:-1], -1)
+
+
 def pack_weights(model: GPTModel) -> None:
     """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
 
     The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels.
     """
     on_cpu = model.token_embedding.weight.device.type == "cpu"
+    if is_exact() and on_cpu:
+        for path, module in [*model.named_modules()]:
+            if type(module) is Linear and module.in_features <= CHUNK:
+                model.set_submodule(path, ExactPackedLinear(module))
     if is_exact() or not on_cpu or not torch.backends.mkldnn.is_available():
         return
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32

@@ -54,15 +54,15 @@ def build_optimizer(model: nn.Module, params: TrainingParams) -> AdamW:
     spared = [p for p in trainable if p.dim() < 2 and params.weight_decay_on == "matrices"]
     groups = [{"params": decayed, "weight_decay": params.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    settings = {"lr": params.learning_rate, "betas": (params.beta1, params.beta2)}
-    return ExactAdamW(groups, **settings) if is_exact() else AdamW(groups, **settings, fused=True)
+    rate, betas = params.learning_rate, (params.beta1, params.beta2)
+    return ExactAdamW(groups, rate, betas) if is_exact() else AdamW(groups, rate, betas, fused=True)
 
 
 class ExactAdamW(AdamW):
     """torch's AdamW with a step of correctly rounded operations. Source: Loshchilov and Hutter 2019."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:

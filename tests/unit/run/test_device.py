@@ -51,7 +51,7 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: py
     [
         ({"device": "gpu"}, "device is 'gpu': must be 'cpu', 'cuda', 'mps' or 'auto'"),
         ({"threads": 0}, "threads is 0: must be greater than or equal to 1"),
-        ({"precision": "float16"}, "precision is 'float16': must be 'float32' or 'bfloat16'"),
+        ({"precision": "float16"}, "precision is 'float16': must be 'exact', 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict[str, Any], sentence: str) -> None:
