@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from scratchlm.arithmetic.compile import compiled
-from scratchlm.arithmetic.integers import SMALLEST_EXPONENT, VALUE_BITS, WEIGHT_BITS
+from scratchlm.arithmetic.integers import FEW, SMALLEST_EXPONENT, VALUE_BITS, WEIGHT_BITS
 from scratchlm.arithmetic.kernels import (
     exp,
     exponent_of,
@@ -68,7 +68,7 @@ def attention_probabilities(span, p, scales, n_visible, found):
         for k in range(n):
             scores[k] = np.float64(np.float32(row[k] * factor * factors[k] * root))
         for k in range(n):
-            largest = scores[k] if not scores[k] <= largest else largest
+            largest = scores[k] if scores[k] > largest or scores[k] != scores[k] else largest
         for k in range(n):
             scores[k] = exp(scores[k] - largest)
         total = row_sum(scores[:n])
@@ -106,49 +106,75 @@ def attention_slopes(span, p, scales, saved, found):
         slopes[n:] = 0.0
 
 
+@compiled(reorder=True)
+def add_scaled_rows(factors, rows, found):
+    """found += Σ factors[j] · rows[j]: of integers, (J,), (J, D) -> (D,)."""
+    j = 0
+    while j + 4 <= len(factors):
+        f0, f1, f2, f3 = factors[j], factors[j + 1], factors[j + 2], factors[j + 3]
+        r0, r1, r2, r3 = rows[j], rows[j + 1], rows[j + 2], rows[j + 3]
+        for d in range(len(found)):
+            found[d] += f0 * r0[d] + f1 * r1[d] + f2 * r2[d] + f3 * r3[d]
+        j += 4
+    while j < len(factors):
+        f0, r0 = factors[j], rows[j]
+        for d in range(len(found)):
+            found[d] += f0 * r0[d]
+        j += 1
+
+
 @compiled()
-def fold_rows(span, weights, factors, n_visible, q, scale):
-    """The weights of integers.weighted_sum: (G T, S), (G, S) -> (G T, S), (G T,); zero from n_visible (G T,) on."""
+def weighted_rows(span, weights, values, n_visible, found):
+    """integers.weighted_sum, rounded: (G T, S), integers (G, S, D) and factors (G, S) -> (G T, D).
+
+    Only the first n_visible (G T,) weights of a row are not zero.
+    """
     start, end = span
+    integers, factors = values
     T = len(weights) // len(factors)
-    scaled = np.empty(weights.shape[1])
+    q, part, total = np.empty(FEW), np.empty(integers.shape[2]), np.empty(integers.shape[2])
     for i in range(start, end):
-        row, up, n = weights[i], factors[i // T], n_visible[i]
-        for k in range(n):
-            scaled[k] = np.float64(row[k]) * up[k]
-        scale[i] = quantise_by_sum(scaled[:n], q[i, :n])
-        q[i, n:] = 0.0
+        row, up, rows, n = weights[i], factors[i // T], integers[i // T], n_visible[i]
+        total[:] = 0.0
+        for first in range(0, n, FEW):
+            m = min(FEW, n - first)
+            for k in range(m):
+                q[k] = np.float64(row[first + k]) * up[first + k]
+            scale = quantise_by_sum(q[:m], q[:m])
+            part[:] = 0.0
+            add_scaled_rows(q[:m], rows[first : first + m], part)
+            for d in range(len(total)):
+                total[d] += part[d] * scale * 2.0**-VALUE_BITS
+        to = found[i]
+        for d in range(len(total)):
+            to[d] = np.float32(total[d])
 
 
 @compiled()
-def fold_columns(span, weights, factors, q, scale):
-    """The same for weights of columns: (G, T, S), (G, T) -> (G, T, S), (G, S)."""
+def weighted_columns(span, weights, values, n_visible, found):
+    """The same with transposed weights: (G, T, S), integers (G, T, D) and factors (G, T) -> (G, S, D)."""
     start, end = span
+    integers, factors = values
     _, T, S = weights.shape
-    largest, ups, totals = np.empty(S), np.empty(S), np.empty(S)
+    D = integers.shape[2]
+    block, part, totals = np.empty((S, FEW)), np.empty(D), np.empty((S, D))
     for g in range(start, end):
-        largest[:] = 0.0
         totals[:] = 0.0
-        for t in range(T):
-            row, factor = weights[g, t], factors[g, t]
-            for s in range(S):
-                magnitude = abs(np.float64(row[s]) * factor)
-                largest[s] = magnitude if not magnitude <= largest[s] else largest[s]
+        for first in range(0, T, FEW):
+            m, n = min(FEW, T - first), 0
+            for t in range(m):
+                n = max(n, n_visible[g, first + t])
+            for t in range(m):
+                row, factor = weights[g, first + t], factors[g, first + t]
+                for s in range(n):
+                    block[s, t] = np.float64(row[s]) * factor
+            for s in range(n):
+                q = block[s, :m]
+                scale = quantise_by_sum(q, q)
+                part[:] = 0.0
+                add_scaled_rows(q, integers[g, first : first + m], part)
+                for d in range(D):
+                    totals[s, d] += part[d] * scale * 2.0**-VALUE_BITS
         for s in range(S):
-            ups[s] = power_of_two(20 - (exponent_of(largest[s]) if largest[s] < np.inf else 0))
-        for t in range(T):
-            row, factor = weights[g, t], factors[g, t]
-            for s in range(S):
-                totals[s] += np.rint(abs(np.float64(row[s]) * factor) * ups[s])
-        for s in range(S):
-            if largest[s] < np.inf:
-                exponent = max(exponent_of(largest[s]) - 20 + exponent_of(totals[s]), SMALLEST_EXPONENT)
-                ups[s] = power_of_two(WEIGHT_BITS - exponent)
-                scale[g, s] = power_of_two(exponent - WEIGHT_BITS)
-            else:
-                ups[s] = np.nan
-                scale[g, s] = 1.0
-        for t in range(T):
-            row, factor, found = weights[g, t], factors[g, t], q[g, t]
-            for s in range(S):
-                found[s] = np.rint(np.float64(row[s]) * factor * ups[s])
+            for d in range(D):
+                found[g, s, d] = np.float32(totals[s, d])

@@ -32,7 +32,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def log(x: Tensor) -> Tensor:
-    """ln x of a positive, finite, normal number: 2 artanh((m - 1) / (m + 1)) + n ln 2, where x = m 2^n."""
+    """ln x of a positive, normal number: 2 artanh((m - 1) / (m + 1)) + n ln 2, where x = m 2^n; NaN and ∞ stay."""
     bits = x.contiguous().view(torch.int64)
     n = (bits >> 52) - 1022
     m = ((bits & ((1 << 52) - 1)) | (1022 << 52)).view(torch.float64)  # in [1/2, 1)
@@ -44,4 +44,4 @@ def log(x: Tensor) -> Tensor:
     y = torch.full_like(w, LOG_COEFFICIENTS[0])
     for coefficient in LOG_COEFFICIENTS[1:]:
         y = y * w + coefficient
-    return 2.0 * z * y + n.double() * LN2
+    return torch.where(torch.isfinite(x), 2.0 * z * y + n.double() * LN2, x)

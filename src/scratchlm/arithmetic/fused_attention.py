@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic import attention_kernels, kernels
-from scratchlm.arithmetic.integers import VALUE_BITS
-from scratchlm.arithmetic.sharing import array, rounded, share
+from scratchlm.arithmetic.sharing import array, share
 
 NONE = np.empty((0, 0), np.float32)
 
@@ -45,27 +44,37 @@ def attention_gradients(
     arrays = (p, scales, (shares, visible, dropped), slopes)
     share(attention_kernels.attention_slopes, slopes.shape, *arrays)
     weights = shares * dropped if len(dropped) else shares
-    return _weighted_sum(slopes, key, visible), _column_sum(slopes, query), _column_sum(weights, gradient)
+    return (
+        _weighted_sum(slopes, key, visible),
+        _column_sum(slopes, query, visible),
+        _column_sum(weights, gradient, visible),
+    )
 
 
 def _weighted_sum(weights: np.ndarray, values: Tensor, visible: np.ndarray) -> Tensor:
     """integers.weighted_sum, rounded: (B H T, S), (B, H, S, D) -> (B, H, T, D)."""
-    (B, H, S, D), T = values.shape, len(weights) // (values.shape[0] * values.shape[1])
-    q_values, factors = _grouped(attention_kernels.quantise_values, values)
-    q, scale = np.empty(weights.shape), np.empty(len(weights))
-    share(attention_kernels.fold_rows, q.shape, weights, factors, visible, q, scale)
-    p = _batch_product(q.reshape(-1, T, S), q_values)
-    return _rounded_values(p, scale, (B, H, T, D))
+    B, H, _, D = values.shape
+    found = np.empty((len(weights), D), np.float32)
+    work = (*weights.shape, D)
+    share(
+        attention_kernels.weighted_rows,
+        work,
+        weights,
+        _grouped(attention_kernels.quantise_values, values),
+        visible,
+        found,
+    )
+    return torch.from_numpy(found).view(B, H, -1, D)
 
 
-def _column_sum(weights: np.ndarray, values: Tensor) -> Tensor:
+def _column_sum(weights: np.ndarray, values: Tensor, visible: np.ndarray) -> Tensor:
     """The same with transposed weights: (B H T, S), (B, H, T, D) -> (B, H, S, D)."""
     (B, H, T, D), S = values.shape, weights.shape[1]
-    q_values, factors = _grouped(attention_kernels.quantise_values, values)
-    q, scale = np.empty((B * H, T, S)), np.empty((B * H, S))
-    share(attention_kernels.fold_columns, (B * H, T * S), weights.reshape(-1, T, S), factors, q, scale)
-    p = _batch_product(q.transpose(0, 2, 1), q_values)
-    return _rounded_values(p, scale, (B, H, S, D))
+    found = np.empty((B * H, S, D), np.float32)
+    rows = _grouped(attention_kernels.quantise_values, values)
+    arrays = (weights.reshape(-1, T, S), rows, visible.reshape(-1, T), found)
+    share(attention_kernels.weighted_columns, (B * H, T * S * D), *arrays)
+    return torch.from_numpy(found).view(B, H, S, D)
 
 
 def _grouped(quantise: Callable[..., None], x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -74,11 +83,6 @@ def _grouped(quantise: Callable[..., None], x: Tensor) -> tuple[np.ndarray, np.n
     q, scale = np.empty((B * H * T, D)), np.empty(B * H * T)
     share(quantise, q.shape, array(x).reshape(-1, D), q, scale)
     return q.reshape(B * H, T, D), scale.reshape(B * H, T)
-
-
-def _rounded_values(p: np.ndarray, scale: np.ndarray, shape: tuple[int, ...]) -> Tensor:
-    D = shape[-1]
-    return rounded(p.reshape(-1, D), scale.reshape(-1), np.full(D, 2.0**-VALUE_BITS)).view(shape)
 
 
 def _batch_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ PRODUCT_BITS = 26
 SUM_BITS = 35
 LONGEST = 1 << 18  # numbers in a sum
 CHUNK = 4096  # numbers in one product of integers; the parts of a longer one are added in float64
-WEIGHT_BITS, VALUE_BITS = 29, 23  # of weighted_sum
+WEIGHT_BITS, VALUE_BITS = 28, 24  # of weighted_sum
+FEW = 64  # rows that weighted_sum adds exactly; it adds such sums in float64
 SMALLEST_EXPONENT = -600  # smaller numbers, such as zero, count as this small
 
 
@@ -62,8 +63,15 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Sums of rows, Σ_k weights[m, k] values[k]: (…, M, K), (…, K, N) -> (…, M, N).
 
     Unlike `product` of transposed values, it treats each row of values by itself, so that a row of weight zero changes
-    nothing: attention needs that. Σ|q_w q_v| ≤ ‖q_w‖₁ max|q_v| ≤ 2^29 · 2^23 (Hölder), with room for rounding.
+    nothing: attention needs that. It takes FEW rows at a time, because many small weights would have too few bits:
+    Σ|q_w q_v| ≤ ‖q_w‖₁ max|q_v| ≤ 2^28 · 2^24 (Hölder), with room for rounding.
     """
+    parts = zip(weights.split(FEW, dim=-1), values.split(FEW, dim=-2), strict=True)
+    sums = [_weighted_sum(part, rows) for part, rows in parts]
+    return sum(sums[1:], sums[0])
+
+
+def _weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     wide = values.double()
     largest = _largest(wide)
     exponent = exponent_of(largest)
@@ -75,7 +83,7 @@ def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def quantise_by_sum(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x ≈ q · scale along the last dimension, with Σ|q| at most 1.25 · 2^29: float64 (…, K) -> (…, K), (…, 1)."""
+    """x ≈ q · scale along the last dimension, with Σ|q| at most 1.25 · 2^28: float64 (…, K) -> (…, K), (…, 1)."""
     largest = _largest(x)
     exponent = exponent_of(largest)
     coarse = torch.round(x.abs() * power_of_two(20 - exponent))

@@ -64,7 +64,7 @@ def log(x):
     y = LOG[0]
     for i in range(1, len(LOG)):
         y = y * w + LOG[i]
-    return 2.0 * z * y + n * LN2
+    return 2.0 * z * y + n * LN2 if x < np.inf else x
 
 
 @compiled(reorder=True)
@@ -232,7 +232,7 @@ def column_factors(span, x, factors, scales):
         row = x[t, start:end]
         for c in range(n):
             magnitude = abs(np.float64(row[c]))
-            scales[c] = magnitude if not magnitude <= scales[c] else scales[c]
+            scales[c] = magnitude if magnitude > scales[c] or magnitude != magnitude else scales[c]
     for c in range(n):
         finite = scales[c] < np.inf
         exponent = exponent_of(scales[c]) if finite else 0

@@ -118,7 +118,7 @@ def exponentials(row, found):
     largest = -np.inf
     for k in range(len(row)):
         value = np.float64(row[k])
-        largest = value if not value <= largest else largest
+        largest = value if value > largest or value != value else largest
     for k in range(len(row)):
         found[k] = exp(np.float64(row[k]) - largest)
     return largest

@@ -25,7 +25,7 @@ NEVER, NONE = -1, 0  # never shrink the heap; map no block by itself, which free
 def set_up(run: Run, params: DeviceParams) -> None:
     """run.device.set_up, and fast. Raises UserError if the device does not exist here."""
     run_device.set_up(run, params)
-    use_exact(run.precision == "exact", params.threads)
+    use_exact(run.precision == "exact", params.n_threads)
     if run.precision == "exact":
         torch.set_num_threads(1)
     if run.device == "cpu":

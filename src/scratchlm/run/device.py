@@ -4,7 +4,7 @@ import os
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -12,11 +12,27 @@ from scratchlm.run.params import Section, Seed
 
 
 class DeviceParams(Section):
-    """Top-level keys of params.yaml that every computing stage reads."""
+    """Top-level keys of params.yaml that every computing stage reads.
+
+    threads: `auto` is all cores; only in precision `exact`, whose results do not depend on it.
+    """
 
     device: Literal["cpu", "cuda", "mps", "auto"]
-    threads: Annotated[int, Field(ge=1, le=1024)]
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["exact", "float32", "bfloat16"]
+
+    @property
+    def n_threads(self) -> int:
+        return self.threads if isinstance(self.threads, int) else available_cores()
+
+    @model_validator(mode="after")
+    def _threads_change_nothing_or_are_fixed(self) -> "DeviceParams":
+        if self.threads == "auto" and self.precision != "exact":
+            raise ValueError(
+                f"threads is 'auto', but in precision {self.precision} their number changes the last digits of "
+                "results; give a number, or use precision exact"
+            )
+        return self
 
 
 class RuntimeParams(DeviceParams):
@@ -30,19 +46,31 @@ def set_up(run: Run, params: DeviceParams) -> None:
 
     fast.kernels.set_up does this and more. Raises UserError if torch does not find the device.
     """
-    run.device, run.precision = resolve_device(params.device), params.precision
+    run.device, run.precision = resolve_device(params.device, params.precision), params.precision
     if isinstance(params, RuntimeParams):
         run.seed = params.seed
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's condition for determinism
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without importing torch's compiler
     # An aid for finding defects, paid at every allocation
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.set_num_threads(params.threads)
+    torch.set_num_threads(params.n_threads)
 
 
-def resolve_device(name: str) -> str:
-    """The device that a name means; `auto` is cuda, mps or cpu, in this order. Raises UserError if torch lacks it."""
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(name: str, precision: str = "float32") -> str:
+    """The device that a name means; `auto` is cuda, mps or cpu, in this order.
+
+    Raises UserError if torch lacks the device, or the device cannot compute in the precision.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if precision == "exact":
+        if name == "mps":
+            raise UserError("device is 'mps', which has no float64, and precision exact needs it; set device to cpu")
+        available["mps"] = False
     if name == "auto":
         return next(device for device, is_found in available.items() if is_found)
     if not available[name]:

@@ -13,7 +13,7 @@ from scratchlm.tasks.spam import varied
 
 def check_together(params: Any) -> None:
     """Raises UserError with one sentence for each combination in `params`, all of params.yaml, that cannot work."""
-    resolve_device(params.device)
+    resolve_device(params.device, params.precision)
     params.model.config(vocab_size=1)
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params)]
     for variant in params.spam_ablations:

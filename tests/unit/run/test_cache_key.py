@@ -67,7 +67,7 @@ def spam_after(file: str, old: str, new: str) -> str:
 
 CHANGES = {
     "its parameter": ("params.yaml", "  epochs: 3\n", "  epochs: 4\n"),
-    "a top-level parameter": ("params.yaml", "threads: 2", "threads: 1"),
+    "a top-level parameter": ("params.yaml", "threads: auto", "threads: 1"),
     "its seed": ("params.yaml", "seed: 123", "seed: 124"),
     "its script": ("stages/finetune_spam.py", "", "# edited\n"),
     "a library file that it imports": ("src/scratchlm/training/loop.py", "", "# edited\n"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scratchlm.run.context import Run
-from scratchlm.run.device import RuntimeParams, resolve_device, set_up
+from scratchlm.run.device import RuntimeParams, available_cores, resolve_device, set_up
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 
@@ -50,13 +50,24 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: py
     ("change", "sentence"),
     [
         ({"device": "gpu"}, "device is 'gpu': must be 'cpu', 'cuda', 'mps' or 'auto'"),
-        ({"threads": 0}, "threads is 0: must be greater than or equal to 1"),
+        ({"threads": 0}, "threads is 0: must be 'auto' or must be greater than or equal to 1"),
+        ({"threads": "all"}, "threads is 'all': must be 'auto' or .*"),
+        ({"threads": "auto"}, "threads is 'auto', but in precision float32 .* give a number, or use precision exact"),
         ({"precision": "float16"}, "precision is 'float16': must be 'exact', 'float32' or 'bfloat16'"),
     ],
 )
 def test_wrong_settings_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=f"^params.yaml: {sentence}$"):
         check_params(params().model_dump() | change, RuntimeParams, source="params.yaml")
+
+
+def test_exact_takes_any_number_of_threads_and_a_device_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert params(threads="auto", precision="exact").n_threads == available_cores() >= 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto", "exact") == "cpu"
+    with pytest.raises(UserError, match="^device is 'mps', which has no float64, .*; set device to cpu$"):
+        resolve_device("mps", "exact")
 
 
 def test_set_up_fixes_threads_and_deterministic_kernels(restore_torch: None) -> None:
