@@ -16,6 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from benchmarks.harness import REPOSITORY, RESULTS, about, summary
+from scratchlm.run.device import available_cores
 from scratchlm.run.files import write_json
 from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import read_commit
@@ -53,7 +54,7 @@ def repro_sample() -> Seconds:
     return {"dvc repro": seconds}
 
 
-MEASUREMENTS = {"stage_start": Measurement(stage_start, 2.5), "repro_sample": Measurement(repro_sample, 60.0)}
+MEASUREMENTS = {"stage_start": Measurement(stage_start, 2.5), "repro_sample": Measurement(repro_sample, 90.0)}
 
 
 def main() -> None:
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("--row", choices=list(MEASUREMENTS), action="append", help="measure only this (repeatable)")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    origin = about("benchmarks.pipeline", load_yaml(REPOSITORY / "params.yaml")["threads"])
+    origin = about("benchmarks.pipeline", available_cores())
     for name in options.row or MEASUREMENTS:
         measure, target_seconds = MEASUREMENTS[name]
         found = summed_up([measure() for _ in tqdm(range(options.repeats), desc=name, unit="round")], target_seconds)
