@@ -9,12 +9,18 @@ from llms_from_scratch.ch02 import GPTDatasetV1
 from llms_from_scratch.ch04 import GPTModel as BookModel
 from llms_from_scratch.ch04 import generate_text_simple
 from llms_from_scratch.ch05 import calc_loss_batch, calc_loss_loader, evaluate_model
+from torch import Tensor
+from torch.nn.functional import dropout
 from torch.utils.data import DataLoader
 
+from scratchlm.arithmetic import fused
+from scratchlm.arithmetic.mode import use_exact
+from scratchlm.arithmetic.sequences import collect_gradients
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.training.optimizer import ExactAdamW
 from tests.conftest import Inputs
 
 HELLO_I_AM = [15496, 11, 314, 716]
@@ -104,9 +110,16 @@ def test_greedy_text_at_context_1024_is_what_chapter_4_prints(random_stream: Non
 
 
 @pytest.mark.slow
-def test_the_books_training_loop_gives_the_printed_trajectory(loaders: Loaders, random_stream: None) -> None:
+@pytest.mark.parametrize("precision", ["float32", "exact"])
+def test_the_books_training_loop_gives_the_printed_trajectory(
+    precision: str, loaders: Loaders, random_stream: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = book_model(context_length=256)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0004, weight_decay=0.1)
+    if precision == "exact":  # the same weights and dropout to begin with, which are torch's draws
+        use_exact(True, torch.get_num_threads())
+        monkeypatch.setattr(fused, "dropout_factors", torchs_dropout)
+    settings = {"lr": 0.0004, "betas": (0.9, 0.999), "weight_decay": 0.1}
+    optimizer = {"float32": torch.optim.AdamW, "exact": ExactAdamW}[precision](model.parameters(), **settings)
     losses: list[tuple[float, float]] = []
     step = 0
     for _ in range(10):
@@ -114,8 +127,14 @@ def test_the_books_training_loop_gives_the_printed_trajectory(loaders: Loaders, 
         for inputs, targets in loaders.train:
             optimizer.zero_grad()
             calc_loss_batch(inputs, targets, model, CPU).backward()
+            collect_gradients(model)
             optimizer.step()
             if step % 5 == 0:
                 losses.append(evaluate_model(model, loaders.train, loaders.val, CPU, eval_iter=5))
             step += 1
+    use_exact(False)
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(PRINTED), atol=0.01, rtol=0)
+
+
+def torchs_dropout(rows: Tensor, n_columns: int, drawing: tuple[int, int], probability: float) -> Tensor:
+    return dropout(torch.ones(*rows.shape, n_columns), probability)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from scratchlm.arithmetic import decoding_kernels, kernels, layer_kernels
 from scratchlm.arithmetic.fused_attention import attention as attention
 from scratchlm.arithmetic.fused_attention import attention_gradients as attention_gradients
 from scratchlm.arithmetic.integers import CHUNK, LONGEST
-from scratchlm.arithmetic.reference import dropout_start
+from scratchlm.arithmetic.reference import dropout_start, pieces
 from scratchlm.arithmetic.sharing import array, rounded, share
 
 
@@ -69,7 +69,7 @@ def linear_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def add_weight_gradients(collected: Tensor, gradient: Tensor, x: Tensor, cu_seqlens: Sequence[int]) -> None:
-    g, rows, ends = array(gradient), array(x), _pieces(cu_seqlens)
+    g, rows, ends = array(gradient), array(x), np.array(pieces(cu_seqlens))
     kept = g.any(axis=1)
     columns = (np.empty(rows.shape), np.empty((len(ends) - 1, rows.shape[1])))
     share(kernels.quantise_columns, rows.T.shape, rows, kept, ends, columns)
@@ -102,12 +102,6 @@ def add_rows(collected: Tensor, ids: Tensor, rows: Tensor, cu_seqlens: Sequence[
     starts = np.cumsum([0, *(len(ids) for ids, _ in found)])
     numbered = (unique, starts, places)
     share(kernels.add_rows, values.T.shape, values, np.array(cu_seqlens), numbered, collected.numpy())
-
-
-def _pieces(cu_seqlens: Sequence[int]) -> np.ndarray:
-    """cu_seqlens, where a sequence longer than CHUNK is several."""
-    starts = (range(start, end, CHUNK) for start, end in pairwise(cu_seqlens))
-    return np.array([*chain.from_iterable(starts), cu_seqlens[-1]])
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

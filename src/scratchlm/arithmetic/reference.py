@@ -6,13 +6,13 @@ a CPU, equal to the bit. Rows are the last dimension but one, all leading ones f
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.elementary import exp, log
-from scratchlm.arithmetic.integers import LONGEST, exact_sum, product, quantise_for_sum, weighted_sum
+from scratchlm.arithmetic.integers import CHUNK, LONGEST, exact_sum, product, quantise_for_sum, weighted_sum
 
 EPSILON = 1e-5  # of layer norm
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
@@ -37,8 +37,14 @@ def add_weight_gradients(collected: Tensor, gradient: Tensor, x: Tensor, cu_seql
     Rows without a gradient, such as padding, are zeroed, since they would change the scale of x.
     """
     x = torch.where((gradient != 0).any(-1, keepdim=True), x, 0.0)
-    for start, end in pairwise(cu_seqlens):
+    for start, end in pairwise(pieces(cu_seqlens)):
         collected += product(gradient[start:end].mT, x[start:end].mT)
+
+
+def pieces(cu_seqlens: Sequence[int]) -> list[int]:
+    """cu_seqlens, where a sequence longer than CHUNK is several."""
+    starts = (range(start, end, CHUNK) for start, end in pairwise(cu_seqlens))
+    return [*chain.from_iterable(starts), cu_seqlens[-1]]
 
 
 def add_column_sums(collected: Tensor, x: Tensor, cu_seqlens: Sequence[int]) -> None:

@@ -75,6 +75,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "input gradient": lambda m: m.linear_input_gradient(g, weight),
     "long input gradient": lambda m: m.linear_input_gradient(draw(3, 9000), draw(9000, 5, seed=1)),
     "weight gradients": lambda m: collected(m, "add_weight_gradients", (31, 24), g, x, CU_SEQLENS),
+    "weight gradients of a long sequence": lambda m: collected(
+        m, "add_weight_gradients", (3, 4), draw(9000, 3), draw(9000, 4, seed=1), [0, 5, 8990, 9000]
+    ),
     "column sums": lambda m: collected(m, "add_column_sums", (31,), g, CU_SEQLENS),
     "rows by id": lambda m: collected(m, "add_rows", (13, 31), ids, g, CU_SEQLENS),
     "layer norm": lambda m: m.layer_norm(x, draw(24), draw(24, seed=1)),

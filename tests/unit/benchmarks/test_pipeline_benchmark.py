@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness, pipeline
-from scratchlm.run.device import available_cores
 from benchmarks.pipeline import Measurement, main, stage_start
+from scratchlm.run.device import available_cores
 from scratchlm.run.files import read_json
 
 
@@ -26,7 +26,10 @@ def test_medians_and_spread_are_written_beside_the_target_and_whether_it_is_met(
         "b": {"median": 4.0, "lowest": 2.0, "highest": 9.0, "met": False},
     }
     assert (found["row"], found["repeats"], found["target_seconds"]) == ("example", 3, 2.0)
-    assert (found["command"], found["machine"]) == ("python -m benchmarks.pipeline --repeats 3", {"threads": available_cores()})
+    assert (found["command"], found["machine"]) == (
+        "python -m benchmarks.pipeline --repeats 3",
+        {"threads": available_cores()},
+    )
     first, second = capsys.readouterr().out.splitlines()[-3:-1]
     assert first.split() == ["a", "2.00", "1.00", "3.00", "met"]
     assert second.split() == ["b", "4.00", "2.00", "9.00", "not", "met"]
