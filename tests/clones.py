@@ -13,8 +13,11 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
-# Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns
+# Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns.
+# In float32, which is faster, and whose results depend on the processor
 FEW_STEPS = {
+    "precision": "float32",
+    "threads": 2,
     "pretrain.epochs": 0.05,
     "finetune_spam.epochs": 0.2,
     "finetune_instruct.epochs": 0.2,

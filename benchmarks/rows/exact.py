@@ -32,4 +32,8 @@ ROWS = {
     "exact_decode_1": decode("124M", 1, 64),
     "exact_decode_16": decode("124M", 16, 64),
 }
-TINY = {"exact_pretrain": pretrain("nano", TINY_PRETRAIN), "exact_decode_1": decode("nano", 1, 4)}
+TINY = {
+    "exact_pretrain": pretrain("nano", TINY_PRETRAIN),
+    "exact_decode_1": decode("nano", 1, 4),
+    "exact_decode_16": decode("nano", 2, 4),
+}

@@ -116,7 +116,7 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
         set_parameter(workspace, key, value)
     else:
         text = (workspace / "params.yaml").read_text()
-        (workspace / "params.yaml").write_text(re.sub(rf"^{key}: \d+", f"{key}: {value}", text, flags=re.MULTILINE))
+        (workspace / "params.yaml").write_text(re.sub(rf"^{key}: \S+", f"{key}: {value}", text, flags=re.MULTILINE))
     # preflight checks the whole file and report shows it
     assert changed_stages(workspace) == stages | {"preflight", "report"}
 

@@ -62,7 +62,7 @@ def committer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the cut pipeline, built and committed in float32 on this processor."""
     if fingerprint() == fingerprint(**OTHER):
         pytest.skip("this processor computes the same in both ways")
-    clone = make_clone(tmp_path_factory.mktemp("committer") / "scratchlm", FEW_STEPS | {"precision": "float32"})
+    clone = make_clone(tmp_path_factory.mktemp("committer") / "scratchlm", FEW_STEPS)
     run(clone, "git", "switch", "-qC", "main")
     pipeline = yaml.safe_load((clone / "dvc.yaml").read_text())
     stages = {name: pipeline["stages"][name] for name in (stage.partition("@")[0] for stage in STAGES)}
