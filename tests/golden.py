@@ -1,0 +1,315 @@
+"""Golden results of precision `exact`: a hash of every option's results, which no machine may change.
+
+    PYTHONPATH=src:. python -m tests.golden [--device cuda] [--reference] [--threads N] [--case NAME]… [--write]
+
+Each case trains a tiny model with the project's own loop, or decodes with one, on numbers made from integers. It needs
+torch (2.8 or newer) and no file but golden.json. Where micro batches and batches of an evaluation may not change a
+bit, each case is computed with several and compared with itself.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scratchlm.arithmetic import autograd, functions
+from scratchlm.arithmetic.mode import use_exact
+from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
+from scratchlm.arithmetic.sequences import collect_gradients
+from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.gpt import GPTModel, build_model
+from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
+from scratchlm.run import device
+from scratchlm.run.context import Run
+from scratchlm.run.resume import Checkpoint
+from scratchlm.tasks import instruct
+from scratchlm.tasks.generation import GenerateParams, Responder
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.tasks.spam import FinetuneSpamParams, finetune_spam
+from scratchlm.training.loop import Training, train
+
+FILE = Path(__file__).with_suffix(".json")
+TOKENIZER = WordTokenizer([END_OF_TEXT, UNKNOWN, ".", *(f"w{i}" for i in range(98))])
+CONTEXT_LENGTH = 24
+MODEL = {
+    "vocab_size": TOKENIZER.vocab_size, "context_length": CONTEXT_LENGTH, "n_layers": 2, "n_heads": 3, "emb_dim": 24,
+    "dropout": 0.0, "qkv_bias": True, "tied_head": False, "initialisation": "torch", "attention": "sdpa",
+}  # fmt: skip
+TRAINING = {
+    "epochs": 1.0, "batch_size": 4, "learning_rate": 0.004, "min_learning_rate": 0.0005, "schedule": "cosine",
+    "warmup_steps": 1, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9, "beta2": 0.95,
+    "max_grad_norm": 1.0, "evaluate_every_steps": 2,
+}  # fmt: skip
+PRETRAIN = {"stride": 20, "sample_prompt": "w1 w2.", "sample_tokens": 4}
+SPAM = {
+    "base": "a", "pretrained": True, "trainable": "last_block", "position": "last_real", "padding": "longest",
+    "dropout": 0.0, "lora": None,
+}  # fmt: skip
+INSTRUCT = {"base": "a", "mask_instruction": False, "dropout": 0.0, "lora": None}
+GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+
+class Batches(NamedTuple):
+    """Settings that change no bit: sequences of a forward pass, in training and without gradients."""
+
+    micro: int
+    evaluation: int
+
+
+BATCHES = [Batches(4, 5), Batches(2, 2), Batches(1, 1)]
+
+
+class QuietRun(Run):
+    """A Run without progress bars."""
+
+    def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
+        return tqdm(disable=True)
+
+
+def integers(n: int, seed: int, below: int = len(TOKENIZER.words)) -> list[int]:
+    """The high bits of a linear congruential generator; half of the numbers repeat an earlier one."""
+    found, z = [], 2 * seed + 1
+    for i in range(n):
+        z = (z * 6364136223846793005 + 1442695040888963407) % 2**64
+        found.append((z >> 33) % below if z >> 63 or not i else found[(z >> 33) % i])
+    return found
+
+
+def lora(layers: str, alpha: float = 2.0) -> LoRAParams:
+    return LoRAParams(rank=3, alpha=alpha, layers=layers)
+
+
+def model(run: Run, **changes: Any) -> GPTModel:
+    return build_model(GPTConfig(**MODEL | changes), stream(run.seed, "initialisation")).to(run.device)
+
+
+def evaluation_params(batches: Batches) -> EvaluationParams:
+    return EvaluationParams(context_length=16, batch_size=batches.evaluation, max_rows=5)
+
+
+def pretrain(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
+    gpt = model(run, **shape)
+    return [gpt, *_pretrain(gpt, run, batches, changes)]
+
+
+def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, Any]) -> tuple[Training, Any]:
+    params = PretrainParams(**TRAINING | PRETRAIN | changes, max_micro_batch_size=batches.micro)
+    tokens = {"train": np.array(integers(300, 1)), "val": np.array(integers(120, 2))}
+    corpus: Any = SimpleNamespace(tokens=tokens.get)
+    evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
+    windows, sampler = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride), TextSampler(TOKENIZER, params)
+    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sampler.sample), run)
+    return training, evaluation.full(gpt, "val")
+
+
+def resumed(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    """`pretrain`, interrupted in its third step and resumed from the checkpoint."""
+    shape = changes.pop("shape")
+    with tempfile.TemporaryDirectory() as folder:
+        run.checkpoint = Checkpoint(Path(folder), "golden")
+        interrupted = model(run, **shape)
+        n_heads_left = 2 * -(-4 // batches.micro) + 1
+
+        def interrupt(*_: Any) -> None:
+            nonlocal n_heads_left
+            n_heads_left -= interrupted.training
+            if n_heads_left == 0:
+                raise KeyboardInterrupt
+
+        interrupted.head.register_forward_hook(interrupt)
+        try:
+            _pretrain(interrupted, run, batches, changes)
+            raise AssertionError("not interrupted")
+        except KeyboardInterrupt:
+            assert run.checkpoint.position == "step 2 of 3", run.checkpoint.position
+        run.checkpoint = Checkpoint(Path(folder), "golden")
+        found = pretrain(run, batches, shape, **changes)
+        assert run.checkpoint.position == "step 2 of 3"
+    run.checkpoint = Checkpoint()
+    return found
+
+
+def spam(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    params = FinetuneSpamParams(**TRAINING | SPAM | changes, max_micro_batch_size=batches.micro)
+    messages = {
+        split: [{"label": i % 2, "token_ids": integers(1 + 5 * i % 19, i + n)} for i in range(n)]
+        for split, n in (("train", 12), ("val", 7), ("test", 6))
+    }
+    backbone = model(run, dropout=params.dropout, initialisation="gpt2", n_layers=3)
+    return [*finetune_spam(backbone, messages, TOKENIZER.end_token_id, params, evaluation_params(batches), run)]
+
+
+def instructions(n: int, longest: int = 9) -> list[dict[str, Any]]:
+    asked = [integers(1 + 7 * i % longest, i + n) for i in range(n)]
+    return [
+        {"id": f"{n}-{i}", "instruction": "", "input": "", "output": "", "prompt_token_ids": prompt,
+         "response_token_ids": integers(2 + 3 * i % 7, i)}
+        for i, prompt in enumerate(asked)
+    ]  # fmt: skip
+
+
+def finetune_instruct(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    params = instruct.FinetuneInstructParams(**TRAINING | INSTRUCT | changes, max_micro_batch_size=batches.micro)
+    splits = {"train": instructions(12), "val": instructions(5), "test": instructions(6)}
+    tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
+    evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))
+    gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
+    instruct.prepare_assistant(gpt, params, run.seed)
+    training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
+    adapter = adapter_state(gpt)
+    merge_lora(gpt)
+    return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
+
+
+def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
+    """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
+    gpt, stop = gpt or model(run), changes.pop("stop", [])
+    params = GenerateParams(
+        before=False, batch_size=batches.evaluation, max_new_tokens=12, stop=stop, sampling=GREEDY | changes
+    )
+    answers = Responder(TOKENIZER, params, run).responses(gpt, "golden", instructions(7, longest=23))
+    return [answer["response"] for batch in answers for answer in batch]
+
+
+def operations(run: Run, _: Batches) -> list[Any]:
+    """Sums that are long enough to be computed in parts, and operations that the other cases leave out."""
+    weights = nn.ParameterList(torch.empty(shape) for shape in ((2, 4500, 6), (5, 6), (5, 4500), (4500, 5)))
+    with drawing_from(stream(run.seed, "operations")):
+        for weight in weights:
+            fill_normal(weight, 0.5)
+    x, narrow, wide, tall = weights.to(run.device)
+    y = functions.linear(x, narrow)
+    z = functions.linear(y.mT.reshape(10, 4500), wide)
+    attended = functions.matmul(functions.softmax(functions.matmul(z, z.mT)), z)
+    targets = torch.tensor(integers(10, 1, 4500), device=run.device)
+    loss = functions.cross_entropy(functions.linear(attended, tall), targets, "mean")
+    loss.backward()
+    collect_gradients(weights)
+    repeated = nn.Parameter(torch.cat([x.detach().flatten()] * 6))
+    repeated.grad = repeated.detach().clone()
+    functions.clip_gradients([repeated], 0.5)
+    return [y, z, loss, repeated.grad, *(weight.grad for weight in weights)]
+
+
+CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
+    "operations": (operations, {}),
+    "pretrain": (pretrain, {}),
+    "pretrain_gpt2": (
+        pretrain,
+        {"shape": {"tied_head": True, "qkv_bias": False, "initialisation": "gpt2"}, "warmup_steps": 0},
+    ),
+    "pretrain_dropout": (
+        pretrain,
+        {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None,
+         "schedule": "constant"},
+    ),
+    "pretrain_resumed": (
+        resumed,
+        {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None,
+         "schedule": "constant"},
+    ),
+    "spam": (spam, {}),
+    "spam_head_first": (spam, {"trainable": "head", "position": "first"}),
+    "spam_two_blocks_mean": (spam, {"trainable": "last_two_blocks", "position": "mean", "padding": 9}),
+    "spam_all_last": (spam, {"trainable": "all", "position": "last", "dropout": 0.1, "weight_decay_on": "all"}),
+    "spam_all_mean": (spam, {"trainable": "all", "position": "mean", "pretrained": False, "max_grad_norm": None}),
+    "spam_dropout": (spam, {"position": "mean", "dropout": 0.3}),
+    "spam_lora_attention": (spam, {"lora": lora("attention")}),
+    "spam_lora_all": (spam, {"lora": lora("all", 0.5), "dropout": 0.1, "position": "last", "padding": 30}),
+    "instruct": (finetune_instruct, {"weight_decay_on": "all"}),
+    "instruct_masked": (finetune_instruct, {"mask_instruction": True, "dropout": 0.1}),
+    "instruct_lora_feed_forward": (finetune_instruct, {"lora": lora("feed_forward")}),
+    "instruct_lora_blocks": (finetune_instruct, {"lora": lora("blocks"), "dropout": 0.1, "mask_instruction": True}),
+    "greedy": (decode, {}),
+    "greedy_stop": (decode, {"stop": ["w7", "w3 w"]}),
+    "sampled": (decode, {"temperature": 0.8}),
+    "sampled_filtered": (decode, {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.4}),
+    "greedy_penalty": (decode, {"repetition_penalty": 1.2}),
+    "sampled_top_p": (decode, {"temperature": 1.0, "top_p": 0.7}),
+}  # fmt: skip
+
+
+def golden_hash(name: str, device_name: str = "cpu", batches: Sequence[Batches] = tuple(BATCHES)) -> str:
+    """The hash of a case, under every setting that may not change it. The arithmetic must be exact already."""
+    compute, changes = CASES[name]
+    found = {}
+    for setting in batches:
+        digest = hashlib.sha256()
+        feed(digest, compute(QuietRun(device=device_name, precision="exact", seed=5), setting, **changes))
+        found[setting] = digest.hexdigest()[:16]
+    assert len(set(found.values())) == 1, f"{name}: {found}"
+    return found[batches[0]]
+
+
+def feed(digest: Any, value: Any) -> None:
+    """Add a result to a hash: weights by name, numbers as float64, text as it is."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous().numpy()
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            digest.update(key.encode())
+            feed(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            feed(digest, part)
+    else:
+        digest.update(np.float64(value).tobytes() if isinstance(value, float) else repr(value).encode())
+
+
+def set_up(device_name: str, threads: int, reference: bool) -> None:
+    """Compute exactly in this process."""
+    # Not fast.kernels.set_up: it chooses float32 kernels, which are not used here, by a setting that torch 2.8 lacks
+    device.set_up(Run(), device.DeviceParams(device=device_name, threads=1, precision="exact"))  # type: ignore[arg-type]
+    use_exact(True, threads)
+    autograd.REFERENCE_ONLY = reference
+    if threads > 1 and device_name == "cpu" and not reference:
+        from scratchlm.arithmetic import fused
+
+        fused.WORTH_A_THREAD = 1  # else these models are too small for threads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--reference", action="store_true", help="plain torch instead of compiled loops")
+    parser.add_argument("--case", action="append", choices=CASES, help="default: all")
+    parser.add_argument("--once", action="store_true", help="with one batch size only, a third of the work")
+    parser.add_argument("--write", action="store_true", help=f"write {FILE.name}")
+    options = parser.parse_args()
+    set_up(options.device, options.threads, options.reference)
+    expected = json.loads(FILE.read_text()) if FILE.exists() else {}
+    found, n_wrong = {}, 0
+    for name in options.case or CASES:
+        start = time.perf_counter()
+        found[name] = golden_hash(name, options.device, BATCHES[:1] if options.once else BATCHES)
+        right = found[name] == expected.get(name)
+        n_wrong += not right
+        verdict = "as committed" if right else f"DIFFERENT from {expected.get(name)}"
+        print(f"{name:28} {found[name]} {time.perf_counter() - start:5.1f} s  {verdict}", flush=True)
+    if options.write:
+        FILE.write_text(json.dumps(expected | found, indent=1, sort_keys=True) + "\n")
+    elif n_wrong:
+        sys.exit(f"{n_wrong} of {len(found)} cases differ from {FILE.name}")
+
+
+if __name__ == "__main__":
+    main()
