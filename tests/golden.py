@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from scratchlm.arithmetic import autograd, functions
+from scratchlm.arithmetic import autograd, elementary, functions, reference
 from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
 from scratchlm.arithmetic.sequences import collect_gradients
@@ -205,23 +205,54 @@ def operations(run: Run, _: Batches) -> list[Any]:
     return [y, z, loss, repeated.grad, *(weight.grad for weight in weights)]
 
 
+def last_bits(run: Run, _: Batches) -> list[Any]:
+    """Operations on numbers that nearly cancel. The results show the last bits of float64, which float32 hides."""
+    source = torch.Generator().manual_seed(run.seed)
+    x, g = ((torch.rand(2, 64, 48, generator=source) - 0.5) * 3).to(run.device)
+    ones, ends = torch.ones_like(x), [0, 10, 40, 64]
+    ids = torch.tensor(integers(64, 1, 9), device=run.device)
+    compute: Any = autograd.operations_for(x)
+    found = [x, g]
+    normal = compute.layer_norm(x[:1], g[0], 0 * g[0])
+    found += [compute.layer_norm(x[:1], g[0], -normal[0])]
+    found += compute.layer_norm_gradients(g.view(-1, 2), x.view(-1, 2), ones[0, :2])
+    near_root = -0.7524614 + torch.arange(-2000, 2000, device=run.device) * 2.0**-24  # where GELU's slope is 0
+    found += [compute.gelu_gradient(torch.ones_like(near_root), near_root)]
+    logits, targets = x.clone(), torch.zeros_like(ids)
+    logits[:, 0] = 15.0
+    found += [compute.cross_entropy(logits, targets)]
+    found += [compute.cross_entropy_gradient(ones[:, 0], logits, targets)]
+    sums = [ones.double().mT @ ones.double() / 7, ones[0].double() / 7, ones[:9].double() / 7]
+    compute.add_weight_gradients(sums[0], g, x, ends)
+    compute.add_column_sums(sums[1], g, ends)
+    compute.add_rows(sums[2], ids, g, ends)
+    found += [*sums, compute.sum_of_squares(x)]
+    betas, scales = (0.9, 0.95), (0.03, 1.1, 1e-8)
+    moments = [-g * (0.1 / 0.9), -(g * g) * (0.05 / 0.95)]
+    compute.adamw((ones.clone(), *moments), g, 1.0, betas, scales)
+    steps = [0 * x, x.clone(), g.abs()]
+    compute.adamw(tuple(steps), g, 1.0, betas, scales)
+    weights = -steps[0] / 0.999
+    compute.adamw((weights, x.clone(), g.abs()), g, 0.999, betas, scales)
+    found += [*moments, weights]
+    wide = x.double().flatten() * 10
+    if compute is reference:
+        return [*found, elementary.exp(wide), elementary.log(wide.abs())]
+    from scratchlm.arithmetic import kernels
+
+    arguments = (kernels._exp, wide), (kernels._log, wide.abs())
+    return [*found, *(torch.tensor([f(v) for v in x.tolist()], dtype=torch.float64) for f, x in arguments)]
+
+
+DROPOUT = {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None}
+GPT2 = {"shape": {"tied_head": True, "qkv_bias": False, "initialisation": "gpt2"}, "warmup_steps": 0}
 CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "operations": (operations, {}),
+    "last_bits": (last_bits, {}),
     "pretrain": (pretrain, {}),
-    "pretrain_gpt2": (
-        pretrain,
-        {"shape": {"tied_head": True, "qkv_bias": False, "initialisation": "gpt2"}, "warmup_steps": 0},
-    ),
-    "pretrain_dropout": (
-        pretrain,
-        {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None,
-         "schedule": "constant"},
-    ),
-    "pretrain_resumed": (
-        resumed,
-        {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None,
-         "schedule": "constant"},
-    ),
+    "pretrain_gpt2": (pretrain, GPT2),
+    "pretrain_dropout": (pretrain, DROPOUT | {"schedule": "constant"}),
+    "pretrain_resumed": (resumed, DROPOUT | {"schedule": "constant"}),
     "spam": (spam, {}),
     "spam_head_first": (spam, {"trainable": "head", "position": "first"}),
     "spam_two_blocks_mean": (spam, {"trainable": "last_two_blocks", "position": "mean", "padding": 9}),
@@ -240,7 +271,7 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "sampled_filtered": (decode, {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.4}),
     "greedy_penalty": (decode, {"repetition_penalty": 1.2}),
     "sampled_top_p": (decode, {"temperature": 1.0, "top_p": 0.7}),
-}  # fmt: skip
+}
 
 
 def golden_hash(name: str, device_name: str = "cpu", batches: Sequence[Batches] = tuple(BATCHES)) -> str:
