@@ -228,7 +228,7 @@ def last_bits(run: Run, _: Batches) -> list[Any]:
     compute.add_rows(sums[2], ids, g, ends)
     found += [*sums, compute.sum_of_squares(x)]
     betas, scales = (0.9, 0.95), (0.03, 1.1, 1e-8)
-    moments = [-g * (0.1 / 0.9), -(g * g) * (0.05 / 0.95)]
+    moments = [-g * (0.1 / 0.9), -(g * g) * (0.05 / 0.95) * (1 - 2.0**-20)]
     compute.adamw((ones.clone(), *moments), g, 1.0, betas, scales)
     steps = [0 * x, x.clone(), g.abs()]
     compute.adamw(tuple(steps), g, 1.0, betas, scales)
@@ -240,7 +240,7 @@ def last_bits(run: Run, _: Batches) -> list[Any]:
         return [*found, elementary.exp(wide), elementary.log(wide.abs())]
     from scratchlm.arithmetic import kernels
 
-    arguments = (kernels._exp, wide), (kernels._log, wide.abs())
+    arguments = (kernels.exp, wide), (kernels.log, wide.abs())
     return [*found, *(torch.tensor([f(v) for v in x.tolist()], dtype=torch.float64) for f, x in arguments)]
 
 
@@ -312,9 +312,9 @@ def set_up(device_name: str, threads: int, reference: bool) -> None:
     use_exact(True, threads)
     autograd.REFERENCE_ONLY = reference
     if threads > 1 and device_name == "cpu" and not reference:
-        from scratchlm.arithmetic import fused
+        from scratchlm.arithmetic import sharing
 
-        fused.WORTH_A_THREAD = 1  # else these models are too small for threads
+        sharing.WORTH_A_THREAD = 1  # else these models are too small for threads
 
 
 def main() -> None:
