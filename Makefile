@@ -10,10 +10,10 @@ DOCS := .venv-docs
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test test-quick test-network slow torture check bench docs
+.PHONY: help repro verify compare test test-quick test-network slow torture golden exact-arm64 check bench docs
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1	/' | expand -t 22
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
 
 repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
 	@scratchlm repair
@@ -41,6 +41,12 @@ slow: $(READY)  ## the tests that compute for minutes; those on real data: pytho
 
 torture: $(READY)  ## kill `dvc repro` 40 times at random moments; every build must give the same bytes
 	python -m tests.pipeline.kills --kills 40
+
+golden: $(READY)  ## the golden results of precision exact on this machine: half a minute
+	PYTHONPATH=src:. python -m tests.golden
+
+exact-arm64:  ## the golden results of precision exact on an emulated ARM64 processor; Debian, minutes
+	tools/exact_arm64.sh
 
 check: $(READY)  ## format, lint, types and architecture
 	ruff format --check

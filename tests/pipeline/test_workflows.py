@@ -48,7 +48,7 @@ def run_job(job: str, event: str, checkout: Path) -> dict[str, Path]:
 
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="make works in a virtual environment")
 def test_the_jobs_run_in_a_clone(checkout):
-    assert scripts("rebuild", "push") == ["make verify", "make repro"]
+    assert scripts("rebuild", "push") == ["make golden", "make verify", "make repro"]
     run_job("rebuild", "push", checkout)
     assert run(checkout, "git", "status", "--porcelain").stdout == ""
 
