@@ -99,7 +99,7 @@ def cli_page() -> str:
 
 def targets() -> list[tuple[str, str]]:
     """The targets of the Makefile that have a description, in its order."""
-    return re.findall(r"^([a-z-]+):.*## +(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return re.findall(r"^([a-z0-9-]+):.*## +(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def parameters_page() -> str:
