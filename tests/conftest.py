@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from scratchlm.arithmetic.mode import use_exact
 from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
@@ -36,11 +37,12 @@ def one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def usual_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Use torch's number of threads in slow tests; undo what a test has set."""
+    """Use torch's number of threads in slow tests; undo what a test has set, the arithmetic too."""
     if request.node.get_closest_marker("slow"):
         torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(1)
+    use_exact(False)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from scratchlm.arithmetic.elementary import log
+from scratchlm.arithmetic.elementary import log, sqrt
 from scratchlm.arithmetic.mode import is_exact
 
 
@@ -93,7 +93,7 @@ def _normal_draws(n: int) -> Tensor:
         s = x * x + y * y
         inside = (s > 0) & (s < 1)
         x, y, s = x[inside], y[inside], s[inside]
-        radius = torch.sqrt(-2.0 * log(s) / s)
+        radius = sqrt(-2.0 * log(s) / s)
         found.append(torch.stack((x * radius, y * radius), dim=1).flatten())
         n_missing -= len(found[-1])
     return torch.cat(found)[:n]

@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
-from scratchlm.arithmetic.elementary import exp, log
+from scratchlm.arithmetic.elementary import exp, log, sqrt
 from scratchlm.arithmetic.integers import CHUNK, LONGEST, exact_sum, product, quantise_for_sum, weighted_sum
 
 EPSILON = 1e-5  # of layer norm
@@ -85,7 +85,7 @@ def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     """(x - mean) / deviation, (N, C), and 1 / deviation, (N, 1); float64."""
     C = x.shape[-1]
     centred = x.double() - exact_sum(x) * (1.0 / C)
-    reciprocal = 1.0 / torch.sqrt(exact_sum(centred * centred) * (1.0 / C) + EPSILON)
+    reciprocal = 1.0 / sqrt(exact_sum(centred * centred) * (1.0 / C) + EPSILON)
     return centred * reciprocal, reciprocal
 
 
@@ -233,7 +233,7 @@ def adamw(
     m = (first.double() * betas[0] + g * (1.0 - betas[0])).float()
     v = (second.double() * betas[1] + (g * g) * (1.0 - betas[1])).float()
     step, correction, epsilon = scales
-    update = step * m.double() / (torch.sqrt(v.double()) * correction + epsilon)
+    update = step * m.double() / (sqrt(v.double()) * correction + epsilon)
     weights.copy_((weights.double() * decay - update).float())
     first.copy_(m)
     second.copy_(v)

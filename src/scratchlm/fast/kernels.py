@@ -28,7 +28,7 @@ def set_up(run: Run, params: DeviceParams) -> None:
     use_exact(run.precision == "exact", params.n_threads)
     if run.precision == "exact":
         torch.set_num_threads(1)
-    if run.device == "cpu":
+    elif run.device == "cpu":
         choose_float32_kernels()
     keep_freed_memory()
 
