@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from scratchlm.arithmetic import autograd, elementary, functions, reference
+from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
-from scratchlm.arithmetic.sequences import collect_gradients
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
 from scratchlm.model.config import GPTConfig

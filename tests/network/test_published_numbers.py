@@ -14,8 +14,8 @@ from torch.nn.functional import dropout
 from torch.utils.data import DataLoader
 
 from scratchlm.arithmetic import fused
+from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.mode import use_exact
-from scratchlm.arithmetic.sequences import collect_gradients
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import Stopping, generate

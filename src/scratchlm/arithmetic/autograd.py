@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scratchlm.arithmetic import reference
 from scratchlm.arithmetic.integers import exact_sum, product, quantise_for_sum
@@ -27,6 +27,14 @@ def operations_for(x: Tensor) -> Any:
     from scratchlm.arithmetic import fused  # takes half a second, and only this precision needs it
 
     return fused
+
+
+def collect_gradients(model: nn.Module) -> None:
+    """Round each parameter's gradient sums, see sequences.GradientSum, to its `grad`."""
+    for parameter in model.parameters():
+        if sums := parameter.__dict__.pop("exact_gradients", None):
+            parts = [sums[use] for use in sorted(sums)]
+            parameter.grad = operations_for(parameter).rounded_sum(parts)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

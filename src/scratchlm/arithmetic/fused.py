@@ -157,6 +157,13 @@ def sum_of_squares(x: Tensor) -> float:
     return math.fsum(found)
 
 
+def rounded_sum(parts: Sequence[Tensor]) -> Tensor:
+    found = np.empty(parts[0].numel(), np.float32)
+    first, *others = (part.view(-1).numpy() for part in parts)
+    share(layer_kernels.rounded_sum, found.shape, first, others[0] if others else np.empty(0), found)
+    return torch.from_numpy(found).view(parts[0].shape)
+
+
 def scale(x: Tensor, factor: float) -> None:
     share(layer_kernels.scale, (x.numel(),), x.view(-1).numpy(), factor)
 

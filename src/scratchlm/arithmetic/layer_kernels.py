@@ -144,6 +144,18 @@ def mix(z):
 
 
 @compiled()
+def rounded_sum(span, first, second, found):
+    """reference.rounded_sum of flat arrays; `second` is empty if there is none."""
+    start, end = span
+    if len(second):
+        for i in range(start, end):
+            found[i] = np.float32(first[i] + second[i])
+    else:
+        for i in range(start, end):
+            found[i] = np.float32(first[i])
+
+
+@compiled()
 def scale(span, x, factor):
     """reference.scale of a flat array."""
     start, end = span

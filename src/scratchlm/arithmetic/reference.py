@@ -212,6 +212,11 @@ def sum_of_squares(x: Tensor) -> float:
     return math.fsum(float(exact_sum(piece)) for piece in pieces)
 
 
+def rounded_sum(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of one or two float64 tensors, in float32."""
+    return sum(parts[1:], parts[0]).float()
+
+
 def scale(x: Tensor, factor: float) -> None:
     """Multiply in place."""
     x.copy_((x.double() * factor).float())

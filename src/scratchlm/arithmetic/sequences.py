@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scratchlm.arithmetic.mode import is_exact
 
@@ -98,11 +98,3 @@ class GradientSum:
         if self.use not in sums:
             sums[self.use] = torch.zeros_like(self.leaf, dtype=torch.float64)
         return sums[self.use].as_strided(self.size, self.stride, self.offset)
-
-
-def collect_gradients(model: nn.Module) -> None:
-    """Round each parameter's gradient sums to its `grad`."""
-    for parameter in model.parameters():
-        if sums := parameter.__dict__.pop("exact_gradients", None):
-            parts = [sums[use] for use in sorted(sums)]
-            parameter.grad = sum(parts[1:], parts[0]).float()

@@ -16,6 +16,7 @@ from scratchlm.arithmetic import kernels
 from scratchlm.arithmetic.mode import n_threads
 
 WORTH_A_THREAD = 1 << 16  # numbers
+PARTS_PER_THREAD = 2  # more than one, because a thread may start late or lose its core
 
 
 def share(kernel: Callable[..., None], shape: tuple[int, ...], *arguments: Any) -> None:
@@ -28,11 +29,17 @@ def share(kernel: Callable[..., None], shape: tuple[int, ...], *arguments: Any) 
     if threads == 1 or math.prod(shape) < WORTH_A_THREAD:
         kernel((0, n_items), *arguments)
         return
-    ends = [n_items * i // threads for i in range(threads + 1)]
-    first, *others = [(start, end) for start, end in pairwise(ends) if end > start]
-    waiting = [pool.submit(kernel, part, *arguments) for part in others]
-    kernel(first, *arguments)
-    for other in waiting:
+    n_parts = threads * PARTS_PER_THREAD
+    ends = [n_items * i // n_parts for i in range(n_parts + 1)]
+    parts = iter([(start, end) for start, end in pairwise(ends) if end > start])
+
+    def work() -> None:
+        for part in parts:  # each part is taken by one thread
+            kernel(part, *arguments)
+
+    others = [pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
         other.result()
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.functions import clip_gradients
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
-from scratchlm.arithmetic.sequences import begin_forward, collect_gradients
+from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.training.optimizer import TrainingParams, build_optimizer

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.arithmetic import autograd, fused, reference
+from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.elementary import exp, log
 from scratchlm.arithmetic.functions import (
     clip_gradients,
@@ -28,7 +29,7 @@ from scratchlm.arithmetic.functions import (
     total,
 )
 from scratchlm.arithmetic.mode import exact_arithmetic, use_exact
-from scratchlm.arithmetic.sequences import begin_forward, collect_gradients
+from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.training.optimizer import AdamW, ExactAdamW, power
 
 CU_SEQLENS = [0, 3, 4, 17, 40]
@@ -91,6 +92,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "with dropout": lambda m: m.attention_gradients(above, (q, k, v), (probabilities, n_visible), factors),
     "cross-entropy": lambda m: m.cross_entropy(logits, targets),
     "cross-entropy gradient": lambda m: m.cross_entropy_gradient(draw(40, seed=6), logits, targets),
+    "rounded sum": lambda m: m.rounded_sum([draw(5, 7).double() / 3, draw(5, 7, seed=1).double() / 7]),
+    "rounded sum of one": lambda m: m.rounded_sum([draw(5, 7).double() / 3]),
     "dropout": lambda m: m.dropout_factors(*rows_and_columns),
     "sum of squares": lambda m: torch.tensor(m.sum_of_squares(draw(700, 700, scale=1e-20)), dtype=torch.float64),
 }
