@@ -10,7 +10,7 @@ from tests.clones import FEW_STEPS, run, set_parameter
 from tests.pipeline.kills import Clone, kill, wait_for
 
 # Trainings of a few seconds: long enough to be killed
-SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 1, "finetune_instruct.epochs": 1}
+SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1}
 
 
 @pytest.fixture(scope="module")
