@@ -43,7 +43,7 @@ END
     apt-get --quiet --quiet update
     (cd "$FOLDER/apt/debs" && apt-get --quiet --quiet download qemu-user-static:amd64 $(printf '%s:arm64 ' $LIBRARIES))
     for package in "$FOLDER"/apt/debs/*_amd64.deb; do dpkg-deb --extract "$package" "$FOLDER/qemu"; done
-    for package in "$FOLDER"/apt/debs/*_arm64.deb; do dpkg-deb --extract "$package" "$FOLDER/root"; done
+    for package in "$FOLDER"/apt/debs/*_arm64.deb; do dpkg-deb --extract "$package" "$FOLDER/debian"; done
 }
 
 install_wheels() {
@@ -67,7 +67,7 @@ fi
 
 run_golden() {
     PYTHONPATH=src:.:$FOLDER/site XDG_CACHE_HOME=$FOLDER/cache PYTHONDONTWRITEBYTECODE=1 \
-        "$FOLDER/qemu/usr/bin/qemu-aarch64-static" -L "$FOLDER/root" "$FOLDER/root/usr/bin/python3.11" \
+        "$FOLDER/qemu/usr/bin/qemu-aarch64-static" -L "$FOLDER/debian" "$FOLDER/debian/usr/bin/python3.11" \
         -m tests.golden --once $(printf -- '--case %s ' "${CASES[@]}") "$@"
 }
 
