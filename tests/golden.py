@@ -216,13 +216,14 @@ def last_bits(run: Run, _: Batches) -> list[Any]:
     normal = compute.layer_norm(x[:1], g[0], 0 * g[0])
     found += [compute.layer_norm(x[:1], g[0], -normal[0])]
     found += compute.layer_norm_gradients(g.view(-1, 2), x.view(-1, 2), ones[0, :2])
-    near_root = -0.7524614 + torch.arange(-2000, 2000, device=run.device) * 2.0**-24  # where GELU's slope is 0
+    near_root = (-0.7524614 + torch.arange(-2000, 2000) * 2.0**-24).to(run.device)  # where GELU's slope is 0
     found += [compute.gelu_gradient(torch.ones_like(near_root), near_root)]
     logits, targets = x.clone(), torch.zeros_like(ids)
     logits[:, 0] = 15.0
     found += [compute.cross_entropy(logits, targets)]
     found += [compute.cross_entropy_gradient(ones[:, 0], logits, targets)]
-    sums = [ones.double().mT @ ones.double() / 7, ones[0].double() / 7, ones[:9].double() / 7]
+    sevenths = torch.full((48, 48), 64.0).double(), torch.ones(48).double(), torch.ones(9, 48).double()
+    sums = [(it / 7).to(run.device) for it in sevenths]  # a card multiplies by the reciprocal of a number instead
     compute.add_weight_gradients(sums[0], g, x, ends)
     compute.add_column_sums(sums[1], g, ends)
     compute.add_rows(sums[2], ids, g, ends)
@@ -232,7 +233,7 @@ def last_bits(run: Run, _: Batches) -> list[Any]:
     compute.adamw((ones.clone(), *moments), g, 1.0, betas, scales)
     steps = [0 * x, x.clone(), g.abs()]
     compute.adamw(tuple(steps), g, 1.0, betas, scales)
-    weights = -steps[0] / 0.999
+    weights = (-steps[0].cpu() / 0.999).to(run.device)
     compute.adamw((weights, x.clone(), g.abs()), g, 0.999, betas, scales)
     found += [*moments, weights]
     wide = x.double().flatten() * 10
