@@ -16,6 +16,8 @@ from scratchlm.arithmetic.integers import CHUNK, LONGEST
 from scratchlm.arithmetic.reference import dropout_start, pieces
 from scratchlm.arithmetic.sharing import array, rounded, share
 
+ROWS_IN_CACHE = 256  # of a weight's gradient: a training step of 124M takes 5 % less than with all rows at once
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     a, b = array(x), array(weight)
@@ -83,10 +85,12 @@ def _add_products(span: tuple[int, int], *arguments: Any) -> None:
     part = np.ascontiguousarray(g[:, start:end])
     q, scale = np.empty(part.shape), np.empty((len(ends) - 1, end - start))
     kernels.quantise_columns((0, end - start), part, kept, ends, (q, scale))
-    found = collected[start:end]
-    for i, (first, last) in enumerate(pairwise(ends)):
-        p = q[first:last].T @ q_x[first:last]
-        kernels.accumulate((0, len(p)), p, scale[i], scale_x[i], found)
+    for block in range(0, end - start, ROWS_IN_CACHE):
+        rows = slice(block, block + ROWS_IN_CACHE)
+        found = collected[start:end][rows]
+        for i, (first, last) in enumerate(pairwise(ends)):
+            p = q[first:last, rows].T @ q_x[first:last]
+            kernels.accumulate((0, len(p)), p, scale[i, rows], scale_x[i], found)
 
 
 def add_column_sums(collected: Tensor, x: Tensor, cu_seqlens: Sequence[int]) -> None:
