@@ -13,8 +13,24 @@ from scratchlm.arithmetic.kernels import (
     largest_32,
     largest_64,
     power_of_two,
+    product_of_integers,
+    quantise_row,
     row_sum,
 )
+
+
+@compiled()
+def quantise_value(row, found):
+    """A row of integers.weighted_sum's values; return its factor."""
+    largest = largest_32(row.view(np.int32))
+    if math.isnan(largest):
+        found[:] = np.nan
+        return 1.0
+    exponent = exponent_of(largest)
+    up = power_of_two(VALUE_BITS - exponent)
+    for k in range(len(row)):
+        found[k] = np.rint(np.float64(row[k]) * up)
+    return power_of_two(exponent) if largest > 0 else 0.0
 
 
 @compiled()
@@ -22,17 +38,7 @@ def quantise_values(span, x, q, factor):
     """The values of integers.weighted_sum: (N, D) -> (N, D), (N,)."""
     start, end = span
     for i in range(start, end):
-        row, found = x[i], q[i]
-        largest = largest_32(row.view(np.int32))
-        if math.isnan(largest):
-            found[:] = np.nan
-            factor[i] = 1.0
-            continue
-        exponent = exponent_of(largest)
-        up = power_of_two(VALUE_BITS - exponent)
-        for k in range(len(row)):
-            found[k] = np.rint(np.float64(row[k]) * up)
-        factor[i] = power_of_two(exponent) if largest > 0 else 0.0
+        factor[i] = quantise_value(x[i], q[i])
 
 
 @compiled()
@@ -52,6 +58,20 @@ def quantise_by_sum(x, q):
 
 
 @compiled()
+def softmax(scores, found):
+    """Of float64 scores, which are overwritten; zero for the rest of `found`."""
+    largest = -np.inf
+    for k in range(len(scores)):
+        largest = scores[k] if scores[k] > largest or scores[k] != scores[k] else largest
+    for k in range(len(scores)):
+        scores[k] = exp(scores[k] - largest)
+    total = row_sum(scores)
+    for k in range(len(scores)):
+        found[k] = np.float32(scores[k] / total)
+    found[len(scores) :] = 0.0
+
+
+@compiled()
 def attention_probabilities(span, p, scales, n_visible, found):
     """Softmax of exact q · k / √D over the visible positions: (G T, S) float64, (G T,), (G, S), (G T,) -> (G T, S).
 
@@ -64,17 +84,9 @@ def attention_probabilities(span, p, scales, n_visible, found):
     scores = np.empty(S)
     for i in range(start, end):
         row, factors, factor, n, probabilities = p[i], key_scale[i // T], query_scale[i], n_visible[i], found[i]
-        largest = -np.inf
         for k in range(n):
             scores[k] = np.float64(np.float32(row[k] * factor * factors[k] * root))
-        for k in range(n):
-            largest = scores[k] if scores[k] > largest or scores[k] != scores[k] else largest
-        for k in range(n):
-            scores[k] = exp(scores[k] - largest)
-        total = row_sum(scores[:n])
-        for k in range(n):
-            probabilities[k] = np.float32(scores[k] / total)
-        probabilities[n:] = 0.0
+        softmax(scores[:n], probabilities)
 
 
 @compiled()
@@ -148,6 +160,38 @@ def weighted_rows(span, weights, values, n_visible, found):
         to = found[i]
         for d in range(len(total)):
             to[d] = np.float32(total[d])
+
+
+@compiled()
+def attend_once(span, inputs, n_visible, found):
+    """Attention of one query per sequence and head: (G, D), (G, S, D) twice -> (G, D), and the softmax, (G, S).
+
+    Each key and value is rounded where it is used, in place of arrays of integers. Pays in decoding, LOG.md.
+    """
+    start, end = span
+    query, keys, values, root = inputs
+    contexts, probabilities = found
+    S, D = keys.shape[1:]
+    scores, q, key, rows = np.empty(S), np.empty(D), np.empty(D), np.empty((FEW, D))
+    weights, part, total = np.empty(FEW), np.empty(D), np.empty(D)
+    for i in range(start, end):
+        n, factor = n_visible[i], quantise_row(query[i], q)
+        for k in range(n):
+            key_factor = quantise_row(keys[i, k], key)
+            scores[k] = np.float64(np.float32(product_of_integers(q, key) * factor * key_factor * root))
+        softmax(scores[:n], probabilities[i])
+        total[:] = 0.0
+        for first in range(0, n, FEW):
+            m = min(FEW, n - first)
+            for k in range(m):
+                weights[k] = np.float64(probabilities[i, first + k]) * quantise_value(values[i, first + k], rows[k])
+            scale = quantise_by_sum(weights[:m], weights[:m])
+            part[:] = 0.0
+            add_scaled_rows(weights[:m], rows[:m], part)
+            for d in range(D):
+                total[d] += part[d] * scale * 2.0**-VALUE_BITS
+        for d in range(D):
+            contexts[i, d] = np.float32(total[d])
 
 
 @compiled()

@@ -6,15 +6,7 @@ Pays: reading int32 weights and making four by four products at once, 124M decod
 import numpy as np
 
 from scratchlm.arithmetic.compile import compiled
-
-
-@compiled(reorder=True)
-def product_of_integers(a, b):
-    """Σ a b of two rows."""
-    found = 0.0
-    for k in range(len(a)):
-        found += a[k] * b[k]
-    return found
+from scratchlm.arithmetic.kernels import product_of_integers
 
 
 @compiled(reorder=True)

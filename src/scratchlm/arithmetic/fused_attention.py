@@ -18,6 +18,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     (B, H, T, D), S = query.shape, key.shape[2]
     visible = _visible(n_visible, query.shape)
+    if T == 1 and factors is None:
+        return _attend_once(query, key, value, visible)
     (q_query, query_scale), (q_key, key_scale) = (_grouped(kernels.quantise_rows, x) for x in (query, key))
     p = _batch_product(q_query, q_key.transpose(0, 2, 1)).reshape(-1, S)
     found = np.empty((B * H * T, S), np.float32)
@@ -25,6 +27,16 @@ def attention(
     share(attention_kernels.attention_probabilities, found.shape, *arrays)
     weights = found if factors is None else found * array(factors).reshape(-1, S)
     return _weighted_sum(weights, value, visible), torch.from_numpy(found).view(B, H, T, S)
+
+
+def _attend_once(query: Tensor, key: Tensor, value: Tensor, visible: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The same for one query per sequence and head."""
+    B, H, S, D = key.shape
+    found = np.empty((B * H, D), np.float32), np.empty((B * H, S), np.float32)
+    inputs = (*(array(x.flatten(0, 1)) for x in (query[:, :, 0], key, value)), 1.0 / math.sqrt(D))
+    share(attention_kernels.attend_once, (B * H, S, D), inputs, visible, found)
+    context, probabilities = map(torch.from_numpy, found)
+    return context.view(B, H, 1, D), probabilities.view(B, H, 1, S)
 
 
 def attention_gradients(

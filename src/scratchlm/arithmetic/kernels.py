@@ -116,6 +116,15 @@ def integer_magnitudes(x, factor):
     return found
 
 
+@compiled(reorder=True)
+def product_of_integers(a, b):
+    """Σ a b of two rows."""
+    found = 0.0
+    for k in range(len(a)):
+        found += a[k] * b[k]
+    return found
+
+
 @compiled()
 def row_sum(x):
     """integers.exact_sum of float64 numbers."""
@@ -127,23 +136,27 @@ def row_sum(x):
 
 
 @compiled()
+def quantise_row(row, found):
+    """integers.quantise of one row; return its scale."""
+    largest = largest_32(row.view(np.int32))
+    if math.isnan(largest):
+        found[:] = np.nan
+        return 1.0
+    exponent = exponent_of(largest)
+    squares = integer_squares(row, power_of_two(17 - exponent))
+    exponent = exponent - 17 + ((exponent_of(squares) + 1) >> 1)
+    factor = power_of_two(PRODUCT_BITS - exponent)
+    for k in range(len(row)):
+        found[k] = np.rint(np.float64(row[k]) * factor)
+    return power_of_two(exponent - PRODUCT_BITS)
+
+
+@compiled()
 def quantise_rows(span, x, q, scale):
     """integers.quantise: (N, K) -> (N, K), (N,)."""
     start, end = span
     for i in range(start, end):
-        row, found = x[i], q[i]
-        largest = largest_32(row.view(np.int32))
-        if math.isnan(largest):
-            found[:] = np.nan
-            scale[i] = 1.0
-            continue
-        exponent = exponent_of(largest)
-        squares = integer_squares(row, power_of_two(17 - exponent))
-        exponent = exponent - 17 + ((exponent_of(squares) + 1) >> 1)
-        factor = power_of_two(PRODUCT_BITS - exponent)
-        for k in range(len(row)):
-            found[k] = np.rint(np.float64(row[k]) * factor)
-        scale[i] = power_of_two(exponent - PRODUCT_BITS)
+        scale[i] = quantise_row(x[i], q[i])
 
 
 @compiled()

@@ -79,6 +79,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "weight gradients of a long sequence": lambda m: collected(
         m, "add_weight_gradients", (3, 4), draw(9000, 3), draw(9000, 4, seed=1), [0, 5, 8990, 9000]
     ),
+    "weight gradients of many rows": lambda m: collected(
+        m, "add_weight_gradients", (2100, 3), draw(40, 2100), draw(40, 3, seed=1), CU_SEQLENS
+    ),
     "column sums": lambda m: collected(m, "add_column_sums", (31,), g, CU_SEQLENS),
     "rows by id": lambda m: collected(m, "add_rows", (13, 31), ids, g, CU_SEQLENS),
     "layer norm": lambda m: m.layer_norm(x, draw(24), draw(24, seed=1)),
@@ -88,6 +91,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "attention": lambda m: m.attention(q, k, v, n_visible, None),
     "attention with dropout": lambda m: m.attention(q, k, v, n_visible, factors),
     "attention of one query": lambda m: m.attention(q[:, :, :1], k, v, torch.tensor([[4], [11]]), None),
+    "attention of one query to many keys": lambda m: m.attention(
+        q[:, :, :1], draw(2, 3, 150, 8, seed=4), draw(2, 3, 150, 8, seed=5), torch.tensor([[150], [65]]), None
+    ),
     "attention gradients": lambda m: m.attention_gradients(above, (q, k, v), (probabilities, n_visible), None),
     "with dropout": lambda m: m.attention_gradients(above, (q, k, v), (probabilities, n_visible), factors),
     "cross-entropy": lambda m: m.cross_entropy(logits, targets),
@@ -131,6 +137,9 @@ def test_infinity_and_nan_are_passed_on(module: Any, bad: float) -> None:
     value = v.clone()
     value[0, 0, 3, 0] = bad
     assert module.attention(q, k, value, n_visible, None)[0][0, 0, 3:].isnan().all()
+    for keys, values in ((k, value), (value, v)):
+        once = module.attention(q[:, :, :1], keys, values, torch.tensor([[11]]), None)[0]
+        assert once[0, 0].isnan().any() and once[0, 1:].isfinite().all()
 
 
 @given(seed=st.integers(0, 10**6), exponent=st.integers(-30, 15), n=st.integers(1, 40), width=st.integers(1, 70))
