@@ -7,6 +7,8 @@ import numpy as np
 from scratchlm.arithmetic.compile import compiled
 from scratchlm.arithmetic.integers import FEW, SMALLEST_EXPONENT, VALUE_BITS, WEIGHT_BITS
 from scratchlm.arithmetic.kernels import (
+    ABSOLUTE_64,
+    INFINITY_64,
     exp,
     exponent_of,
     integer_magnitudes,
@@ -42,19 +44,47 @@ def quantise_values(span, x, q, factor):
 
 
 @compiled()
-def quantise_by_sum(x, q):
-    """integers.quantise_by_sum of a row; return its scale."""
+def quantise_by_sum(x):
+    """integers.quantise_by_sum of a row, in place; return its scale."""
     largest = largest_64(x.view(np.int64))
     if math.isnan(largest):
-        q[:] = np.nan
+        x[:] = np.nan
         return 1.0
     exponent = exponent_of(largest)
     total = integer_magnitudes(x, power_of_two(20 - exponent))
     exponent = max(exponent - 20 + exponent_of(total), SMALLEST_EXPONENT)
     up = power_of_two(WEIGHT_BITS - exponent)
     for k in range(len(x)):
-        q[k] = np.rint(x[k] * up)
+        x[k] = np.rint(x[k] * up)
     return power_of_two(exponent - WEIGHT_BITS)
+
+
+@compiled()
+def quantise_columns_by_sum(q, scales):
+    """The same for each column: (T, N), (N,)."""
+    n = q.shape[1]
+    largest, totals, up = np.zeros(n, np.int64), np.zeros(n), np.empty(n)
+    for t in range(len(q)):
+        bits = q[t].view(np.int64)
+        for s in range(n):
+            largest[s] = max(largest[s], bits[s] & ABSOLUTE_64)
+    for s in range(n):
+        up[s] = power_of_two(20 - exponent_of(np.int64(largest[s]).view(np.float64)))
+    for t in range(len(q)):
+        row = q[t]
+        for s in range(n):
+            totals[s] += np.rint(abs(row[s]) * up[s])
+    for s in range(n):
+        if largest[s] >= INFINITY_64:
+            up[s], scales[s] = np.nan, 1.0
+        else:
+            exponent = exponent_of(np.int64(largest[s]).view(np.float64)) - 20 + exponent_of(totals[s])
+            exponent = max(exponent, SMALLEST_EXPONENT)
+            up[s], scales[s] = power_of_two(WEIGHT_BITS - exponent), power_of_two(exponent - WEIGHT_BITS)
+    for t in range(len(q)):
+        row = q[t]
+        for s in range(n):
+            row[s] = np.rint(row[s] * up[s])
 
 
 @compiled()
@@ -143,23 +173,37 @@ def weighted_rows(span, weights, values, n_visible, found):
     """
     start, end = span
     integers, factors = values
-    T = len(weights) // len(factors)
-    q, part, total = np.empty(FEW), np.empty(integers.shape[2]), np.empty(integers.shape[2])
-    for i in range(start, end):
-        row, up, rows, n = weights[i], factors[i // T], integers[i // T], n_visible[i]
-        total[:] = 0.0
-        for first in range(0, n, FEW):
-            m = min(FEW, n - first)
-            for k in range(m):
-                q[k] = np.float64(row[first + k]) * up[first + k]
-            scale = quantise_by_sum(q[:m], q[:m])
-            part[:] = 0.0
-            add_scaled_rows(q[:m], rows[first : first + m], part)
-            for d in range(len(total)):
-                total[d] += part[d] * scale * 2.0**-VALUE_BITS
-        to = found[i]
-        for d in range(len(total)):
-            to[d] = np.float32(total[d])
+    D, T = integers.shape[2], len(weights) // len(factors)
+    flat, scales, part, totals = np.empty(FEW * FEW), np.empty(FEW), np.empty((FEW, D)), np.empty((FEW, D))
+    while start < end:
+        up, rows = factors[start // T], integers[start // T]
+        n = min(FEW, end - start, T - start % T)  # rows of one group
+        totals[:n] = 0.0
+        most = n_visible[start : start + n].max()
+        for first in range(0, most, FEW):
+            width = min(FEW, most - first)
+            q = flat[: n * width].reshape(n, width)
+            for r in range(n):
+                m = min(width, max(0, n_visible[start + r] - first))
+                row, factor, to = weights[start + r, first : first + m], up[first : first + m], q[r]
+                for k in range(m):
+                    to[k] = np.float64(row[k]) * factor[k]
+                to[m:] = 0.0
+                scales[r] = quantise_by_sum(to[:m])
+            np.dot(q, rows[first : first + width], part[:n])
+            add_scaled(part[:n], scales, totals)
+        for r in range(n):
+            for d in range(D):
+                found[start + r, d] = np.float32(totals[r, d])
+        start += n
+
+
+@compiled()
+def add_scaled(part, scales, totals):
+    """Add sums of integers to totals: (N, D), (N,)."""
+    for r in range(len(part)):
+        for d in range(part.shape[1]):
+            totals[r, d] += part[r, d] * scales[r] * 2.0**-VALUE_BITS
 
 
 @compiled()
@@ -185,7 +229,7 @@ def attend_once(span, inputs, n_visible, found):
             m = min(FEW, n - first)
             for k in range(m):
                 weights[k] = np.float64(probabilities[i, first + k]) * quantise_value(values[i, first + k], rows[k])
-            scale = quantise_by_sum(weights[:m], weights[:m])
+            scale = quantise_by_sum(weights[:m])
             part[:] = 0.0
             add_scaled_rows(weights[:m], rows[:m], part)
             for d in range(D):
@@ -201,24 +245,20 @@ def weighted_columns(span, weights, values, n_visible, found):
     integers, factors = values
     _, T, S = weights.shape
     D = integers.shape[2]
-    block, part, totals = np.empty((S, FEW)), np.empty(D), np.empty((S, D))
+    flat, scales, part, totals = np.empty(S * FEW), np.empty(S), np.empty((S, D)), np.empty((S, D))
     for g in range(start, end):
         totals[:] = 0.0
         for first in range(0, T, FEW):
-            m, n = min(FEW, T - first), 0
+            m = min(FEW, T - first)
+            n = n_visible[g, first : first + m].max()
+            q = flat[: m * n].reshape(m, n)
             for t in range(m):
-                n = max(n, n_visible[g, first + t])
-            for t in range(m):
-                row, factor = weights[g, first + t], factors[g, first + t]
+                row, factor, to = weights[g, first + t, :n], factors[g, first + t], q[t]
                 for s in range(n):
-                    block[s, t] = np.float64(row[s]) * factor
-            for s in range(n):
-                q = block[s, :m]
-                scale = quantise_by_sum(q, q)
-                part[:] = 0.0
-                add_scaled_rows(q, integers[g, first : first + m], part)
-                for d in range(D):
-                    totals[s, d] += part[d] * scale * 2.0**-VALUE_BITS
+                    to[s] = np.float64(row[s]) * factor
+            quantise_columns_by_sum(q, scales)
+            np.dot(q.T, integers[g, first : first + m], part[:n])
+            add_scaled(part[:n], scales, totals)
         for s in range(S):
             for d in range(D):
                 found[g, s, d] = np.float32(totals[s, d])

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  # numba's np.dot calls it; loaded before its threads are limited
 import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
