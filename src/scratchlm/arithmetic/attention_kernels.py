@@ -9,8 +9,8 @@ from scratchlm.arithmetic.integers import FEW, SMALLEST_EXPONENT, VALUE_BITS, WE
 from scratchlm.arithmetic.kernels import (
     ABSOLUTE_64,
     INFINITY_64,
-    exp,
     exponent_of,
+    exponentials,
     integer_magnitudes,
     largest_32,
     largest_64,
@@ -90,11 +90,7 @@ def quantise_columns_by_sum(q, scales):
 @compiled()
 def softmax(scores, found):
     """Of float64 scores, which are overwritten; zero for the rest of `found`."""
-    largest = -np.inf
-    for k in range(len(scores)):
-        largest = scores[k] if scores[k] > largest or scores[k] != scores[k] else largest
-    for k in range(len(scores)):
-        scores[k] = exp(scores[k] - largest)
+    exponentials(scores)
     total = row_sum(scores)
     for k in range(len(scores)):
         found[k] = np.float32(scores[k] / total)

@@ -88,6 +88,26 @@ def largest_64(bits):
     return np.int64(largest).view(np.float64)
 
 
+@compiled()
+def exponentials(x):
+    """e to the difference from the largest, in place; return the largest, NaN if one is. float64.
+
+    The maximum is that of integers in the same order, because LLVM finds the one of floats, which may be NaN, serially.
+    """
+    bits = x.view(np.int64)
+    highest, lowest = ~np.int64(ABSOLUTE_64), np.int64(ABSOLUTE_64)
+    for k in range(len(bits)):
+        key = bits[k] ^ ((bits[k] >> 63) & ABSOLUTE_64)
+        highest, lowest = max(highest, key), min(lowest, key)
+    if highest > INFINITY_64 or lowest < ~INFINITY_64:
+        x[:] = np.nan
+        return np.nan
+    largest = np.int64(highest ^ ((highest >> 63) & ABSOLUTE_64)).view(np.float64)
+    for k in range(len(x)):
+        x[k] = exp(x[k] - largest)
+    return largest
+
+
 @compiled(reorder=True)
 def integer_squares(x, factor):
     """Σ round(x · factor)²."""

@@ -5,16 +5,21 @@ import math
 import numpy as np
 
 from scratchlm.arithmetic.compile import compiled
-from scratchlm.arithmetic.kernels import exp, log, row_sum
+from scratchlm.arithmetic.kernels import exp, exponentials, log, row_sum
 from scratchlm.arithmetic.reference import COLUMN_FACTOR, EPSILON, GELU_CUBE, GELU_SLOPE, IGNORED, ROW_FACTOR
+
+
+@compiled()
+def widen(row, found):
+    for k in range(len(row)):
+        found[k] = np.float64(row[k])
 
 
 @compiled()
 def normalise(row, normal):
     """Write (x - mean) / deviation to `normal`, float64; return 1 / deviation."""
     C = len(row)
-    for c in range(C):
-        normal[c] = np.float64(row[c])
+    widen(row, normal)
     mean = row_sum(normal) * (1.0 / C)
     squares = np.empty(C)
     for c in range(C):
@@ -62,7 +67,8 @@ def layer_norm_gradients(span, gradient, x, scale, found):
 def gelu(span, x, y):
     """reference.gelu of flat arrays."""
     start, end = span
-    for i in range(start, end):
+    x, y = x[start:end], y[start:end]  # so that no index can be negative, which LLVM would check at each step
+    for i in range(len(x)):
         v = np.float64(x[i])
         u = GELU_SLOPE * (v + GELU_CUBE * (v * v * v))
         y[i] = np.float32(v * (1.0 / (1.0 + exp(-2.0 * u))))
@@ -72,7 +78,8 @@ def gelu(span, x, y):
 def gelu_gradient(span, gradient, x, below):
     """reference.gelu_gradient of flat arrays."""
     start, end = span
-    for i in range(start, end):
+    gradient, x, below = gradient[start:end], x[start:end], below[start:end]
+    for i in range(len(x)):
         v = np.float64(x[i])
         u = GELU_SLOPE * (v + GELU_CUBE * (v * v * v))
         s = 1.0 / (1.0 + exp(-2.0 * u))
@@ -89,7 +96,8 @@ def cross_entropy(span, logits, targets, losses):
         if targets[i] == IGNORED:
             losses[i] = 0.0
             continue
-        largest = exponentials(logits[i], e)
+        widen(logits[i], e)
+        largest = exponentials(e)
         normaliser = log(row_sum(e)) + largest
         losses[i] = np.float32(normaliser - np.float64(logits[i, targets[i]]))
 
@@ -104,24 +112,13 @@ def cross_entropy_gradient(span, gradient, logits, targets, below):
         if targets[i] == IGNORED:
             found[:] = 0.0
             continue
-        exponentials(logits[i], e)
+        widen(logits[i], e)
+        exponentials(e)
         total = row_sum(e)
         for k in range(len(found)):
             found[k] = np.float32(e[k] / total * factor)
         k = targets[i]
         found[k] = np.float32((e[k] / total - 1.0) * factor)
-
-
-@compiled()
-def exponentials(row, found):
-    """e to the difference from the largest, which is returned."""
-    largest = -np.inf
-    for k in range(len(row)):
-        value = np.float64(row[k])
-        largest = value if value > largest or value != value else largest
-    for k in range(len(row)):
-        found[k] = exp(np.float64(row[k]) - largest)
-    return largest
 
 
 @compiled()
@@ -147,19 +144,20 @@ def mix(z):
 def rounded_sum(span, first, second, found):
     """reference.rounded_sum of flat arrays; `second` is empty if there is none."""
     start, end = span
+    first, second, found = first[start:end], second[start:end], found[start:end]
     if len(second):
-        for i in range(start, end):
+        for i in range(len(found)):
             found[i] = np.float32(first[i] + second[i])
     else:
-        for i in range(start, end):
+        for i in range(len(found)):
             found[i] = np.float32(first[i])
 
 
 @compiled()
 def scale(span, x, factor):
     """reference.scale of a flat array."""
-    start, end = span
-    for i in range(start, end):
+    x = x[span[0] : span[1]]
+    for i in range(len(x)):
         x[i] = np.float32(np.float64(x[i]) * factor)
 
 
@@ -167,8 +165,9 @@ def scale(span, x, factor):
 def adamw(span, weights, first, second, gradient, settings):
     """reference.adamw on flat arrays. settings: decay, beta1, beta2, step, correction, epsilon."""
     start, end = span
+    weights, first, second, gradient = weights[start:end], first[start:end], second[start:end], gradient[start:end]
     decay, beta1, beta2, step, correction, epsilon = settings
-    for i in range(start, end):
+    for i in range(len(weights)):
         g = np.float64(gradient[i])
         m = np.float32(np.float64(first[i]) * beta1 + g * (1.0 - beta1))
         v = np.float32(np.float64(second[i]) * beta2 + (g * g) * (1.0 - beta2))
