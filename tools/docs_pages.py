@@ -11,8 +11,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "src" / "scratchlm"
@@ -126,7 +127,8 @@ def parameters_page() -> str:
         if len(lines) == 1:
             alone += lines
         else:
-            parts += [f"## {key}", *intro, _HEAD + "\n".join(lines)]
+            opening = intro if len(intro) < 2 else ["\n".join(f"- {remark}" for remark in intro)]
+            parts += [f"## {key}", *opening, _HEAD + "\n".join(lines)]
     parts[2:2] = ["## Top level", _HEAD + "\n".join(alone)]
     return "\n\n".join(parts) + "\n"
 
@@ -186,7 +188,10 @@ def _allowed(schema: dict[str, Any]) -> str:
 
 def _row(key: str, allowed: str, when: str, notes: dict[str, str], values: dict[str, Any]) -> str:
     cells = [_shown(_at(values[name], key)) for name in PROFILES]
-    meaning = ". ".join(filter(None, [f"Only with `{when}`" if when else "", notes.get(key, "")]))
+    note = notes.get(key, "")
+    if set(re.findall(r"[\w-]+", note)) <= {*re.findall(r"[\w-]+", allowed), "or"}:
+        note = ""  # a list of what is allowed
+    meaning = ": ".join(filter(None, [f"only with `{when}`" if when else "", note]))
     return f"| `{key}` | {allowed} | {' | '.join(cells)} | {meaning} |"
 
 
@@ -203,28 +208,47 @@ def _shown(value: Any) -> str:
     return "(section)" if isinstance(value, dict) and value else f"`{text!r}`" if "\n" in text else f"`{text}`"
 
 
-def _described(key: str, annotation: Any) -> tuple[list[str], dict[str, str]]:
-    """What the docstrings of a section's types say of it, and by dotted key of its parameters."""
+def _described(key: str, annotation: Any, label: str = "") -> tuple[list[str], dict[str, str]]:
+    """What the docstrings of a section's types say of it, and by dotted key of its parameters.
+
+    label: the start of each sentence on the section itself.
+    """
     intro: list[str] = []
     meanings: dict[str, str] = {}
     if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
-        names = "|".join(annotation.model_fields)
+        fields = annotation.model_fields
+        names = rf"(?:{'|'.join(fields)}|\w+_\*)"
         for model in reversed(annotation.__mro__):
-            text = " ".join(inspect.cleandoc(model.__dict__.get("__doc__") or "").split())
-            if not hasattr(model, "model_fields") or not text or model.__name__ in ("Section", "BaseModel"):
+            if not hasattr(model, "model_fields") or model.__name__ in ("Strict", "Section", "BaseModel"):
                 continue
-            start, *pairs = re.split(rf"(?:^|(?<=[.;] ))((?:{names})(?:, (?:{names}))*): ", text)
-            intro += [start.strip().rstrip(".;") + "."] if start.strip() else []
-            for fields, meaning in zip(pairs[::2], pairs[1::2], strict=True):
-                meanings |= {f"{key}.{name}": meaning.strip() for name in fields.split(", ")}
-        inner = [(f"{key}.{name}", field.annotation) for name, field in annotation.model_fields.items()]
+            # A line that begins a sentence after the end of another is a remark, or begins the next parameter
+            for part in re.split(r"(?<=\.)\n+(?=[A-Z])", inspect.cleandoc(model.__dict__.get("__doc__") or "")):
+                pattern = rf"(?:^|(?<=[.;] ))({names}(?:, {names})*): "
+                start, *pairs = re.split(pattern, " ".join(part.split()))
+                if start.strip() and model is annotation:
+                    intro += [f"{label}{start.strip().rstrip('.;')}."]
+                for wanted, meaning in zip(pairs[::2], pairs[1::2], strict=True):
+                    patterns = wanted.split(", ")
+                    named = [name for name in fields if any(fnmatch(name, pattern) for pattern in patterns)]
+                    meanings |= {f"{key}.{name}": meaning.strip().rstrip(".") for name in named}
+        inner = [(f"{key}.{name}", field.annotation) for name, field in fields.items()]
     else:
         inner = [(key, part) for part in get_args(annotation)]
     for name, part in inner:
-        more, also = _described(name, part)
+        kind = _kind(part)
+        shown = f"`{kind}`: " if kind else label if name == key else f"`{name}`: "
+        more, also = _described(name, part, shown)
         intro += more
         meanings |= also
     return intro, meanings
+
+
+def _kind(section: Any) -> str | None:
+    """The value that tells this section from the others of a union, such as `bpe` of tokenizer.kind."""
+    for field in getattr(section, "model_fields", {}).values():
+        if get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1:
+            return get_args(field.annotation)[0]
+    return None
 
 
 PAGES = {"cli": cli_page, "parameters": parameters_page}
