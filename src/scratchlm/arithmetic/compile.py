@@ -14,6 +14,7 @@ numba.config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
 )
 FILES = (
     "kernels.py",
+    "product_kernels.py",
     "layer_kernels.py",
     "attention_kernels.py",
     "decoding_kernels.py",

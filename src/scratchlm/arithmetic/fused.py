@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scratchlm.arithmetic import decoding_kernels, kernels, layer_kernels
+from scratchlm.arithmetic import decoding_kernels, layer_kernels, product_kernels
 from scratchlm.arithmetic.fused_attention import attention as attention
 from scratchlm.arithmetic.fused_attention import attention_gradients as attention_gradients
 from scratchlm.arithmetic.integers import CHUNK, LONGEST
@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         return rounded(p, rows[1], columns[1])
     y = np.empty(p.shape, np.float32)
-    share(kernels.rescale_with_bias, y.shape, p, rows[1], columns[1], array(bias), y)
+    share(product_kernels.rescale_with_bias, y.shape, p, rows[1], columns[1], array(bias), y)
     return torch.from_numpy(y)
 
 
@@ -51,7 +51,7 @@ def _long_linear(a: np.ndarray, b: np.ndarray, bias: Tensor | None) -> Tensor:
     collected = np.zeros((len(a), len(b)))
     for start in range(0, a.shape[1], CHUNK):
         rows, columns = (_quantised_rows(np.ascontiguousarray(x[:, start : start + CHUNK])) for x in (a, b))
-        share(kernels.accumulate, collected.shape, _product(rows, columns), rows[1], columns[1], collected)
+        share(product_kernels.accumulate, collected.shape, _product(rows, columns), rows[1], columns[1], collected)
     y = torch.from_numpy(collected).float()
     return y if bias is None else y + bias
 
@@ -66,7 +66,7 @@ def linear_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
         if len(w) <= CHUNK:
             return rounded(p, rows[1], columns[1])
         collected = np.zeros(p.shape) if collected is None else collected
-        share(kernels.accumulate, p.shape, p, rows[1], columns[1], collected)
+        share(product_kernels.accumulate, p.shape, p, rows[1], columns[1], collected)
     return torch.from_numpy(collected).float()
 
 
@@ -74,7 +74,7 @@ def add_weight_gradients(collected: Tensor, gradient: Tensor, x: Tensor, cu_seql
     g, rows, ends = array(gradient), array(x), np.array(pieces(cu_seqlens))
     kept = g.any(axis=1)
     columns = (np.empty(rows.shape), np.empty((len(ends) - 1, rows.shape[1])))
-    share(kernels.quantise_columns, rows.T.shape, rows, kept, ends, columns)
+    share(product_kernels.quantise_columns, rows.T.shape, rows, kept, ends, columns)
     share(_add_products, g.T.shape, g, kept, ends, columns, collected.numpy())
 
 
@@ -84,18 +84,18 @@ def _add_products(span: tuple[int, int], *arguments: Any) -> None:
     g, kept, ends, (q_x, scale_x), collected = arguments
     part = np.ascontiguousarray(g[:, start:end])
     q, scale = np.empty(part.shape), np.empty((len(ends) - 1, end - start))
-    kernels.quantise_columns((0, end - start), part, kept, ends, (q, scale))
+    product_kernels.quantise_columns((0, end - start), part, kept, ends, (q, scale))
     for block in range(0, end - start, ROWS_IN_CACHE):
         rows = slice(block, block + ROWS_IN_CACHE)
         found = collected[start:end][rows]
         for i, (first, last) in enumerate(pairwise(ends)):
             p = q[first:last, rows].T @ q_x[first:last]
-            kernels.accumulate((0, len(p)), p, scale[i, rows], scale_x[i], found)
+            product_kernels.accumulate((0, len(p)), p, scale[i, rows], scale_x[i], found)
 
 
 def add_column_sums(collected: Tensor, x: Tensor, cu_seqlens: Sequence[int]) -> None:
     values = array(x)
-    share(kernels.add_column_sums, values.T.shape, values, np.array(cu_seqlens), collected.numpy())
+    share(product_kernels.add_column_sums, values.T.shape, values, np.array(cu_seqlens), collected.numpy())
 
 
 def add_rows(collected: Tensor, ids: Tensor, rows: Tensor, cu_seqlens: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ def add_rows(collected: Tensor, ids: Tensor, rows: Tensor, cu_seqlens: Sequence[
     places = np.concatenate([places for _, places in found])
     starts = np.cumsum([0, *(len(ids) for ids, _ in found)])
     numbered = (unique, starts, places)
-    share(kernels.add_rows, values.T.shape, values, np.array(cu_seqlens), numbered, collected.numpy())
+    share(product_kernels.add_rows, values.T.shape, values, np.array(cu_seqlens), numbered, collected.numpy())
 
 
 def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -213,12 +213,12 @@ def _product(rows: tuple[np.ndarray, np.ndarray], columns: tuple[np.ndarray, np.
 
 def _quantised_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q, scale = np.empty(x.shape), np.empty(len(x))
-    share(kernels.quantise_rows, x.shape, x, q, scale)
+    share(product_kernels.quantise_rows, x.shape, x, q, scale)
     return q, scale
 
 
 def _quantised_columns(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     q, scale = np.empty(x.shape), np.empty((1, x.shape[1]))
     everything = (np.ones(len(x), np.bool_), np.array([0, len(x)]))
-    share(kernels.quantise_columns, x.T.shape, x, *everything, (q, scale))
+    share(product_kernels.quantise_columns, x.T.shape, x, *everything, (q, scale))
     return q, scale[0]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scratchlm.arithmetic import attention_kernels, kernels
+from scratchlm.arithmetic import attention_kernels, product_kernels
 from scratchlm.arithmetic.sharing import array, share
 
 NONE = np.empty((0, 0), np.float32)
@@ -20,7 +20,7 @@ def attention(
     visible = _visible(n_visible, query.shape)
     if T == 1 and factors is None:
         return _attend_once(query, key, value, visible)
-    (q_query, query_scale), (q_key, key_scale) = (_grouped(kernels.quantise_rows, x) for x in (query, key))
+    (q_query, query_scale), (q_key, key_scale) = (_grouped(product_kernels.quantise_rows, x) for x in (query, key))
     p = _batch_product(q_query, q_key.transpose(0, 2, 1)).reshape(-1, S)
     found = np.empty((B * H * T, S), np.float32)
     arrays = (p, (query_scale.reshape(-1), key_scale, 1.0 / math.sqrt(D)), visible, found)
@@ -48,7 +48,7 @@ def attention_gradients(
     shares = array(saved[0]).reshape(-1, S)
     dropped = NONE if factors is None else array(factors).reshape(-1, S)
     (q_gradient, gradient_scale), (q_value, value_scale) = (
-        _grouped(kernels.quantise_rows, x) for x in (gradient, value)
+        _grouped(product_kernels.quantise_rows, x) for x in (gradient, value)
     )
     p = _batch_product(q_gradient, q_value.transpose(0, 2, 1)).reshape(-1, S)
     slopes = np.empty((B * H * T, S), np.float32)

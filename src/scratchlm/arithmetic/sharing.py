@@ -13,7 +13,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from scratchlm.arithmetic import kernels
+from scratchlm.arithmetic import product_kernels
 from scratchlm.arithmetic.mode import n_threads
 
 WORTH_A_THREAD = 1 << 16  # numbers
@@ -58,5 +58,5 @@ def array(x: Tensor) -> np.ndarray:
 def rounded(p: np.ndarray, row_scale: np.ndarray, column_scale: np.ndarray) -> Tensor:
     """p · row_scale · column_scale: (M, N) float64, (M,), (N,) -> (M, N) float32."""
     y = np.empty(p.shape, np.float32)
-    share(kernels.rescale, y.shape, p, row_scale, column_scale, y)
+    share(product_kernels.rescale, y.shape, p, row_scale, column_scale, y)
     return torch.from_numpy(y)
