@@ -27,11 +27,11 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
 
-test: test-quick  ## the tests, including those that build the sample in clones
-	python -m pytest --numprocesses 2 --dist loadfile tests/pipeline
+test: test-quick  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
+	python -m pytest --numprocesses 2 --dist loadfile -m "long and not slow and not gpu"
 
-test-quick: $(READY)  ## the unit tests: no clone, no DVC, a minute
-	python -m pytest --numprocesses 2 tests/unit
+test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
+	python -m pytest --numprocesses 2 -m "not long and not slow and not gpu"
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network

@@ -16,6 +16,7 @@ from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run
 
 THREADS = torch.get_num_threads()
 SAMPLE = REPOSITORY / "data" / "sample"
+PIPELINE = REPOSITORY / "tests" / "pipeline"
 settings.register_profile("a machine may be busy", deadline=None)
 settings.load_profile("a machine may be busy")
 
@@ -27,6 +28,14 @@ class Inputs(NamedTuple):
     messages: Path
     instructions: Path
     vocabulary: Path  # a folder with encoder.json and vocab.bpe
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count every test of clones and DVC as a long one."""
+    for item in items:
+        if PIPELINE in item.path.parents:
+            item.add_marker("long")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -52,6 +52,7 @@ def is_ours(name: str) -> bool:
     return name.startswith("scratchlm.") and (REPOSITORY / "src" / name.replace(".", "/")).with_suffix(".py").is_file()
 
 
+@pytest.mark.long
 def test_importing_any_module_does_nothing(tmp_path):
     command = [sys.executable, "-c", IMPORT_PROBE, *MODULES]
     path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
@@ -129,6 +130,7 @@ def all_sections() -> list[type]:
     return [cls for cls in below(BaseModel) if cls not in (BaseModel, Section)]
 
 
+@pytest.mark.long
 def test_what_is_installed_is_what_the_lock_says(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     library, lock = Path("src/scratchlm"), Path("requirements.lock")

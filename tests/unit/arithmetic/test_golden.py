@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from itertools import cycle
 
 import pytest
 
 from scratchlm.arithmetic import autograd, mode, sharing
 from scratchlm.arithmetic.mode import exact_arithmetic
 from tests.clones import REPOSITORY
-from tests.golden import BATCHES, CASES, FILE, golden_hash
+from tests.golden import BATCHES, CASES, FILE, Batches, golden_hash
 
 EXPECTED = json.loads(FILE.read_text())
 OLD_PROCESSOR = {
@@ -52,12 +53,20 @@ def test_every_case_has_a_committed_hash() -> None:
     assert len(set(EXPECTED.values())) == len(CASES) - 1
 
 
+@pytest.mark.parametrize(("case", "batches"), zip(CASES, cycle(BATCHES)))
+def test_every_option_gives_its_golden_hash(case: str, batches: Batches) -> None:
+    with exact_arithmetic():
+        assert golden_hash(case, batches=[batches]) == EXPECTED[case]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
-def test_every_option_gives_its_golden_hash_whatever_the_batches(case: str) -> None:
+def test_batches_change_nothing(case: str) -> None:
     with exact_arithmetic():
         assert golden_hash(case, batches=BATCHES) == EXPECTED[case]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     monkeypatch.setattr(mode, "_n_threads", threads)
@@ -66,6 +75,7 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch, threads: int) -
         assert {case: golden_hash(case, batches=BATCHES[:1]) for case in FEW} == {case: EXPECTED[case] for case in FEW}
 
 
+@pytest.mark.long
 def test_plain_torch_gives_the_golden_hashes_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autograd, "REFERENCE_ONLY", True)
     with exact_arithmetic():
@@ -77,6 +87,7 @@ def test_float32_has_other_results() -> None:
 
 
 @on_x86
+@pytest.mark.long
 def test_the_code_for_an_old_processor_gives_the_golden_hashes() -> None:
     run_golden("--threads", "2", *few(), **OLD_PROCESSOR)
 

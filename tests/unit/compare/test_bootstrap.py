@@ -258,6 +258,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Of 1,000 draws, a share of 95 % has a standard deviation of 0.7 points.
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("n", [150, pytest.param(300, marks=pytest.mark.slow)])
 def test_intervals_of_classifiers_hold_the_truth_95_times_in_100(n: int) -> None:

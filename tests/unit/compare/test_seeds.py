@@ -16,7 +16,7 @@ def test_three_values_by_hand():
     assert row.minimum_detectable_difference == pytest.approx(4.302653 * 2**0.5)  # Student's t, from a table
 
 
-@pytest.mark.parametrize("n", [2, 5, 10])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (5, 10))])
 def test_nineteen_of_twenty_differences_of_equal_runs_are_below_the_minimum(n):
     draws = np.random.default_rng(3).normal(size=(20_000, n + 2))
     kept = [abs(a - b) <= spread(runs).minimum_detectable_difference for a, b, *runs in draws.tolist()]

@@ -282,6 +282,7 @@ for path in map(Path, sys.argv[1:]):
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     line = "It sat there, and there it sat; nobody knew for how long.\n"
     paths = [tmp_path / "small.txt", tmp_path / "large.txt"]

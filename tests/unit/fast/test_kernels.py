@@ -45,6 +45,7 @@ def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc has this setting, and no other")
 def test_freed_memory_is_kept_for_the_next_step() -> None:
     code = """

@@ -112,7 +112,9 @@ def exported(tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: 
     return tmp_path / "exported"
 
 
-@pytest.mark.parametrize("size", ["124M", "355M", "774M", "1558M"])
+@pytest.mark.parametrize(
+    "size", ["124M", *(pytest.param(size, marks=pytest.mark.long) for size in ("355M", "774M", "1558M"))]
+)
 def test_at_every_published_width_both_ways_give_transformers_logits_and_text(
     size: str, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:

@@ -108,6 +108,7 @@ def test_saving_twice_gives_the_same_bytes_and_replaces_the_folder(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "model"]
 
 
+@pytest.mark.long
 def test_another_process_writes_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from scratchlm.formats.native import load_gpt, save_gpt; "

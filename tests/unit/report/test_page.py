@@ -272,6 +272,7 @@ def test_nothing_outside_the_page_is_loaded(page: str) -> None:
     assert "@import" not in page
 
 
+@pytest.mark.long
 def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
     arguments = [text for name, path in options(project).items() for text in (f"--{name}", str(path))]
     pages = []

@@ -55,6 +55,7 @@ def test_the_interval_depends_on_its_seed_alone() -> None:
     assert np.random.random() == np.random.RandomState(1).random()
 
 
+@pytest.mark.long
 def test_the_interval_covers_the_true_mean_about_95_times_in_100() -> None:
     """For 40 normal values the percentile interval is expected to cover in 94.0 % (Student's t with 39 degrees).
 

@@ -57,11 +57,13 @@ def elsewhere() -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.long
 def test_metrics_learning_rates_and_charts_have_the_same_bits(elsewhere: Any) -> None:
     for name, value in json.loads(json.dumps(results())).items():
         assert elsewhere[0][name] == value, name
 
 
+@pytest.mark.long
 def test_the_libraries_functions_have_other_bits(elsewhere: Any) -> None:
     """Else the test above could not fail."""
     processor = Path("/proc/cpuinfo")
