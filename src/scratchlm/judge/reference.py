@@ -8,13 +8,14 @@ from scratchlm.judge.protocol import MAX_SCORE, Judgement
 
 
 class ReferenceJudge:
-    """100 for the reference answer, up to case, punctuation and spacing; else 50 times the token overlap (F1).
+    """100 for the reference answer, up to what `normalise` ignores; else 50 times the token overlap (F1).
 
     It underrates correct answers in other words: a deterministic yardstick, not a language model.
     Source of the overlap: Rajpurkar et al. 2016, section 6.1.
     """
 
-    identity: dict[str, Any] = {"backend": "reference", "version": 1}
+    # version: of what counts as the same text; scores of two versions are not comparable
+    identity: dict[str, Any] = {"backend": "reference", "version": 2}
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
         wanted, given = normalise(entry["output"]), normalise(response)
