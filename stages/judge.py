@@ -1,9 +1,11 @@
 """Score every response from 0 to 100."""
 
+import sys
 from pathlib import Path
 
 from scratchlm.judge.protocol import JudgeParams
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, control_records, judge_records, judge_scores
+from scratchlm.judge.trust import check_trust, failures
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_csv, write_json, write_table
 from scratchlm.run.params import Section, Seed, read_params
@@ -23,12 +25,15 @@ def main(run: Run, *, params: Path, responses: Path, judgements: Path, metrics: 
     run.checkpoint.require(judge.identity)
     judged = run.checkpoint.load_rows(len(records))
     with run.checkpoint.saving_rows(judged, JUDGEMENT_SCHEMA) as save_if_due:
-        for row in judge_records(judge, records, len(judged)):
-            judged.append(row)
+        for _ in judge_records(judge, records, judged):
             save_if_due()
+    found = judge_scores(judged, p.seed)
+    check_trust(judged, found)
+    for sentence in failures(judged):
+        print(f"judge: {sentence}", file=sys.stderr)
     write_table(judgements, judged, JUDGEMENT_SCHEMA)
     write_csv(scores, [{"model": row["model"], "score": row["score"]} for row in judged])
-    write_json(metrics, judge_scores(judged, p.seed) | {"judge": judge.identity})
+    write_json(metrics, found | {"judge": judge.identity})
 
 
 if __name__ == "__main__":

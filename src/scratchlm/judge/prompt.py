@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from scratchlm.judge.protocol import MAX_SCORE
 
@@ -31,11 +31,18 @@ QUESTION = """<task>
 </response>"""
 
 
+def _no_truth_value(score: Any) -> Any:
+    """Raises ValueError for true and false, which pydantic takes as 1 and 0."""
+    if isinstance(score, bool):
+        raise ValueError("must be a number")
+    return score
+
+
 class Verdict(BaseModel):  # its docstring is part of the schema that the model is given
     """What the judging model must reply: the reason first, so that the score follows from it."""
 
     reason: str
-    score: Annotated[int, Field(ge=0, le=MAX_SCORE)]
+    score: Annotated[int, Field(ge=0, le=MAX_SCORE), BeforeValidator(_no_truth_value)]
 
 
 def question(entry: Mapping[str, str], response: str) -> str:

@@ -7,11 +7,14 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import Judge, JudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
+from scratchlm.judge.trust import no_scores
 from scratchlm.tasks.intervals import mean_interval
 
 _COLUMNS = ("id", "model", "response", "score", "reason", "raw_reply")
+MAX_FAILED = 20
 JUDGEMENT_SCHEMA = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
 
 
@@ -30,24 +33,54 @@ def build_judge(params: JudgeParams) -> Judge:
 def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
     """Return `n` records of each control: the reference answer, another task's reference, and an empty response.
 
-    Their right scores are known. If a judge does not separate them, its other scores mean nothing.
+    Their right scores are known. If a judge does not separate them, its other scores mean nothing. A task has no such
+    control if no other task has another answer, or if its own answer is empty.
     """
     after = [dict(record) for record in records if record["model"] == "after"]
-    chosen, others = after[:n], [*after[1:], *after[:1]]
-    shuffled = zip(chosen, others, strict=False)
+    answers = [normalise(record["output"]) for record in after]
+    others = _next_different(answers)
+    chosen = list(zip(after, answers, others, strict=True))[:n]
     return [
-        *({**record, "model": "control_reference", "response": record["output"]} for record in chosen),
-        *({**record, "model": "control_shuffled", "response": other["output"]} for record, other in shuffled),
-        *({**record, "model": "control_empty", "response": ""} for record in chosen),
+        *({**record, "model": "control_reference", "response": record["output"]} for record, _, _ in chosen),
+        *(
+            {**record, "model": "control_shuffled", "response": after[other]["output"]}
+            for record, _, other in chosen
+            if other is not None
+        ),
+        *({**record, "model": "control_empty", "response": ""} for record, answer, _ in chosen if answer),
     ]
 
 
-def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]], n_done: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield a record of JUDGEMENT_SCHEMA for each response, once it is judged; the first `n_done` are skipped."""
-    for record in tqdm(records[n_done:], total=len(records), initial=n_done, desc="judge", unit="response"):
-        verdict = judge.score(record, record["response"])
-        named = {field: record[field] for field in ("id", "model", "response")}
-        yield named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
+def _next_different(answers: Sequence[str]) -> list[int | None]:
+    """Return for each answer the position of the next other one; the first follows the last."""
+    n = len(answers)
+    following: list[int | None] = [None] * n
+    for i in reversed([*range(n), *range(n)]):
+        after = (i + 1) % n
+        following[i] = after if answers[after] != answers[i] else following[after]
+    return following
+
+
+def judge_records(
+    judge: Judge, records: Sequence[Mapping[str, Any]], judged: list[dict[str, Any]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield a record of JUDGEMENT_SCHEMA for each response, once it is judged, and put it into `judged`.
+
+    judged: the first records of an unfinished run; those without a score are judged again.
+    Raises UserError if MAX_FAILED responses in a row have no score: the others would hardly have one.
+    """
+    judged = [] if judged is None else judged
+    waiting = [i for i in range(len(records)) if i >= len(judged) or judged[i]["score"] is None]
+    failed = 0
+    for i in tqdm(waiting, total=len(records), initial=len(records) - len(waiting), desc="judge", unit="response"):
+        verdict = judge.score(records[i], records[i]["response"])
+        named = {field: records[i][field] for field in ("id", "model", "response")}
+        row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
+        judged[i : i + 1] = [row]
+        yield row
+        failed = failed + 1 if verdict.score is None else 0
+        if failed == MAX_FAILED:
+            raise no_scores(f"{failed} responses in a row have no score", row)
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:

@@ -31,7 +31,13 @@ class RawAnswer(NamedTuple):
     body: bytes
 
 
-Answer = str | Refusal | RawAnswer
+class Reply(NamedTuple):
+    """A chat reply with other fields than usual; `message` replaces the whole message."""
+
+    fields: dict[str, Any]
+
+
+Answer = str | Refusal | RawAnswer | Reply
 
 
 class OllamaStandIn(ThreadingHTTPServer):
@@ -42,8 +48,8 @@ class OllamaStandIn(ThreadingHTTPServer):
     def __init__(self, handler: Callable[[Request], Answer]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.handler = handler
-        self.version: Answer = json.dumps({"version": "0.12.3"})
-        self.tags: Answer | None = None  # instead of the list of `models`
+        self.version: str | Refusal | RawAnswer = json.dumps({"version": "0.12.3"})
+        self.tags: str | Refusal | RawAnswer | None = None  # instead of the list of `models`
         self.models = {"llama3:latest": "365c0bd3c000", "llama3:70b": "786f3184aec0"}  # name with tag -> digest
         self.requests: list[Request] = []
 
@@ -71,9 +77,11 @@ class _Handler(BaseHTTPRequestHandler):
         if _with_tag(request["model"]) not in self.server.models:
             return self._send(Refusal(404, f"model '{request['model']}' not found"))
         answer = self.server.handler(request)
+        if isinstance(answer, Reply):
+            return self._send(json.dumps(_chat_reply(request, "") | answer.fields))
         return self._send(json.dumps(_chat_reply(request, answer)) if isinstance(answer, str) else answer)
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: str | Refusal | RawAnswer) -> None:
         if isinstance(answer, Refusal):
             self.send_response(answer.status)
             body = json.dumps({"error": answer.error}).encode()
@@ -118,7 +126,9 @@ def llama_server(gguf: Path, n_context: int) -> xllamacpp.Server:
 
 
 def _with_tag(name: str) -> str:
-    return name if ":" in name else f"{name}:latest"
+    """As Ollama completes names: it ignores case; its own registry and the tag `latest` are the defaults."""
+    name = name.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.split("/")[-1] else f"{name}:latest"
 
 
 def _tag(name: str, digest: str) -> dict[str, Any]:

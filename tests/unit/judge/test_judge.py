@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.judge import ollama as ollama_judge
 from scratchlm.judge import prompt
+from scratchlm.judge import server as server_module
 from scratchlm.judge.ollama import OllamaJudge
 from scratchlm.judge.prompt import INSTRUCTIONS, prompt_sha256
 from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
@@ -27,12 +28,24 @@ from scratchlm.judge.scoring import (
     judge_records,
     judge_scores,
 )
+from scratchlm.judge.trust import check_trust, failures
 from scratchlm.model.gpt import GPTModel
+from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import write_table
+from scratchlm.run.files import write_table, write_text
+from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.intervals import mean_interval
+from stages import judge as stage
 from tests.perturbed import perturbed
-from tests.unit.judge.ollama_stand_in import Answer, OllamaStandIn, RawAnswer, Refusal, llama_server, ollama_stand_in
+from tests.unit.judge.ollama_stand_in import (
+    Answer,
+    OllamaStandIn,
+    RawAnswer,
+    Refusal,
+    Reply,
+    llama_server,
+    ollama_stand_in,
+)
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
 GOOD = '{"reason": "It is right.", "score": 90}'
@@ -124,7 +137,7 @@ def test_the_reference_judge_compares_punctuation_where_there_is_nothing_else() 
 def test_the_reference_judge_says_that_it_is_one() -> None:
     judge = build_judge(ReferenceJudgeParams(backend="reference", controls=3))
     assert isinstance(judge, ReferenceJudge)
-    assert judge.identity == {"backend": "reference", "version": 1}
+    assert judge.identity == {"backend": "reference", "version": 2}
 
 
 # controls, records, scores
@@ -153,6 +166,18 @@ def test_controls_are_at_most_as_many_as_there_are_responses_and_may_be_none() -
     assert len(control_records(records, 9)) == 6
     assert control_records(records, 0) == []
     assert records == [record(name, "after", "?", output=name.upper()) for name in "ab"]
+
+
+def test_a_control_whose_right_score_is_not_known_is_left_out() -> None:
+    records = [record(name, "after", "?", output=output) for name, output in (("a", "Yes"), ("b", "yes."), ("c", ""))]
+    found = [(row["id"], row["model"], row["response"]) for row in control_records(records, 9)]
+    assert found == [
+        *((name, "control_reference", output) for name, output in (("a", "Yes"), ("b", "yes."), ("c", ""))),
+        *((name, "control_shuffled", output) for name, output in (("a", ""), ("b", ""), ("c", "Yes"))),
+        *((name, "control_empty", "") for name in "ab"),
+    ]
+    alike = [record(name, "after", "?", output="Yes") for name in "ab"]
+    assert "control_shuffled" not in {row["model"] for row in control_records(alike, 9)}
 
 
 def test_the_reference_judge_passes_its_own_controls() -> None:
@@ -204,9 +229,13 @@ def test_judge_parameters_are_told_apart_by_their_backend() -> None:
     assert isinstance(adapter.validate_python({"backend": "reference", "controls": 2}), ReferenceJudgeParams)
     assert isinstance(adapter.validate_python(ollama_params().model_dump()), OllamaJudgeParams)
     for change in (
-        {"host": "localhost:11434"},
-        {"host": "http://here/api"},
         {"timeout_seconds": 0.0},
+        {"timeout_seconds": float("inf")},
+        {"timeout_seconds": float("nan")},
+        {"timeout_seconds": 1e18},
+        {"seed": 2**31},
+        {"context_tokens": 10**9},
+        {"max_new_tokens": 2048},  # as many as context_tokens
         {"retries": 11},
         {"retries": -1},
         {"model": ""},
@@ -216,6 +245,53 @@ def test_judge_parameters_are_told_apart_by_their_backend() -> None:
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(ollama_params().model_dump() | change)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://localhost:11434",
+        "https://judge.example/",
+        "http://10.0.0.7:80",
+        "http://[::1]:11434",
+        "http://my_service:1",
+        f"http://{'a' * 63}.example",
+    ],
+)
+def test_addresses_that_a_server_can_have(host: str) -> None:
+    assert ollama_params(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost:11434",
+        "ftp://here",
+        "http://here/api",
+        "http://here?x",
+        "http://here#x",
+        "http://me:secret@here",
+        "http://here:99999",
+        "http://here:0",
+        "http://here:abc",
+        "http://here:",
+        "http://[",
+        "http://[zz]",
+        "http://[::1",
+        "http://",
+        "http:// ",
+        "http://a b",
+        "http://a..b",
+        "http://here\n",
+        "http://he\0re",
+        "http://here:\uff11",  # a digit to Unicode
+        f"http://{'a' * 64}.example",
+        f"http://{'a.' * 127}example",
+    ],
+)
+def test_addresses_that_no_server_can_have_are_refused_before_any_work(host: str) -> None:
+    with pytest.raises(ValidationError, match="http://localhost:11434"):
+        ollama_params(host=host)
 
 
 # what the judging model is asked
@@ -235,8 +311,8 @@ def test_every_decoding_setting_is_in_options(serve: Serve) -> None:
     }
     assert body["stream"] is False
     assert body["model"] == "llama3"
-    assert set(body) <= {"model", "messages", "stream", "format", "options", "tools"}
-    assert not body.get("tools")
+    assert (body["think"], body["truncate"], body["shift"]) == (False, False, False)
+    assert set(body) == {"model", "messages", "stream", "format", "options", "think", "truncate", "shift"}
 
 
 def test_the_schema_asks_for_the_reason_before_the_score(serve: Serve) -> None:
@@ -316,6 +392,12 @@ def test_other_angle_brackets_reach_the_judge_unchanged(serve: Serve) -> None:
         '{"reason": "x", "score": 90.5}',
         '{"reason": "x", "score": "high"}',
         '{"reason": 1, "score": 90}',
+        '{"reason": "x", "score": true}',
+        '{"reason": "half a pair \\ud83d", "score": 90}',
+        "<think>It is right</think>",
+        '<think>{"reason": "x", "score": 90}',
+        "[" * 5000,
+        '{"reason": "x", "score": ' + "9" * 5000 + "}",
     ],
 )
 def test_a_reply_that_breaks_the_schema_is_asked_for_again_and_then_counted_as_failed(
@@ -326,6 +408,50 @@ def test_a_reply_that_breaks_the_schema_is_asked_for_again_and_then_counted_as_f
     assert verdict == Judgement(None, "", reply)
     assert [body["options"]["seed"] for body in server.requests] == [123, 124, 125]
     assert waits == []
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        f'<think>\nFirst {{"score": 3}}.\n</think>\n\n{GOOD}',
+        f"First a thought, whose tag is in the prompt.</think>{GOOD}",
+        f"```json\n{GOOD}\n```",
+        f"<think></think>```\n{GOOD}```",
+    ],
+)
+def test_thoughts_before_a_reply_and_a_fence_around_it_are_no_part_of_it(serve: Serve, reply: str) -> None:
+    assert judge_at(serve(reply)).score(ENTRY, "Paris") == Judgement(90.0, "It is right.", reply)
+
+
+def test_a_tag_within_the_reason_is_part_of_it(serve: Serve) -> None:
+    reply = '{"reason": "It ends in </think>.", "score": 7}'
+    assert judge_at(serve(reply)).score(ENTRY, "Paris") == Judgement(7.0, "It ends in </think>.", reply)
+
+
+def test_thoughts_alone_are_a_failure_that_shows_them(serve: Serve) -> None:
+    server = serve(Reply({"message": {"content": "", "thinking": "Hmm, but"}, "done_reason": "length"}))
+    assert judge_at(server).score(ENTRY, "Paris") == Judgement(None, ollama_judge.REPLY_CUT, "Hmm, but")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply({"message": {"content": GOOD}, "prompt_eval_count": 2048}),
+        Reply({"message": {"content": GOOD}, "prompt_eval_count": 2047}),
+        Refusal(400, "the request exceeds the available context size (3000 tokens), try increasing it"),
+    ],
+)
+def test_a_question_that_the_server_cuts_has_no_score_and_says_so(serve: Serve, answer: Answer) -> None:
+    server = serve(answer)
+    verdict = judge_at(server).score(ENTRY, "Paris")
+    assert (verdict.score, verdict.reason) == (None, ollama_judge.QUESTION_CUT)
+    assert len(server.requests) == 1  # it would be cut again
+
+
+@pytest.mark.parametrize("fields", [{"prompt_eval_count": 2000}, {"prompt_eval_count": None}, {"message": {}}])
+def test_other_counts_are_no_cut(serve: Serve, fields: dict[str, Any]) -> None:
+    server = serve(Reply({"message": {"content": GOOD}} | fields))
+    assert judge_at(server).score(ENTRY, "Paris").score == (90 if "message" not in fields else None)
 
 
 @pytest.mark.parametrize("score", [0, 100])
@@ -354,7 +480,91 @@ def test_failed_replies_are_kept_and_counted_in_the_scores(serve: Serve) -> None
     assert (scores["responses"], scores["failures"], scores["mean_score"]) == (3, 1, 50.0)
 
 
+def test_many_failures_in_a_row_end_the_run_and_are_asked_again_by_the_next(serve: Serve) -> None:
+    records = [record(str(i), "after", "Paris") for i in range(30)]
+    judged: list[dict[str, Any]] = []
+    with pytest.raises(UserError, match=r"^20 responses in a row have no score; the last reply was 'nonsense'; choose"):
+        list(judge_records(judge_at(serve(GOOD, "nonsense"), retries=0), records, judged))
+    assert [row["score"] for row in judged] == [90.0] + [None] * 20
+    server = serve(GOOD)
+    asked = list(judge_records(judge_at(server), records, judged))
+    assert len(asked) == len(server.requests) == 29
+    assert [row["id"] for row in judged] == [row["id"] for row in records]
+    assert {row["score"] for row in judged} == {90.0}
+
+
+# trust
+
+
+def of_scores(**scores: list[float | None]) -> list[dict[str, Any]]:
+    return [
+        {"model": model, "score": score, "reason": "", "raw_reply": "?"} for model in scores for score in scores[model]
+    ]
+
+
+@pytest.mark.parametrize(
+    "judged",
+    [
+        of_scores(after=[3.0, None, 5.0]),
+        of_scores(after=[3.0], control_reference=[90.0, 80.0], control_shuffled=[10.0, 30.0], control_empty=[0.0, 0.0]),
+        of_scores(after=[3.0], control_reference=[90.0, 80.0], control_empty=[0.0, 5.0]),
+        of_scores(after=[3.0], control_reference=[1.0]),
+    ],
+)
+def test_scores_that_mean_something_pass(judged: list[dict[str, Any]]) -> None:
+    check_trust(judged, judge_scores(judged, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("judged", "sentence"),
+    [
+        (of_scores(after=[None, None]), r"^2 of 2 responses \(after\) have no score; the last reply was '\?'; choose"),
+        (of_scores(before=[None, 1.0], after=[2.0, 2.0]), r"^1 of 2 responses \(before\) have no score; "),
+        (of_scores(after=[2.0], control_reference=[50.0], control_shuffled=[50.0]), r"reference 50 \(50 to 50\), shuf"),
+        (of_scores(after=[2.0], control_reference=[50.0], control_empty=[70.0]), r"does not separate its controls"),
+        (
+            of_scores(control_reference=[90.0, 20.0, 90.0], control_shuffled=[10.0, 60.0, 0.0]),
+            r"raise judge\.controls if only the intervals overlap$",
+        ),
+    ],
+)
+def test_scores_that_mean_nothing_are_refused(judged: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_trust(judged, judge_scores(judged, seed=1))
+
+
+def test_failures_are_named_by_their_reason() -> None:
+    judged = [{"score": 1.0}, *({"score": None, "reason": reason} for reason in ("it was cut", "", "it was cut"))]
+    assert failures(judged) == [
+        "2 of 4 responses have no score: it was cut",
+        "1 of 4 responses have no score: no reply had the form of a verdict",
+    ]
+
+
+def test_the_stage_fails_with_a_judge_that_cannot_be_trusted_and_writes_nothing(serve: Serve, tmp_path: Path) -> None:
+    rows = [record(str(i), "after", "Paris") for i in range(3)]
+    write_table(tmp_path / "responses.parquet", rows, RESPONSE_SCHEMA)
+    params = {"seed": 1, "judge": ollama_params(host=serve("nonsense").host, retries=0).model_dump()}
+    write_text(tmp_path / "params.yaml", json.dumps(params))
+    paths = {name: tmp_path / name for name in ("judgements", "metrics", "scores")}
+    with pytest.raises(UserError, match=r"^3 of 3 responses \(after\) have no score"):
+        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses.parquet", **paths)
+    assert not any(path.exists() for path in paths.values())
+
+
 # a server in trouble
+
+SHAPES = [
+    b"soon",
+    b"{}",
+    b"[]",
+    b"null",
+    b"5",
+    b"[" * 100_000,
+    b'{"version": []}',
+    b'{"models": [null]}',
+    b"\xff",
+]  # of JSON, and none
 
 
 def test_a_busy_server_is_waited_for_longer_each_time(
@@ -457,7 +667,7 @@ def test_a_server_that_does_not_answer_in_time_is_said_with_the_parameter(serve:
     )
 
 
-@pytest.mark.parametrize("body", [b"<html>It works!</html>", b"{}"])
+@pytest.mark.parametrize("body", [b"<html>It works!</html>", *SHAPES])
 def test_another_program_at_the_address_is_not_taken_for_ollama(serve: Serve, body: bytes) -> None:
     server = serve()
     server.tags = RawAnswer(body)
@@ -473,11 +683,18 @@ def test_a_list_of_models_that_is_refused_is_said_with_its_status(serve: Serve) 
         judge_at(server)
 
 
-@pytest.mark.parametrize("answer", [RawAnswer(b"soon"), RawAnswer(b"{}"), Refusal(404, "not found")])
-def test_a_server_that_does_not_report_its_version_is_refused(serve: Serve, answer: Answer) -> None:
+@pytest.mark.parametrize("body", SHAPES)
+def test_a_server_that_does_not_report_its_version_is_refused(serve: Serve, body: bytes) -> None:
     server = serve()
-    server.version = answer
-    with pytest.raises(UserError, match=rf"^Ollama at {server.host} did not report its version \(.*start it with"):
+    server.version = RawAnswer(body)
+    with pytest.raises(UserError, match=rf"^Ollama at {server.host} did not report its version; start it with"):
+        judge_at(server)
+
+
+def test_an_error_in_place_of_the_version_is_said(serve: Serve) -> None:
+    server = serve()
+    server.version = Refusal(404, "not found")
+    with pytest.raises(UserError, match=rf"^Ollama at {server.host} answered 404 \(not found\); start it with"):
         judge_at(server)
 
 
@@ -486,14 +703,97 @@ def test_a_reply_that_is_not_the_protocols_is_a_failure(serve: Serve) -> None:
     assert judge.score(ENTRY, "Paris").score is None
 
 
+def test_a_redirect_is_not_followed_but_said(serve: Serve) -> None:
+    server = serve()
+    server.version = Refusal(301, "moved")
+    with pytest.raises(UserError, match=r" answered 301 \(moved\); start it with"):
+        judge_at(server)
+
+
+def test_an_answer_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LIMIT_BYTES", 1000)
+    server = serve()
+    server.version = RawAnswer(b" " * 1001)
+    with pytest.raises(UserError, match=" answered with more than 1000 bytes; "):
+        judge_at(server)
+
+
+def test_an_answer_that_comes_byte_by_byte_has_to_come_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(200):
+                    connection.sendall(b" ")
+                    time.sleep(0.02)
+
+        threading.Thread(target=drip, daemon=True).start()
+        host = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UserError, match=r" cannot be reached \(timed out\); start it with"):
+            OllamaJudge(ollama_params(host=host, timeout_seconds=0.2))
+
+
+# proxies
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Sets one proxy variable and unsets the others."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch.setenv
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "http://[", "nonsense"])
+def test_this_machines_server_is_not_asked_through_a_proxy(
+    serve: Serve, proxied: Callable[[str, str], None], name: str, proxy: str
+) -> None:
+    server = serve()
+    proxied(name, proxy)
+    judge_at(server)
+    OllamaJudge(ollama_params(host=server.host.replace("127.0.0.1", "localhost")))
+
+
+@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:9", "socks5h://me:secret@127.0.0.1:9", "http://["])
+def test_a_proxys_failure_is_not_said_of_the_server(proxied: Callable[[str, str], None], proxy: str) -> None:
+    proxied("ALL_PROXY", proxy)
+    with pytest.raises(UserError) as failure:
+        OllamaJudge(ollama_params(host="http://judge.invalid:11434"))
+    sentence = str(failure.value)
+    assert sentence.startswith("Ollama at http://judge.invalid:11434, asked through the proxy ")
+    assert "; if it needs no proxy, add judge.invalid to NO_PROXY, else correct the proxy or start it with" in sentence
+    assert "secret" not in sentence
+
+
+def test_the_page_of_a_proxy_is_not_taken_for_ollamas(serve: Serve, proxied: Callable[[str, str], None]) -> None:
+    server = serve()
+    proxied("http_proxy", server.host)  # it answers 404 to what is asked of a proxy
+    with pytest.raises(UserError, match=rf"asked through the proxy {server.host}, answered 404 \(404 page not found\)"):
+        OllamaJudge(ollama_params(host="http://judge.invalid"))
+
+
 # identity
 
 
 @pytest.mark.parametrize(
-    ("model", "digest"), [("llama3", "365c0bd3c000"), ("llama3:latest", "365c0bd3c000"), ("llama3:70b", "786f3184aec0")]
+    ("model", "digest"),
+    [
+        ("llama3", "365c0bd3c000"),
+        ("llama3:latest", "365c0bd3c000"),
+        ("llama3:70b", "786f3184aec0"),
+        ("Llama3", "365c0bd3c000"),
+        ("library/llama3", "365c0bd3c000"),
+        ("registry.ollama.ai/library/llama3:70B", "786f3184aec0"),
+        ("localhost:5000/team/judge", "aa"),
+    ],
 )
 def test_a_bare_name_is_the_latest_tag(serve: Serve, model: str, digest: str) -> None:
     server = serve()
+    server.models["localhost:5000/team/judge:latest"] = "aa"
     judge = judge_at(server, model=model)
     assert (judge.identity["model"], judge.identity["model_digest"]) == (model, digest)
     judge.score(ENTRY, "Paris")
