@@ -6,6 +6,7 @@ from collections.abc import Callable
 import typer
 
 from scratchlm.cli import models, pipeline
+from scratchlm.run.display import printable
 from scratchlm.run.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,7 +33,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        sys.exit(f"scratchlm: {error}")
+        sys.exit(f"scratchlm: {printable(str(error))}")
 
 
 if __name__ == "__main__":

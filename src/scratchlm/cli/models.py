@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from scratchlm.run.display import printable, say
 from scratchlm.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def classify(
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
     texts = padded_texts([words.encode(text)], words.end_token_id, settings["padded_tokens"])
     (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
-    typer.echo(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
+    say(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
 
 
 def export(
@@ -92,7 +93,7 @@ def export(
         save_huggingface(output, gpt, tokenizer, text)
     else:
         save_gguf(output, gpt, tokenizer, text, half=half)
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def import_model(
@@ -108,7 +109,7 @@ def import_model(
     tokenizer = load_huggingface_tokenizer(folder)
     save_gpt(output / "model", load_huggingface(folder))
     save_byte_pairs(output / "tokenizer", *tokenizer)
-    typer.echo(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+    say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
 
 
 def _load(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:
@@ -143,7 +144,7 @@ def _printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
         token_ids.append(token_id)
         text = tokenizer.decode(token_ids)
         if not text.endswith("\ufffd"):
-            print(text.removeprefix(shown), end="", flush=True)
+            print(printable(text.removeprefix(shown)), end="", flush=True)
             shown = text
 
     return add

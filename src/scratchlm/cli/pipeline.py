@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from scratchlm.run.display import say
+
 TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
 Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
 
@@ -17,14 +19,14 @@ def results() -> None:
 
     head, align = ["", "", "before training", "result", "95 % interval"], ["left", "left", "right", "right", "right"]
     lines = read_headline(Path("params.yaml"), Path("metrics"))
-    typer.echo(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
+    say(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def status() -> None:
     """Say whether the results in the workspace are those of the last commit, and keep those of another processor."""
     from scratchlm.verify.status import status
 
-    typer.echo(status(Path()))
+    say(status(Path()))
 
 
 def repair() -> None:
@@ -32,12 +34,12 @@ def repair() -> None:
     from scratchlm.run.watchdog import repair
 
     for sentence in repair():
-        typer.echo(sentence)
+        say(sentence)
     if Path("dvc.lock").exists() and Path(".dvc").is_dir():
         from scratchlm.compare.builds import prefer_run_cache
 
         if prefer_run_cache(Path()):
-            typer.echo("dvc.lock names outputs that are not here; `dvc repro` looks for other results in its run cache")
+            say("dvc.lock names outputs that are not here; `dvc repro` looks for other results in its run cache")
 
 
 def verify(
@@ -50,7 +52,7 @@ def verify(
     from scratchlm.verify.verify import verify
 
     result = verify(Path(), against, stages or [])
-    typer.echo((verification_json if format == "json" else verification_text)(result))
+    say((verification_json if format == "json" else verification_text)(result))
     raise typer.Exit(bool(result.faults))
 
 
@@ -70,9 +72,9 @@ def compare(
         check_chart_path(plot)
     comparisons = compare_revisions(revisions)
     if format == "json":
-        typer.echo(comparison_json(comparisons))
+        say(comparison_json(comparisons))
     else:
-        typer.echo(comparison_text(comparisons, everything=all, markdown=format == "markdown"))
+        say(comparison_text(comparisons, everything=all, markdown=format == "markdown"))
     if plot:
         write_comparison_chart(plot, comparisons)
 
@@ -94,10 +96,10 @@ def seeds(
     results = run_seeds(Path(), stage, seeds, keep=keep)
     metrics = spreads(list(results.values()))
     if format == "json":
-        typer.echo(seeds_json(stage, results, metrics))
+        say(seeds_json(stage, results, metrics))
     else:
         runs = f"{seeds} runs with seeds {min(results)} to {max(results)}"
-        typer.echo(f"{stage}, {runs}, on the same data and base model\n\n{seeds_text(metrics)}")
+        say(f"{stage}, {runs}, on the same data and base model\n\n{seeds_text(metrics)}")
     if plot:
         write_seeds_chart(plot, f"{stage}, {seeds} seeds", metrics)
 
@@ -109,4 +111,4 @@ def build(
     from scratchlm.compare.builds import build
 
     build(Path(), revisions)
-    typer.echo(" ".join(revisions))
+    typer.echo(" ".join(revisions))  # as given: for the shell

@@ -14,6 +14,7 @@ from scratchlm.compare.seeds import Spread, split
 from scratchlm.compare.text import difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import format_number
+from scratchlm.run.display import one_line
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
@@ -66,7 +67,7 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
             axis.plot([row.mean - half, row.mean + half], [0, 0], color="#bbbbbb", linewidth=6, solid_capstyle="butt")
             axis.plot(row.values, [0] * len(row.values), "o", color=FIRST, markersize=5, alpha=0.7)
             axis.plot([row.mean], [0], "|", color=SECOND, markersize=14)
-            axis.set_ylabel(name, rotation=0, ha="right", va="center")
+            axis.set_ylabel(one_line(name), rotation=0, ha="right", va="center")
             axis.set_yticks([])
             axis.spines[["left", "right", "top"]].set_visible(False)
 
@@ -81,9 +82,9 @@ def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> 
         axis.plot([scale * row.difference], [y], "o", color=colour, markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(xlim=(-1.08, 1.08), ylim=(len(rows) - 0.5, -0.5), xticks=[])
-    axis.set_title(f"{comparison.second} compared with {comparison.first}")
+    axis.set_title(one_line(f"{comparison.second} compared with {comparison.first}"))
     axis.set_xlabel("← worse     difference with its 95 % interval, each metric on its own scale     better →")
-    values = [f"{row.metric}  {format_number(row.first)} → {format_number(row.second)}" for row in rows]
+    values = [f"{one_line(row.metric)}  {format_number(row.first)} → {format_number(row.second)}" for row in rows]
     axis.set_yticks(range(len(rows)), values)
     right = axis.secondary_yaxis("right")
     right.set_yticks(range(len(rows)), ["{} ({})".format(*difference_cells(row)) for row in rows])
@@ -95,11 +96,16 @@ def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> 
 
 @contextmanager
 def _saved_figure(path: Path, name: str, height: float, font_size: float) -> Iterator[Figure]:
-    """Yield a figure that is saved when the block ends; the user's matplotlibrc is ignored. height: in inches."""
+    """Yield a figure that is saved when the block ends. The user's matplotlibrc is ignored, a $ begins no formula.
+
+    height: in inches.
+    """
     check_chart_path(path)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"font.size": font_size, "svg.fonttype": "none", "svg.hashsalt": name})
+        matplotlib.rcParams.update(
+            {"font.size": font_size, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": name}
+        )
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         yield figure
         with atomic_write(path) as temporary:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -13,6 +13,7 @@ from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import SAME, Comparison, Row
 from scratchlm.compare.seeds import Spread, difference_factor, split
 from scratchlm.report.tables import NONE, format_number
+from scratchlm.run import display
 from scratchlm.tasks.intervals import CONFIDENCE
 
 WIDTH = 120
@@ -56,10 +57,11 @@ def seeds_text(metrics: Mapping[str, Spread]) -> str:
     """A table of the metrics that vary, a line with those that do not, and the meaning of the last column."""
     varying, constant = split(metrics)
     head = ["metric", "mean", "sd", "min", "max", "minimum detectable difference"]
-    rows = [[name, *map("{:.4g}".format, row[1:])] for name, row in varying.items()]
+    rows = [[display.one_line(name), *map("{:.4g}".format, row[1:])] for name, row in varying.items()]
     parts = [_table(head, rows)] if varying else []
     if constant:
-        parts.append(f"The same in all runs: {', '.join(f'{name} {row.mean:.10g}' for name, row in constant.items())}.")
+        same = ", ".join(f"{display.one_line(name)} {row.mean:.10g}" for name, row in constant.items())
+        parts.append(f"The same in all runs: {same}.")
     if varying:
         n = len(next(iter(varying.values())).values)
         parts.append(
@@ -76,15 +78,17 @@ def seeds_json(stage: str, seeds: Iterable[int], metrics: Mapping[str, Spread]) 
 
 
 def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
-    first, second, rows = comparison.first, comparison.second, comparison.rows
+    show = display.markdown if markdown else display.one_line
+    first, second = comparison.first, comparison.second
+    rows = [row._replace(metric=show(row.metric), note=show(row.note)) for row in comparison.rows]
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
     judged = [row for row in rows if row.verdict and (everything or row.verdict != SAME)]
     same = [row.metric for row in rows if row.verdict == SAME and not everything]
     other = [row for row in rows if not row.verdict and row.difference is not None]
     if not everything:
         other = [row for row in other if row.difference and not re.search(DERIVED, row.metric)]
-    names = [cut(revision.name, NAME_CHARACTERS) for revision in (first, second)]
-    title = f"{second} compared with {first}"
+    names = [show(cut(revision.name, NAME_CHARACTERS)) for revision in (first, second)]
+    title = f"{show(str(second))} compared with {show(str(first))}"
     parts = [f"### {title}" if markdown else title]
     if judged:
         cells = [_judged_cells(row, notes) for row in judged]
@@ -96,23 +100,22 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
         table = _table(["other tracked metrics", *names, "change"], cells, markdown)
         folded = f"<details><summary>other tracked metrics: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)
-    parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes))]))
+    parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes, show))]))
     parts += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
     for revision, lacks_it in ((first, "second"), (second, "first")):
         lacking = [row.metric for row in rows if getattr(row, lacks_it) is None]
         if files := dict.fromkeys(f"metrics/{metric.split('.')[0]}.json" for metric in lacking):
-            parts.append(f"Only {revision.name} has {', '.join(files)}.")
-    parts += [f"{warning}." for warning in comparison.warnings]
+            parts.append(f"Only {show(revision.name)} has {', '.join(files)}.")
+    parts += [f"{show(warning)}." for warning in comparison.warnings]
     if any(row.interval for row in judged):
         parts.append(MEANING)
     return "\n\n".join(parts) if markdown else _paragraphs(parts)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    cells = [[cell.replace("|", "\\|") if markdown else cell for cell in row] for row in (head, *rows)]
     align = ["left" if name in ("verdict", head[0]) else "right" for name in head]
     form = "pipe" if markdown else "simple"
-    return tabulate(cells[1:], cells[0], tablefmt=form, disable_numparse=True, colalign=align)
+    return tabulate(rows, head, tablefmt=form, disable_numparse=True, colalign=align)
 
 
 def _paragraphs(parts: Iterable[str]) -> str:
@@ -150,17 +153,17 @@ def _about(count: int) -> str:
     return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 1,000,000"
 
 
-def _change_lines(changes: Changes) -> list[str]:
+def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
     def value(of: Any) -> str:
-        return cut(format_number(of), VALUE_CHARACTERS)
+        return show(cut(format_number(of), VALUE_CHARACTERS))
 
     def hash_(of: str | None) -> str:
-        return format_number(of)[:HASH_CHARACTERS]
+        return show(format_number(of)[:HASH_CHARACTERS])
 
-    lines = [f"parameters: {c.name} {value(c.old)} → {value(c.new)}" for c in changes.parameters]
-    lines += [f"packages: {c.name} {value(c.old)} → {value(c.new)}" for c in changes.packages]
-    lines += [f"data: {c.name} {hash_(c.old)} → {hash_(c.new)}" for c in changes.data]
-    lines += [f"code: {c.name} ({first_few(c.stages)})" for c in changes.code]
+    lines = [f"parameters: {show(c.name)} {value(c.old)} → {value(c.new)}" for c in changes.parameters]
+    lines += [f"packages: {show(c.name)} {value(c.old)} → {value(c.new)}" for c in changes.packages]
+    lines += [f"data: {show(c.name)} {hash_(c.old)} → {hash_(c.new)}" for c in changes.data]
+    lines += [f"code: {show(c.name)} ({show(first_few(c.stages))})" for c in changes.code]
     return lines or ["nothing in parameters, packages, data or code"]
 
 

@@ -23,6 +23,7 @@ STYLE: Any = {
     "svg.hashsalt": "",  # else ids are random
     "svg.fonttype": "none",  # text as text: smaller, selectable, in the page's font
     "path.simplify": False,  # leaves out points of long lines by a threshold that a last bit could cross
+    "text.parse_math": False,  # a $ begins no formula
     "font.size": 9.0,
     "grid.linewidth": 0.6,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),

@@ -14,6 +14,7 @@ from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_c
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.run.display import printable
 from scratchlm.run.files import missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.nested import flattened
 from scratchlm.run.params import load_yaml
@@ -124,7 +125,7 @@ def render(report: Report) -> str:
         judged=judged,
         sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
-    return page.strip() + "\n"
+    return printable(page.strip()) + "\n"
 
 
 def shown_params(params: Mapping[str, Any]) -> dict[str, Any]:

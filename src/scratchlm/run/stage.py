@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scratchlm.run.code import refuse_foreign_library, refuse_other_code
 from scratchlm.run.context import Run
+from scratchlm.run.display import printable
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import stale_temporary_files
 from scratchlm.run.pipeline import cache_key, code_record, read_stages
@@ -48,7 +49,7 @@ def start(main: Callable[..., None]) -> None:
             main(run, **paths)
             run.checkpoint.finish()
     except UserError as error:
-        sys.exit(f"{run.stage}: {error}")
+        sys.exit(f"{run.stage}: {printable(str(error))}")
     except KeyboardInterrupt:
         position = run.checkpoint.position
         remedy = f"Run `dvc repro` to resume from {position}" if position else "`dvc repro` runs this stage again"

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -88,3 +89,11 @@ def test_seeds_without_any_variation_are_nothing_to_draw(tmp_path: Path) -> None
     with pytest.raises(UserError, match="no metric varies"):
         write_seeds_chart(tmp_path / "noise.svg", "two runs", spreads(RUNS[:1] * 2))
     assert not list(tmp_path.iterdir())
+
+
+def test_no_name_is_a_formula_or_a_control_character_in_a_chart(tmp_path: Path) -> None:
+    rows = [Row("a$x^{$_b\x1b\0\u202e", 1.0, 2.0, 1.0, BETTER, (0.5, 1.5), 9)]
+    write_comparison_chart(tmp_path / "c.svg", [comparison(*rows)._replace(second="br$an$ch")])  # type: ignore[arg-type]
+    drawing = (tmp_path / "c.svg").read_text(encoding="utf-8")
+    assert "br$an$ch compared with main" in drawing and "a$x^{$_b\\u001b\\u0000\\u202e" in drawing
+    ElementTree.fromstring(drawing)

@@ -1,7 +1,9 @@
+import html
 import json
 import re
 
 import pytest
+from markdown_it import MarkdownIt
 
 from scratchlm.compare.changes import Change, Changes
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row
@@ -120,8 +122,50 @@ def test_markdown_is_a_table_with_the_same_cells() -> None:
     assert cells == [
         "finetune_spam.test.accuracy", "0.96", "0.98", "+0.0200", "−0.0132 to +0.0526", "150", "no evidence (1,200)"
     ]  # fmt: skip
-    assert page.startswith("### a|b (1234567) compared with main (1234567)\n")
+    assert page.startswith("### a&#124;b (1234567) compared with main (1234567)\n")
     assert page.index("<details>") < page.index(tables[1][2]) < page.index("</details>")
+
+
+EVIL = "\x1b[31mX\u202e a|b\n\n### @team <img src=http://x> `_"
+EVIL_CHANGES = Changes(
+    [Change(EVIL, EVIL, [EVIL])], [Change(EVIL, EVIL, EVIL)], [Change(EVIL, EVIL, EVIL)], [Change(EVIL, 1, 2, (EVIL,))]
+)
+EVIL_ROWS = [
+    Row(EVIL, 1.0, 2.0, 1.0, WORSE, (0.5, 1.5), 9, None, EVIL),
+    Row(f"{EVIL}2", 1.0, 1.0, 0.0, SAME),
+    Row(f"{EVIL}3", 1.0, 2.0, 1.0),
+    Row(f"{EVIL}4", None, 2.0, None),
+]
+
+
+def evil_comparison() -> Comparison:
+    return comparison(EVIL, EVIL_CHANGES, EVIL_ROWS)._replace(warnings=[EVIL])
+
+
+def test_no_name_or_value_adds_a_line_or_acts_on_the_terminal() -> None:
+    text, harmless = comparison_text([evil_comparison()]), comparison_text([comparison("a", EVIL_CHANGES, EVIL_ROWS)])
+    assert not set(text) & {"\x1b", "\u202e"}
+    assert "\n###" not in text
+    lines = [line for line in text.splitlines() if "compared with" not in line and "metrics/" not in line]
+    assert sum(line.startswith(("- ", "[1]")) for line in lines) == 5
+    assert text.count("\n-----") == harmless.count("\n-----")
+    assert "\x1b" not in seeds_text({EVIL: spreads(RUNS)["test.loss"], f"{EVIL}c": spreads(RUNS)["parameters"]})
+
+
+def test_no_name_or_value_is_markup_or_a_mention_in_a_comment() -> None:
+    page = comparison_text([evil_comparison()], markdown=True)
+    rendered = MarkdownIt("commonmark").enable("table").render(page)
+    assert set(re.findall(r"<(\w+)", rendered)) == {
+        "h3", "table", "thead", "tbody", "tr", "th", "td", "p", "ul", "li", "details", "summary", "code"
+    }  # fmt: skip
+    assert "<code>" not in rendered.replace("<code>scratchlm seeds</code>", "")
+    assert "@team" not in html.unescape(rendered) and "#@" not in html.unescape(rendered)
+    assert rendered.count("<table") == 2 and rendered.count("<li>") == 4 and rendered.count("<h3") == 1
+    assert not set(page) & {"\x1b", "\u202e"}
+    name = r"\u001b[31mX\u202e a|b\n\n#\u200b#\u200b#\u200b @\u200bteam <img src=http://x> `_".replace(
+        "\\u200b", "\u200b"
+    )
+    assert f"<td>{name}</td>" in html.unescape(re.sub(r'<(t[dh]) style="[^"]*">', r"<\1>", rendered))
 
 
 def test_json_has_every_metric_unrounded() -> None:

@@ -257,6 +257,16 @@ def test_texts_of_messages_and_tasks_are_escaped(page: str) -> None:
     assert "Double &lt;b&gt;" in page
 
 
+def test_no_text_acts_on_the_page(tmp_path: Path) -> None:
+    root, evil = make_project(tmp_path), "\x1b[31m\0 \u202eabc\u2066 \x85"
+    responses = [{**row, "response": evil, "instruction": evil} for row in make_responses()]
+    write_responses(root, responses)
+    change_params(root, pretrain={"sample_prompt": evil})
+    page = render(collect(Inputs(**options(root))))
+    assert not set(page) & set("\x1b\0\u202e\u2066\x85")
+    assert page.count("\\u001b[31m\\u0000 \\u202eabc\\u2066 \\u0085") > len(responses) // 10
+
+
 def test_the_most_confident_mistakes_come_first(page: str) -> None:
     assert page.index("sms-00003") < page.index("sms-00002")
     assert "2 of 5 test messages" in page
