@@ -1,0 +1,187 @@
+"""Coverage-guided fuzzing of everything that reads bytes from outside; tests/README.md says how to run it.
+
+Each target replaces one file of a small sound folder by the fuzzer's bytes and reads the folder. A reader may return
+or raise a UserError; anything else is a finding. Findings are written to FOLDER/findings, one per kind of exception
+and place, and the run continues, so that one fault does not hide the others.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import atheris
+
+with atheris.instrument_imports(include=["scratchlm", "json", "zipfile", "csv", "yaml", "requests.utils"]):
+    from scratchlm.data.archive import read_member
+    from scratchlm.data.corpus import text_chunks
+    from scratchlm.data.instructions import read_instructions
+    from scratchlm.data.messages import read_messages
+    from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
+    from scratchlm.data.transfer import Refused
+    from scratchlm.formats import openai
+    from scratchlm.formats.classifier import load_classifier, save_classifier
+    from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer, save_huggingface
+    from scratchlm.formats.native import load_gpt, save_gpt
+    from scratchlm.judge.ollama import OllamaJudge
+    from scratchlm.judge.overlap import normalise
+    from scratchlm.judge.protocol import OllamaJudgeParams
+    from scratchlm.model.classifier import GPTClassifier
+    from scratchlm.model.config import GPTConfig
+    from scratchlm.model.gpt import build_model
+    from scratchlm.run.display import markdown, printable
+    from scratchlm.run.errors import UserError
+    from scratchlm.run.files import read_csv, read_json, read_table
+    from scratchlm.run.params import read_params
+    from stages import preflight
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE = REPOSITORY / "data" / "sample"
+LARGEST_BYTES = 20_000  # a fuzzer learns little from more
+
+
+class Target(NamedTuple):
+    """A reader of a folder, and the file in it that the fuzzer writes. seeds: sound contents of this file."""
+
+    file: str
+    read: Callable[[Path], object]
+    seeds: list[bytes]
+
+
+def member(folder: Path) -> None:
+    try:
+        for _ in read_member(folder / "a.zip", "SMSSpamCollection"):
+            pass
+    except Refused:
+        pass
+
+
+def reply_reader() -> Callable[[Path], object]:
+    judge = OllamaJudge.__new__(OllamaJudge)
+    judge._params = OllamaJudgeParams(
+        backend="ollama", controls=0, model="m", host="http://localhost", timeout_seconds=1.0, retries=0, seed=0,
+        context_tokens=256, max_new_tokens=16,
+    )  # fmt: skip
+
+    def read(folder: Path) -> None:
+        judgement = judge._judgement((folder / "reply").read_bytes())
+        assert judgement.score is None or 0 <= judgement.score <= 100
+        json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()
+
+    return read
+
+
+def shown(folder: Path) -> None:
+    text = (folder / "text").read_bytes().decode("utf-8", "replace")
+    assert normalise(normalise(text)) == normalise(text)
+    assert "\x1b" not in printable(text) + markdown(text)
+
+
+def make_folder(folder: Path) -> dict[str, Target]:
+    """Write a sound folder of every kind; return the targets by name."""
+    texts = (SAMPLE / "stories.txt").read_text(encoding="utf-8")[:20_000]
+    save_byte_pairs(folder / "tokenizer", *train_byte_pairs([texts], 300))
+    (folder / "words").mkdir()
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    config = GPTConfig(
+        vocab_size=300, context_length=4, n_layers=1, n_heads=2, emb_dim=4, dropout=0.0, qkv_bias=True, tied_head=True,
+        initialisation="gpt2", attention="sdpa",
+    )  # fmt: skip
+    model = build_model(config, seed=1)
+    save_gpt(folder / "native", model)
+    save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
+    save_huggingface(folder / "huggingface", model, folder / "tokenizer", tokenizer)  # type: ignore[arg-type]
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
+    shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")
+    (folder / "openai").mkdir()
+    shutil.copy(SAMPLE / "gpt2-nano" / "hparams.json", folder / "openai")
+
+    def seeds(*names: str) -> list[bytes]:
+        return [(folder / name).read_bytes() for name in names]
+
+    def in_folder(name: str, file: str, read: Callable[[Path], object]) -> Target:
+        return Target(f"{name}/{file}", lambda where: read(where / name), seeds(f"{name}/{file}"))
+
+    profiles = [path.read_bytes() for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))]
+    entries = json.loads((SAMPLE / "instruction-data.json").read_text(encoding="utf-8"))[:3]
+    message = {"message": {"content": '{"reason": "x", "score": 9}'}, "done_reason": "stop", "prompt_eval_count": 9}
+    return {
+        "instructions": Target("a.json", lambda f: read_instructions(f / "a.json"), [json.dumps(entries).encode()]),
+        "json": Target("a.json", lambda f: read_json(f / "a.json"), [b'{"a": [1, 2.5e3, null, "\\u00e9"]}']),
+        "messages": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "strict"), [b"ham\tHello\nspam\tWIN\n"]),
+        "messages-book": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "book"), [b'ham\t"Hello\nspam\tWIN"\n']),
+        "text": Target("a.txt", lambda f: list(text_chunks(f / "a.txt")), [b"Sara was \xc3\xa9 here.\n"]),
+        "zip": Target("a.zip", member, seeds("a.zip")),
+        "csv": Target("a.csv", lambda f: read_csv(f / "a.csv"), seeds("a.csv")),
+        "parquet": Target("a.parquet", lambda f: read_table(f / "a.parquet"), []),
+        "params": Target("p.yaml", lambda f: read_params(f / "p.yaml", preflight.Params, whole=True), profiles),
+        "encoder": in_folder("tokenizer", "encoder.json", load_tokenizer),
+        "merges": in_folder("tokenizer", "vocab.bpe", load_tokenizer),
+        "words": Target(
+            "words/words.json", lambda f: load_tokenizer(f / "words"), [b'["a", "<|endoftext|>", "<|unk|>"]']
+        ),
+        "native-config": in_folder("native", "config.json", load_gpt),
+        "native-weights": in_folder("native", "model.safetensors", load_gpt),
+        "classifier-config": in_folder("classifier", "config.json", load_classifier),
+        "huggingface-config": in_folder("huggingface", "config.json", load_huggingface),
+        "huggingface-weights": in_folder("huggingface", "model.safetensors", load_huggingface),
+        "huggingface-vocab": in_folder("huggingface", "vocab.json", load_huggingface_tokenizer),
+        "huggingface-merges": in_folder("huggingface", "merges.txt", load_huggingface_tokenizer),
+        "hparams": in_folder("openai", "hparams.json", lambda f: openai._read_config(f, "nano")),
+        "reply": Target("reply", reply_reader(), [json.dumps(message).encode()]),
+        "display": Target("text", shown, ["C++ -5 3.14 e\u0301 @me #1 ไม่".encode()]),
+    }
+
+
+def place(error: BaseException) -> str:
+    """Return the kind of an exception and the innermost line of ours on its way."""
+    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/src/scratchlm/" in frame.filename]
+    where = f"{Path(ours[-1].filename).stem}-{ours[-1].lineno}" if ours else "elsewhere"
+    return f"{type(error).__name__}-{where}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target")
+    parser.add_argument("folder", type=Path, help="for the corpus and the findings")
+    own, options = parser.parse_known_args()
+    scratch = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    targets = make_folder(scratch)
+    if own.target == "list":
+        print(*targets)
+        shutil.rmtree(scratch)
+        return
+    target, found = targets[own.target], own.folder / "findings"
+    corpus = own.folder / "corpus" / own.target
+    for folder in (found, corpus):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(target.seeds):
+        (corpus / f"seed-{number}").write_bytes(seed)
+
+    def read(data: bytes) -> None:
+        (scratch / target.file).write_bytes(data)
+        try:
+            target.read(scratch)
+        except UserError:
+            return
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
+            note = found / f"{own.target}-{place(error)}"
+            if not note.exists():
+                note.write_bytes(data)
+                print(f"\nFINDING {note.name}: {str(error)[:200]}", file=sys.stderr)
+
+    atheris.Setup([sys.argv[0], *options, f"-max_len={LARGEST_BYTES}", str(corpus)], read)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
