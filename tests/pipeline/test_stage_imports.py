@@ -9,7 +9,7 @@ import pytest
 from tests.clones import REPOSITORY
 
 HEAVY = (
-    "dvc", "jinja2", "matplotlib", "pandas", "pyarrow", "requests", "safetensors", "scipy.stats",
+    "dvc", "httpx", "jinja2", "matplotlib", "ollama", "pandas", "pyarrow", "requests", "safetensors", "scipy.stats",
     "sklearn", "tensorflow", "tiktoken", "tokenizers", "torch", "torch._dynamo", "transformers",
 )  # fmt: skip
 MODELS = {"pyarrow", "safetensors", "tiktoken", "torch"}

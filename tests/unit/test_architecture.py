@@ -28,7 +28,7 @@ LAYERS = (
 PIPELINE = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 IMPORT_PROBE = """
 import os, sys, logging, random
-import numpy, torch, pandas, scipy.stats, sklearn.metrics, pyarrow.parquet, matplotlib, typer, requests
+import numpy, torch, pandas, scipy.stats, sklearn.metrics, pyarrow.parquet, matplotlib, typer, ollama, httpx
 state = lambda: (torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state()),
                  torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.cuda.is_initialized(),
                  dict(os.environ), logging.getLogger().handlers[:], sorted(os.listdir(".")))
@@ -127,8 +127,7 @@ def all_sections() -> list[type]:
     def below(cls: type) -> list[type]:
         return [cls, *(deeper for child in cls.__subclasses__() for deeper in below(child))]
 
-    # Private classes are replies of servers
-    return [cls for cls in below(BaseModel) if cls not in (BaseModel, Section) and not cls.__name__.startswith("_")]
+    return [cls for cls in below(BaseModel) if cls not in (BaseModel, Section)]
 
 
 @pytest.mark.long

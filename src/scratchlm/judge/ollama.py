@@ -1,67 +1,48 @@
-"""A judge that is a language model served by Ollama. Its prompt is in prompt.py, its connection in server.py."""
+"""A judge that is a language model served by Ollama. Its prompt is in prompt.py, its connection in connection.py."""
 
 import re
 import time
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ValidationError
+import httpx
+from pydantic import ValidationError
 
+from scratchlm.judge.connection import QUOTED_CHARACTERS, Connection, environment_proxy, ollama
 from scratchlm.judge.prompt import INSTRUCTIONS, Verdict, prompt_sha256, question
 from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
-from scratchlm.judge.server import Refusal, Server, TooSlow
 from scratchlm.run.errors import UserError
 
 BACKOFF_SECONDS = 1.0  # before the second attempt at a busy server; doubled before each later one
 BAD_REQUEST, NO_MODEL, BUSY = 400, 404, 503
 QUESTION_CUT = "the question does not fit into judge.context_tokens"
 REPLY_CUT = "the reply was cut at judge.max_new_tokens"
+OUTAGES = (httpx.RequestError, OSError)  # the client turns a refused connection into ConnectionError, an OSError
+FOREIGN = (ValueError, TypeError, KeyError, RecursionError)  # raised for an answer that is not the protocol's
 
-
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
-class _Model(BaseModel):
-    name: str
-    digest: str
-
-
-class _Models(BaseModel):
-    models: list[_Model]
-
-
-class _Version(BaseModel):
-    version: str
-
-
-class _Message(BaseModel):
-    content: str | None = None
-    thinking: str | None = None
-
-
-class _Reply(BaseModel):
-    """prompt_eval_count: the tokens of the question that were read, if the server says so."""
-
-    message: _Message
-    done_reason: str | None = None
-    prompt_eval_count: int | None = None
+Answer = TypeVar("Answer")
 
 
 class OllamaJudge:
-    """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema.
-
-    Source of the protocol: github.com/ollama/ollama, docs/api.md.
-    """
+    """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema."""
 
     def __init__(self, params: OllamaJudgeParams) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
-        remedy = "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
-        self._params, self._server = params, Server("Ollama", params.host, params.timeout_seconds, remedy)
+        self._params, self._proxy = params, environment_proxy(params.host)
+        try:
+            self._connection = Connection(params.host, self._proxy, params.timeout_seconds)
+            self._client = ollama.Client(
+                host=params.host, timeout=params.timeout_seconds, follow_redirects=False, transport=self._connection
+            )
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # a bad proxy, key or certificate file
+            raise self._error(f"cannot be reached ({error})") from None
         self.identity = {
             "backend": "ollama",
             "model": params.model,
             "model_digest": self._model_digest(),
-            "server_version": self._about("/api/version", _Version, "report its version").version,
+            "server_version": self._about(self._version, "report its version"),
             "prompt_sha256": prompt_sha256(),
         }
 
@@ -69,34 +50,33 @@ class OllamaJudge:
         text, failed, retries = question(entry, response), Judgement(None, "", ""), self._params.retries
         for attempt in range(retries + 1):
             try:
-                body = self._server.call("/api/chat", self._request(text, self._params.seed + attempt))
-                failed = judgement = self._judgement(body)
+                failed = judgement = self._judgement(self._ask(text, self._params.seed + attempt))
                 if judgement.score is not None or judgement.reason == QUESTION_CUT:
                     return judgement
-            except Refusal as refusal:
-                if refusal.status == NO_MODEL:
+            except ollama.ResponseError as refusal:
+                if refusal.status_code == NO_MODEL:
                     raise UserError(self._no_model(self._params.model)) from None
-                if refusal.status == BAD_REQUEST and "context" in refusal.words:
-                    return Judgement(None, QUESTION_CUT, str(refusal))
-                if refusal.status != BUSY:
-                    raise self._server.error(f"answered {refusal}") from None
-                failed = Judgement(None, "", str(refusal))
+                if refusal.status_code == BAD_REQUEST and "context" in refusal.error:
+                    return Judgement(None, QUESTION_CUT, _words(refusal))
+                if refusal.status_code != BUSY:
+                    raise self._error(f"answered {_words(refusal)}") from None
+                failed = Judgement(None, "", _words(refusal))
                 if attempt < retries:
                     time.sleep(BACKOFF_SECONDS * 2**attempt)
-            except TooSlow:
+            except httpx.TimeoutException:
                 if attempt == retries:
                     raise UserError(
                         f"Ollama at {self._params.host} gave no reply within {self._params.timeout_seconds} seconds, "
                         f"{attempt + 1} times; raise judge.timeout_seconds or choose a smaller judge.model"
                     ) from None
+            except OUTAGES as error:
+                raise self._error(f"cannot be reached ({_cause(error)})") from None
+            except FOREIGN:
+                failed = Judgement(None, "", self._connection.answer.decode("utf-8", "replace"))
         return failed
 
-    def _request(self, text: str, seed: int) -> dict[str, Any]:
-        """Return a chat request. Ollama ignores decoding settings outside `options`.
-
-        think: else a model that thinks may use up its tokens before it replies. truncate, shift: a new server then
-        refuses a question that it would cut. An older one ignores them, but reports how many tokens it read.
-        """
+    def _ask(self, text: str, seed: int) -> ollama.ChatResponse:
+        """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
         options = {
             "temperature": 0,
             "top_k": 1,
@@ -106,19 +86,14 @@ class OllamaJudge:
             "num_predict": self._params.max_new_tokens,
         }
         messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-        uncut = {"think": False, "truncate": False, "shift": False, "stream": False}
         schema = Verdict.model_json_schema()
-        return {"model": self._params.model, "messages": messages, "format": schema, "options": options, **uncut}
+        return self._client.chat(self._params.model, messages, format=schema, options=options, think=False)
 
-    def _judgement(self, body: bytes) -> Judgement:
-        """Read a reply. A score of None: it is not the protocol's, breaks the schema, or one of the two was cut."""
-        try:
-            reply = _Reply.model_validate_json(body)
-        except ValidationError:
-            return Judgement(None, "", body.decode("utf-8", "replace"))
+    def _judgement(self, reply: ollama.ChatResponse) -> Judgement:
+        """Read a reply. A score of None: it breaks the schema, or the question or the reply was cut."""
         text = reply.message.content or ""
         raw = text or reply.message.thinking or ""
-        if (reply.prompt_eval_count or 0) >= self._params.context_tokens - 1:
+        if (reply.prompt_eval_count or 0) >= self._params.context_tokens - 1:  # an older server cuts all the same
             return Judgement(None, QUESTION_CUT, raw)
         try:
             verdict = Verdict.model_validate_json(_without_thoughts(text))
@@ -127,22 +102,44 @@ class OllamaJudge:
         return Judgement(float(verdict.score), verdict.reason, raw)
 
     def _model_digest(self) -> str:
-        models = self._about("/api/tags", _Models, "answer with a list of models").models
+        models = self._about(self._client.list, "answer with a list of models").models
         for model in models:
-            if _full_name(model.name) == _full_name(self._params.model):
-                return model.digest
-        available = ", ".join(sorted(model.name for model in models)) or "none"
+            if _full_name(model.model or "") == _full_name(self._params.model):
+                return model.digest or ""
+        available = ", ".join(sorted(model.model or "" for model in models)) or "none"
         raise UserError(self._no_model(_with_tag(self._params.model), f" (it has: {available})"))
 
-    def _about(self, path: str, kind: type[Answer], wanted: str) -> Answer:
+    def _version(self) -> str:  # the client cannot ask for it
+        client = httpx.Client(timeout=self._params.timeout_seconds, transport=self._connection)
+        version = client.get(self._params.host.rstrip("/") + "/api/version").json()["version"]
+        if not isinstance(version, str):
+            raise TypeError
+        return version
+
+    def _about(self, ask: Callable[[], Answer], wanted: str) -> Answer:
         try:
-            return kind.model_validate_json(self._server.call(path))
-        except Refusal as refusal:
-            raise self._server.error(f"answered {refusal}") from None
-        except TooSlow:
-            raise self._server.error("cannot be reached (timed out)") from None
-        except ValidationError:  # another program listens at this address
-            raise self._server.error(f"did not {wanted}") from None
+            return ask()
+        except ollama.ResponseError as refusal:
+            raise self._error(f"answered {_words(refusal)}") from None
+        except OUTAGES as error:
+            raise self._error(f"cannot be reached ({_cause(error)})") from None
+        except FOREIGN:  # another program listens at this address
+            raise self._error(f"did not {wanted}") from None
+
+    def _error(self, trouble: str) -> UserError:
+        """Return a sentence about the server. Behind a proxy, it is not known which of the two has the trouble."""
+        server = f"Ollama at {self._params.host}"
+        remedy = "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
+        if self._proxy is None:
+            return UserError(f"{server} {trouble}; {remedy}")
+        proxy = "of the environment"
+        with suppress(ValueError):
+            parts = urlsplit(self._proxy)
+            proxy = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without its password
+        return UserError(
+            f"{server}, asked through the proxy {proxy}, {trouble}; if it needs no proxy, "
+            f"add {urlsplit(self._params.host).hostname} to NO_PROXY, else correct the proxy or {remedy}"
+        )
 
     def _no_model(self, wanted: str, hint: str = "") -> str:
         pull = f"run `ollama pull {self._params.model}` or change judge.model"
@@ -165,3 +162,15 @@ def _without_thoughts(reply: str) -> str:
     if not text.startswith("{"):
         text = text.rpartition("</think>")[2].strip()
     return re.sub(r"\A```(?:json)?\s*(.*?)\s*```\Z", r"\1", text, flags=re.DOTALL)
+
+
+def _words(refusal: ollama.ResponseError) -> str:
+    return f"{refusal.status_code} ({refusal.error})"
+
+
+def _cause(error: BaseException) -> str:
+    """Return the operating system's words for a failure, or those of the HTTP library."""
+    words, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
+    while cause:
+        words, cause = getattr(cause, "strerror", None) or words, cause.__cause__ or cause.__context__
+    return words[:QUOTED_CHARACTERS]

@@ -26,9 +26,10 @@ class Refusal(NamedTuple):
 
 
 class RawAnswer(NamedTuple):
-    """Any bytes under status 200: what a program that is not Ollama might send."""
+    """Any bytes: what a program that is not Ollama might send."""
 
     body: bytes
+    status: int = 200
 
 
 class Reply(NamedTuple):
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(answer.status)
             body = json.dumps({"error": answer.error}).encode()
         else:
-            self.send_response(200)
+            self.send_response(answer.status if isinstance(answer, RawAnswer) else 200)
             body = answer.body if isinstance(answer, RawAnswer) else answer.encode()
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))

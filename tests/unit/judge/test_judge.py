@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
+from scratchlm.judge import connection, prompt
 from scratchlm.judge import ollama as ollama_judge
-from scratchlm.judge import prompt
-from scratchlm.judge import server as server_module
 from scratchlm.judge.ollama import OllamaJudge
 from scratchlm.judge.prompt import INSTRUCTIONS, prompt_sha256
 from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
@@ -312,7 +314,8 @@ def test_every_decoding_setting_is_in_options(serve: Serve) -> None:
     assert body["stream"] is False
     assert body["model"] == "llama3"
     assert (body["think"], body["truncate"], body["shift"]) == (False, False, False)
-    assert set(body) == {"model", "messages", "stream", "format", "options", "think", "truncate", "shift"}
+    assert set(body) == {"model", "messages", "stream", "format", "options", "think", "truncate", "shift", "tools"}
+    assert body["tools"] == []
 
 
 def test_the_schema_asks_for_the_reason_before_the_score(serve: Serve) -> None:
@@ -429,15 +432,17 @@ def test_a_tag_within_the_reason_is_part_of_it(serve: Serve) -> None:
 
 
 def test_thoughts_alone_are_a_failure_that_shows_them(serve: Serve) -> None:
-    server = serve(Reply({"message": {"content": "", "thinking": "Hmm, but"}, "done_reason": "length"}))
+    server = serve(
+        Reply({"message": {"role": "assistant", "content": "", "thinking": "Hmm, but"}, "done_reason": "length"})
+    )
     assert judge_at(server).score(ENTRY, "Paris") == Judgement(None, ollama_judge.REPLY_CUT, "Hmm, but")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        Reply({"message": {"content": GOOD}, "prompt_eval_count": 2048}),
-        Reply({"message": {"content": GOOD}, "prompt_eval_count": 2047}),
+        Reply({"message": {"role": "assistant", "content": GOOD}, "prompt_eval_count": 2048}),
+        Reply({"message": {"role": "assistant", "content": GOOD}, "prompt_eval_count": 2047}),
         Refusal(400, "the request exceeds the available context size (3000 tokens), try increasing it"),
     ],
 )
@@ -450,7 +455,7 @@ def test_a_question_that_the_server_cuts_has_no_score_and_says_so(serve: Serve, 
 
 @pytest.mark.parametrize("fields", [{"prompt_eval_count": 2000}, {"prompt_eval_count": None}, {"message": {}}])
 def test_other_counts_are_no_cut(serve: Serve, fields: dict[str, Any]) -> None:
-    server = serve(Reply({"message": {"content": GOOD}} | fields))
+    server = serve(Reply({"message": {"role": "assistant", "content": GOOD}} | fields))
     assert judge_at(server).score(ENTRY, "Paris").score == (90 if "message" not in fields else None)
 
 
@@ -700,7 +705,14 @@ def test_an_error_in_place_of_the_version_is_said(serve: Serve) -> None:
 
 def test_a_reply_that_is_not_the_protocols_is_a_failure(serve: Serve) -> None:
     judge = judge_at(serve(RawAnswer(b"<html>"), RawAnswer(b"{}")))
-    assert judge.score(ENTRY, "Paris").score is None
+    assert judge.score(ENTRY, "Paris") == Judgement(None, "", "{}")
+
+
+@pytest.mark.parametrize("body", SHAPES)
+def test_an_error_of_any_shape_is_said_with_its_status(serve: Serve, body: bytes) -> None:
+    server = serve(RawAnswer(body, 502))
+    with pytest.raises(UserError, match=rf"^Ollama at {server.host} answered 502 \(.{{1,200}}\); start it with"):
+        judge_at(server).score(ENTRY, "Paris")
 
 
 def test_a_redirect_is_not_followed_but_said(serve: Serve) -> None:
@@ -711,10 +723,10 @@ def test_a_redirect_is_not_followed_but_said(serve: Serve) -> None:
 
 
 def test_an_answer_without_end_is_not_read_to_its_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "LIMIT_BYTES", 1000)
+    monkeypatch.setattr(connection, "LIMIT_BYTES", 1000)
     server = serve()
     server.version = RawAnswer(b" " * 1001)
-    with pytest.raises(UserError, match=" answered with more than 1000 bytes; "):
+    with pytest.raises(UserError, match=r" cannot be reached \(it answered with more than 1000 bytes\); "):
         judge_at(server)
 
 
@@ -758,7 +770,19 @@ def test_this_machines_server_is_not_asked_through_a_proxy(
     OllamaJudge(ollama_params(host=server.host.replace("127.0.0.1", "localhost")))
 
 
-@pytest.mark.parametrize("proxy", ["http://me:secret@127.0.0.1:9", "socks5h://me:secret@127.0.0.1:9", "http://["])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://me:secret@127.0.0.1:9",
+        "me:secret@127.0.0.1:9",
+        "socks5h://me:secret@127.0.0.1:9",
+        "http://[",
+        "ftp://127.0.0.1:9",
+        "http://127.0.0.1:99999",
+        "http://a..b:9",
+        f"http://{'a' * 64}:9",
+    ],
+)
 def test_a_proxys_failure_is_not_said_of_the_server(proxied: Callable[[str, str], None], proxy: str) -> None:
     proxied("ALL_PROXY", proxy)
     with pytest.raises(UserError) as failure:
@@ -774,6 +798,25 @@ def test_the_page_of_a_proxy_is_not_taken_for_ollamas(serve: Serve, proxied: Cal
     proxied("http_proxy", server.host)  # it answers 404 to what is asked of a proxy
     with pytest.raises(UserError, match=rf"asked through the proxy {server.host}, answered 404 \(404 page not found\)"):
         OllamaJudge(ollama_params(host="http://judge.invalid"))
+
+
+def test_no_setting_of_the_environment_stops_the_import_of_ollamas_client() -> None:
+    settings = {"ALL_PROXY": "socks5://x", "http_proxy": "http://[", "OLLAMA_HOST": "x:y", "SSL_CERT_FILE": "/missing"}
+    program = f"import os, scratchlm.judge.ollama; print(*[os.environ[name] for name in {list(settings)}])"
+    shown = subprocess.run([sys.executable, "-c", program], env=os.environ | settings, capture_output=True, text=True)
+    assert shown.stdout.split() == list(settings.values()), shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "host"),
+    [("OLLAMA_API_KEY", "\xfc", "http://127.0.0.1:9"), ("SSL_CERT_FILE", "/missing", "https://127.0.0.1:9")],
+)
+def test_a_setting_of_the_environment_that_cannot_be_used_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, setting: str, host: str
+) -> None:
+    monkeypatch.setenv(name, setting)
+    with pytest.raises(UserError, match=rf"^Ollama at {host} cannot be reached \("):
+        OllamaJudge(ollama_params(host=host))
 
 
 # identity
