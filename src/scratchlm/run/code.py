@@ -18,7 +18,12 @@ from scratchlm.run.files import read_json, sha256_of
 
 # These run a stage and show its progress; no result depends on their versions
 WITHOUT_INFLUENCE = {"dvc", "psutil", "tqdm", "voluptuous"}
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # imported under another name
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "ruamel": "ruamel.yaml",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # imported under another name
 
 
 def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, str]]:

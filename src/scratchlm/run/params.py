@@ -1,15 +1,16 @@
 """Read params.yaml into the typed section that the caller names."""
 
 import difflib
-import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from scratchlm.run.errors import UserError
 
+SHOWN_CHARACTERS = 200
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -20,6 +21,7 @@ class Section(BaseModel):
 
 
 Params = TypeVar("Params", bound=Section)
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def read_params(path: Path, section: type[Params], *, whole: bool = False) -> Params:
@@ -31,7 +33,7 @@ def read_params(path: Path, section: type[Params], *, whole: bool = False) -> Pa
     return check_params(load_yaml(path), section, source=path.name, whole=whole)
 
 
-def check_params(values: Any, section: type[Params], *, source: str, whole: bool = False) -> Params:
+def check_params(values: Any, section: type[Checked], *, source: str, whole: bool = False) -> Checked:
     """`values` (a mapping) as a `section`; errors as read_params raises them."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a mapping of parameters, got {type(values).__name__}")
@@ -44,28 +46,31 @@ def check_params(values: Any, section: type[Params], *, source: str, whole: bool
 
 
 def load_yaml(path: Path) -> Any:
-    """A YAML file's content, numbers read as in YAML 1.2, like DVC. Raises UserError if it is missing or not YAML."""
+    """Return a YAML file's content as DVC reads it. Raises UserError if it is missing or not YAML."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; copy one from profiles/") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """`text` as load_yaml reads files. Raises UserError naming its `source` if it is not YAML."""
+    """Return `text` as DVC reads it. Raises UserError naming its `source` if it is not YAML.
+
+    DVC's own parser, so that a value means the same to the stages and in dvc.lock: YAML 1.2, where 0123 is 123 and
+    `yes` is text.
+    """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML follows YAML 1.1, where 4e-4 is a string; DVC and readers take it as a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        reason = " ".join(str(error).split())
+    except RecursionError:
+        reason = "nested too deeply"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a date, number or tag that has no such value
+        reason = f"a value that cannot be read: {error}"
+    raise UserError(f"{source}: not valid YAML: {reason}; correct it")
 
 
 def _sentences(source: str, values: Any, section: type[BaseModel], error: ValidationError) -> list[str]:
@@ -73,10 +78,10 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
     wrong: dict[str, list[str]] = {}
     for mistake in error.errors():
         path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
-        value = "" if isinstance(mistake["input"], dict) else f"is {mistake['input']!r}: "
+        value = "" if isinstance(mistake["input"], dict) else f"is {_shown(mistake['input'])}: "
         if kind.startswith("union_tag"):  # a section of several kinds, whose kind is missing or unknown
             path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
-            kind, value = ("missing", "") if tag is None else (kind, f"is {tag!r}: ")
+            kind, value = ("missing", "") if tag is None else (kind, f"is {_shown(tag)}: ")
             message = f"must be one of {mistake['ctx'].get('expected_tags')}"
         elif kind == "missing":
             path = [*path, mistake["loc"][-1]]
@@ -93,6 +98,15 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
         message = message.removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
         wrong.setdefault(f"{'.'.join(map(str, path))} {value}".lstrip(), []).append(message)
     return [f"{source}: {key}{' or '.join(messages)}" for key, messages in wrong.items()]
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value, cut to a length that fits a sentence."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def _key_path(loc: tuple[int | str, ...], values: Any) -> list[int | str]:

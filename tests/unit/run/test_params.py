@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import Section, Seed, check_params, load_yaml, read_params
+from scratchlm.run.params import Section, Seed, check_params, load_yaml, parse_yaml, read_params
 from stages import preflight
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -184,6 +184,62 @@ def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, text: str) -> Non
 def test_what_only_looks_like_an_exponent_stays_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(f"size: {text}\n")
     assert load_yaml(tmp_path / "params.yaml") == {"size": text}
+
+
+TEXTS = ["0173", "060", "08", "0o17", "0x1F", "0b11", "yes", "off", "y", "True", "1:30", "+.5", ".5e3", "1_000",
+         "1_0e3", "~", "2024-01-01", "1e400", "-.inf", "12e03", "+12", "0.0", "'7'"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_value_means_to_the_stages_what_it_means_to_dvc(tmp_path: Path, text: str) -> None:
+    from dvc.utils.serialize import parse_yaml as dvc_reads
+
+    (tmp_path / "params.yaml").write_text(f"a: {text}\n")
+    found, recorded = load_yaml(tmp_path / "params.yaml")["a"], dvc_reads(f"a: {text}", "params.yaml")["a"]
+    assert (type(found), found) == (type(recorded), recorded)
+
+
+def test_a_seed_of_yaml_1_1_is_decimal_and_its_booleans_are_refused() -> None:
+    assert parse_yaml("0123", "p") == 123
+    with pytest.raises(UserError, match=r"^p: seed is 'yes': must be a valid integer"):
+        check_params(parse_yaml("{seed: yes}", "p"), Example, source="p")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("seed: 1 # é".encode("latin-1"), "not UTF-8 text"),
+        ("seed: 1".encode("utf-16"), "not UTF-8 text"),
+        (b"[" * 2_000, "not valid YAML: "),
+        (b"{a: " * 2_000, "not valid YAML: "),
+        (b"- " * 5_000, "not valid YAML: "),
+        (b"seed: 2024-99-99", "not valid YAML: a value that cannot be read"),
+        (b"seed: !!int abc", "not valid YAML: a value that cannot be read"),
+        (b"seed: !!float abc", "not valid YAML: a value that cannot be read"),
+        (b"seed: !!bool abc", "not valid YAML: a value that cannot be read"),
+        (b"seed: " + b"1" * 5_000, "not valid YAML: a value that cannot be read"),
+        (b"seed: !!timestamp x", "not valid YAML: "),
+        (b"seed: !!binary \xc3\xa9", "not valid YAML: "),
+        (b"seed: 1\nseed: 2", "not valid YAML: "),
+        (b"seed: *a", "not valid YAML: "),
+        (b"a: 1\n---\nb: 1", "not valid YAML: "),
+        (b"seed: \x00", "not valid YAML: "),
+        (b"seed: !!python/name:os.system", "not valid YAML: "),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_in_one_sentence(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_yaml(tmp_path / "params.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}: {fault}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0x" + "f" * 5_000, "'" + "x" * 100_000 + "'"])
+def test_a_value_of_any_size_fits_a_sentence(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_params(parse_yaml(f"{{seed: {text}}}", "p"), Example, source="p")
+    assert "seed is " in str(caught.value) and len(str(caught.value)) < 1_000
 
 
 def test_a_file_is_read_into_the_section(tmp_path: Path) -> None:
