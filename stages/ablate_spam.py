@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.messages import MESSAGE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
@@ -28,7 +29,7 @@ def main(
     p = read_params(params, Params)
     set_up(run, p)
     variant = varied(p.finetune_spam, p.spam_ablations, metrics.stem)
-    splits, pad_token_id = read_splits(messages), load_tokenizer(tokenizer).end_token_id
+    splits, pad_token_id = read_splits(messages, MESSAGE_SCHEMA), load_tokenizer(tokenizer).end_token_id
     backbone = load_gpt(base, dropout=variant.dropout)
     result = finetune_spam(backbone, splits, pad_token_id, variant, p.evaluation, run)
     write_table(predictions, prediction_rows(splits["test"], result.probabilities["test"]), PREDICTION_SCHEMA)

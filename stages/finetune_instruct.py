@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.instructions import INSTRUCTION_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
@@ -30,7 +31,9 @@ def main(
     p = read_params(params, Params)
     set_up(run, p)
     gpt = load_gpt(base, dropout=p.finetune_instruct.dropout).to(run.device)
-    tasks = instruct.Instructions(read_splits(instructions), load_tokenizer(tokenizer), gpt.config.context_length)
+    tasks = instruct.Instructions(
+        read_splits(instructions, INSTRUCTION_SCHEMA), load_tokenizer(tokenizer), gpt.config.context_length
+    )
     evaluation = instruct.ResponseEvaluation(tasks, p.evaluation)
     with run.autocast():
         before = evaluation.full(gpt)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.messages import MESSAGE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.classifier import save_classifier
@@ -28,7 +29,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
-    splits, pad_token_id = read_splits(messages), load_tokenizer(tokenizer).end_token_id
+    splits, pad_token_id = read_splits(messages, MESSAGE_SCHEMA), load_tokenizer(tokenizer).end_token_id
     backbone = load_gpt(base, dropout=p.finetune_spam.dropout)
     result = spam.finetune_spam(backbone, splits, pad_token_id, p.finetune_spam, p.evaluation, run)
     rows = prediction_rows(splits["test"], result.probabilities["test"])

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.instructions import INSTRUCTION_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
@@ -26,7 +27,7 @@ def main(
     p = read_params(params, Params)
     set_up(run, p)
     responder = Responder(load_tokenizer(tokenizer), p.generate, run)
-    rows = read_splits(instructions)["test"]
+    rows = read_splits(instructions, INSTRUCTION_SCHEMA)["test"]
     models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
     arithmetic = describe_arithmetic(run.device)
     run.checkpoint.require(arithmetic["arithmetic"])

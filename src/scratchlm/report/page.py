@@ -89,7 +89,7 @@ def collect(inputs: Inputs) -> Report:
             stage: [{key: float(value) for key, value in row.items()} for row in read_csv(plots / f"{stage}.csv")]
             for stage in TRAINED
         },
-        samples={stage: read_json(inputs.samples / f"{stage}.json") for stage in SAMPLED},
+        samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=read_table(inputs.predictions),
         classes=read_csv(plots / "finetune_spam_confusion.csv"),
         responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),

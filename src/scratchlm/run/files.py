@@ -77,14 +77,27 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(_rounded(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError naming the file if it is missing or is not JSON."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return the content of a JSON file, which must be of a kind: dict, list, or object for any.
+
+    Raises UserError naming the file if it is missing, is not JSON, or holds another kind or half a surrogate pair.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); restore it, or delete it and run dvc repro") from None
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 40) : error.start]
+        raise damaged(path, f"no text: half of a surrogate pair after {near!r}") from None
+    except (ValueError, RecursionError) as error:  # of text, bytes, numbers of 4,300 digits, or depth
+        raise damaged(path, f"not valid JSON ({error})") from None
+    if not isinstance(value, kind):
+        expected = "a list" if kind is list else "an object"
+        raise damaged(path, f"expected {expected} of JSON, found {type(value).__name__}")
+    return value
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -114,22 +127,35 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema
         pq.write_table(table, temporary, row_group_size=65_536, **PARQUET_OPTIONS)
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Rows of a Parquet file. Raises UserError naming the file and what is wrong with it."""
+@contextmanager
+def open_table(path: Path, schema: pa.Schema | None = None) -> Iterator[pq.ParquetFile]:
+    """Yield a Parquet file. Raises UserError naming the file if it is damaged or has other columns than `schema`."""
     try:
         with pq.ParquetFile(path) as file:
-            return file.read().to_pylist()
-    except FileNotFoundError:
+            if schema is not None and not file.schema_arrow.equals(schema):
+                found, expected = (
+                    ", ".join(f"{field.name}: {field.type}" for field in fields)
+                    for fields in (file.schema_arrow, schema)
+                )
+                raise damaged(path, f"has the columns {found}, expected {expected}")
+            yield file
+    except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(
-            f"{path}: cannot be read as Parquet ({error}); run dvc checkout, or delete it and run dvc repro"
-        ) from None
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None):  # of the file system, perhaps for another file
+            raise
+        raise damaged(path, f"cannot be read as Parquet ({' '.join(str(error).split())})") from None
 
 
-def read_splits(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of `folder`/{train,val,test}.parquet. Errors as read_table."""
-    return {split: read_table(folder / f"{split}.parquet") for split in ("train", "val", "test")}
+def read_table(path: Path, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
+    """Rows of a Parquet file. Errors as open_table."""
+    with open_table(path, schema) as file:
+        return file.read().to_pylist()
+
+
+def read_splits(folder: Path, schema: pa.Schema | None = None) -> dict[str, list[dict[str, Any]]]:
+    """The rows of `folder`/{train,val,test}.parquet. Errors as open_table."""
+    return {split: read_table(folder / f"{split}.parquet", schema) for split in ("train", "val", "test")}
 
 
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
@@ -154,8 +180,21 @@ def only_file(folder: Path) -> Path:
 
 
 def missing(path: Path) -> UserError:
-    """The error for an artifact that does not exist."""
-    return UserError(f"{path}: no such file; `dvc repro` makes every artifact, `dvc checkout` restores cached ones")
+    """The error for a file that does not exist."""
+    ours = "`dvc repro` makes every artifact, `dvc checkout` restores cached ones"
+    return UserError(f"{path}: no such file; {ours if is_artifact(path) else 'check the path'}")
+
+
+def damaged(path: Path, fault: str) -> UserError:
+    """The error for a file whose content cannot be used: `fault` says why."""
+    ours = "run dvc checkout, or delete it and run dvc repro"
+    return UserError(f"{path}: {fault}; {ours if is_artifact(path) else 'correct it, or take a sound copy'}")
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether the pipeline in the working folder makes this file, so that it can make it again."""
+    folders = [Path(name).absolute() for name in ("data", "metrics")]
+    return any(path.absolute().is_relative_to(folder) for folder in folders)
 
 
 def _rounded(value: Any) -> Any:

@@ -40,7 +40,7 @@ def difference(old: Path, new: Path, name: str) -> Difference | None:
         ".safetensors": tensors_apart,
         ".parquet": lambda old, new: rows_apart(read_table(old), read_table(new)),
         ".csv": lambda old, new: rows_apart(read_csv(old), read_csv(new)),
-        ".json": lambda old, new: keys_apart(read_json(old), read_json(new)),
+        ".json": lambda old, new: keys_apart(read_json(old, object), read_json(new, object)),
     }.get(PurePosixPath(name).suffix)
     if compare is None:
         return in_bytes

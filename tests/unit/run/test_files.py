@@ -216,19 +216,61 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read_json, read_csv, read_table])
-def test_a_missing_artifact_says_how_to_make_it(tmp_path: Path, read: Any) -> None:
+def test_a_missing_artifact_says_how_to_make_it(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"none: no such file; `dvc repro` makes every artifact, `dvc checkout` rest"):
-        read(tmp_path / "none")
+        read(Path("data/none"))
+    with pytest.raises(UserError, match=r"none: no such file; check the path$"):  # the user's own
+        read(Path("none"))
 
 
 @pytest.mark.parametrize(
     ("read", "message"), [(read_json, "not valid JSON"), (read_table, "cannot be read as Parquet")]
 )
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
-def test_a_damaged_artifact_is_named_with_the_remedy(tmp_path: Path, read: Any, message: str, content: bytes) -> None:
-    (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(UserError, match=rf"bad: {message} .*dvc repro$"):
-        read(tmp_path / "bad")
+def test_a_damaged_file_is_named_with_the_remedy(
+    tmp_path: Path, read: Any, message: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, remedy in ((Path("metrics/bad"), "dvc repro"), (Path("bad"), "a sound copy")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"bad: {message} .*{remedy}$"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[" * 100_000, "not valid JSON (maximum recursion"),
+        ("{'a': 1}", "not valid JSON (Expecting property"),
+        ('{"a": ' + "7" * 5_000 + "}", "not valid JSON (Exceeds the limit"),
+        ("[1]", "expected an object of JSON, found list"),
+        ("null", "expected an object of JSON, found NoneType"),
+        ('"{}"', "expected an object of JSON, found str"),
+        ('{"a": ["so far", "well \\udc80"]}', 'no text: half of a surrogate pair after \'{"a": ["so far", "well \''),
+        ('{"\\uDBFF": 1}', "no text: half of a surrogate pair after '{\"'"),
+    ],
+)
+def test_json_of_another_shape_is_refused_in_one_sentence(tmp_path: Path, text: str, fault: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_json(tmp_path / "a.json")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.json'}: {fault}")
+    assert str(caught.value).endswith("; correct it, or take a sound copy")
+
+
+def test_json_takes_whole_surrogate_pairs_and_the_kind_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["\\ud83d\\ude00"]')
+    assert read_json(tmp_path / "a.json", list) == read_json(tmp_path / "a.json", object) == ["\N{GRINNING FACE}"]
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64(), pa.large_list(pa.int32()), pa.list_(pa.uint32())])
+def test_a_table_with_other_columns_is_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    write_table(tmp_path / "a.parquet", [], SCHEMA.set(2, pa.field("tokens", kind)))
+    with pytest.raises(UserError, match=r"a.parquet: has the columns .*, expected id: string, score: double, tokens: "):
+        read_table(tmp_path / "a.parquet", SCHEMA)
+    assert read_table(tmp_path / "a.parquet") == []
 
 
 def test_the_log_grows_by_one_line_per_record(tmp_path: Path) -> None:

@@ -76,8 +76,7 @@ def test_a_stage_can_write_to_the_log(workplace: Path) -> None:
     ("body", "line"),
     [
         ("raise UserError('wrong; do this')", "example: wrong; do this\n"),
-        ("read_json(params)", "example: p.yaml: no such file; `dvc repro` makes every artifact, "
-         "`dvc checkout` restores cached ones\n"),
+        ("read_json(params)", "example: p.yaml: no such file; check the path\n"),
         ("raise KeyboardInterrupt", "example: interrupted; no partial output was left. "
          "`dvc repro` runs this stage again\n"),
     ],
