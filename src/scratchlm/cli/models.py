@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Model = Annotated[Path, typer.Option(help="a folder in data/models")]
 TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer used in training")]
+Style = Annotated[
+    Literal["alpaca", "phi3"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
+]
 ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
 TOKENIZER = Path("data/tokens/tokenizer")
 
@@ -23,23 +26,22 @@ TOKENIZER = Path("data/tokens/tokenizer")
 def chat(
     model: Model = ASSISTANT,
     tokenizer: TokenizerFolder = TOKENIZER,
-    prompt_style: Annotated[
-        Literal["alpaca", "phi3"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
-    ] = None,
+    prompt_style: Style = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
     """Answer instructions, one per line, until an empty line or the end of the input."""
     from scratchlm.data.prompts import format_prompt
     from scratchlm.fast.decoding import for_inference
-    from scratchlm.model.generate import GREEDY, Stopping, generate
-    from scratchlm.run.params import load_yaml
+    from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
+    from scratchlm.run.params import check_params
 
-    style = prompt_style or load_yaml(Path("params.yaml"))["tokenize"]["instructions"]["prompt_style"]
+    values = GREEDY.model_dump() | {"temperature": temperature}
+    sampling = check_params(values, SamplingParams, source="chat", whole=True)
+    style = prompt_style or _prompt_style()
     gpt, text = _load(model, tokenizer)
     decoder = for_inference(gpt)
     stopping = Stopping(max_new_tokens, text.end_token_id)
-    sampling = GREEDY.model_copy(update={"temperature": temperature})
     for turn in range(sys.maxsize):
         try:
             instruction = input("> " if sys.stdin.isatty() else "").strip()
@@ -65,10 +67,10 @@ def classify(
     from scratchlm.tasks.classification import spam_probabilities
     from scratchlm.tasks.spam import padded_texts
 
-    classifier, settings = load_classifier(model)
+    classifier, padded_tokens = load_classifier(model)
     words = load_tokenizer(tokenizer)
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
-    texts = padded_texts([words.encode(text)], words.end_token_id, settings["padded_tokens"])
+    texts = padded_texts([words.encode(text)], words.end_token_id, padded_tokens)
     (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
     say(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
 
@@ -78,10 +80,12 @@ def export(
     format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="for transformers, or for llama.cpp")],
     model: Model = ASSISTANT,
     tokenizer: TokenizerFolder = TOKENIZER,
+    prompt_style: Style = None,
     half: Annotated[bool, typer.Option("--half", help="gguf: store matrices as float16")] = False,
 ) -> None:
-    """Write a language model for transformers, or for llama.cpp and Ollama."""
-    from scratchlm.data.tokenizer import BytePairTokenizer
+    """Write a language model for transformers, or for llama.cpp and Ollama; an assistant with its chat template."""
+    from scratchlm.data.prompts import chat_template
+    from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer
     from scratchlm.formats.gguf import save_gguf
     from scratchlm.formats.huggingface import save_huggingface
 
@@ -89,27 +93,47 @@ def export(
     gpt, text = _load(model, tokenizer)
     if not isinstance(text, BytePairTokenizer):
         raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
+    style = prompt_style or (_prompt_style() if model.resolve() == ASSISTANT.resolve() else None)
+    template = chat_template(style, END_OF_TEXT) if style else None
     if format == "huggingface":
-        save_huggingface(output, gpt, tokenizer, text)
+        save_huggingface(output, gpt, tokenizer, text, template)
     else:
-        save_gguf(output, gpt, tokenizer, text, half=half)
+        save_gguf(output, gpt, tokenizer, text, template, half=half)
     say(f"wrote {output}")
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="config.json, model.safetensors, vocab.json, merges.txt")],
+    folder: Annotated[Path, typer.Argument(help="what save_pretrained of the model and of the tokenizer wrote")],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
 ) -> None:
     """Read a GPT-2 that transformers wrote."""
     from scratchlm.data.tokenizer import save_byte_pairs
     from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
+    from scratchlm.run.files import atomic_folder, read_json
 
     _refuse_existing(output)
-    tokenizer = load_huggingface_tokenizer(folder)
-    save_gpt(output / "model", load_huggingface(folder))
-    save_byte_pairs(output / "tokenizer", *tokenizer)
+    encoder, merges = load_huggingface_tokenizer(folder)
+    gpt = load_huggingface(folder, len(encoder))
+    n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
+    with atomic_folder(output) as temporary:
+        save_gpt(temporary / "model", gpt)
+        save_byte_pairs(temporary / "tokenizer", encoder, merges)
+    if n_padding:
+        say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _prompt_style() -> Any:
+    """Return the prompt style of params.yaml. Raises UserError if it has none."""
+    from scratchlm.data.prompts import PromptStyle
+    from scratchlm.run.nested import value_at
+    from scratchlm.run.params import load_yaml
+
+    style = value_at(load_yaml(Path("params.yaml")), "tokenize.instructions.prompt_style", None)
+    if style not in get_args(PromptStyle):
+        raise UserError(f"params.yaml: tokenize.instructions.prompt_style is {style!r}; pass --prompt-style")
+    return style
 
 
 def _load(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:

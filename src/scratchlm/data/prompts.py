@@ -20,3 +20,16 @@ def format_prompt(entry: Mapping[str, str], style: PromptStyle) -> str:
         )
     given = f"\n{entry['input']}" if entry["input"] else ""
     return f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"
+
+
+def chat_template(style: PromptStyle, end_of_text: str) -> str:
+    """Return the Jinja template that words a list of messages as format_prompt does, for other programs.
+
+    An answer of the assistant ends with end_of_text, as in training; messages of other roles are left out.
+    """
+    prompt = format_prompt({"instruction": "{{ message['content'] }}", "input": ""}, style)
+    answer = "{{ message['content'] }}" + end_of_text
+    return (
+        "{% for message in messages %}{% if message['role'] == 'user' %}" + prompt
+        + "{% elif message['role'] == 'assistant' %}" + answer + "{% endif %}{% endfor %}"
+    )  # fmt: skip

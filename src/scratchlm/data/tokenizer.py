@@ -14,7 +14,7 @@ import tiktoken
 from pydantic import Field
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, missing, read_json, write_json, write_text
+from scratchlm.run.files import atomic_folder, damaged, missing, read_json, write_json, write_text
 from scratchlm.run.params import Section
 
 END_OF_TEXT = "<|endoftext|>"
@@ -77,15 +77,17 @@ class BytePairTokenizer:
         Raises UserError if the two disagree.
         """
         from_alphabet = {character: byte for byte, character in byte_alphabet().items()}
-        merged = [left + right for left, right in merges]
+        merged = ["".join(pair) for pair in merges]
         if (
-            sorted(encoder) != sorted([*from_alphabet, *merged, END_OF_TEXT])
+            not all(type(token_id) is int for token_id in encoder.values())
+            or any(len(pair) != 2 for pair in merges)
+            or sorted(encoder) != sorted([*from_alphabet, *merged, END_OF_TEXT])
             or sorted(encoder.values()) != list(range(len(encoder)))
             or merged != sorted(merged, key=encoder.__getitem__)
         ):
             raise UserError(
-                "encoder.json and vocab.bpe do not belong together: each merge must have an id, in order, besides "
-                f"{N_BYTES} single bytes and {END_OF_TEXT}; take both files from one vocabulary"
+                "vocabulary and merges do not belong together: each merge must have an id, in order, besides "
+                f"{N_BYTES} single bytes and {END_OF_TEXT}; take both from one tokenizer"
             )
         ranks = {
             bytes(from_alphabet[character] for character in token): token_id
@@ -159,10 +161,16 @@ def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[st
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer saved in `folder`. Raises UserError naming what is missing or inconsistent."""
     if (folder / "words.json").exists():
-        return WordTokenizer(read_json(folder / "words.json"))
+        words = read_json(folder / "words.json", list)
+        if not {END_OF_TEXT, UNKNOWN} <= {str(word) for word in words} or not all(
+            isinstance(word, str) for word in words
+        ):
+            raise damaged(folder / "words.json", f"expected a list of texts with {END_OF_TEXT} and {UNKNOWN}")
+        return WordTokenizer(words)
+    encoder, merges = read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe")
     try:
-        return BytePairTokenizer(read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe"))
-    except (UserError, ValueError) as error:
+        return BytePairTokenizer(encoder, merges)
+    except UserError as error:
         raise UserError(f"{folder}: {error}") from None
 
 
@@ -170,11 +178,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs of a vocab.bpe file in order of priority; its first line is a version comment."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"not UTF-8 text ({error})") from None
     pairs = [tuple(line.split(" ")) for line in lines[1:] if line]
     if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{path}: every line but the first must hold two tokens; fetch the file again")
+        raise damaged(path, "every line but the first must hold two tokens")
     return pairs  # type: ignore[return-value]
 
 

@@ -1,33 +1,55 @@
 """Classifiers in our own format: like a language model's folder, with a classifier section in config.json."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from scratchlm.fast.torch_startup import shapes_only
-from scratchlm.formats.native import CONFIG_FILE, assign_tensors, read_config, read_weights, save_folder
-from scratchlm.model.classifier import GPTClassifier
+from scratchlm.formats.native import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    assign_tensors,
+    first_mistake,
+    read_config,
+    read_weights,
+    save_folder,
+)
+from scratchlm.model.classifier import GPTClassifier, Position
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import read_json
+from scratchlm.run.files import damaged, read_json
+
+
+class ClassifierSettings(BaseModel):
+    """The classifier section of config.json; padded_tokens is the length that messages are padded to."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    n_classes: Annotated[int, Field(ge=1, le=1000)]
+    position: Position
+    padded_tokens: Annotated[int, Field(ge=1)]
 
 
 def save_classifier(
-    folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, **settings: Any
+    folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, *, padded_tokens: int
 ) -> None:
-    """Write a classifier. settings: what its users need to know, such as the padded length."""
-    own = {"n_classes": model.head.out_features, "position": model.position, **settings}
+    """Write a classifier, with the length that messages are padded to."""
+    own = {"n_classes": model.head.out_features, "position": model.position, "padded_tokens": padded_tokens}
     save_folder(folder, model.state_dict(), {"gpt": model.trunk.config.model_dump(), "classifier": own}, adapter)
 
 
-def load_classifier(folder: Path) -> tuple[GPTClassifier, dict[str, Any]]:
-    """Return the classifier in `folder`, in evaluation mode, and its settings. Errors as load_gpt."""
+def load_classifier(folder: Path) -> tuple[GPTClassifier, int]:
+    """Return the classifier in `folder`, in evaluation mode, and the length to pad messages to. Errors as load_gpt."""
     config = read_json(folder / CONFIG_FILE)
     if "classifier" not in config:
         raise UserError(f"{folder} holds a language model, not a classifier; name one that finetune_spam made")
-    own = config["classifier"]
+    try:
+        own = ClassifierSettings.model_validate(config["classifier"])
+    except ValidationError as error:
+        raise damaged(folder / CONFIG_FILE, f"not a classifier of ours ({first_mistake(error)})") from None
     with shapes_only():
-        model = GPTClassifier(GPTModel(read_config(folder)), own["n_classes"], own["position"])
-    assign_tensors(model, read_weights(folder), str(folder))
-    return model.eval(), own
+        model = GPTClassifier(GPTModel(read_config(folder)), own.n_classes, own.position)
+    assign_tensors(model, read_weights(folder / WEIGHTS_FILE), str(folder))
+    return model.eval(), own.padded_tokens

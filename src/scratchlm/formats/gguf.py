@@ -7,13 +7,20 @@ import numpy as np
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
 from scratchlm.formats.names import HEAD, tensor_names
 from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, read_json
 
+HALF_LIMIT = np.finfo(np.float16).max
 
-def save_gguf(path: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, *, half: bool) -> None:
-    """Write one file of weights and tokenizer. half: store matrices in float16 instead of float32.
+
+def save_gguf(
+    path: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, template: str | None = None,
+    *, half: bool,
+) -> None:  # fmt: skip
+    """Write one file of weights, tokenizer and chat template. half: store matrices in float16 instead of float32.
 
     Query, key and value biases are zeros where the model has none: llama.cpp requires them.
+    Raises UserError if a weight is too large for float16.
     """
     import gguf
 
@@ -36,10 +43,16 @@ def save_gguf(path: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: By
         writer.add_token_merges([" ".join(pair) for pair in read_merges(tokenizer_folder / "vocab.bpe")])
         writer.add_eos_token_id(tokenizer.end_token_id)
         writer.add_add_bos_token(False)
+        if template:
+            writer.add_chat_template(template)
         for name in [*tensor_names(config.n_layers), *([] if config.tied_head else [HEAD])]:
             stored = weights.get(name.ours)
             tensor = np.zeros(3 * config.emb_dim, np.float32) if stored is None else stored.float().numpy()
-            writer.add_tensor(name.gguf, tensor.astype(np.float16) if half and tensor.ndim == 2 else tensor)
+            if half and tensor.ndim == 2:
+                if np.abs(tensor).max() > HALF_LIMIT:
+                    raise UserError(f"tensor {name.ours} has numbers beyond float16; export without --half")
+                tensor = tensor.astype(np.float16)
+            writer.add_tensor(name.gguf, tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -21,8 +21,9 @@ class TensorName(NamedTuple):
     linear: bool = False
 
 
+EMBEDDING = TensorName("token_embedding.weight", "model/wte", "wte.weight", "token_embd.weight")
 _MODEL = (
-    TensorName("token_embedding.weight", "model/wte", "wte.weight", "token_embd.weight"),
+    EMBEDDING,
     TensorName("position_embedding.weight", "model/wpe", "wpe.weight", "position_embd.weight"),
     TensorName("final_norm.scale", "model/ln_f/g", "ln_f.weight", "output_norm.weight"),
     TensorName("final_norm.shift", "model/ln_f/b", "ln_f.bias", "output_norm.bias"),

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scratchlm.fast.torch_startup import shapes_only
-from scratchlm.formats.names import HEAD, tensor_names
+from scratchlm.formats.names import EMBEDDING, HEAD, tensor_names
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, missing, read_json, write_json
+from scratchlm.run.files import atomic_folder, damaged, missing, read_json, write_json
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Tensors = Mapping[str, Tensor]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _REMEDY = "fetch or export it again"
@@ -36,9 +37,15 @@ def read_config(folder: Path) -> GPTConfig:
     try:
         return GPTConfig.model_validate(read_json(path).get("gpt"))
     except ValidationError as error:
-        mistake = error.errors()[0]
-        what = " ".join(["gpt", *map(str, mistake["loc"])]) + f": {mistake['msg']}"
-        raise UserError(f"{path}: not a configuration of ours ({what}); run dvc repro") from None
+        raise damaged(
+            path, f"not a configuration of ours (gpt {first_mistake(error)})".replace("gpt :", "gpt:")
+        ) from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Return the key and the fault of the first mistake."""
+    mistake = error.errors()[0]
+    return f"{' '.join(map(str, mistake['loc']))}: {mistake['msg']}"
 
 
 def load_gpt(folder: Path, **changes: Any) -> GPTModel:
@@ -53,7 +60,7 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
             f"{folder} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
         )
     config = read_config(folder).model_copy(update=changes)
-    return _gpt(config, read_weights(folder), str(folder))
+    return _gpt(config, read_weights(folder / WEIGHTS_FILE), str(folder))
 
 
 def convert_weights(
@@ -72,12 +79,15 @@ def convert_weights(
         if their_name not in theirs:
             raise UserError(f"{source}: tensor {their_name} is missing; {_REMEDY}")
         tensor, wanted = theirs.pop(their_name), tuple(expected[name.ours].shape)
+        if tensor.dtype not in FLOATS:
+            kind = f"is of type {_dtype(tensor)}, which no weights are without their scale"
+            raise UserError(f"{source}: tensor {their_name} {kind}; save the model in float32, not quantised")
         if name.linear:
             wanted = (1, *wanted[::-1]) if format_ == "openai" else wanted[::-1]
         if tuple(tensor.shape) != wanted:
             shape = f"has shape {tuple(tensor.shape)}, but the configuration asks for {wanted}"
             raise UserError(f"{source}: tensor {their_name} {shape}; take both from one checkpoint")
-        weights[name.ours] = (tensor.reshape(wanted[-2:]).T if name.linear else tensor).contiguous()
+        weights[name.ours] = (tensor.reshape(wanted[-2:]).T if name.linear else tensor).float().contiguous()
     if theirs:
         raise UserError(f"{source}: tensor {min(theirs)} belongs to no part of a GPT-2 of this size; {_REMEDY}")
     return _gpt(config, weights, source)
@@ -88,23 +98,22 @@ def _gpt(config: GPTConfig, weights: Tensors, source: str) -> GPTModel:
     with shapes_only():
         model = GPTModel(config)
     if model.config.tied_head:
-        weights = {**weights, HEAD.ours: weights.get("token_embedding.weight", torch.empty(0))}
+        weights = {**weights, HEAD.ours: weights.get(EMBEDDING.ours, torch.empty(0))}
     assign_tensors(model, weights, source)
     if model.config.tied_head:
         model.head.weight = model.token_embedding.weight
     return model.eval()
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors of a folder by name. Raises UserError if the file is missing or damaged."""
-    path = folder / WEIGHTS_FILE
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file by name. Raises UserError if the file is missing or damaged."""
     try:
         # Cloned for torch's alignment: on the file's odd addresses, kernels are slower and differ in the last bits
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged ({error}); run dvc checkout, or delete it and run dvc repro") from None
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
+        raise damaged(path, f"damaged ({error})") from None
 
 
 def save_folder(folder: Path, weights: Tensors, config: dict[str, Any], adapter: Tensors | None) -> None:
@@ -119,7 +128,8 @@ def save_folder(folder: Path, weights: Tensors, config: dict[str, Any], adapter:
 def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:
     """Make `weights` the tensors of a model that was built under shapes_only.
 
-    Raises UserError naming `source` and the first missing, unknown or misshapen tensor.
+    Raises UserError naming `source` and the first tensor that is missing, unknown or misshapen, or whose numbers are
+    not of type float32 or not finite.
     """
     expected = model.state_dict()
     for name in [*expected, *weights]:
@@ -132,4 +142,14 @@ def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:
                 f"{source}: tensor {name} has shape {tuple(weights[name].shape)}, the configuration "
                 f"asks for {tuple(expected[name].shape)}; take both from one checkpoint"
             )
+        if weights[name].dtype != torch.float32:
+            raise UserError(f"{source}: tensor {name} is of type {_dtype(weights[name])}; save all of them in float32")
+        if not torch.stack(weights[name].aminmax()).isfinite().all():
+            raise UserError(
+                f"{source}: tensor {name} holds NaN or infinite numbers; take a checkpoint of a sound model"
+            )
     model.load_state_dict(weights, assign=True)
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

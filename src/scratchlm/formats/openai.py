@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from scratchlm.formats import tensorflow_reader
 from scratchlm.formats.names import tensor_names
-from scratchlm.formats.native import convert_weights
+from scratchlm.formats.native import convert_weights, first_mistake
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -63,7 +63,7 @@ def _read_config(folder: Path, size: SizeName) -> GPTConfig:
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; fetch the file again") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {error.errors()[0]['msg']}; fetch the file again") from None
+        raise UserError(f"{path}: {first_mistake(error)}; fetch the file again") from None
     if found != hparams(config):
         raise UserError(f"{path} says {found}, but size {size} is {SIZES[size].model_dump()}; correct gpt2_sizes")
     return config

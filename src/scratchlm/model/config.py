@@ -9,8 +9,9 @@ GPT2_CONTEXT_LENGTH = 1024
 NANO_VOCAB_SIZE, NANO_CONTEXT_LENGTH = 1024, 256  # of the checkpoint in data/sample
 
 SizeName = Literal["nano", "small", "124M", "355M", "774M", "1558M"]
-Positive = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=0.9)]
+# Far above every published model: a configuration beyond them is a mistake, which would fail in hours or fill memory
+MAX_VOCAB_SIZE, MAX_CONTEXT_LENGTH, MAX_LAYERS, MAX_HEADS, MAX_EMB_DIM = 10_000_000, 1_000_000, 1_000, 1_000, 100_000
 
 
 class Strict(BaseModel):
@@ -22,7 +23,7 @@ class Strict(BaseModel):
 class ArchitectureParams(Strict):
     """The fields that the `model` section of params.yaml shares with a finished configuration."""
 
-    context_length: Positive
+    context_length: Annotated[int, Field(ge=1, le=MAX_CONTEXT_LENGTH)]
     dropout: Probability
     qkv_bias: bool
     tied_head: bool
@@ -33,9 +34,9 @@ class ArchitectureParams(Strict):
 class Shape(Strict):
     """The numbers of a size: `custom` in params.yaml."""
 
-    n_layers: Positive
-    n_heads: Positive
-    emb_dim: Positive
+    n_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    n_heads: Annotated[int, Field(ge=1, le=MAX_HEADS)]
+    emb_dim: Annotated[int, Field(ge=1, le=MAX_EMB_DIM)]
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Shape":
@@ -66,7 +67,7 @@ class GPTConfig(ArchitectureParams, Shape):
     softmax one by one; `sdpa` is torch's fused kernel for the same function, except where that is slower.
     """
 
-    vocab_size: Positive
+    vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)]
 
 
 class ModelParams(ArchitectureParams):

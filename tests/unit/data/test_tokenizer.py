@@ -209,8 +209,8 @@ def test_files_that_do_not_belong_together_are_refused_by_name(tmp_path: Path, c
     with pytest.raises(UserError) as caught:
         load_tokenizer(tmp_path / "mixed")
     assert str(caught.value) == (
-        f"{tmp_path / 'mixed'}: encoder.json and vocab.bpe do not belong together: each merge must have an id, in "
-        "order, besides 256 single bytes and <|endoftext|>; take both files from one vocabulary"
+        f"{tmp_path / 'mixed'}: vocabulary and merges do not belong together: each merge must have an id, in "
+        "order, besides 256 single bytes and <|endoftext|>; take both from one tokenizer"
     )
 
 
@@ -220,7 +220,7 @@ def test_files_of_one_vocabulary_are_taken() -> None:
 
 def test_a_line_of_merges_must_hold_two_tokens(tmp_path: Path) -> None:
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b\na b c\n")
-    with pytest.raises(UserError, match=r"vocab.bpe: every line but the first must hold two tokens; fetch the file"):
+    with pytest.raises(UserError, match=r"vocab.bpe: every line but the first must hold two tokens; correct it, or"):
         read_merges(tmp_path / "vocab.bpe")
 
 
@@ -228,7 +228,7 @@ def test_a_line_of_merges_must_hold_two_tokens(tmp_path: Path) -> None:
 def test_a_missing_file_of_a_tokenizer_is_named(tmp_path: Path, left: str) -> None:
     save_byte_pairs(tmp_path / "t", *train_byte_pairs(TALES, TRAINED_SIZE))
     (tmp_path / "t" / left).unlink()
-    with pytest.raises(UserError, match=rf"{left}: no such file; `dvc repro` makes"):
+    with pytest.raises(UserError, match=rf"{left}: no such file; check the path"):
         load_tokenizer(tmp_path / "t")
 
 

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import gguf
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import requests
 import torch
 
-from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
+from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
 from tests.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import llama_server
 
@@ -106,6 +109,31 @@ def test_llama_cpp_splits_text_into_our_tokens(
     for text in (TEXT, " ", "a  b\n\n c", "I'll we'd 'S 007", "e\u0301 👩\u200d💻 \u00a0x"):
         reply = requests.post(f"{server.listening_address}/tokenize", json={"content": text}, timeout=60)
         assert reply.json()["tokens"] == tokenizer.encode(text), text
+
+
+@pytest.mark.parametrize("style", get_args(PromptStyle))
+def test_llama_cpp_words_an_instruction_as_finetuning_does(
+    style: PromptStyle, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    template = chat_template(style, END_OF_TEXT)
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer_folder, tokenizer, template, half=False)
+    server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
+    messages = [{"role": "user", "content": "Write the opposite of hot."}]
+    reply = requests.post(f"{server.listening_address}/apply-template", json={"messages": messages}, timeout=60)
+    assert reply.json()["prompt"] == format_prompt({"instruction": messages[0]["content"], "input": ""}, style)
+
+
+def test_weights_beyond_float16_are_refused_and_not_made_infinite(
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt()
+    with torch.no_grad():
+        model.blocks[1].feed_forward.expansion.weight[3, 4] = -70_000
+    with pytest.raises(
+        UserError, match="tensor blocks.1.feed_forward.expansion.weight has numbers beyond float16; exp"
+    ):
+        save_gguf(tmp_path / "half.gguf", model, tokenizer_folder, tokenizer, half=True)
+    assert not list(tmp_path.glob("*half.gguf*"))
 
 
 def test_half_precision_halves_the_matrices_and_runs(

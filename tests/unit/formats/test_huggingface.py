@@ -1,7 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
-from scratchlm.formats.huggingface import huggingface_config, load_huggingface, save_huggingface
+from scratchlm.formats.huggingface import (
+    huggingface_config,
+    load_huggingface,
+    load_huggingface_tokenizer,
+    save_huggingface,
+)
 from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import Stopping, generate
@@ -339,3 +345,152 @@ def test_a_gpt2_that_computes_something_else_is_refused_and_not_read_wrong(
     assert refusal(exported).startswith(f"{path}: {key} is {value!r}; only models with ")
     rewrite_config(exported, **{key: "absent"})
     load_huggingface(exported)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused_and_not_read_as_numbers(exported: Path, kind: torch.dtype) -> None:
+    name = "transformer.h.0.mlp.c_fc.weight"
+    path = spoil(exported, lambda weights: weights.update({name: weights[name].to(kind)}))
+    rewrite_config(exported, quantization_config={"load_in_8bit": True})
+    assert refusal(exported).startswith(f"{path}: tensor h.0.mlp.c_fc.weight is of type {str(kind)[6:]}, which no wei")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e300])
+def test_numbers_that_float32_does_not_have_are_refused(exported: Path, number: float) -> None:
+    name = "transformer.ln_f.bias"
+    spoil(exported, lambda weights: weights.update({name: torch.full((32,), number, dtype=torch.float64)}))
+    assert "tensor final_norm.shift holds NaN or infinite numbers" in refusal(exported)
+
+
+def test_a_head_that_differs_from_the_embedding_stays_its_own_as_in_transformers(exported: Path) -> None:
+    spoil(exported, lambda weights: weights.update({"lm_head.weight": weights["transformer.wte.weight"] * 2}))
+    ours = load_huggingface(exported)
+    assert not ours.config.tied_head
+    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(exported))
+
+
+def test_a_tied_model_may_store_its_matrix_twice_or_as_the_head_alone(exported: Path, tiny: GPTModel) -> None:
+    spoil(exported, lambda weights: weights.update({"lm_head.weight": weights["transformer.wte.weight"].clone()}))
+    both = load_huggingface(exported)
+    spoil(exported, lambda weights: weights.pop("transformer.wte.weight"))
+    for found in (both, load_huggingface(exported)):
+        assert found.config.tied_head
+        assert torch.equal(found.token_embedding.weight, tiny.token_embedding.weight)
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+def test_rows_beyond_the_tokenizer_are_left_out(random_gpt: Build, exported: Path, tied_head: bool) -> None:
+    ours = random_gpt(tied_head=tied_head)
+    theirs = random_transformers_gpt(ours.config)
+    theirs.resize_token_embeddings(320, mean_resizing=False)
+    theirs.save_pretrained(exported)
+    again = load_huggingface(exported, 300)
+    assert again.config.vocab_size == 300
+    token_ids = torch.arange(60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(token_ids), theirs(token_ids).logits[..., :300], atol=TOLERANCE, rtol=0)
+    with pytest.raises(UserError, match="the model has 320 tokens, its tokenizer 321; take both from one model"):
+        load_huggingface(exported, 321)
+
+
+def test_what_transformers_saves_is_read_back_whole_and_in_shards(exported: Path, tmp_path: Path) -> None:
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
+    expected = load_huggingface_tokenizer(exported)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    for size in ("1GB", "20KB"):
+        folder = tmp_path / size
+        theirs.save_pretrained(folder, max_shard_size=size)
+        tokenizer.save_pretrained(folder)
+        assert not (folder / "vocab.json").exists()
+        assert load_huggingface_tokenizer(folder) == expected
+        assert_same_logits(load_huggingface(folder, len(expected[0])), theirs)
+    assert not (tmp_path / "20KB" / WEIGHTS).exists()
+    next(iter(sorted((tmp_path / "20KB").glob("model-*")))).unlink()
+    assert f"{tmp_path / '20KB'}: tensor " in refusal(tmp_path / "20KB")
+
+
+def test_a_pickle_is_not_read(exported: Path) -> None:
+    (exported / WEIGHTS).rename(exported / "pytorch_model.bin")
+    assert refusal(exported).startswith(f"{exported / 'pytorch_model.bin'}: weights in a pickle, which can run code")
+
+
+def tokenizer_json(exported: Path, **changes: Any) -> None:
+    vocabulary = json.loads((exported / "vocab.json").read_text())
+    merges = (exported / "merges.txt").read_text().splitlines()[1:]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": merges} | changes.pop("model", {})
+    before = {"type": "ByteLevel", "add_prefix_space": False}
+    content = {"model": model, "pre_tokenizer": before, "normalizer": None, "added_tokens": []} | changes
+    (exported / "tokenizer.json").write_text(json.dumps(content))
+
+
+def tokenizer_refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as failure:
+        load_huggingface_tokenizer(folder)
+    return str(failure.value)
+
+
+def test_a_tokenizer_json_may_hold_its_merges_as_texts_and_the_end_token_apart(exported: Path) -> None:
+    expected = load_huggingface_tokenizer(exported)
+    encoder = dict(expected[0])
+    end = encoder.pop(END_OF_TEXT)
+    added = [{"id": end, "content": END_OF_TEXT}, {"id": end + 1, "content": "<pad>"}]
+    tokenizer_json(exported, model={"vocab": encoder}, added_tokens=added)
+    (exported / "vocab.json").unlink()
+    assert load_huggingface_tokenizer(exported) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"model": {"type": "Unigram"}}, "not GPT-2's kind of tokenizer"),
+        ({"normalizer": {"type": "NFC"}}, "not GPT-2's kind of tokenizer"),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "not GPT-2's kind of tokenizer"),
+        ({"pre_tokenizer": None}, "not the file of a byte-pair tokenizer"),
+        ({"model": {"vocab": 5}}, "not the file of a byte-pair tokenizer"),
+        ({"model": {"merges": [1]}}, "not the file of a byte-pair tokenizer"),
+        ({"model": {"merges": ["h"]}}, "vocabulary and merges"),
+        ({"added_tokens": [{"id": "x", "content": END_OF_TEXT}]}, "vocabulary and merges"),
+    ],
+)
+def test_another_kind_of_tokenizer_is_refused(exported: Path, changes: dict[str, Any], fault: str) -> None:
+    tokenizer_json(exported, **changes)
+    (exported / "vocab.json").unlink()
+    assert fault in tokenizer_refusal(exported)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "fault"),
+    [
+        ("vocab.json", b"null", "vocab.json: expected an object of JSON, found NoneType"),
+        ("vocab.json", b"\xff", "vocab.json: not valid JSON"),
+        ("vocab.json", b'{"a": "x", "b": 1}', "vocabulary and merges do not belong together"),
+        ("vocab.json", b'{"a": null, "b": [1]}', "vocabulary and merges do not belong together"),
+        ("merges.txt", b"#v\n\xff \xfe\n", "merges.txt: not UTF-8 text"),
+        ("merges.txt", b"#v\na b c\n", "merges.txt: every line but the first must hold two tokens"),
+        ("tokenizer_config.json", b'{"add_prefix_space": true}', "add_prefix_space is true"),
+    ],
+)
+def test_tokenizer_files_of_another_shape_are_refused(exported: Path, file: str, content: bytes, fault: str) -> None:
+    (exported / file).write_bytes(content)
+    assert fault in tokenizer_refusal(exported)
+
+
+def test_a_file_in_the_folders_place_is_named(exported: Path) -> None:
+    assert tokenizer_refusal(exported / "config.json").endswith("vocab.json: no such file; check the path")
+
+
+@pytest.mark.parametrize("style", get_args(PromptStyle))
+def test_the_chat_template_words_an_instruction_as_finetuning_does(
+    style: PromptStyle, tiny: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    save_huggingface(tmp_path / "chat", tiny, tokenizer_folder, tokenizer, chat_template(style, END_OF_TEXT))
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    asked, then = (
+        format_prompt({"instruction": text, "input": ""}, style) for text in ("Say {{ hi }}.\n", "  And {% if %}?")
+    )
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say {{ hi }}.\n"}]
+    assert theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == asked
+    more = [*messages, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "  And {% if %}?"}]
+    assert theirs.apply_chat_template(more, tokenize=False) == asked + "Hi!" + END_OF_TEXT + then
+    save_huggingface(tmp_path / "base", tiny, tokenizer_folder, tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template is None

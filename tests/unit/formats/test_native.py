@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,9 +139,9 @@ def test_without_an_adapter_an_older_one_does_not_stay(tmp_path: Path, tiny_gpt:
 
 def test_a_missing_folder_or_file_is_named(saved: Path, tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere"
-    assert refusal(nowhere).startswith(f"{nowhere / 'config.json'}: no such file; `dvc repro` makes every artifact")
+    assert refusal(nowhere).startswith(f"{nowhere / 'config.json'}: no such file; check the path")
     (saved / "model.safetensors").unlink()
-    assert refusal(saved).startswith(f"{saved / 'model.safetensors'}: no such file; `dvc repro` makes every artifact")
+    assert refusal(saved).startswith(f"{saved / 'model.safetensors'}: no such file; check the path")
 
 
 def test_damaged_weights_are_named_with_the_remedy(saved: Path) -> None:
@@ -150,7 +151,7 @@ def test_damaged_weights_are_named_with_the_remedy(saved: Path) -> None:
         path.write_bytes(damage)
         sentence = refusal(saved)
         assert sentence.startswith(f"{path}: damaged (")
-        assert sentence.endswith("); run dvc checkout, or delete it and run dvc repro")
+        assert sentence.endswith("); correct it, or take a sound copy")
 
 
 def test_a_missing_tensor_is_named(saved: Path) -> None:
@@ -194,7 +195,7 @@ def test_a_wrong_configuration_names_the_file_and_the_key(saved: Path, change: d
     path.write_text(json.dumps({"gpt": json.loads(path.read_text())["gpt"] | change}))
     sentence = refusal(saved)
     assert sentence.startswith(f"{path}: not a configuration of ours ({what}")
-    assert sentence.endswith("); run dvc repro")
+    assert sentence.endswith("); correct it, or take a sound copy")
 
 
 def test_a_configuration_of_another_program_is_refused(saved: Path) -> None:
@@ -211,9 +212,9 @@ def test_a_configuration_of_another_program_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("position", ["first", "last", "last_real", "mean"])
 def test_a_classifier_comes_back_with_its_settings(position: str, tmp_path: Path, tiny_gpt: Build) -> None:
     classifier = GPTClassifier(tiny_gpt(tied_head=True), 3, position).eval()  # type: ignore[arg-type]
-    save_classifier(tmp_path / "spam", classifier, width=7, pad_token_id=10)
-    again, own = load_classifier(tmp_path / "spam")
-    assert own == {"n_classes": 3, "position": position, "width": 7, "pad_token_id": 10}
+    save_classifier(tmp_path / "spam", classifier, padded_tokens=7)
+    again, padded_tokens = load_classifier(tmp_path / "spam")
+    assert padded_tokens == 7 and again.head.out_features == 3
     assert again.position == position and not again.training
     lengths = torch.tensor([3])
     with torch.no_grad():
@@ -225,7 +226,7 @@ def test_a_classifier_comes_back_with_its_settings(position: str, tmp_path: Path
 def test_a_classifier_is_the_same_bytes_each_time_and_keeps_an_adapter(tmp_path: Path, tiny_gpt: Build) -> None:
     for name in ("one", "two"):
         torch.manual_seed(4)
-        save_classifier(tmp_path / name, GPTClassifier(tiny_gpt(), 2, "mean"), {"A": torch.eye(2)}, width=5)
+        save_classifier(tmp_path / name, GPTClassifier(tiny_gpt(), 2, "mean"), {"A": torch.eye(2)}, padded_tokens=5)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert torch.equal(load_file(tmp_path / "one" / "adapter.safetensors")["A"], torch.eye(2))
 
@@ -237,13 +238,66 @@ def test_a_language_model_is_no_classifier(saved: Path) -> None:
 
 
 def test_a_classifier_is_no_language_model(tmp_path: Path, tiny_gpt: Build) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"))
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
     assert refusal(tmp_path / "spam") == (
         f"{tmp_path / 'spam'} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
     )
 
 
 def test_a_classifier_with_a_missing_tensor_is_refused_by_name(tmp_path: Path, tiny_gpt: Build) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"))
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
     spoil(tmp_path / "spam", lambda weights: weights.pop("head.bias"))
     assert refusal(tmp_path / "spam", load_classifier).startswith(f"{tmp_path / 'spam'}: tensor head.bias is missing; ")
+
+
+@pytest.mark.parametrize(
+    ("own", "what"),
+    [
+        (None, ": Input should be a valid dictionary"),
+        ({}, "n_classes: Field required"),
+        ({"n_classes": 2, "position": "middle", "padded_tokens": 5}, "position: Input should be 'first', "),
+        ({"n_classes": "2", "position": "mean", "padded_tokens": 5}, "n_classes: Input should be a valid integer"),
+        ({"n_classes": 10**18, "position": "mean", "padded_tokens": 5}, "n_classes: Input should be less than"),
+        ({"n_classes": 2, "position": "mean", "padded_tokens": 0}, "padded_tokens: Input should be greater than"),
+    ],
+)
+def test_a_classifier_of_another_shape_names_the_file_and_the_key(
+    tmp_path: Path, tiny_gpt: Build, own: object, what: str
+) -> None:
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    path = tmp_path / "spam" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"classifier": own}))
+    assert refusal(tmp_path / "spam", load_classifier).startswith(f"{path}: not a classifier of ours ({what}")
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "context_length", "n_layers", "n_heads", "emb_dim"])
+@pytest.mark.parametrize("value", [10**8, 10**30])
+def test_a_configuration_that_no_machine_can_hold_is_refused(saved: Path, field: str, value: int) -> None:
+    path = saved / "config.json"
+    path.write_text(json.dumps({"gpt": json.loads(path.read_text())["gpt"] | {field: value}}))
+    assert refusal(saved).startswith(f"{path}: not a configuration of ours (gpt {field}: Input should be less than")
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["final_norm.shift", "blocks.1.attention.qkv.weight"])
+def test_weights_that_are_not_finite_are_refused(saved: Path, name: str, number: float) -> None:
+    spoil(saved, lambda weights: weights[name].view(-1)[-1:].fill_(number))
+    assert refusal(saved) == (
+        f"{saved}: tensor {name} holds NaN or infinite numbers; take a checkpoint of a sound model"
+    )
+
+
+def test_a_classifiers_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_gpt: Build) -> None:
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    spoil(tmp_path / "spam", lambda weights: weights["head.bias"].fill_(math.nan))
+    assert "tensor head.bias holds NaN or infinite numbers" in refusal(tmp_path / "spam", load_classifier)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool,
+             torch.float8_e4m3fn, torch.float8_e5m2],
+)  # fmt: skip
+def test_a_tensor_of_another_type_is_refused_and_does_not_compute_in_it(saved: Path, kind: torch.dtype) -> None:
+    spoil(saved, lambda weights: weights.update({"final_norm.scale": weights["final_norm.scale"].to(kind)}))
+    name = str(kind).removeprefix("torch.")
+    assert refusal(saved) == f"{saved}: tensor final_norm.scale is of type {name}; save all of them in float32"
