@@ -144,6 +144,11 @@ def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
 @pytest.mark.parametrize(
     ("stage", "n", "sentence"),
     [
+        (
+            "finetune_spam",
+            10**9,
+            "1000000000 runs are more than a spread needs; at most 1000 are allowed",
+        ),
         ("finetune_spam", 1, "1 run has no spread; at least 2 are needed: give --seeds 5"),
         (
             "finetune_spma",

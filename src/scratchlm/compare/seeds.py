@@ -25,6 +25,7 @@ from scratchlm.tasks.intervals import CONFIDENCE
 SEED = "seed"
 CODE = "code"  # the stage that detects edits of the code
 CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
+MOST_RUNS = 1000
 
 
 class Spread(NamedTuple):
@@ -54,11 +55,13 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
     Only this stage runs, on inputs that are already built, so all runs share data, splits and base model. DVC takes
     runs that are in its cache from there, among them the workspace's own. Its output goes to standard error.
     keep: add the experiments to the project, where `dvc exp show` lists them.
-    Raises UserError for fewer than two runs, an unknown stage, one that reads no seed, inputs that are not built, and
-    a run that fails.
+    Raises UserError for fewer than two runs or more than MOST_RUNS, an unknown stage, one that reads no seed, inputs
+    that are not built, and a run that fails.
     """
     if n < 2:
         raise UserError(f"{n} run has no spread; at least 2 are needed: give --seeds 5, for example")
+    if n > MOST_RUNS:
+        raise UserError(f"{n} runs are more than a spread needs; at most {MOST_RUNS} are allowed: lower --seeds")
     metrics = _metrics_file(root, stage)
     first = read_params(root / PARAMETERS, _SeedParams).seed
     results = {}

@@ -22,6 +22,10 @@ UNKNOWN = "<|unk|>"
 IGNORE_INDEX = -100  # the target of positions without a loss; torch's default
 # Radford et al. 2019, section 2.2: contractions, then runs of letters, digits or punctuation, each after at most
 # one space, then white space
+# White_Space is Python's \s without four control characters
+WHITE_SPACE = r"[^\S\x1c-\x1f]"
+LONG_WHITE_SPACE = re.compile(rf"(?<!{WHITE_SPACE}){WHITE_SPACE}{{1000,}}")
+LONGEST_TRAINED_WORD = 1000  # bytes; longer ones are divided, because the trainer's time grows with their square
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 N_BYTES = 256
 
@@ -96,18 +100,37 @@ class BytePairTokenizer:
         }
         self.vocab_size = len(encoder)
         self.end_token_id = encoder[END_OF_TEXT]
+        self._ranks = ranks
         self.encoding = tiktoken.Encoding(
             "scratchlm", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: self.end_token_id}
         )
 
     def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        try:
+            return self.encoding.encode(text, allowed_special=set(), disallowed_special=())
+        except ValueError:  # a million characters of white space, which overflow the stack of the regular expression
+            return self._encode_around_white_space(text)
 
     def encode_documents(self, text: str) -> np.ndarray:
         try:
             return self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
-        except UnicodeEncodeError:  # half of a surrogate pair, which tiktoken replaces only when it returns a list
-            return np.array(self.encoding.encode(text, allowed_special={END_OF_TEXT}), dtype=np.uint32)
+        except ValueError:  # the same, or half of a surrogate pair, which tiktoken replaces only in `encode`
+            return _encode_parts(self, text)
+
+    def _encode_around_white_space(self, text: str) -> list[int]:
+        """Return the token ids of `text`; each long run of white space is encoded without the regular expression.
+
+        A run is one piece of the pattern, without its last character where text follows.
+        """
+        whole = tiktoken.Encoding("run", pat_str="(?s:.+)", mergeable_ranks=self._ranks, special_tokens={})
+        token_ids, start = [], 0
+        for run in LONG_WHITE_SPACE.finditer(text):
+            end = run.end() if run.end() == len(text) else run.end() - 1
+            between = text[start : run.start()]
+            token_ids += self.encoding.encode(between, allowed_special=set(), disallowed_special=())
+            token_ids += whole.encode_ordinary(text[run.start() : end])
+            start = end
+        return token_ids + self.encoding.encode(text[start:], allowed_special=set(), disallowed_special=())
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.encoding.decode(list(token_ids))
@@ -128,13 +151,17 @@ class WordTokenizer:
         return [unknown if word == END_OF_TEXT else self.ids.get(word, unknown) for word in split_words(text)]
 
     def encode_documents(self, text: str) -> np.ndarray:
-        first, *others = (self.encode(part) for part in text.split(END_OF_TEXT))
-        token_ids = [*first, *(token_id for part in others for token_id in (self.end_token_id, *part))]
-        return np.array(token_ids, dtype=np.uint32)
+        return _encode_parts(self, text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         text = " ".join(self.words[i] for i in token_ids)
         return re.sub(r'\s+([,.:;?!"()\'])', r"\1", text)
+
+
+def _encode_parts(tokenizer: BytePairTokenizer | WordTokenizer, text: str) -> np.ndarray:
+    first, *others = (tokenizer.encode(part) for part in text.split(END_OF_TEXT))
+    token_ids = [*first, *(token_id for part in others for token_id in (tokenizer.end_token_id, *part))]
+    return np.array(token_ids, dtype=np.uint32)
 
 
 def split_words(text: str) -> list[str]:
@@ -205,7 +232,8 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
     from tokenizers import models, pre_tokenizers, trainers
 
     hub = HubTokenizer(models.BPE())
-    hub.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    hub.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(LONGEST_TRAINED_WORD)])
     alphabet = sorted(byte_alphabet().values())
     size = vocab_size - 1  # without the end token
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)

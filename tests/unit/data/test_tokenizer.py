@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
+from scratchlm.data import tokenizer as module
 from scratchlm.data.tokenizer import (
     END_OF_TEXT,
     UNKNOWN,
@@ -291,3 +293,52 @@ def test_a_word_tokenizer_survives_its_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t" / "words.json").read_text()) == [".", "a", "b", "é", END_OF_TEXT, UNKNOWN]
     assert made.encode("é a new b.") == [3, 1, 5, 2, 0]
     assert made.end_token_id == 4
+
+
+# long runs and words
+
+WHITE_SPACES = " \t\n\r\x0b\x0c\x85\xa0\u2003\u2028\u3000"
+
+
+@pytest.mark.parametrize(
+    ("before", "run", "after"),
+    [("x", " ", "x"), ("", "\n", ""), ("<|endoftext|>", " \t\u3000", "<|endoftext|>"), ("\ud800", "\r\n", "'s")],
+)
+def test_a_million_white_spaces_are_encoded_in_both_ways(
+    gpt2: BytePairTokenizer, before: str, run: str, after: str
+) -> None:
+    """They overflow the stack of tiktoken's regular expression."""
+    text = before + run * (1_200_000 // len(run)) + after
+    token_ids = gpt2.encode(text)
+    assert gpt2.decode(token_ids) == text.replace("\ud800", "\ufffd")
+    last = gpt2.encode(run[-1] + after) if after else []
+    assert token_ids[len(token_ids) - len(last) :] == last
+    ends = [gpt2.end_token_id] * text.count(END_OF_TEXT)
+    documents = gpt2.encode_documents(text)
+    assert documents[documents == gpt2.end_token_id].tolist() == ends
+    assert gpt2.decode(documents.tolist()) == text.replace("\ud800", "\ufffd")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.text(st.sampled_from(WHITE_SPACES), max_size=9)
+        | st.text(max_size=5)
+        | st.sampled_from(["it's", " the", "\x1c\x1f", "\ud800", "<|endoftext|>"])
+    ).map("".join)
+)
+def test_around_runs_the_tokens_are_those_of_the_whole_text(gpt2: BytePairTokenizer, text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        pattern = module.LONG_WHITE_SPACE.pattern.replace("1000", "2")
+        patch.setattr(module, "LONG_WHITE_SPACE", re.compile(pattern))
+        assert gpt2._encode_around_white_space(text) == gpt2.encode(text)
+    assert module._encode_parts(gpt2, text).tolist() == gpt2.encode_documents(text).tolist()
+
+
+def test_training_takes_time_in_proportion_to_a_word_and_learns_from_all_of_it() -> None:
+    """With time growing as the square this would take minutes."""
+    letters = "".join(random.Random(0).choices("ACGT", k=500_000))
+    start = time.process_time()
+    _, merges = train_byte_pairs([letters, " " * 1_500_000, "x"], 300)
+    assert time.process_time() - start < 20
+    assert {"".join(pair) for pair in merges} >= {"GT", "ĠĠ"}
