@@ -31,7 +31,7 @@ def main(run: Run, *, params: Path, checkpoint: Path, corpus: Path, model: Path,
     with temporary_folder(model) as scratch:
         gpt, n_tensors = load_openai(checkpoint, size, scratch)
     save_gpt(model, gpt)
-    evaluation = CorpusEvaluation(Corpus(corpus), p.evaluation)
+    evaluation = CorpusEvaluation(Corpus(corpus, gpt.config.vocab_size), p.evaluation)
     with run.autocast():
         measured = evaluation.full(gpt.to(run.device), "val")
     write_table(losses, loss_rows(evaluation.val_ids(), measured), LOSS_SCHEMA)

@@ -33,7 +33,8 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
-    text, tokens = load_tokenizer(tokenizer), Corpus(corpus)
+    text = load_tokenizer(tokenizer)
+    tokens = Corpus(corpus, text.vocab_size)
     gpt = build_model(p.model.config(text.vocab_size), stream(p.seed, "initialisation")).to(run.device)
     windows = TokenWindows(tokens.tokens("train"), p.model.context_length, p.pretrain.stride)
     evaluation = CorpusEvaluation(tokens, p.evaluation)

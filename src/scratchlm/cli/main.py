@@ -32,7 +32,7 @@ def main() -> None:
     """The entry point: a mistake of the user is one sentence and status 1."""
     try:
         app()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         sys.exit(f"scratchlm: {printable(str(error))}")
 
 

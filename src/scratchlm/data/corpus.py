@@ -18,16 +18,14 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from tqdm import tqdm
 
-from scratchlm.data.tokenizer import END_OF_TEXT, Tokenizer
+from scratchlm.data.tokenizer import END_OF_TEXT, WHITE_SPACE, Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, missing, read_json, write_json
+from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, damaged, missing, open_table, read_json, write_json
 from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
-# Ends at the last index where white space follows other text. Python counts \x1c to \x1f as white space; the byte-pair
-# pattern, which uses Unicode's White_Space, does not
-UP_TO_LAST_BOUNDARY = re.compile(r"(?s:.*)\S(?=[^\S\x1c-\x1f])")
+UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)\S(?={WHITE_SPACE})")  # where white space follows other text
 COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
@@ -36,7 +34,7 @@ class CorpusParams(Section):
     """Splitting and storage of the corpus; val is the rest."""
 
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
-    shard_tokens: Annotated[int, Field(ge=1)]
+    shard_tokens: Annotated[int, Field(ge=1000)]  # fewer would give a file for each few words
 
 
 def text_chunks(path: Path) -> Iterator[str]:
@@ -117,14 +115,19 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
 
 
 class Corpus:
-    """A corpus that write_corpus wrote; a split is read once, when it is first needed."""
+    """A corpus that write_corpus wrote; a split is read once, when it is first needed.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    vocab_size: of the tokenizer, for a check of every id.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int = 1 << 32) -> None:
+        self._folder, self._vocab_size = folder, vocab_size
         self._tokens: dict[str, np.ndarray] = {}
 
     def tokens(self, split: str) -> np.ndarray:
-        """Return all token ids of a split, (N,) uint32. Raises UserError if there is none.
+        """Return all token ids of a split, (N,) uint32.
+
+        Raises UserError if there is none, or naming the shard that is damaged or has ids beyond the vocabulary.
 
         The array is mapped from an unnamed file beside the folder, which is deleted with it: the corpus may be larger
         than memory, and reading windows from Parquet's compressed row groups would be slow.
@@ -135,9 +138,14 @@ class Corpus:
                 raise missing(self._folder / split / "*.parquet")
             with tempfile.TemporaryFile(dir=self._folder.parent) as file:
                 for shard in shards:
-                    with pq.ParquetFile(shard) as parquet:
+                    with open_table(shard, SHARD_SCHEMA) as parquet:
                         for i in range(parquet.num_row_groups):
-                            file.write(parquet.read_row_group(i)["token_id"].to_numpy())
+                            token_ids = parquet.read_row_group(i)["token_id"].to_numpy()
+                            if token_ids.max(initial=0) >= self._vocab_size:
+                                raise damaged(
+                                    shard, f"holds token {token_ids.max()} of a vocabulary of {self._vocab_size:,}"
+                                )
+                            file.write(token_ids)
                 file.flush()
                 self._tokens[split] = np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
         return self._tokens[split]

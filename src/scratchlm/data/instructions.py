@@ -12,7 +12,7 @@ from scratchlm.data.prompts import PromptStyle, format_prompt
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, read_json, write_table
+from scratchlm.run.files import atomic_folder, damaged, read_json, write_table
 from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
@@ -54,9 +54,9 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
 
     Raises UserError naming the file and the first entry that lacks a field.
     """
-    entries = read_json(path)
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: expected a JSON list of entries with {', '.join(FIELDS)}; fetch the file again")
+    entries = read_json(path, list)
+    if not entries:
+        raise damaged(path, f"no entry; expected entries with the texts {', '.join(FIELDS)}")
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
             raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")

@@ -75,6 +75,8 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
         raise missing(path) from None
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {str(error).strip()}; {_REMEDY}") from None
+    if not isinstance(messages.index, pd.RangeIndex):  # of a first line with more columns, pandas makes an index
+        raise UserError(f"{path}: row 1 has more than one tab; {_REMEDY}")
     wrong = ~messages["label"].isin(CLASSES) | (messages["text"] == "")
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
@@ -86,11 +88,13 @@ def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFra
 def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":
     """Return a random draw of ham, as much as there is spam, then all of the spam (the book's section 6.2).
 
-    Raises UserError if there is more spam than ham.
+    Raises UserError if there is more spam than ham, or no spam.
     """
     import pandas as pd
 
     ham, spam = messages[messages["label"] == 0], messages[messages["label"] == 1]
+    if spam.empty:
+        raise UserError(f"{len(ham)} ham messages but no spam, so there is nothing to balance; add spam to the file")
     if len(spam) > len(ham):
         raise UserError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
     return pd.concat([ham.sample(len(spam), random_state=seed), spam])

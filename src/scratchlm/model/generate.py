@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import running_total, softmax
@@ -14,16 +14,22 @@ from scratchlm.model.config import Strict
 from scratchlm.model.gpt import GPTModel
 
 
+def _not_almost_greedy(temperature: float) -> float:
+    if 0 < temperature < 0.001:
+        raise ValueError("must be 0, which is greedy, or at least 0.001")
+    return temperature
+
+
 class SamplingParams(Strict):
     """The settings for sampling the next token.
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep every token; repetition_penalty 1 changes nothing.
     """
 
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: Annotated[float, Field(ge=0, le=100), AfterValidator(_not_almost_greedy)]
     top_k: Annotated[int, Field(ge=0)]
-    top_p: Annotated[float, Field(gt=0, le=1)]
-    repetition_penalty: Annotated[float, Field(gt=0)]
+    top_p: Annotated[float, Field(ge=1e-6, le=1)]
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)]
 
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
@@ -77,11 +83,17 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, draws: Tensor | None
 
     draws: (B,) float64 on the CPU, uniform in [0, 1), one per row, not read when greedy. The cumulative distribution
     is inverted at the draw, so that a row's token depends on its own draw and not on its batch.
+    Raises FloatingPointError if a row's largest logit is not a finite number, or one of them is NaN.
     """
+    logits = logits.float()  # argmax is then several times as fast as in bfloat16
+    if sampling.temperature:
+        logits = logits.cpu() / sampling.temperature  # from here on exact and deterministic on every device
+    largest = logits.argmax(-1, keepdim=True)  # NaN counts as the largest
+    if not logits.gather(-1, largest).isfinite().all():
+        raise FloatingPointError("the model's logits are not finite; use a model whose training did not diverge")
     if sampling.temperature == 0:
-        return logits.float().argmax(-1)  # several times as fast as in bfloat16
+        return largest.squeeze(-1)
     assert draws is not None
-    logits = logits.float().cpu() / sampling.temperature  # from here on exact and deterministic on every device
     logits = top_p_filter(top_k_filter(logits, sampling.top_k), sampling.top_p)
     cumulative = running_total(softmax(logits.double()))
     target = draws[:, None] * cumulative[:, -1:]

@@ -48,7 +48,7 @@ def start(main: Callable[..., None]) -> None:
                 run.checkpoint = _begin_under_dvc(run, [*paths.values(), log], resume)
             main(run, **paths)
             run.checkpoint.finish()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         sys.exit(f"{run.stage}: {printable(str(error))}")
     except KeyboardInterrupt:
         position = run.checkpoint.position

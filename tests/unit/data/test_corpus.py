@@ -4,6 +4,7 @@ import sys
 import threading
 import tracemalloc
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -218,9 +219,9 @@ def test_too_short_a_corpus_and_a_missing_one_are_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("a")
     with pytest.raises(UserError, match="text: 1 characters cannot be split at 0.5; use a longer corpus"):
         split_chunks(tmp_path / "text", 0.5)
-    with pytest.raises(UserError, match="none: no such file; `dvc repro`"):
+    with pytest.raises(UserError, match="none: no such file; check the path"):
         split_chunks(tmp_path / "none", 0.5)
-    with pytest.raises(UserError, match=r"\*.parquet: no such file; `dvc repro`"):
+    with pytest.raises(UserError, match=r"\*.parquet: no such file; check the path"):
         Corpus(tmp_path).tokens("train")
 
 
@@ -320,3 +321,42 @@ def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
     assert 0 < pool.max_memory() < tokens.nbytes / 8
     assert 0 < peak < tokens.nbytes / 8
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def column(kind: pa.DataType, values: list[Any], *, nullable: bool = False) -> pa.Table:
+    return pa.table([pa.array(values, kind)], schema=pa.schema([pa.field("token_id", kind, nullable=nullable)]))
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        *((column(kind, [1, 2, 3]), f"has the columns token_id: {kind}, expected token_id: uint32")
+          for kind in (pa.int64(), pa.int32(), pa.uint8(), pa.uint16(), pa.uint64(), pa.float32(), pa.float64())),
+        (column(pa.string(), ["1"]), "has the columns token_id: string, expected"),
+        (column(pa.uint32(), [1, None], nullable=True), "has the columns token_id: uint32, expected"),
+        (pa.table({"id": pa.array([1], pa.uint32())}), "has the columns id: uint32, expected"),
+        (column(pa.uint32(), [1, 7, 2]), "holds token 7 of a vocabulary of 7"),
+        (column(pa.uint32(), [2**32 - 1]), "holds token 4294967295 of a vocabulary of 7"),
+    ],
+)  # fmt: skip
+def test_a_shard_of_another_kind_is_refused_and_not_reinterpreted(tmp_path: Path, table: pa.Table, fault: str) -> None:
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    shard = tmp_path / "corpus" / "train" / "00000.parquet"
+    pq.write_table(table, shard)
+    with pytest.raises(UserError) as caught:
+        Corpus(tmp_path / "corpus", 7).tokens("train")
+    assert str(caught.value).startswith(f"{shard}: {fault}")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"PAR1", lambda b: b[:4] + b[5:]])
+def test_a_damaged_shard_is_named(tmp_path: Path, damage: Any) -> None:
+    shard = tmp_path / "corpus" / "train" / "00000.parquet"
+    shard.parent.mkdir(parents=True)
+    pq.write_table(column(pa.uint32(), [*range(1000)]), shard)
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError, match="00000.parquet: cannot be read as Parquet"):
+        Corpus(tmp_path / "corpus").tokens("train")
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(UserError, match="00000.parquet: cannot be read as Parquet"):
+        Corpus(tmp_path / "corpus").tokens("train")

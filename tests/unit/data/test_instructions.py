@@ -81,12 +81,9 @@ def test_the_phi3_prompt_reads_so() -> None:
 @pytest.mark.parametrize("content", [{}, [], "text"])
 def test_a_file_without_a_list_of_entries_is_refused(tmp_path: Path, content: Any) -> None:
     write_json(tmp_path / "tasks.json", content)
-    with pytest.raises(UserError) as caught:
+    fault = "expected a list of JSON, found" if content != [] else "no entry; expected entries with the texts"
+    with pytest.raises(UserError, match=rf"tasks.json: {fault} .*; correct it, or take a sound copy$"):
         read_instructions(tmp_path / "tasks.json")
-    assert str(caught.value) == (
-        f"{tmp_path / 'tasks.json'}: expected a JSON list of entries with instruction, input, output; "
-        "fetch the file again"
-    )
 
 
 @pytest.mark.parametrize(
@@ -99,6 +96,14 @@ def test_the_first_incomplete_entry_is_named(tmp_path: Path, second: Any) -> Non
     assert str(caught.value) == (
         f"{tmp_path / 'tasks.json'}: entry 1 needs the texts instruction, input, output; complete it or remove it"
     )
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00", "\\ude00\\ud83d"])
+def test_half_a_surrogate_pair_is_refused(tmp_path: Path, half: str) -> None:
+    text = '[{"instruction": "Smile", "input": "", "output": "Here: ' + half + '"}]'
+    (tmp_path / "tasks.json").write_text(text)
+    with pytest.raises(UserError, match="tasks.json: no text: half of a surrogate pair after .*Here: '; correct it"):
+        read_instructions(tmp_path / "tasks.json")
 
 
 def test_a_field_that_nobody_asked_for_is_left_out(tmp_path: Path) -> None:

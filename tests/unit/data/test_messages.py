@@ -103,7 +103,10 @@ def test_the_book_reading_lets_a_quotation_mark_swallow_a_line_end(tmp_path: Pat
         (b"ham\thi\n\tyo\n", "row 2 starts ''"),
         (b"ham\nspam\n", "row 1 starts 'ham'"),
         (b"ham\thi\nspam\t\n", "row 2 starts 'spam'"),
-        (b"ham\thi\tthere\nspam\tyo\tho\n", "row 1 starts 'hi'"),
+        (b"ham\thi\tthere\nspam\tyo\tho\n", "row 1 has more than one tab"),
+        (b"x\tham\thi\ny\tspam\tyo\n", "row 1 has more than one tab"),
+        (b"1\t2\tham\thi\n3\t4\tspam\tyo\n", "row 1 has more than one tab"),
+        (b"ham\thi\t\nspam\tyo\n", "row 1 has more than one tab"),
         (b"ham\thi\nspam\tyo\tho\n", "Error tokenizing data. C error: Expected 2 fields in line 2, saw 3"),
         (b"ham\thi \xa3\n", "'utf-8' codec can't decode byte 0xa3 in position 3: invalid start byte"),
     ],
@@ -124,6 +127,15 @@ def test_more_spam_than_ham_cannot_be_balanced(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         balance_by_undersampling(messages, 1)
     assert str(caught.value) == "2 spam messages but only 1 ham; set tokenize.messages.balance to false"
+
+
+@pytest.mark.parametrize("content", [b"ham\ta\nham\tb\n", b""])
+def test_without_spam_there_is_nothing_to_balance(tmp_path: Path, content: bytes) -> None:
+    messages = read_messages(write(tmp_path / "sms", content), "strict")
+    with pytest.raises(
+        UserError, match=f"{len(messages)} ham messages but no spam, so there is nothing to balance; add"
+    ):
+        balance_by_undersampling(messages, 1)
 
 
 def test_an_empty_split_names_the_parameters_behind_it(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Decoding: sampling by hand and against transformers, generating against one row at a time without a cache."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -376,3 +378,26 @@ def test_a_strong_penalty_keeps_prompt_tokens_out_until_all_were_used() -> None:
     lifted.head = nn.Sequential(lifted.head, Positive())
     [row] = generate(lifted, [[1, 2, 3]], Stopping(VOCAB - 3, None), sampling=sampling)
     assert sorted([1, 2, 3, *row.token_ids]) == list(range(VOCAB))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, GREEDY.model_copy(update={"temperature": 1.0})])
+@pytest.mark.parametrize("row", [[math.nan] * 4, [0.0, math.nan, 1.0, 2.0], [0.0, math.inf, 1.0, 2.0], [-math.inf] * 4])
+def test_logits_that_are_not_numbers_end_decoding(sampling: SamplingParams, row: list[float]) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], row])
+    with pytest.raises(FloatingPointError, match="the model's logits are not finite; use a model whose training did "):
+        sample_tokens(logits, sampling, torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.001}, {"top_p": 1e-6}, {"top_k": 1}, {"temperature": 0.001, "top_p": 1e-6}]
+)
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+def test_at_the_ends_of_their_ranges_the_settings_still_choose_the_likeliest(
+    change: dict[str, Any], penalty: float
+) -> None:
+    plain = GREEDY.model_dump() | {"temperature": 1.0, "repetition_penalty": penalty}
+    sampling = SamplingParams.model_validate(plain | change)
+    logits = 100 * torch.randn(16, 1024, generator=torch.Generator().manual_seed(0))
+    logits = penalise_repetition(logits, logits > 0, penalty)
+    draws = torch.rand(16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert sample_tokens(logits, sampling, draws).tolist() == logits.argmax(-1).tolist()

@@ -130,6 +130,6 @@ def test_a_mistake_in_params_is_one_line_of_a_real_stage(tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == (
-        "tokenize: params.yaml: tokenize.corpus.shard_tokens is 0: must be greater than or equal to 1\n"
+        "tokenize: params.yaml: tokenize.corpus.shard_tokens is 0: must be greater than or equal to 1000\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]
