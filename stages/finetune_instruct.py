@@ -34,6 +34,11 @@ def main(
     tasks = instruct.Instructions(
         read_splits(instructions, INSTRUCTION_SCHEMA), load_tokenizer(tokenizer), gpt.config.context_length
     )
+    for split, rows in tasks.splits.items():
+        if n_cut := tasks.n_cut(split):
+            run.say(
+                f"{n_cut} of {len(rows)} {split} responses are cut at the context's {gpt.config.context_length} tokens"
+            )
     evaluation = instruct.ResponseEvaluation(tasks, p.evaluation)
     with run.autocast():
         before = evaluation.full(gpt)

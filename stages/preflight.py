@@ -1,6 +1,5 @@
 """Check the whole of params.yaml before any work starts."""
 
-import sys
 from pathlib import Path
 
 from scratchlm.run.context import Run
@@ -32,8 +31,7 @@ def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path) -
     p = read_params(params, Params, whole=True)
     check_together(p)
     for path in leftover_metrics(p, loaded, ablated):
-        sentence = f"{path} belongs to no stage of params.yaml; delete it if you no longer need it"
-        print(f"preflight: {sentence}", file=sys.stderr)
+        run.say(f"{path} belongs to no stage of params.yaml; delete it if you no longer need it")
     write_text(marker, "params.yaml was checked\n")
 
 

@@ -69,6 +69,12 @@ class GPTConfig(ArchitectureParams, Shape):
 
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)]
 
+    @property
+    def n_parameters(self) -> int:
+        """The numbers in a GPTModel of this configuration; a tied head counts once."""
+        C, n_embeddings = self.emb_dim, self.vocab_size * (1 if self.tied_head else 2) + self.context_length
+        return n_embeddings * C + self.n_layers * (12 * C * C + (13 if self.qkv_bias else 10) * C) + 2 * C
+
 
 class ModelParams(ArchitectureParams):
     """The `model` section: a size by name, or `custom` with its three numbers under `custom:`."""

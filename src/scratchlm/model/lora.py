@@ -20,8 +20,8 @@ class LoRAParams(Strict):
     layers: within the blocks (`attention`, `feed_forward`, `blocks` for both) or `all`, the head too.
     """
 
-    rank: Annotated[int, Field(ge=1)]
-    alpha: Annotated[float, Field(gt=0)]
+    rank: Annotated[int, Field(ge=1, le=10_000)]
+    alpha: Annotated[float, Field(ge=1e-6, le=1e6)]
     layers: Literal["attention", "feed_forward", "blocks", "all"]
 
 

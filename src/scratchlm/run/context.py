@@ -1,5 +1,6 @@
 """The context of a stage's run: device, precision, seed, log, checkpoint and progress bar."""
 
+import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -40,6 +41,10 @@ class Run:
         """Add a line to the log."""
         if self.log:
             append_log(self.log, values)
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence to the user on standard error."""
+        print(f"{self.stage}: {sentence}", file=sys.stderr, flush=True)
 
     def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
         """A progress bar on standard error that begins at `done` of `total` units."""

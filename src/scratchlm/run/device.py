@@ -61,6 +61,13 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes(device: str) -> int:
+    """The memory of a device; of cpu and mps, the machine's."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def resolve_device(name: str, precision: str = "float32") -> str:
     """The device that a name means; `auto` is cuda, mps or cpu, in this order.
 

@@ -12,9 +12,11 @@ from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.fast.decoding import for_inference
+from scratchlm.model.config import Probability
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import Rows, response_record
 from scratchlm.tasks.language_model import Losses, example_id, measure_losses
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
@@ -31,7 +33,7 @@ class FinetuneInstructParams(TrainingParams):
 
     base: Annotated[str, Field(min_length=1)]
     mask_instruction: bool
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Probability
     lora: LoRAParams | None
 
 
@@ -39,7 +41,20 @@ class Instructions:
     """Tokenized tasks of the three splits, for a model with a context of `context_length` tokens."""
 
     def __init__(self, splits: Mapping[str, Rows], tokenizer: Tokenizer, context_length: int) -> None:
+        """Raises UserError naming the tasks whose prompts leave no room for a response: it would never be scored."""
         self.splits, self.tokenizer, self._context_length = splits, tokenizer, context_length
+        full = [row["id"] for rows in splits.values() for row in rows if len(row["prompt_token_ids"]) > context_length]
+        if full:
+            names = ", ".join(full[:5]) + (", …" if len(full) > 5 else "")
+            raise UserError(
+                f"{len(full)} instructions have prompts longer than the model's context of {context_length} tokens, "
+                f"so no response to them can be scored ({names}); shorten or remove them, or use a longer context"
+            )
+
+    def n_cut(self, split: str) -> int:
+        """How many responses of a split are longer than the rest of the context and are cut."""
+        ends = (len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in self.splits[split])
+        return sum(end > self._context_length for end in ends)
 
     def batch(self, rows: Rows, *, mask_instruction: bool) -> tuple[np.ndarray, np.ndarray]:
         """inputs, targets: (B, T) int64 each; what is not scored is IGNORE_INDEX."""

@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scratchlm.model.config import published_config
-from scratchlm.run.device import resolve_device
+from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.model.config import GPTConfig, published_config
+from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.spam import varied
 
 
 def check_together(params: Any) -> None:
     """Raises UserError with one sentence for each combination in `params`, all of params.yaml, that cannot work."""
-    resolve_device(params.device, params.precision)
-    params.model.config(vocab_size=1)
-    mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params)]
+    device = resolve_device(params.device, params.precision)
+    mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
+    mistakes += [*_ranks(params), *_memory(params, device)]
     for variant in params.spam_ablations:
         if not re.fullmatch(r"[\w-]+", variant):
             mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")
@@ -62,10 +63,18 @@ def _bases(params: Any) -> Iterator[str]:
             )
 
 
+def _models(params: Any) -> dict[str, GPTConfig]:
+    """The configuration of every base; an unknown vocabulary counts as one token."""
+    kind = params.tokenizer.kind
+    gpt2 = published_config("nano" if params.sources.vocabulary == "gpt2-nano" else "124M").vocab_size
+    vocab_size = {"gpt2": gpt2, "bpe": getattr(params.tokenizer, "vocab_size", 1), "word": 1}[kind]
+    models = {"pretrain": params.model.config(vocab_size)}
+    return models | {f"gpt2-{size}": published_config(size) for size in params.gpt2_sizes}
+
+
 def _contexts(params: Any) -> Iterator[str]:
     """No stage may need a longer context than its model has."""
-    lengths = {"pretrain": params.model.context_length}
-    lengths |= {f"gpt2-{size}": published_config(size).context_length for size in params.gpt2_sizes}
+    lengths = {name: config.context_length for name, config in _models(params).items()}
     spam, ablations = params.finetune_spam, params.spam_ablations
     wanted = [
         *(("evaluation.context_length", params.evaluation.context_length, name) for name in lengths),
@@ -76,3 +85,52 @@ def _contexts(params: Any) -> Iterator[str]:
     for key, n_tokens, model in wanted:
         if n_tokens != "longest" and n_tokens > lengths.get(model, n_tokens):
             yield f"{key} is {n_tokens}, but {model} has a context of {lengths[model]} tokens; lower it to that or less"
+
+
+def _steps(params: Any) -> Iterator[str]:
+    """Pretraining must have a window and reach its learning rate, even if each byte of the corpus were a token."""
+    source, p, length = params.sources.corpus, params.pretrain, params.model.context_length
+    n_bytes = sum(file.size_bytes or 0 for file in CATALOGUE[source].files)
+    for key, n_tokens in (("model", length), ("evaluation", params.evaluation.context_length)):
+        if n_tokens >= n_bytes:
+            yield f"{key}.context_length is {n_tokens}, but {source} has at most {n_bytes} tokens; lower it"
+    n_steps = int(p.epochs * (max(0, n_bytes - length) // p.stride + 1) / p.batch_size)
+    if n_steps < max(1, p.warmup_steps):
+        yield (
+            f"pretrain has at most {n_steps} steps over {source}, of which warmup_steps are {p.warmup_steps}, so it "
+            "never reaches learning_rate; lower warmup_steps, batch_size or stride, or raise epochs"
+        )
+
+
+def _ranks(params: Any) -> Iterator[str]:
+    """A LoRA matrix of a rank above the width holds more numbers than the weight that it adapts."""
+    for section in ("finetune_spam", "finetune_instruct"):
+        p = getattr(params, section)
+        base = _models(params).get(p.base)
+        if p.lora and base and p.lora.rank > base.emb_dim:
+            yield f"{section}.lora.rank is {p.lora.rank}, but {p.base} has a width of {base.emb_dim}; lower it"
+
+
+def _memory(params: Any, device: str) -> Iterator[str]:
+    """No training may need more than the machine has, counting only what it certainly holds at once."""
+    available, models = memory_bytes(device), _models(params)
+    spam, instruct = params.finetune_spam, params.finetune_instruct
+    padding = 1 if spam.padding == "longest" else spam.padding
+    trainings = [
+        ("pretrain", "pretrain", params.pretrain, params.model.context_length, True),
+        ("finetune_spam", spam.base, spam, padding, spam.trainable == "all" and not spam.lora),
+        ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
+    ]
+    for section, base, p, n_tokens, all_train in trainings:
+        if not (config := models.get(base)):
+            continue
+        n_bytes = 4 * config.n_parameters
+        if all_train:  # gradients and AdamW's two moments; of each block at least 32 C bytes a token for the gradients
+            n_rows = min(p.batch_size, p.max_micro_batch_size)
+            n_bytes = 4 * n_bytes + 32 * config.n_layers * n_rows * n_tokens * config.emb_dim
+        if n_bytes > available:
+            model = f"{base} ({config.n_parameters:,} parameters)"
+            yield (
+                f"{section} of {model} needs at least {n_bytes / 2**30:,.0f} GiB of memory, but {device} has "
+                f"{available / 2**30:,.0f}; lower the model's size, its context or max_micro_batch_size"
+            )

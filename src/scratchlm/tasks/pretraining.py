@@ -12,6 +12,7 @@ from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
 from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, measure_losses, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Metrics, Task, no_sample
@@ -24,7 +25,7 @@ class PretrainParams(TrainingParams):
 
     stride: Annotated[int, Field(ge=1)]
     sample_prompt: Annotated[str, Field(min_length=1)]
-    sample_tokens: Annotated[int, Field(ge=1)]
+    sample_tokens: Annotated[int, Field(ge=1, le=100_000)]
 
 
 def pretraining_task(
@@ -48,6 +49,8 @@ class TextSampler:
     def __init__(self, tokenizer: Tokenizer, params: PretrainParams) -> None:
         self._tokenizer, self._n_tokens = tokenizer, params.sample_tokens
         self._prompt = tokenizer.encode(params.sample_prompt)
+        if not self._prompt:
+            raise UserError(f"pretrain.sample_prompt {params.sample_prompt!r} has no tokens; use at least one word")
 
     def sample(self, model: GPTModel) -> dict[str, str]:
         """text: the prompt and its continuation."""

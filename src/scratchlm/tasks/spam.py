@@ -13,6 +13,7 @@ from scratchlm.arithmetic.random import drawing_from, stream
 from scratchlm.data.messages import CLASSES, pad
 from scratchlm.fast.frozen_prefix import Texts, worth_caching
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
+from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
 from scratchlm.run.context import Run
@@ -39,7 +40,7 @@ class FinetuneSpamParams(TrainingParams):
     trainable: Trainable
     position: Position
     padding: Literal["longest"] | Annotated[int, Field(ge=1)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
+    dropout: Probability
     lora: LoRAParams | None
 
 
@@ -67,6 +68,8 @@ def finetune_spam(
     token_ids = {split: [row["token_ids"] for row in rows] for split, rows in messages.items()}
     labels = {split: np.array([row["label"] for row in rows]) for split, rows in messages.items()}
     width = padded_width(params.padding, token_ids["train"], backbone.config.context_length)
+    if n_cut := sum(len(message) > width for message in token_ids["train"]):
+        run.say(f"{n_cut} of {len(token_ids['train'])} training messages are cut at {width} tokens")
     texts = {split: padded_texts(found, pad_token_id, width) for split, found in token_ids.items()}
     classifier = build_spam_classifier(backbone, params, run.seed).to(run.device)
     if worth_caching(classifier, texts.values()):

@@ -84,6 +84,10 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     Raises UserError if there are fewer examples than one batch, or if the loss is not finite.
     """
     n_steps = task.n_steps
+    if n_steps < task.params.warmup_steps:
+        run.say(
+            f"warmup_steps is {task.params.warmup_steps}, but there are {n_steps} steps: learning_rate is not reached"
+        )
     torch.manual_seed(stream(run.seed, f"{task.name} dropout"))
     state = TrainingState(model, task, run)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))

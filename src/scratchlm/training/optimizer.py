@@ -13,6 +13,7 @@ from scratchlm.fast.torch_startup import AdamW
 from scratchlm.run.params import Section
 
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, le=0.99999)]  # of a moving average over up to 100,000 steps
 
 
 class TrainingParams(Section):
@@ -24,18 +25,18 @@ class TrainingParams(Section):
     max_grad_norm: null does not clip. evaluate_every_steps: besides evaluations at step 0 and at the end.
     """
 
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    epochs: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
     batch_size: Positive
     max_micro_batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(ge=1e-12, le=1000, allow_inf_nan=False)]
     min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     schedule: Literal["constant", "cosine"]
     warmup_steps: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     weight_decay_on: Literal["matrices", "all"]
-    beta1: Annotated[float, Field(ge=0, lt=1)]
-    beta2: Annotated[float, Field(ge=0, lt=1)]
-    max_grad_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    beta1: Decay
+    beta2: Decay
+    max_grad_norm: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)] | None
     evaluate_every_steps: Positive
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from scratchlm.model.lora import LoRALinear, LoRAParams, merge_lora
 from scratchlm.run.context import Run
+from scratchlm.run.errors import UserError
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task, prepare_assistant
 from scratchlm.training.loop import Task, no_sample, train
 
@@ -84,3 +85,28 @@ def test_the_matrices_are_drawn_from_the_seed(tiny_gpt: Any, params: Any) -> Non
         drawn.append(model.head.A.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def instructions_of(context_length: int, *lengths: tuple[int, int]) -> Instructions:
+    rows = [{"id": f"task-{i}", "prompt_token_ids": [1] * p, "response_token_ids": [2] * r}
+            for i, (p, r) in enumerate(lengths)]  # fmt: skip
+    return Instructions({"train": rows[:-1], "test": rows[-1:]}, SimpleNamespace(end_token_id=0), context_length)  # type: ignore[arg-type]
+
+
+def test_prompts_beyond_the_context_are_refused_by_name_before_any_work() -> None:
+    with pytest.raises(UserError) as caught:
+        instructions_of(8, (9, 1), (8, 0), (3, 2), (300, 5))
+    assert str(caught.value) == (
+        "2 instructions have prompts longer than the model's context of 8 tokens, so no response to them can be scored "
+        "(task-0, task-3); shorten or remove them, or use a longer context"
+    )
+    with pytest.raises(UserError, match=r"\(task-0, task-1, task-2, task-3, task-4, …\)"):
+        instructions_of(8, *[(9, 1)] * 7)
+
+
+def test_every_taken_prompt_has_a_scored_target_and_cut_responses_are_counted() -> None:
+    instructions = instructions_of(8, (8, 0), (8, 1), (5, 3), (5, 4), (1, 0))
+    for rows in instructions.splits.values():
+        _, targets = instructions.batch(rows, mask_instruction=True)
+        assert ((targets != -100).sum(axis=1) > 0).all()
+    assert (instructions.n_cut("train"), instructions.n_cut("test")) == (2, 0)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from scratchlm.model.gpt import parameter_count
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params, load_yaml
 from scratchlm.tasks.preflight import check_together
@@ -128,3 +129,63 @@ def test_cuda_where_there_is_none_is_refused_before_any_work() -> None:
 def test_every_profile_fits_together(profile: Path) -> None:
     values = load_yaml(profile) | {"device": "cpu"}
     check_together(check_params(values, Params, source=profile.name, whole=True))
+
+
+SPAM, INSTRUCT = "finetune_spam", "finetune_instruct"
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"model.context_length": 10**9}, "params.yaml: model.context_length is 1000000000: must be less"),
+        ({"model.context_length": 10**6}, "pretrain of pretrain ("),
+        ({"model.size": "custom", "model.custom": {"n_layers": 10**6, "n_heads": 1, "emb_dim": 8}},
+         "params.yaml: model.custom.n_layers is 1000000: must be less than or equal"),
+        ({"model.size": "custom", "model.custom": {"n_layers": 900, "n_heads": 1, "emb_dim": 90_000}},
+         "pretrain of pretrain (87,48"),
+        ({"finetune_spam.base": "pretrain", "model.size": "custom", "finetune_spam.lora":
+          {"rank": 8, "alpha": 1.0, "layers": "all"},
+          "model.custom": {"n_layers": 900, "n_heads": 1, "emb_dim": 90_000}}, "finetune_spam of pretrain (87,48"),
+        ({"model.context_length": 10**6 - 1, "evaluation.context_length": 10**6 - 2,
+          "model.size": "custom", "model.custom": {"n_layers": 1, "n_heads": 1, "emb_dim": 1}, "pretrain.stride": 1,
+          "pretrain.max_micro_batch_size": 1, "sources.corpus": "the-verdict"},
+         "model.context_length is 999999, but the-verdict has at most 20479 tokens; lower it"),
+        ({"pretrain.epochs": 1e300}, "params.yaml: pretrain.epochs is 1e+300: must be less than or equal to 100000"),
+        ({"pretrain.warmup_steps": 10**9}, "pretrain has at most 244 steps over sample-stories, of which"),
+        ({"pretrain.batch_size": 10**9}, "pretrain has at most 0 steps over sample-stories"),
+        ({"pretrain.stride": 10**9}, "pretrain has at most 0 steps over sample-stories"),
+        ({"pretrain.sample_tokens": 10**9}, "params.yaml: pretrain.sample_tokens is 1000000000: must be less"),
+        ({"pretrain.learning_rate": 1e-300}, "params.yaml: pretrain.learning_rate is 1e-300: must be greater"),
+        ({"pretrain.learning_rate": 1e300}, "params.yaml: pretrain.learning_rate is 1e+300: must be less"),
+        ({"finetune_spam.max_grad_norm": 1e-300}, "params.yaml: finetune_spam.max_grad_norm is 1e-300: must be gr"),
+        ({"finetune_instruct.beta1": 1 - 2**-53}, "params.yaml: finetune_instruct.beta1 is 0.9999999999999999: must"),
+        ({"finetune_instruct.beta2": 1 - 2**-53}, "params.yaml: finetune_instruct.beta2 is 0.9999999999999999: must"),
+        *(({f"{section}.dropout": 0.9999999}, f"params.yaml: {section}.dropout is 0.9999999: must be less")
+          for section in ("model", SPAM, INSTRUCT)),
+        *(({f"{section}.lora": {"rank": 10**25, "alpha": 1.0, "layers": "all"}}, f"params.yaml: {section}.lora.rank is")
+          for section in (SPAM, INSTRUCT)),
+        *(({f"{section}.lora": {"rank": 129, "alpha": 1.0, "layers": "all"}},
+           f"{section}.lora.rank is 129, but gpt2-nano has a width of 128; lower it") for section in (SPAM, INSTRUCT)),
+        ({"finetune_spam.lora": {"rank": 1, "alpha": float("inf"), "layers": "all"}},
+         "params.yaml: finetune_spam.lora.alpha is inf: must be less than or equal to"),
+        ({"tokenize.corpus.shard_tokens": 1}, "params.yaml: tokenize.corpus.shard_tokens is 1: must be greater"),
+        *(({f"generate.sampling.{key}": value}, f"params.yaml: generate.sampling.{key} is {value}: must be ")
+          for key, value in [("temperature", 1e-300), ("temperature", 0.0009), ("temperature", float("inf")),
+                             ("top_p", 1e-300), ("top_p", 1e-9), ("repetition_penalty", 1e-300),
+                             ("repetition_penalty", float("inf")), ("repetition_penalty", float("nan"))]),
+    ],
+)  # fmt: skip
+def test_what_no_machine_can_do_and_what_trains_nothing_is_refused(changes: dict[str, Any], start: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(changes)
+    lines = str(caught.value).split("\n")
+    assert any(line.startswith(start) for line in lines), lines
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_the_parameters_of_a_configuration_are_those_of_its_model(
+    tiny_gpt: Any, tied_head: bool, qkv_bias: bool
+) -> None:
+    model = tiny_gpt(tied_head=tied_head, qkv_bias=qkv_bias, n_layers=3)
+    assert model.config.n_parameters == parameter_count(model)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
@@ -148,12 +149,21 @@ def test_micro_batches_with_unequal_scored_tokens_give_the_weights_of_one_batch(
 def test_a_micro_batch_may_score_nothing_but_a_whole_batch_may_not(
     tiny_gpt: Any, params: Any, learn: Any, training_values: dict[str, Any]
 ) -> None:
-    long = {"prompt_token_ids": [1] * 9, "response_token_ids": [2]}
+    task = responses_task(training_values)
+
+    def without_targets(*rows: int) -> Task:
+        def batch(indices: np.ndarray) -> Batch:
+            inputs, targets = task.batch(indices).tensors
+            targets[np.isin(indices, rows)] = IGNORE_INDEX
+            return Batch((inputs, targets), int((targets != IGNORE_INDEX).sum()))
+
+        return task._replace(batch=batch)
+
     model = tiny_gpt()
-    learn(model, responses_task(training_values, [*ROWS[:3], long]), params(max_micro_batch_size=1))
+    learn(model, without_targets(3), params(max_micro_batch_size=1))
     assert all(value.isfinite().all() for value in model.state_dict().values())
     with pytest.raises(UserError) as caught:
-        learn(model, responses_task(training_values, [long] * 4), params())
+        learn(model, without_targets(*range(len(ROWS))), params())
     assert str(caught.value) == (
         "finetune_instruct: step 1 scores no target; shorten the prompts or use a longer context"
     )

@@ -78,7 +78,7 @@ def test_steps_are_those_of_plain_adamw(params: Any) -> None:
         ({"batch_size": 0}, "batch_size is 0: must be greater than or equal to 1"),
         ({"learning_rate": "4e-4"}, "learning_rate is '4e-4': must be a valid number"),
         ({"schedule": "linear"}, "schedule is 'linear': must be 'constant' or 'cosine'"),
-        ({"beta2": 1.0}, "beta2 is 1.0: must be less than 1"),
+        ({"beta2": 1.0}, "beta2 is 1.0: must be less than or equal to 0.99999"),
         ({"warmup_steps": 1.5}, "warmup_steps is 1.5: must be a valid integer"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1: must be greater than or equal to 0"),
     ],
