@@ -55,7 +55,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
     branch(project, "other-draws", "seed", 7, "generate", "judge")
     branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, "tokenize", "finetune_spam")
-    edited_branch(project, "other-judge", "judge.json", "judge", "version", value=2)
+    edited_branch(project, "other-judge", "judge.json", "judge", "version", value=1)
     edited_branch(project, "other-metrics", "finetune_spam.json", "test", "accuracy", value=0.99)
     run(project, "git", "switch", "-q", "main")
     run(project, "dvc", "checkout", "-q", "--allow-missing")
@@ -154,7 +154,7 @@ def test_another_judge_is_refused_with_a_sentence(there: Path) -> None:
     row = rows(found)["judge.after.mean_score"]
     assert (row.verdict, row.first, row.difference) == (NOT_COMPARED, row.second, None)
     assert row.note == (
-        "judge.mean_score comes from different judges (version 1 and 2), whose scores are on different scales; "
+        "judge.mean_score comes from different judges (version 2 and 1), whose scores are on different scales; "
         "to compare, build both with the same judge section and the same server"
     )
     assert set(verdicts(found).values()) == {SAME, NOT_COMPARED}
