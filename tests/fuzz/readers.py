@@ -14,9 +14,11 @@ import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import atheris
+import httpx
 
 with atheris.instrument_imports(include=["scratchlm", "json", "zipfile", "csv", "yaml", "requests.utils"]):
     from scratchlm.data.archive import read_member
@@ -29,6 +31,7 @@ with atheris.instrument_imports(include=["scratchlm", "json", "zipfile", "csv", 
     from scratchlm.formats.classifier import load_classifier, save_classifier
     from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer, save_huggingface
     from scratchlm.formats.native import load_gpt, save_gpt
+    from scratchlm.judge.connection import ollama
     from scratchlm.judge.ollama import OllamaJudge
     from scratchlm.judge.overlap import normalise
     from scratchlm.judge.protocol import OllamaJudgeParams
@@ -63,14 +66,18 @@ def member(folder: Path) -> None:
 
 
 def reply_reader() -> Callable[[Path], object]:
-    judge = OllamaJudge.__new__(OllamaJudge)
+    judge, body = OllamaJudge.__new__(OllamaJudge), SimpleNamespace(answer=b"")
     judge._params = OllamaJudgeParams(
         backend="ollama", controls=0, model="m", host="http://localhost", timeout_seconds=1.0, retries=0, seed=0,
         context_tokens=256, max_new_tokens=16,
     )  # fmt: skip
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))
+    judge._connection, judge._proxy = body, None  # type: ignore[assignment]
+    judge._client = ollama.Client(host="http://localhost", transport=transport)
 
     def read(folder: Path) -> None:
-        judgement = judge._judgement((folder / "reply").read_bytes())
+        body.answer = (folder / "reply").read_bytes()
+        judgement = judge.score({"instruction": "a", "input": "", "output": "b"}, "c")
         assert judgement.score is None or 0 <= judgement.score <= 100
         json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()
 

@@ -15,7 +15,7 @@ from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.display import printable
-from scratchlm.run.files import missing, read_csv, read_json, read_table, sha256_of
+from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.nested import flattened
 from scratchlm.run.params import load_yaml
 
@@ -85,10 +85,7 @@ def collect(inputs: Inputs) -> Report:
         metrics=metrics,
         loaded=loaded,
         ablations={name: read_json(folder / "ablate_spam" / f"{name}.json") for name in params["spam_ablations"]},
-        curves={
-            stage: [{key: float(value) for key, value in row.items()} for row in read_csv(plots / f"{stage}.csv")]
-            for stage in TRAINED
-        },
+        curves={stage: _curve(plots / f"{stage}.csv") for stage in TRAINED},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=read_table(inputs.predictions),
         classes=read_csv(plots / "finetune_spam_confusion.csv"),
@@ -204,6 +201,13 @@ def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
 def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
     """Return at most MAX_SAMPLES samples, each with the step of the evaluation that took it."""
     return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    try:
+        return [{key: float(value) for key, value in row.items()} for row in read_csv(path)]
+    except (TypeError, ValueError):  # TypeError: a line with too few or too many cells
+        raise damaged(path, "a cell is not a number") from None
 
 
 def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:

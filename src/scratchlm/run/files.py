@@ -109,12 +109,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as text. Raises UserError naming the file if it is missing."""
+    """The rows of a CSV file as text. Raises UserError naming the file if it is missing or damaged."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         raise missing(path) from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise damaged(path, f"not valid CSV ({error})") from None
 
 
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "version": "2.6"}

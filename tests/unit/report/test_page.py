@@ -400,6 +400,21 @@ def test_a_missing_file_is_named(project: Path, name: str) -> None:
         page_of(project)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"step,train_loss\n0,\xc8\n", "not valid CSV ("),
+        (b"step,train_loss\n0,high\n", "a cell is not a number"),
+        (b"step,train_loss\n0\n", "a cell is not a number"),
+        (b"step,train_loss\n0,1,2\n", "a cell is not a number"),
+    ],
+)
+def test_a_damaged_curve_is_named(project: Path, content: bytes, words: str) -> None:
+    (project / "metrics" / "plots" / "pretrain.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"pretrain\.csv: {re.escape(words)}"):
+        page_of(project)
+
+
 def test_best_middling_and_worst_responses_are_shown_with_what_the_base_said(project: Path) -> None:
     shown = examples(collect(Inputs(**options(project))).responses)
     assert list(shown) == ["Best", "Around the median", "Worst"]
