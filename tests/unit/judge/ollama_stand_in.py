@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import requests
 import xllamacpp
 
 Request = dict[str, Any]
@@ -124,7 +125,11 @@ def llama_server(gguf: Path, n_context: int) -> xllamacpp.Server:
     params.fit_params = False
     params.warmup = False
     params.verbosity = 0
-    return xllamacpp.Server(params)
+    server = xllamacpp.Server(params)
+    # Its end waits for ever if its loop begins after that; a first answer shows that it has begun
+    request = {"prompt": "a", "n_predict": 1}
+    requests.post(f"{server.listening_address}/completion", json=request, timeout=60).raise_for_status()
+    return server
 
 
 def _with_tag(name: str) -> str:
