@@ -108,6 +108,39 @@ def test_export_overwrites_nothing(home, tmp_path):
     assert (tmp_path / "out.gguf").read_text() == "mine"
 
 
+def test_a_link_that_leads_nowhere_is_not_replaced(home, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    done = scratchlm(home, "export", str(tmp_path / "link"), "--format", "gguf")
+    assert done.stderr == f"scratchlm: {tmp_path / 'link'} already exists; name a new one, nothing is overwritten\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_that_cannot_be_written_is_one_sentence(home):
+    shell = f"{sys.executable} -m scratchlm.cli.main {{}}"
+    done = subprocess.run(
+        [shell.format("results > /dev/full")], shell=True, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stderr.startswith("scratchlm: standard output: no space left on device; free some space")
+    assert len(done.stderr.splitlines()) == 1
+    done = subprocess.run([shell.format("chat <&- >&-")], shell=True, cwd=home, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(
+        [shell.format("results")],
+        shell=True,
+        cwd=REPOSITORY,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_in_a_subfolder_the_projects_folder_is_named():
+    done = scratchlm(REPOSITORY / "docs", "results")
+    assert (
+        done.stderr == f"scratchlm: params.yaml: no such file in {REPOSITORY / 'docs'}; run scratchlm in {REPOSITORY}\n"
+    )
+
+
 def test_a_missing_model_is_one_sentence(home):
     done = scratchlm(home, "chat", "--model", "data/models/none")
     assert done.returncode == 1

@@ -247,7 +247,7 @@ def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to
     row = rows(found)["finetune_spam.test.loss"]
     assert row.difference is not None and row.difference < 0
     assert row.note == (
-        "main lacks data/predictions/finetune_spam.parquet: not in the cache and no remote is configured; "
+        "main lacks data/predictions/finetune_spam.parquet: not in the cache, and no remote is configured; "
         "run `dvc push --all-commits` where it was built and `dvc pull` here, "
         "or rebuild: `scratchlm build main`"
     )

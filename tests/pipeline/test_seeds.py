@@ -84,6 +84,9 @@ def test_a_stage_is_run_under_several_seeds_and_the_workspace_is_left_alone(clon
     listed = run(clone, "dvc", "exp", "list", "--name-only").stdout.split()
     assert set(listed) == set(kept)
 
+    with pytest.raises(UserError, match="the experiment finetune_spam-seed-123 exists; remove it with `dvc exp remove"):
+        run_seeds(clone, "finetune_spam", 2, keep=True)
+
     for name, seed in (("finetune_spam-seed-123", 123), ("finetune_spam-seed-124", 124)):
         params = show(clone, kept[name], "params.yaml")
         assert params == {**yaml.safe_load((clone / "params.yaml").read_text()), "seed": seed}
@@ -144,12 +147,8 @@ def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
 @pytest.mark.parametrize(
     ("stage", "n", "sentence"),
     [
-        (
-            "finetune_spam",
-            10**9,
-            "1000000000 runs are more than a spread needs; at most 1000 are allowed",
-        ),
-        ("finetune_spam", 1, "1 run has no spread; at least 2 are needed: give --seeds 5"),
+        ("finetune_spam", 1, "--seeds is 1; 2 to 1,000 runs are allowed: give --seeds 5"),
+        ("finetune_spam", 10**9, "--seeds is 1000000000; 2 to 1,000 runs are allowed"),
         (
             "finetune_spma",
             2,

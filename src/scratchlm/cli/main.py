@@ -1,13 +1,16 @@
 """The command line: use the models of the pipeline, and compare and verify its results."""
 
+import errno
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
 from scratchlm.cli import models, pipeline
-from scratchlm.run.display import printable
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -30,10 +33,42 @@ app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 
 def main() -> None:
     """The entry point: a mistake of the user is one sentence and status 1."""
-    try:
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `<&-` in a shell
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115
+    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # its encoding may lack a character
+    with boundary("scratchlm"), in_the_right_folder(), closing_output():
         app()
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"scratchlm: {printable(str(error))}")
+
+
+@contextmanager
+def in_the_right_folder() -> Iterator[None]:
+    """Let a refusal of a file that is not here, in a subfolder of the project, name the project's own folder."""
+    try:
+        yield
+    except UserError as error:
+        here = Path.cwd()
+        top = next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+        found, is_missing, _ = str(error).partition(": no such file;")
+        if is_missing and top != here:
+            raise UserError(f"{found}: no such file in {here}; run scratchlm in {top}") from None
+        raise
+
+
+@contextmanager
+def closing_output() -> Iterator[None]:
+    """Write what is left to print when the block ends, or drop it: Python would try again, and print a traceback."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EPIPE) and error.filename is None:  # what writes a file names it
+            error.filename = "standard output"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Commands on the models that the pipeline built: chat, classify, export, import."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +155,7 @@ def _check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: i
 
 
 def _refuse_existing(output: Path) -> None:
-    if output.exists():
+    if os.path.lexists(output):  # a link that leads nowhere, too
         raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 
 

@@ -31,8 +31,10 @@ def status() -> None:
 
 def repair() -> None:
     """Repair DVC's own files after DVC was killed, and let `dvc repro` look for results in its run cache."""
+    from scratchlm.run.code import refuse_path
     from scratchlm.run.watchdog import repair
 
+    refuse_path(Path())
     for sentence in repair():
         say(sentence)
     if Path("dvc.lock").exists() and Path(".dvc").is_dir():

@@ -17,8 +17,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.serialize import modify_yaml
 
-from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import find_commit, git, must_run_dvc, run_dvc
+from scratchlm.compare.clone import private_clone, write_config
+from scratchlm.compare.git import fetch_refs, find_commit, git, must_run_dvc, run_dvc
 from scratchlm.compare.processors import Arithmetic, arithmetic_here, processor, recorded
 from scratchlm.compare.revision import LOCK, PARAMETERS, WORKSPACE, recorded_hashes
 from scratchlm.run.errors import UserError
@@ -83,7 +83,7 @@ def keep(root: Path, clone: Path, commit: str) -> None:
     git(clone, "commit", "--quiet", "--message", processor(), "--", *RESULTS)
     fingerprints = sorted(each.fingerprint for each in recorded(map(read_json, _metrics(clone).values())))
     ref = f"{REFS}/{commit}/{'-'.join(fingerprints) or 'unrecorded'}"
-    git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(clone), f"+HEAD:{ref}")
+    fetch_refs(root, clone, f"+HEAD:{ref}")
 
 
 def prefer_run_cache(folder: Path) -> bool:
@@ -146,8 +146,7 @@ def _lend_cache(clone: Path, here: str | None) -> Path:
             target = own / run.relative_to(cache)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(run, target)  # with its time: DVC takes the newest
-    with Repo(os.fspath(clone)).config.edit("local") as settings:
-        settings["cache"]["dir"] = os.fspath(own)
+    write_config(clone, cache=own)
     return cache
 
 

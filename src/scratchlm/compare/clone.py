@@ -4,13 +4,16 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from configobj import ConfigObj
+from dvc.config_schema import RelPath
 from dvc.repo import Repo
 
 from scratchlm.compare.git import find_commit, git
+from scratchlm.run.code import refuse_path
 from scratchlm.run.errors import UserError
 
 
@@ -25,6 +28,7 @@ def private_clone(root: Path, revision: str | None = None, *, empty_cache: bool 
     `dvc exp run --temp` does not replace this: it rewrites the user's files for a moment, and copies them in each run.
     Raises UserError if `root` is not the top folder of a git repository, or the revision does not exist.
     """
+    refuse_path(root)
     root = root.resolve()
     if git(root, "rev-parse", "--show-prefix"):
         raise UserError(f"{root} is not the top folder of its git repository; give the project a repository of its own")
@@ -34,14 +38,15 @@ def private_clone(root: Path, revision: str | None = None, *, empty_cache: bool 
         store.mkdir(exist_ok=True)
     with _stoppable(), tempfile.TemporaryDirectory(prefix="scratchlm-clone-", dir=store) as folder:
         clone = Path(folder).resolve() / "clone"
-        git(root, "clone", "--quiet", "--shared", "--no-checkout", os.fspath(root), os.fspath(clone))
+        as_stored = ("--config", "core.autocrlf=false")  # old revisions have no .gitattributes
+        git(root, "clone", "--quiet", "--shared", "--no-checkout", *as_stored, os.fspath(root), os.fspath(clone))
         if revision:
             git(clone, "checkout", "--quiet", "--detach", commit)
         else:
             _copy_workspace(root, clone)
         git(clone, "config", "user.name", "scratchlm")  # results are committed there; the user may have no git name
         git(clone, "config", "user.email", "scratchlm@localhost")
-        _set_cache(root, clone, empty_cache)
+        _configure(root, clone, empty_cache)
         yield clone
 
 
@@ -53,13 +58,31 @@ def _copy_workspace(root: Path, clone: Path) -> None:
     git(clone, "add", "--all")
 
 
-def _set_cache(root: Path, clone: Path, empty: bool) -> None:
-    """Write the strongest of DVC's configurations, so that no other one names another cache."""
+def _configure(root: Path, clone: Path, empty: bool) -> None:
+    """Let DVC use in the clone the cache and the remotes of the project, or an empty cache and no credentials."""
     credentials = root / ".dvc" / "config.local"  # of a remote
-    if credentials.exists() and not empty:
+    if empty:
+        write_config(clone, cache=clone / ".dvc" / "cache")
+        return
+    if credentials.exists():
         shutil.copy2(credentials, clone / ".dvc")
-    with Repo(os.fspath(root)) as repo, Repo(os.fspath(clone)).config.edit("local") as settings:
-        settings["cache"]["dir"] = os.fspath(clone / ".dvc" / "cache") if empty else repo.cache.local_cache_dir
+    with Repo(os.fspath(root)) as repo:
+        urls = {name: remote.get("url") for name, remote in repo.config["remote"].items()}
+        here = {name: url for name, url in urls.items() if isinstance(url, RelPath)}  # relative to the project's folder
+        write_config(clone, cache=Path(repo.cache.local_cache_dir), remotes=here)
+
+
+def write_config(clone: Path, cache: Path, remotes: Mapping[str, str] | None = None) -> None:
+    """Set the folder of the cache and of local remotes in the strongest of DVC's configurations.
+
+    DVC's own function to write it refuses a path that is not ASCII, though DVC reads it as UTF-8.
+    """
+    path = clone / ".dvc" / "config.local"
+    settings = ConfigObj(os.fspath(path), encoding="utf-8", interpolation=False)
+    settings.setdefault("cache", {})["dir"] = os.fspath(cache)
+    for name, folder in (remotes or {}).items():
+        settings.setdefault(f'remote "{name}"', {})["url"] = str(folder)
+    settings.write()
 
 
 @contextmanager

@@ -16,12 +16,31 @@ SECONDS_TO_STOP = 10
 
 
 def git(folder: Path, *words: str) -> str:
-    """Return what git prints in `folder`. Raises UserError with git's last line if it fails."""
-    done = subprocess.run(["git", *words], cwd=folder, env=_neutral_environment(), capture_output=True, text=True)
+    """Return what git prints in `folder`, without running the user's hooks. Raises UserError with git's reason."""
+    command = ["git", "-c", f"core.hooksPath={os.devnull}", *words]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=_neutral_environment(), capture_output=True, encoding="utf-8",
+            errors="surrogateescape",
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        if error.filename != command[0]:
+            raise
+        raise UserError("git is not on PATH; install it, or add its folder to PATH") from None
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
-        raise UserError(f"git {words[0]} failed in {folder}: {lines[-1]}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no output"]
+        first = next((n for n, line in enumerate(lines) if line.startswith(("fatal:", "error:"))), len(lines) - 1)
+        reason = " ".join(lines[first:])
+        if "not a git repository" in reason:
+            raise UserError(f"{folder.resolve()} is in no git repository; run scratchlm in a clone of the project")
+        raise UserError(f"git {words[0]} failed in {folder.resolve()}: {reason}")
     return done.stdout.strip()
+
+
+def fetch_refs(root: Path, clone: Path, *refs: str) -> None:
+    """Copy commits and refs, each as `source:target`, from a clone. No other ref or tag of `root` changes."""
+    words = ("fetch", "--quiet", "--no-write-fetch-head", "--no-tags", "--no-prune", "--no-auto-gc")
+    git(root, *words, os.fspath(clone), *refs)
 
 
 def find_commit(folder: Path, revision: str) -> str:
@@ -29,16 +48,17 @@ def find_commit(folder: Path, revision: str) -> str:
 
     Raises UserError if the repository has no such revision.
     """
+    shallow = git(folder, "rev-parse", "--is-shallow-repository") == "true"  # says what is wrong with the repository
     with suppress(UserError):
         return git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    with suppress(UserError):
-        experiments = git(folder, "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps")
-        found = [line.split()[0] for line in experiments.splitlines() if line.split()[1] == revision]
-        if len(found) == 1:
-            return found[0]
+    experiments = git(folder, "for-each-ref", "--format=%(objectname) %(refname:lstrip=-1)", "refs/exps")
+    found = [line.split()[0] for line in experiments.splitlines() if line.split()[1] == revision]
+    if len(found) == 1:
+        return found[0]
     raise UserError(
         f"{revision!r} is not a revision of this repository; name a branch, tag, commit or experiment "
         "(`git branch --all` lists the branches, `git fetch` gets new ones)"
+        + ("; this clone is shallow, and `git fetch --unshallow` gets its history" if shallow else "")
     )
 
 

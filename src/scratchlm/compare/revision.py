@@ -9,14 +9,14 @@ from typing import Any
 import networkx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.repo.index import Index
 from dvc_data.index import DataIndexDirError
 
 from scratchlm.compare.git import find_commit
 from scratchlm.compare.processors import Arithmetic, recorded
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, explained
 from scratchlm.run.params import parse_yaml
 
 LOCK, PARAMETERS = "dvc.lock", "params.yaml"
@@ -54,10 +54,8 @@ class Revision:
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
             self._repo = Repo(str(self.root), rev=build or self.commit)
-        except DvcException as error:
-            raise UserError(
-                f"{folder.resolve()} is not in a clone of the project ({error}); run scratchlm inside one"
-            ) from None
+        except NotDvcRepoError:
+            raise UserError(f"{folder.resolve()} is not in a clone of the project; run scratchlm inside one") from None
 
     def __str__(self) -> str:
         """The name with its commit: main (03c6b50), or main (03c6b50, built on AMD EPYC)."""
@@ -80,7 +78,9 @@ class Revision:
         """Return the content of a tracked file; path: from the project's root, with forward slashes."""
         try:
             return self._repo.dvcfs.read_bytes(f"/{path}")
-        except (FileNotFoundError, DataIndexDirError, DvcException, OSError) as error:
+        except Exception as error:  # also of a remote's client, which has a package of its own
+            if explained(error) is None:
+                raise
             raise MissingArtifact(self.name, [path], self._why(path, error)) from None
 
     def yaml(self, path: str) -> Any:
@@ -94,15 +94,19 @@ class Revision:
             raise UserError(f"{path} of {self.name} is not valid JSON ({error}); rebuild: {self.rebuild}") from None
 
     def table(self, path: str) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read(path)))
+        try:
+            return pq.read_table(pa.BufferReader(self.read(path)))
+        except pa.ArrowException as error:
+            why = f"its copy in the cache or the remote is damaged ({error}); `scratchlm verify` names damaged copies"
+            raise MissingArtifact(self.name, [path], f"{why}, {self.rebuild} rebuilds what was deleted") from None
 
     def metrics(self) -> dict[str, Any]:
         """Return each metrics file by its path in metrics/, without the ending: {"load_gpt2/nano": {...}, ...}.
 
         A file that no stage of the revision makes, as of a size that params.yaml no longer names, is left out.
         """
-        paths = [path.removeprefix("/") for path in sorted(self._repo.dvcfs.find("/metrics"))]
         with self.pipeline() as index:
+            paths = [path.removeprefix("/") for path in sorted(self._repo.dvcfs.find("/metrics"))]
             made = {output.def_path for stage in index.stages for output in stage.outs if output.is_metric}
         files = [path for path in paths if path in made]
         return {path.removeprefix("metrics/").removesuffix(".json"): self.json(path) for path in files}
@@ -141,8 +145,8 @@ class Revision:
         reason = f"reading failed ({error})"
         if isinstance(error, FileNotFoundError | DataIndexDirError):  # of the file, or of its folder's list of files
             remote = self._repo.config["core"].get("remote")
-            searched = f"nor in the remote {remote}" if remote else "and no remote is configured"
-            reason = f"not in the cache {searched}"
+            searched = f"the remote {remote} lacks it or does not answer" if remote else "no remote is configured"
+            reason = f"not in the cache, and {searched}"
         return (
             f"{reason}; run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
         )

@@ -4,7 +4,8 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from scipy import stats
 
 from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import git, must_run_dvc
+from scratchlm.compare.git import fetch_refs, git, must_run_dvc
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
@@ -23,9 +24,10 @@ from scratchlm.run.params import Section, Seed, read_params
 from scratchlm.tasks.intervals import CONFIDENCE
 
 SEED = "seed"
+MOST_RUNS = 1000
+END_OF_SEEDS = 2**31  # as in Seed
 CODE = "code"  # the stage that detects edits of the code
 CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
-MOST_RUNS = 1000
 
 
 class Spread(NamedTuple):
@@ -58,25 +60,27 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
     Raises UserError for fewer than two runs or more than MOST_RUNS, an unknown stage, one that reads no seed, inputs
     that are not built, and a run that fails.
     """
-    if n < 2:
-        raise UserError(f"{n} run has no spread; at least 2 are needed: give --seeds 5, for example")
-    if n > MOST_RUNS:
-        raise UserError(f"{n} runs are more than a spread needs; at most {MOST_RUNS} are allowed: lower --seeds")
+    if not 2 <= n <= MOST_RUNS:
+        raise UserError(f"--seeds is {n}; 2 to {MOST_RUNS:,} runs are allowed: give --seeds 5, for example")
     metrics = _metrics_file(root, stage)
     first = read_params(root / PARAMETERS, _SeedParams).seed
+    if first + n > END_OF_SEEDS:
+        raise UserError(
+            f"the seeds {first} to {first + n - 1} pass the largest, {END_OF_SEEDS - 1}; lower seed in params.yaml"
+        )
+    names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
     results = {}
     with private_clone(root) as clone:
+        if keep:
+            _refuse_existing(root, clone, names.values())
         _check_inputs(clone, stage)
-        names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
         for number, (seed, name) in enumerate(names.items(), start=1):
             print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
             command = ("exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)
             must_run_dvc(clone, f"{stage} failed with seed {seed}", *command)
             results[seed] = read_json(clone / metrics)
         if keep:
-            baseline = git(clone, "rev-parse", "HEAD")
-            refs = [f"+{ref}:{ref}" for ref in (str(ExpRefInfo(baseline, name)) for name in names.values())]
-            git(root, "fetch", "--quiet", "--no-write-fetch-head", os.fspath(clone), *refs)
+            fetch_refs(root, clone, *(f"{ref}:{ref}" for ref in _refs(clone, names.values())))
     return results
 
 
@@ -105,6 +109,19 @@ def split(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, S
     return varying, {name: row for name, row in metrics.items() if name not in varying}
 
 
+def _refs(clone: Path, names: Iterable[str]) -> list[str]:
+    baseline = git(clone, "rev-parse", "HEAD")
+    return [str(ExpRefInfo(baseline, name)) for name in names]
+
+
+def _refuse_existing(root: Path, clone: Path, names: Iterable[str]) -> None:
+    """Raises UserError if the project has an experiment of one of these names: it may be another one's."""
+    for ref in _refs(clone, names):
+        if git(root, "for-each-ref", ref):
+            name = ref.rpartition("/")[2]
+            raise UserError(f"the experiment {name} exists; remove it with `dvc exp remove {name}`, or omit --keep")
+
+
 def _metrics_file(root: Path, stage: str) -> str:
     if not (root / "dvc.yaml").exists():
         raise UserError(f"{root.resolve()} has no dvc.yaml; run this in the project's own folder")
@@ -123,12 +140,12 @@ def _metrics_file(root: Path, stage: str) -> str:
 
 def _check_inputs(clone: Path, stage: str) -> None:
     """Get the data of the stage and of all stages before it; refuse data that its own stage would build again."""
-    target = f"{clone / 'dvc.yaml'}:{stage}"
-    with Repo(os.fspath(clone)) as repo:
-        repo.checkout(targets=[target], with_deps=True, allow_missing=True)
+    # DVC would take an @ or a backslash in the path of dvc.yaml for a part of the stage's name
+    with chdir(clone), Repo(os.fspath(clone)) as repo:
+        repo.checkout(targets=[stage], with_deps=True, allow_missing=True)
     must_run_dvc(clone, f"the stage {CODE} failed", "repro", "--single-item", CODE)
-    with Repo(os.fspath(clone)) as repo:
-        changed = repo.status(targets=[target], with_deps=True)
+    with chdir(clone), Repo(os.fspath(clone)) as repo:
+        changed = repo.status(targets=[stage], with_deps=True)
     stale = sorted({address.rpartition(":")[2] for address in changed} - {stage, CONSTANT_OUTPUT})
     if stale:
         raise UserError(

@@ -6,6 +6,7 @@ depends on its own file, so that an edit reruns exactly the stages whose files i
 
 import ast
 import importlib.metadata
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -80,6 +81,13 @@ def locked_versions(lock: str) -> dict[str, str]:
     lines = [line.partition(";")[0].strip() for line in lock.lower().splitlines()]
     pins = [line.split("==") for line in lines if "==" in line and not line.startswith("#")]
     return {name.replace("_", "-").removesuffix("-cpu"): version.partition("+")[0] for name, version in pins}
+
+
+def refuse_path(folder: Path) -> None:
+    """Raises UserError for a project's path that DVC fails on, hours later: it fills braces in as a template."""
+    path = str(folder.resolve())
+    if found := re.search(r"[{}]|%\(", path):
+        raise UserError(f"the project's path {path} holds {found[0]}, on which DVC fails; rename that folder")
 
 
 def refuse_foreign_library(folder: Path) -> None:

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, os_error
 
 SIGNIFICANT_DIGITS = 6
 
@@ -25,9 +26,10 @@ def atomic_write(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        flush(temporary)
-        temporary.replace(target)
+        with _naming(target, temporary):
+            yield temporary
+            flush(temporary)
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,7 +37,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Like atomic_write, for a folder: an existing `target` is replaced as a whole."""
-    with temporary_folder(target) as scratch:
+    with temporary_folder(target) as scratch, _naming(target, scratch):
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
@@ -63,7 +65,23 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 def stale_temporary_files(target: Path) -> list[Path]:
     """The files and folders that the functions above leave beside `target` if the process is killed."""
-    return list(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
+    ours = re.compile(rf"\.{re.escape(target.name)}\.(\d+|[a-z0-9_]{{8}})\.tmp")  # of a process id, or of tempfile
+    found = target.parent.glob(f".{glob.escape(target.name)}.*.tmp")
+    return [path for path in found if ours.fullmatch(path.name) and not path.is_symlink()]
+
+
+@contextmanager
+def _naming(target: Path, temporary: Path) -> Iterator[None]:
+    """Let an error that names no file, or a temporary one, name `target`."""
+    try:
+        yield
+    except Exception as error:
+        if (refusal := os_error(error)) is None:
+            raise
+        named = refusal.filename
+        if named is None or (isinstance(named, str) and Path(named).is_relative_to(temporary)):
+            refusal.filename = os.fspath(target)
+        raise refusal from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +18,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import append_log, flush, read_table, sha256_of, write_table
 
 CHECKPOINTS = Path(".scratchlm/resume")
+SAVED = r"[0-9a-f]{64}-[0-9a-f]{64}|done|unfinished"  # all that is ever deleted
 DONE = "done"  # in a stage's folder: the stage ended, but DVC may not have recorded it yet
 INTERVAL_VARIABLE = "SCRATCHLM_RESUME_SECONDS"  # when a checkpoint is saved changes no result, so it is no parameter
 INTERVAL_SECONDS = 30.0
@@ -145,7 +146,11 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
     own, known = stage.replace("@", "-"), {name.replace("@", "-") for name in stages}
     for folder in CHECKPOINTS.glob("*"):
         if folder.name != own and (folder.name not in known or (folder / DONE).exists()):
-            shutil.rmtree(folder, ignore_errors=True)
+            for path in folder.glob("*"):
+                if re.fullmatch(SAVED, path.name):
+                    path.unlink()
+            with suppress(OSError):  # it holds something else, or is no folder
+                folder.rmdir()
 
 
 def _interval_seconds() -> float:

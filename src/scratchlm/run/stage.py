@@ -12,10 +12,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from scratchlm.run.code import refuse_foreign_library, refuse_other_code
+from scratchlm.run.code import refuse_foreign_library, refuse_other_code, refuse_path
 from scratchlm.run.context import Run
-from scratchlm.run.display import printable
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, boundary
 from scratchlm.run.files import stale_temporary_files
 from scratchlm.run.pipeline import cache_key, code_record, read_stages
 from scratchlm.run.resume import Checkpoint, delete_finished
@@ -27,8 +26,7 @@ def start(main: Callable[..., None]) -> None:
 
     A parameter `model_folder: Path` is the required option --model-folder. Every stage takes --log, a JSON-lines file
     for values that are not results: seconds, peak memory, and what `main` records. --resume is the folder of its
-    checkpoint, for a stage that saves one. A UserError ends the process with its sentence and status 1; anything else
-    is a defect and keeps its traceback.
+    checkpoint, for a stage that saves one. An error ends the process as `boundary` says.
     """
     address = os.environ.get("DVC_STAGE")  # set by DVC, such as load_gpt2@nano
     script = Path(sys.argv[0]).stem
@@ -42,23 +40,23 @@ def start(main: Callable[..., None]) -> None:
     log, resume = paths.pop("log"), paths.pop("resume")
     run = Run(stage=address or script, log=log)
     begin = time.perf_counter()
-    try:
+    with boundary(run.stage, lambda: _interrupted(run)):
         with only_process(log, run.stage) if address else nullcontext():
             if address:
                 run.checkpoint = _begin_under_dvc(run, [*paths.values(), log], resume)
             main(run, **paths)
             run.checkpoint.finish()
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"{run.stage}: {printable(str(error))}")
-    except KeyboardInterrupt:
-        position = run.checkpoint.position
-        remedy = f"Run `dvc repro` to resume from {position}" if position else "`dvc repro` runs this stage again"
-        sys.exit(f"{run.stage}: interrupted; no partial output was left. {remedy}")
-    own_and_children = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # load_gpt2 has TensorFlow in a child
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = max(resource.getrusage(who).ru_maxrss for who in own_and_children) * unit
-    run.record({"stage": run.stage, "seconds": time.perf_counter() - begin, "peak_memory_bytes": peak})
+        own_and_children = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # load_gpt2 has TensorFlow in a child
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = max(resource.getrusage(who).ru_maxrss for who in own_and_children) * unit
+        run.record({"stage": run.stage, "seconds": time.perf_counter() - begin, "peak_memory_bytes": peak})
     gc.freeze()  # else the interpreter, while it exits, searches all of torch for cycles: half a second
+
+
+def _interrupted(run: Run) -> str:
+    position = run.checkpoint.position
+    remedy = f"Run `dvc repro` to resume from {position}" if position else "`dvc repro` runs this stage again"
+    return f"interrupted; no partial output was left. {remedy}"
 
 
 def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Checkpoint:
@@ -67,6 +65,7 @@ def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Chec
     Raises UserError if the definition is no longer the one that DVC read, or if the code that runs is not this
     project's: the result would be recorded under another.
     """
+    refuse_path(Path())
     refuse_foreign_library(Path())
     watch_lock_file(stay_below_dvc())
     stages = read_stages()

@@ -27,7 +27,7 @@ from scratchlm.run.errors import UserError
 LOCK_FILE = Path("dvc.lock")
 RUNNING_FILE = Path(".dvc/tmp/rwlock")  # DVC lists here which of its processes writes which path
 LOCK_COPY, LOCK_DAMAGED = Path(".scratchlm/dvc.lock"), Path(".scratchlm/dvc.lock.damaged")
-CONFLICT = b"<<<<<<< "  # begins a line where git could not merge
+CONFLICT = (b"<<<<<<< ", b">>>>>>> ")  # begin lines where git could not merge
 WATCHDOG_NOTE = Path(".scratchlm/watchdog")  # locked by the running watchdog
 PATIENCE_SECONDS = 10.0  # for a killed process to disappear, for a file to be complete
 POLL_SECONDS = 0.05
@@ -115,6 +115,8 @@ def repair() -> list[str]:
         _copy(LOCK_FILE, LOCK_DAMAGED)
         _copy(LOCK_COPY, LOCK_FILE)
         done.append(f"{LOCK_FILE} could not be read: it is restored, and what it held is in {LOCK_DAMAGED}")
+    else:
+        done.append(f"{LOCK_FILE} cannot be read; `git checkout -- {LOCK_FILE}` restores the committed one")
     return done
 
 
@@ -162,7 +164,7 @@ def _dvc_can_read(lock: bytes) -> bool:
 
     try:
         COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(lock))
-    except (yaml.YAMLError, Invalid):
+    except (yaml.YAMLError, Invalid, ValueError, RecursionError):
         return False
     return True
 

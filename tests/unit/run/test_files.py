@@ -17,6 +17,7 @@ from scratchlm.run.files import (
     read_json,
     read_table,
     sha256_of,
+    stale_temporary_files,
     write_csv,
     write_json,
     write_table,
@@ -213,6 +214,18 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
         hashes.append([sha256_of(path) for path in sorted(folder.iterdir())])
     assert len(hashes[0]) == 3
     assert hashes[0] == hashes[1]
+
+
+def test_only_temporary_files_of_ours_count_as_such(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    ours, theirs = (
+        {".model.123.tmp", ".model.ab_9xyz1.tmp"},
+        {".model.mine.tmp", ".model.old.123.tmp", ".model2.123.tmp"},
+    )
+    for name in ours | theirs:
+        (tmp_path / name).touch()
+    (tmp_path / ".model.77.tmp").symlink_to(tmp_path)
+    assert {path.name for path in stale_temporary_files(target)} == ours
 
 
 @pytest.mark.parametrize("read", [read_json, read_csv, read_table])

@@ -229,6 +229,18 @@ def test_the_checkpoint_of_a_removed_stage_is_deleted(project: Path) -> None:
     assert states(project) == {"train", "vary-b"}
 
 
+def test_only_what_a_checkpoint_wrote_is_deleted(project: Path, tmp_path: Path) -> None:
+    mine = CHECKPOINTS / "train" / "notes-of-mine.txt"
+    mine.write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (CHECKPOINTS / "linked").symlink_to(tmp_path / "elsewhere")
+    (CHECKPOINTS / "file").write_text("mine")
+    delete_finished("vary@a", ["vary@a", "vary@b"])
+    assert [path.name for path in mine.parent.iterdir()] == [mine.name]
+    assert states(project) == {"train", "vary-a", "vary-b", "linked", "file"}
+    assert (tmp_path / "elsewhere").exists()
+
+
 def test_without_a_folder_nothing_is_written_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = Checkpoint()

@@ -1,5 +1,6 @@
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,11 +77,19 @@ def test_a_stage_can_write_to_the_log(workplace: Path) -> None:
     ("body", "line"),
     [
         ("raise UserError('wrong; do this')", "example: wrong; do this\n"),
+        ("read_json(Path('data/x'))", "example: data/x: no such file; `dvc repro` makes every artifact, "
+         "`dvc checkout` restores cached ones\n"),
         ("read_json(params)", "example: p.yaml: no such file; check the path\n"),
+        ("write_text(Path('/proc/x'), '')", "example: /proc/x: no such file or directory; correct that and run this "
+         "again\n"),
+        ("params.open('w').close(); write_text(params / 'x', '')", "example: p.yaml: file exists; correct that and run "
+         "this again\n"),
+        ("raise MemoryError('Unable to allocate 8 TiB')", "example: out of memory (Unable to allocate 8 TiB); lower "
+         "batch_size or the size of the model\n"),
         ("raise KeyboardInterrupt", "example: interrupted; no partial output was left. "
          "`dvc repro` runs this stage again\n"),
     ],
-    ids=["stage", "library", "interrupt"],
+    ids=["stage", "artifact", "other file", "no folder", "a file as folder", "memory", "interrupt"],
 )  # fmt: skip
 def test_what_the_user_must_act_on_is_one_line_and_status_1(workplace: Path, body: str, line: str) -> None:
     done = run_stage(workplace, body, *ALL)
@@ -100,8 +109,9 @@ def test_what_the_user_must_act_on_is_one_line_and_status_1(workplace: Path, bod
 def test_a_defect_keeps_its_traceback(workplace: Path, body: str, last: str) -> None:
     done = run_stage(workplace, body, *ALL)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == last
-    assert done.stderr.startswith("Traceback")
+    first, second, *_, end = done.stderr.splitlines()
+    assert re.fullmatch(r"example: this is a defect of scratchlm .*; please report it, with the lines below, .*", first)
+    assert (second, end) == ("Traceback (most recent call last):", last)
 
 
 @pytest.mark.parametrize(

@@ -242,3 +242,9 @@ def test_a_killed_process_does_not_hold_its_stage(workspace: Path) -> None:
     with watchdog.only_process(workspace / "log", "s"):
         pass
     process.wait()
+
+
+def test_a_lock_file_without_a_copy_is_left_and_said_so(workspace: Path) -> None:
+    (workspace / "dvc.lock").write_text(BROKEN["cut within a line"])
+    assert watchdog.repair() == ["dvc.lock cannot be read; `git checkout -- dvc.lock` restores the committed one"]
+    assert (workspace / "dvc.lock").read_text() == BROKEN["cut within a line"]

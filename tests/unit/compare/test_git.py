@@ -1,0 +1,88 @@
+import os
+from pathlib import Path
+
+import pytest
+from dvc.config import Config
+
+from scratchlm.compare.clone import private_clone, write_config
+from scratchlm.compare.git import fetch_refs, find_commit, git
+from scratchlm.run.errors import UserError
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    git(folder, "config", "user.name", "Someone")
+    git(folder, "config", "user.email", "someone@example.org")
+    for number in range(3):
+        git(folder, "commit", "--quiet", "--allow-empty", "--message", f"commit {number}")
+    return folder
+
+
+def test_what_is_wrong_with_the_repository_is_said_and_not_that_there_is_no_revision(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path} is in no git repository; run scratchlm in a clone"):
+        find_commit(tmp_path, "HEAD")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(UserError, match=r"dubious ownership .* git config --global --add safe.directory "):
+        find_commit(repository, "HEAD")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="^git is not on PATH; install it"):
+        find_commit(repository, "HEAD")
+
+
+def test_a_shallow_clone_is_told_how_to_get_its_history(repository: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{repository}", "shallow")
+    with pytest.raises(UserError, match=r"'HEAD~1' is not a revision .*`git fetch --unshallow`"):
+        find_commit(tmp_path / "shallow", "HEAD~1")
+    with pytest.raises(UserError, match=r"gets new ones\)$"):
+        find_commit(repository, "HEAD~9")
+
+
+def test_the_users_hooks_do_not_run(repository: Path) -> None:
+    hook = repository / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    git(repository, "commit", "--quiet", "--allow-empty", "--message", "again")
+
+
+def test_fetching_from_a_clone_changes_no_tag_and_no_other_ref(repository: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", str(repository), "clone")
+    git(tmp_path / "clone", "tag", "theirs")
+    git(repository, "tag", "ours")
+    for setting in ("fetch.prune", "fetch.pruneTags"):
+        git(repository, "config", setting, "true")
+    before = set(git(repository, "show-ref").splitlines())
+    fetch_refs(repository, tmp_path / "clone", "+HEAD:refs/scratchlm/builds/x")
+    (added,) = set(git(repository, "show-ref").splitlines()) - before
+    assert added.endswith("refs/scratchlm/builds/x")
+    assert before < set(git(repository, "show-ref").splitlines())
+
+
+@pytest.mark.parametrize("name", ["é", "job@2", "back\\slash", "a,b #c", "日本"])
+def test_the_cache_of_a_clone_may_be_in_any_folder(tmp_path: Path, name: str) -> None:
+    clone, cache = tmp_path / name / "clone", tmp_path / name / "cache"
+    (clone / ".dvc").mkdir(parents=True)
+    (clone / ".dvc" / "config.local").write_text("['remote \"r\"']\n    url = s3://x\n    password = é\n", "utf-8")
+    write_config(clone, cache, {"near": str(tmp_path / name)})
+    settings = Config(str(clone / ".dvc"), validate=False)
+    assert settings["cache"]["dir"] == str(cache)
+    assert settings["remote"]["r"] == {"url": "s3://x", "password": "é"}
+    assert settings["remote"]["near"]["url"] == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["{x}", "a${seed}", "x}", "%(a)s"])
+def test_a_path_on_which_dvc_fails_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="holds .*, on which DVC fails; rename"), private_clone(tmp_path / name):
+        pass
+
+
+def test_a_name_that_is_not_utf_8_survives(repository: Path) -> None:
+    (repository / os.fsdecode(b"a\xff")).touch()
+    listed = git(repository, "ls-files", "-z", "--others")
+    assert repository / listed.strip("\0") in repository.iterdir()
