@@ -3,14 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source
-from scratchlm.data.transfer import Part, Refused, content_fault, is_path
+from scratchlm.data.transfer import Part, Refused, content_fault, is_path, without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
@@ -29,22 +29,23 @@ def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
         return list(file.addresses)
     leaf = file.archive or file.name
     if is_path(mirror):
-        first = str(Path(mirror).expanduser() / source.name / leaf)
-    elif urlsplit(mirror).scheme in ("http", "https"):
-        first = f"{mirror.rstrip('/')}/{source.name}/{quote(leaf)}"
-    else:
-        raise DownloadError(
-            f"SCRATCHLM_MIRROR is {mirror!r}, but only a directory or an http(s) URL is allowed;"
-            " set it to one of these, or unset it"
-        )
-    return [first, *file.addresses]
+        folder = Path(mirror)
+        with suppress(RuntimeError):  # ~ of a user that does not exist
+            folder = folder.expanduser()
+        return [str(folder / source.name / leaf), *file.addresses]
+    if mirror.lower().startswith(("http://", "https://")):
+        return [f"{mirror.rstrip('/')}/{source.name}/{quote(leaf)}", *file.addresses]
+    raise DownloadError(
+        f"SCRATCHLM_MIRROR is {without_secrets(mirror)!r}, but only a directory or an http(s) URL is allowed;"
+        " set it to one of these, or unset it"
+    )
 
 
 def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
     """Return `<store>/<source>/<file>`, fetched and verified if it is not there with the right content.
 
     An interrupted transfer leaves `<file>.part`, which the next call resumes; wrong content is deleted.
-    Without a hash in the catalogue, only the size is checked, if it is known.
+    Without a hash in the catalogue, the size is checked, if it is known, and the format.
     Raises DownloadError if no address provides the file, or if it cannot be written.
     """
     stored = store / source.name / file.name
@@ -58,7 +59,7 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
                 _obtain(address, file, stored)
                 return stored
             except Refused as reason:
-                tried.append(f"{address} ({reason})")
+                tried.append(without_secrets(f"{address} ({reason})"))
     raise DownloadError(_sentence(source, file, tried))
 
 

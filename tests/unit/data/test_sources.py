@@ -5,14 +5,18 @@ import re
 import socket
 import struct
 import threading
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
 import pytest
+import requests
 
 from scratchlm.data import transfer
 from scratchlm.data.catalogue import CATALOGUE, File, Source
@@ -23,7 +27,7 @@ from scratchlm.run.files import sha256_of
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONTENT = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
-CUT = 2 * transfer.CHUNK_BYTES  # what arrives of a chunk that breaks off is not kept
+CUT = 1000  # the first bytes count, too
 
 
 class Server(ThreadingHTTPServer):
@@ -39,6 +43,8 @@ class Server(ThreadingHTTPServer):
         self.wrong_range = False
         self.cuts: list[int] = []  # of the next answers: bytes of the body after which to hang up
         self.statuses: list[int] = []  # of the next answers, instead of 200
+        self.headers: dict[str, str] = {}  # of every answer
+        self.bodies: dict[str, Callable[[], Iterator[bytes]]] = {}  # of odd pages, by path
         self.requests: list[str] = []
         self.asked: list[dict[str, str]] = []
         self.sent_bytes: list[int] = []
@@ -56,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append(dict(self.headers))
         if server.statuses:
             return self.answer(server.statuses.pop(0), b"not now")
+        if self.path in server.bodies:
+            return self.stream(200 if self.path.startswith("/slow") else 302, server.bodies[self.path]())
         if self.path not in server.files:
             return self.answer(404, b"no such page")
         body = server.files[self.path]
@@ -78,8 +86,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", content_range)
         if self.server.etag:
             self.send_header("ETag", self.server.etag)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body[:cut])
+
+    def stream(self, status: int, blocks: Iterator[bytes]) -> None:
+        self.send_response(status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        with suppress(OSError):  # the client has hung up
+            for block in blocks:
+                self.wfile.write(block)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -289,6 +308,203 @@ def test_the_waits_double(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     assert waits == [1.5, 3, 6]
 
 
+@pytest.mark.parametrize(
+    ("asked", "wait"),
+    [("7", 7), ("0", 1.5), ("soon", 1.5), ("", 1.5), ("Wed, 01 Jan 2020 00:00:00 GMT", 1.5), ("-3", 1.5)],
+)
+def test_a_server_says_how_long_to_wait(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, wait: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(transfer, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(transfer.time, "sleep", waits.append)
+    server.files["/a"], server.statuses, server.headers = CONTENT, [429], {"Retry-After": asked}
+    fetch(*a_source(server.url("a")), tmp_path, None)
+    assert waits == [wait]
+
+
+@pytest.mark.parametrize("asked", ["3600", "9" * 400, formatdate(time.time() + 3600, usegmt=True)])
+def test_a_server_that_wants_too_long_a_wait_is_left(server: Server, tmp_path: Path, asked: str) -> None:
+    server.statuses, server.headers = [503] * 9, {"Retry-After": asked}
+    assert "(HTTP 503, to be asked again in " in failure_of(*a_source(server.url("a")), tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_drips_is_left_and_what_came_is_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip() -> Iterator[bytes]:
+        for n in range(1000):
+            time.sleep(0.01)
+            yield CONTENT[n : n + 1]
+
+    monkeypatch.setattr(transfer, "RATE_SECONDS", 0.1)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    server.bodies["/slow"] = drip
+    assert "slower than 1000 bytes a second" in failure_of(*a_source(server.url("slow")), tmp_path)
+    kept = (tmp_path / "books" / "book.txt.part").read_bytes()
+    assert 1 <= len(kept) < 1000
+    assert CONTENT.startswith(kept)
+
+
+# Redirects
+
+
+def test_the_body_of_a_redirect_is_not_read(server: Server, tmp_path: Path) -> None:
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(1000):
+            sent.append(1_000_000)
+            yield bytes(1_000_000)
+
+    server.bodies["/a"], server.files["/b"], server.headers = endless, CONTENT, {"Location": "/b"}
+    assert fetch(*a_source(server.url("a")), tmp_path, None).read_bytes() == CONTENT
+    assert sum(sent) < 50_000_000
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("/a", "more than 10 redirects"),
+        ("file:///etc/passwd", "redirected to file:///etc/passwd, which is not an http(s) URL"),
+        ("http://[", "not valid: Invalid IPv6 URL"),
+        ("http://a..b/", "Failed to parse: 'a..b'"),
+        ("http://127.0.0.1:99999/", "Failed to parse: http://127.0.0.1:99999/"),
+    ],
+)
+def test_a_redirect_that_leads_nowhere_is_one_sentence(
+    server: Server, tmp_path: Path, location: str, reason: str
+) -> None:
+    server.bodies["/a"], server.headers = (lambda: iter([])), {"Location": location}
+    assert reason in failure_of(*a_source(server.url("a")), tmp_path)
+
+
+def test_a_secure_address_is_not_left_for_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def redirect(_: requests.Session, url: str, **options: object) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.raw, response.headers["Location"] = 301, BytesIO(), "http://127.0.0.1/x"
+        return response
+
+    monkeypatch.setattr(requests.Session, "get", redirect)
+    assert "(redirected to plain http)" in failure_of(*a_source("https://127.0.0.1/x"), tmp_path)
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "http://[",
+        "http://a..b/",
+        "~nosuchuser/x",
+        "http://℀.com",
+        "http://" + "a" * 70 + ".b",
+        "a\0b",
+        "\udcff",
+        "HTTP://[",
+    ],
+)
+def test_an_address_that_cannot_be_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
+) -> None:
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    assert failure_of(*a_source("sample/none", content=b""), tmp_path).startswith("cannot get books/book.txt: tried ")
+    source, file = a_source("http://127.0.0.1:9/x")
+    assert failure_of(source, file, tmp_path, mirror).startswith("cannot get books/book.txt: tried ")
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://a..b:3", "http://127.0.0.1:9", "nonsense://x", "http://[", "http://u:S3CRET@127.0.0.1:9"]
+)
+def test_a_proxy_that_does_not_work_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")
+    message = failure_of(*a_source("http://192.0.2.1/x"), tmp_path)
+    assert "S3CRET" not in message
+    if "127.0.0.1" in proxy:
+        assert "(the proxy that the environment names: connection refused, 4 attempts)" in message
+
+
+def test_a_file_of_passwords_that_cannot_be_read_is_one_sentence(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    assert "can't decode" in failure_of(*a_source(server.url("a")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "shown"),
+    [
+        ("http://me:S3CRET@{at}/m", "http://***@{at}/m/books/book.txt"),
+        ("http://{at}/m?token=S3CRET&x=1", "http://{at}/m?***"),
+        ("s3://me:S3CRET@bucket", "SCRATCHLM_MIRROR is 's3://***@bucket'"),
+    ],
+)
+def test_no_sentence_and_no_file_holds_a_password(server: Server, tmp_path: Path, mirror: str, shown: str) -> None:
+    at = f"127.0.0.1:{server.server_port}"
+    server.files["/m/books/book.txt"], server.cuts = CONTENT, [CUT, 0, 0, 0]
+    source, file = a_source("http://127.0.0.1:9/x")
+    message = failure_of(source, file, tmp_path, mirror.format(at=at))
+    assert "S3CRET" not in message
+    assert shown.format(at=at) in message
+    assert b"S3CRET" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.etag"))
+
+
+def test_a_pipe_and_a_device_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m" / "books").mkdir(parents=True)
+    os.mkfifo(tmp_path / "m" / "books" / "book.txt")
+    source, file = a_source("/dev/zero")
+    message = failure_of(source, file, tmp_path / "store", str(tmp_path / "m"))
+    assert message.count("(not a regular file)") == 1  # a file of the repository is not looked for in a mirror
+    source, file = a_source("http://[")
+    message = failure_of(source, file, tmp_path / "store", str(tmp_path / "m"))
+    assert "book.txt (not a regular file)" in message
+
+
+def test_the_side_that_cannot_be_read_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(size: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(transfer.Refused, match="^input/output error$"):
+        list(transfer._blocks(broken))
+
+
+# Files without a hash
+
+
+INDEX = REPOSITORY / "data" / "sample" / "gpt2-nano" / "model.ckpt.index"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("hparams.json", b"<html>sign in</html>", b'{"n_vocab": 1}'),
+        ("hparams.json", b"[]", b"{}"),
+        ("hparams.json", b"[" * 100_000, b"{}"),
+        ("model.ckpt.index", b"{}", INDEX.read_bytes()),
+        ("model.ckpt.index", INDEX.read_bytes()[:-1], INDEX.read_bytes()),
+        ("weights", b"\n <!DOCTYPE html>", b"x"),
+    ],
+)
+def test_a_page_is_not_kept_for_a_file_and_is_fetched_again(
+    server: Server, tmp_path: Path, name: str, wrong: bytes, right: bytes
+) -> None:
+    source, file = a_source(server.url("a"), name=name, sha256=None, size_bytes=None)
+    server.files["/a"] = wrong
+    assert "(not " in (message := failure_of(source, file, tmp_path)) or "(a web page)" in message
+    assert left_in(tmp_path) == []
+    (tmp_path / "books" / name).write_bytes(wrong)  # as an older version kept it
+    server.files["/a"] = right
+    assert fetch(source, file, tmp_path, None).read_bytes() == right
+
+
 def test_a_page_that_is_not_there_is_asked_for_once(server: Server, tmp_path: Path) -> None:
     failure_of(*a_source(server.url("a")), tmp_path)
     assert server.requests == ["/a"]
@@ -481,7 +697,8 @@ def understated(archive: bytes, declared: int) -> bytes:
         (a_zip("book.txt", CONTENT, zipfile.ZIP_BZIP2), "neither stored nor deflated"),
         (encrypted(a_zip("book.txt", CONTENT)), "not a sound zip archive"),
         (a_zip("book.txt", CONTENT)[:-30], "not a sound zip archive"),
-        (b"<html>log in first</html>", "not a sound zip archive"),
+        (b"<html>log in first</html>", "a web page"),
+        (b"log in first", "not a sound zip archive"),
     ],
     ids=[
         "other content",
@@ -493,6 +710,7 @@ def understated(archive: bytes, declared: int) -> bytes:
         "other compression",
         "encrypted",
         "truncated",
+        "page",
         "no zip",
     ],
 )
