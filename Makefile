@@ -67,24 +67,38 @@ BASE ?= origin/main
 compare: $(READY)  ## build HEAD and another revision (BASE=origin/main), print a Markdown table of differences
 	@revisions=$$(scratchlm build $(BASE) HEAD) && scratchlm compare $$revisions --format markdown
 
-$(READY): requirements.lock requirements-nodeps.lock pyproject.toml
+# An environment works only in the folder that it was made in: its scripts name that
+moved = $(shell [ ! -e $(1)/ready ] || grep -qF "$$(pwd -P)/$(1)/bin/" $(1)/bin/pip || echo moved)
+.PHONY: moved
+
+$(READY): requirements.lock requirements-nodeps.lock pyproject.toml $(call moved,$(VENV))
 	$(make-environment)
 
 # A separate environment, so that the packages of the benchmarks cannot affect results
-$(BENCH)/ready: requirements.lock benchmarks/requirements.lock
+$(BENCH)/ready: requirements.lock benchmarks/requirements.lock $(call moved,$(BENCH))
 	$(make-environment)
 
 # Separate, too: the packages that build the pages cannot affect results
-$(DOCS)/ready: requirements-docs.lock
-	$(PYTHON) -m venv --clear $(@D)
+$(DOCS)/ready: requirements-docs.lock $(call moved,$(DOCS))
+	$(clear-environment)
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
+
+# Nothing is cleared that make did not make. `ready` alone is of an older version
+define clear-environment
+@if [ -L $(@D) ]; then echo "$(@D) is a link to $$(readlink $(@D)); remove the link, then make creates an environment" >&2; \
+	exit 1; fi
+@if [ -e $(@D) ] && [ ! -e $(@D)/made-by-make ] && [ ! -e $(@D)/ready ]; then \
+	echo "$(@D) was not made by make, which would delete it; rename it, then run make again" >&2; exit 1; fi
+$(PYTHON) -m venv --clear $(@D)
+@touch $(@D)/made-by-make
+endef
 
 # Install every pin of the first file, then the pins of the second file with --no-deps. pyproject.toml has the commands
 define make-environment
 @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
-$(PYTHON) -m venv --clear $(@D)
+$(clear-environment)
 $(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $(word 1,$^)
 $(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $(word 2,$^) --editable .
 @touch $@
