@@ -30,6 +30,8 @@ def private_clone(root: Path, revision: str | None = None, *, empty_cache: bool 
     """
     refuse_path(root)
     root = root.resolve()
+    if os.pathsep in str(root):
+        raise UserError(f"the project's path {root} holds {os.pathsep!r}, which PYTHONPATH cannot; rename that folder")
     if git(root, "rev-parse", "--show-prefix"):
         raise UserError(f"{root} is not the top folder of its git repository; give the project a repository of its own")
     commit = find_commit(root, revision or "HEAD")
