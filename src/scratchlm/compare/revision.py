@@ -142,14 +142,13 @@ class Revision:
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):
             return f"its pipeline has not made it; build it: {self.rebuild}"
-        reason = f"reading failed ({error})"
-        if isinstance(error, FileNotFoundError | DataIndexDirError):  # of the file, or of its folder's list of files
-            remote = self._repo.config["core"].get("remote")
-            searched = f"the remote {remote} lacks it or does not answer" if remote else "no remote is configured"
-            reason = f"not in the cache, and {searched}"
-        return (
-            f"{reason}; run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
-        )
+        # What is missing is the file, or its folder's list of files
+        if not isinstance(error, FileNotFoundError | DataIndexDirError):
+            return f"reading failed: {explained(error)}, or rebuild: {self.rebuild}"
+        remote = self._repo.config["core"].get("remote")
+        searched = f"the remote {remote} lacks it or does not answer" if remote else "no remote is configured"
+        remedy = f"run `dvc push --all-commits` where it was built and `dvc pull` here, or rebuild: {self.rebuild}"
+        return f"not in the cache, and {searched}; {remedy}"
 
 
 def recorded_hashes(entries: Iterable[Mapping[str, Any]] | None) -> dict[str, str]:

@@ -76,6 +76,8 @@ def explained(error: BaseException) -> str | None:
         return f"out of memory ({text.partition('. ')[0] or 'no details'}); lower batch_size or the size of the model"
     if refusal := os_error(error):
         reason = (refusal.strerror or text or type(error).__name__).rstrip(".")
+        if refusal.errno and "[errno" in reason:  # pyarrow says more, and the file again
+            reason = os.strerror(refusal.errno)
         where = f"{os.fsdecode(refusal.filename)}: " if isinstance(refusal.filename, str | bytes) else ""
         return f"{where}{reason[:1].lower()}{reason[1:]}; {REMEDIES.get(refusal.errno or 0, AGAIN)}"
     is_plugin = isinstance(error, ImportError) and "is supported, but requires" in text  # a remote's, for DVC

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scratchlm.run.errors import UserError, os_error
+from scratchlm.run.errors import NOT_ALLOWED, UserError, os_error
 
 SIGNIFICANT_DIGITS = 6
 
@@ -26,7 +26,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with _naming(target, temporary):
+        with _naming(target):
             yield temporary
             flush(temporary)
             temporary.replace(target)
@@ -37,7 +37,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Like atomic_write, for a folder: an existing `target` is replaced as a whole."""
-    with temporary_folder(target) as scratch, _naming(target, scratch):
+    with temporary_folder(target) as scratch:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
@@ -57,9 +57,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, for scratch files; it is deleted when the block exits."""
     beside.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(
-        prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent, ignore_cleanup_errors=True
-    ) as folder:
+    with (
+        _naming(beside),
+        TemporaryDirectory(
+            prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent, ignore_cleanup_errors=True
+        ) as folder,
+    ):
         yield Path(folder)
 
 
@@ -71,7 +74,7 @@ def stale_temporary_files(target: Path) -> list[Path]:
 
 
 @contextmanager
-def _naming(target: Path, temporary: Path) -> Iterator[None]:
+def _naming(target: Path) -> Iterator[None]:
     """Let an error that names no file, or a temporary one, name `target`."""
     try:
         yield
@@ -79,7 +82,8 @@ def _naming(target: Path, temporary: Path) -> Iterator[None]:
         if (refusal := os_error(error)) is None:
             raise
         named = refusal.filename
-        if named is None or (isinstance(named, str) and Path(named).is_relative_to(temporary)):
+        parts = Path(os.fsdecode(named)).parts if isinstance(named, str | bytes) else ()
+        if named is None or any(part.startswith(f".{target.name}.") and part.endswith(".tmp") for part in parts):
             refusal.filename = os.fspath(target)
         raise refusal from None
 
@@ -200,7 +204,9 @@ def only_file(folder: Path) -> Path:
 
 
 def missing(path: Path) -> UserError:
-    """The error for a file that does not exist."""
+    """The error for a file that does not exist, or that some libraries call so if it may not be read."""
+    if path.exists():
+        return UserError(f"{path}: cannot be read; {NOT_ALLOWED}")
     ours = "`dvc repro` makes every artifact, `dvc checkout` restores cached ones"
     return UserError(f"{path}: no such file; {ours if is_artifact(path) else 'check the path'}")
 

@@ -8,7 +8,7 @@ from dvc.exceptions import DvcException
 from safetensors import SafetensorError
 
 from scratchlm.run.errors import UserError, boundary, explained
-from scratchlm.run.files import atomic_folder, atomic_write, write_text
+from scratchlm.run.files import atomic_folder, atomic_write, missing, write_text
 
 
 def outcome(error: BaseException) -> str:
@@ -28,6 +28,10 @@ def outcome(error: BaseException) -> str:
         ),
         (OSError(errno.EIO, "Input/output error"), "input/output error; check the disk"),
         (OSError(errno.EMFILE, "Too many open files"), "too many open files; raise the limit of open files"),
+        (
+            OSError(errno.EACCES, "Failed to open 'x'. Detail: [errno 13] Permission denied", "x"),
+            "x: permission denied",
+        ),
         (OSError("odd"), "odd; correct that"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on device; free"),
         (MemoryError(), "out of memory (no details); lower"),
@@ -90,3 +94,8 @@ def test_a_file_that_cannot_be_read_meanwhile_is_the_one_that_is_named(tmp_path:
         (tmp_path / "other").read_bytes()
     assert caught.value.filename == str(tmp_path / "other")
     write_text(tmp_path / "a", "whole")
+
+
+def test_a_file_that_may_not_be_read_does_not_count_as_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert str(missing(tmp_path / "a")).startswith(f"{tmp_path / 'a'}: cannot be read; correct its permissions")
