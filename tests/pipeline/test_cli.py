@@ -77,6 +77,16 @@ def test_results_gives_the_headline_figures_of_the_metrics_files():
     assert max(map(len, rows.values())) <= 120
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "tokenize: 3\n", "tokenize: {instructions: {prompt_style: x}}\n"])
+def test_parameters_of_another_shape_are_one_sentence(home, tmp_path, text):
+    (tmp_path / "data").symlink_to(home / "data")
+    (tmp_path / "params.yaml").write_text(text)
+    for command in ("chat", "results"):
+        done = scratchlm(tmp_path, command)
+        assert done.stderr.startswith("scratchlm: params.yaml: ")
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_results_before_anything_was_built_says_what_is_missing(tmp_path):
     (tmp_path / "params.yaml").write_text("gpt2_sizes: []\n")
     done = scratchlm(tmp_path, "results")

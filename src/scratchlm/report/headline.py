@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from scratchlm.report.tables import NONE, format_number, format_percent
 from scratchlm.run.files import read_json
-from scratchlm.run.params import load_yaml
+from scratchlm.run.params import Section, read_params
 
 STAGES = ("pretrain", "finetune_spam", "finetune_instruct", "judge")
 
@@ -21,9 +21,13 @@ class Headline(NamedTuple):
     interval: str = ""
 
 
+class _Sizes(Section):
+    gpt2_sizes: list[str]
+
+
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
     """Return the lines of the last build. Raises UserError naming a file that is missing or broken."""
-    sizes = load_yaml(params)["gpt2_sizes"]
+    sizes = read_params(params, _Sizes).gpt2_sizes
     loaded = {f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in sizes}
     return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded)
 
