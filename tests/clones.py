@@ -19,8 +19,11 @@ FEW_STEPS = {
     "precision": "float32",
     "threads": 2,
     "pretrain.epochs": 0.05,
+    "pretrain.warmup_steps": 1,
     "finetune_spam.epochs": 0.2,
+    "finetune_spam.warmup_steps": 1,
     "finetune_instruct.epochs": 0.2,
+    "finetune_instruct.warmup_steps": 1,
     "generate.max_new_tokens": 4,
     "generate.before": False,
 }
