@@ -24,11 +24,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if a.shape[1] > CHUNK:
         return _long_linear(a, b, bias)
     rows, columns = _quantised_rows(a), _quantised_rows(b)
-    p = _product(rows, columns)
+    return _with_bias(_product(rows, columns), rows[1], columns[1], bias)
+
+
+def _with_bias(p: np.ndarray, row_scale: np.ndarray, column_scale: np.ndarray, bias: Tensor | None) -> Tensor:
     if bias is None:
-        return rounded(p, rows[1], columns[1])
+        return rounded(p, row_scale, column_scale)
     y = np.empty(p.shape, np.float32)
-    share(product_kernels.rescale_with_bias, y.shape, p, rows[1], columns[1], array(bias), y)
+    share(product_kernels.rescale_with_bias, y.shape, p, row_scale, column_scale, array(bias), y)
     return torch.from_numpy(y)
 
 
@@ -41,10 +44,9 @@ def pack(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def packed_linear(x: Tensor, packed: tuple[np.ndarray, np.ndarray], bias: Tensor | None) -> Tensor:
     """`linear` of a few rows with a weight that was packed before: (N, C) -> (N, C')."""
     q, scale = _quantised_rows(array(x))
-    p = np.empty((len(packed[0]), len(q)))
+    p = np.empty((len(q), len(packed[0])))
     share(decoding_kernels.packed_products, packed[0].shape, q, packed[0], p)
-    y = rounded(p, packed[1], scale).T.contiguous()
-    return y if bias is None else y + bias
+    return _with_bias(p, scale, packed[1], bias)
 
 
 def _long_linear(a: np.ndarray, b: np.ndarray, bias: Tensor | None) -> Tensor:
