@@ -1,6 +1,8 @@
 """Kill `dvc repro` at any moment and check what must hold afterwards. `make torture` is the long form:
 
 python -m tests.pipeline.kills --kills 40    # over all stages of the sample, at random moments; the seed is printed
+
+Each build that ended with the right bytes is added to tests/pipeline/kills.json, so that many kills come in parts.
 """
 
 import argparse
@@ -32,6 +34,7 @@ NEEDS_MENDING = (
 )
 HOWS = ("group", "dvc", "stage")
 LONGEST_SECONDS = 25.0  # from a start to its kill; `dvc repro` of the sample has stages of one to fifteen seconds
+TALLY = Path(__file__).with_suffix(".json")
 
 
 class Clone:
@@ -53,7 +56,8 @@ class Clone:
 
     def forget(self) -> None:
         """Back to a fresh clone: no output, no cache, nothing to restore from."""
-        for path in [*(self.path / "data").iterdir(), self.path / ".dvc/cache", self.path / "metrics"]:
+        others = [self.path / name for name in (".dvc/cache", "metrics", "logs")]
+        for path in [*(self.path / "data").iterdir(), *others]:
             if path.name != "sample" and path.exists():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         run(self.path, "git", "checkout", "-q", "--", ".")
@@ -125,7 +129,7 @@ def kill(clone: Clone, dvc: subprocess.Popen[str], how: str) -> None:
         if stage := clone.stage():
             stage.kill()
     dvc.wait()
-    wait_for(lambda: not clone.processes(), "a process survives the kill", seconds=5)
+    wait_for(lambda: not clone.processes(), "a process survives the kill", seconds=20)
 
 
 def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> None:
@@ -135,34 +139,36 @@ def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> Non
         time.sleep(0.02)
 
 
-def torture(clone: Clone, n_kills: int, seed: int) -> Counter[str]:
+def torture(clone: Clone, n_kills: int, seed: int) -> Iterator[Counter[str]]:
     """Kill n_kills times at random moments, build after build; every build must end as if undisturbed.
 
-    Returns how often each stage was resumed in mid-training.
+    Yields what happened in each build: `kills`, `kills in STAGE`, `repairs` of DVC's files, and `resumed STAGE` where
+    training was resumed.
     """
     draw = random.Random(seed)
-    clone.forget()
-    in_this_build = 0
     with tqdm(total=n_kills, desc="kills", unit="kill") as bar:
         while bar.n < n_kills:
-            dvc = clone.start()
-            how = draw.choice(HOWS)
-            try:
-                dvc.wait(draw.uniform(0, LONGEST_SECONDS))
-            except subprocess.TimeoutExpired:
-                kill(clone, dvc, how)
-                in_this_build += 1
-                bar.update()
-                continue
-            if dvc.returncode:
-                clone.mend_after(dvc)
-                continue
-            clone.finish()
-            tqdm.write(f"a build with {in_this_build} kills: the same bytes; resumed so far {dict(clone.resumed())}")
             clone.forget()
-            in_this_build = 0
-    clone.finish()
-    return clone.resumed()
+            happened: Counter[str] = Counter()
+            while bar.n < n_kills:
+                dvc = clone.start()
+                how = draw.choice(HOWS)
+                try:
+                    dvc.wait(draw.uniform(0, LONGEST_SECONDS))
+                except subprocess.TimeoutExpired:
+                    stage = clone.stage()
+                    during = _arguments(stage)[2:3] if stage else []
+                    kill(clone, dvc, how)
+                    happened.update(["kills", "kills in " + (during[0] if during else "DVC itself")])
+                    bar.update()
+                    continue
+                if dvc.returncode == 0:
+                    break
+                clone.mend_after(dvc)
+                happened["repairs"] += 1
+            clone.finish()
+            resumed = {f"resumed {stage}": times for stage, times in clone.resumed().items()}
+            yield happened + Counter(resumed)
 
 
 @contextmanager
@@ -193,12 +199,12 @@ def main() -> None:
     options = parser.parse_args()
     print(f"seed {options.seed}")
     with _folder() as folder:
-        clone = Clone(folder)
-        resumed = torture(clone, options.kills, options.seed)
-    print(
-        f"{options.kills} kills, every build the same bytes; resumed in mid-run: {resumed.total()} {dict(resumed)}; "
-        f"scratchlm repair was needed {clone.mended} times"
-    )
+        for happened in torture(Clone(folder), options.kills, options.seed):
+            tqdm.write(f"a build with {happened['kills']} kills: the same bytes")
+            before = json.loads(TALLY.read_text()) if TALLY.exists() else {}
+            total = Counter(before) + happened + Counter(builds=1)
+            TALLY.write_text(json.dumps(dict(sorted(total.items())), indent=2) + "\n")
+    print(f"{TALLY.name}: {total['kills']} kills in {total['builds']} builds; every build has the same bytes")
 
 
 if __name__ == "__main__":
