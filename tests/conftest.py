@@ -1,3 +1,4 @@
+import os
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
@@ -6,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from scratchlm.arithmetic.mode import use_exact
@@ -70,10 +72,19 @@ def interruptible() -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone, built with few steps and committed, with its cache. Copy it before changing it."""
-    clone = make_clone(tmp_path_factory.mktemp("built") / "scratchlm", FEW_STEPS)
-    run(clone, "dvc", "repro")
-    commit(clone, "Build with few steps")
+    """A clone, built with few steps and committed, with its cache. Copy it before changing it.
+
+    All processes of a test run share it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    clone = shared / "built" / "scratchlm"
+    with FileLock(shared / "built.lock"):
+        if not (shared / "built.done").exists():
+            make_clone(clone, FEW_STEPS)
+            run(clone, "dvc", "repro")
+            commit(clone, "Build with few steps")
+            (shared / "built.done").touch()
     return clone
 
 

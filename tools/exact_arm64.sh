@@ -15,7 +15,7 @@ KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 # PyPI's last wheel of torch for ARM64 without CUDA; the other packages have the versions of requirements.lock
 TORCH=torch==2.8.0
 PACKAGES="annotated-types filelock fsspec Jinja2 llvmlite MarkupSafe mpmath networkx numba numpy pyarrow pydantic
-    pydantic_core PyYAML regex scipy sympy threadpoolctl tiktoken tqdm typing-inspection typing_extensions"
+    pydantic_core PyYAML regex ruamel.yaml scipy sympy threadpoolctl tiktoken tqdm typing-inspection typing_extensions"
 LIBRARIES="libc6 libstdc++6 libgcc-s1 libgomp1 zlib1g libffi8 libexpat1 liblzma5 libbz2-1.0 libcrypt1 libssl3 libuuid1
     libsqlite3-0 libpython3.11-minimal libpython3.11-stdlib python3.11-minimal"
 
