@@ -38,18 +38,22 @@ TALLY = Path(__file__).with_suffix(".json")
 
 
 class Clone:
-    """A clone whose pipeline is rebuilt and killed, with a temporary folder of its own.
+    """A clone whose pipeline is rebuilt and killed: `folder`/clone, with a temporary folder of its own beside it.
 
     `reference` has dvc.lock and all of metrics/ of an undisturbed build.
     """
 
-    def __init__(self, folder: Path, changes: dict[str, object] | None = None) -> None:
-        self.path = make_clone(folder / "clone", changes)
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "clone"
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         self.output = folder / "output"
-        self.mended = 0
         self.variables = {"SCRATCHLM_RESUME_SECONDS": "0.2", "TMPDIR": str(self.temporary)}
+        self.reference: dict[str, bytes] = {}
+        self.usual: set[Path] = set()
+
+    def build(self) -> None:
+        """Build undisturbed, as the reference."""
         run(self.path, "dvc", "repro", **self.variables)
         self.reference = results(self.path)
         self.usual = set(self.temporary.iterdir())  # folders of torch's own
@@ -77,18 +81,17 @@ class Clone:
         """Let `dvc repro` finish; assert that the results are those of an undisturbed build."""
         dvc = self.start()
         if dvc.wait():
-            self.mend_after(dvc)
+            self.repair_after(dvc)
             run(self.path, "dvc", "repro", **self.variables)
         assert results(self.path) == self.reference
         wait_for(lambda: not self.processes(), "a process is left over")
         assert self.stale_temporary_files() == []
 
-    def mend_after(self, dvc: subprocess.Popen[str]) -> None:
+    def repair_after(self, dvc: subprocess.Popen[str]) -> None:
         """`scratchlm repair`, as `make repro` calls it each time; asserts that DVC failed because of its own files."""
         said = self.output.read_text()
         assert any(words in said for words in NEEDS_MENDING), f"dvc repro failed by itself:\n{said[-3000:]}"
         run(self.path, "scratchlm", "repair")
-        self.mended += 1
 
     def processes(self) -> list[psutil.Process]:
         """Every process that runs in the clone, watchdogs included."""
@@ -164,7 +167,7 @@ def torture(clone: Clone, n_kills: int, seed: int) -> Iterator[Counter[str]]:
                     continue
                 if dvc.returncode == 0:
                     break
-                clone.mend_after(dvc)
+                clone.repair_after(dvc)
                 happened["repairs"] += 1
             clone.finish()
             resumed = {f"resumed {stage}": times for stage, times in clone.resumed().items()}
@@ -199,7 +202,10 @@ def main() -> None:
     options = parser.parse_args()
     print(f"seed {options.seed}")
     with _folder() as folder:
-        for happened in torture(Clone(folder), options.kills, options.seed):
+        make_clone(folder / "clone")
+        clone = Clone(folder)
+        clone.build()
+        for happened in torture(clone, options.kills, options.seed):
             tqdm.write(f"a build with {happened['kills']} kills: the same bytes")
             before = json.loads(TALLY.read_text()) if TALLY.exists() else {}
             total = Counter(before) + happened + Counter(builds=1)

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.clones import FEW_STEPS, run, set_parameter
+from tests.clones import FEW_STEPS, make_clone, run, set_parameter
 from tests.pipeline.kills import Clone, kill, wait_for
 
 # Trainings of a few seconds: long enough to be killed
@@ -15,7 +15,11 @@ SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "fi
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return Clone(tmp_path_factory.mktemp("kills"), SOME_STEPS)
+    folder = tmp_path_factory.mktemp("kills")
+    make_clone(folder / "clone", SOME_STEPS)
+    clone = Clone(folder)
+    clone.build()
+    return clone
 
 
 def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
