@@ -7,10 +7,11 @@ VENV := .venv
 READY := $(VENV)/ready
 BENCH := .venv-bench
 DOCS := .venv-docs
+AUDIT := .venv-audit
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test test-quick test-network slow torture golden exact-arm64 check bench docs
+.PHONY: help repro verify compare test test-quick test-network slow soak torture golden exact-arm64 check audit bench docs
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
@@ -39,6 +40,9 @@ test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the 
 slow: $(READY)  ## the tests that compute for minutes; those on real data: python -m pytest -m slow tests/network
 	python -m pytest -m slow
 
+soak: $(READY)  ## random sequences of edits, kills, lost files, branch switches and builds in one workspace
+	python -m tests.pipeline.soak
+
 torture: $(READY)  ## kill `dvc repro` 40 times at random moments; every build must give the same bytes
 	python -m tests.pipeline.kills --kills 40
 
@@ -53,6 +57,15 @@ check: $(READY)  ## format, lint, types and architecture
 	ruff check
 	mypy
 	python -m pytest tests/unit/test_architecture.py
+
+audit: $(AUDIT)/audited  ## known vulnerabilities of every pinned package, by PyPI's database
+
+.PHONY: $(AUDIT)/audited
+$(AUDIT)/audited:
+	$(clear-environment)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	@for lock in requirements*.lock; do \
+		$(@D)/bin/pip-audit --progress-spinner off --no-deps --disable-pip --requirement $$lock || exit 1; done
 
 # ROW=decode_1_float32 measures that row alone
 bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
