@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, MappingNode, Node, SafeConstructor, ScalarNode
 from ruamel.yaml.error import YAMLError
 
 from scratchlm.run.errors import UserError
 
 SHOWN_CHARACTERS = 200
+MAX_VALUES = 1_000_000  # of a file, with each alias replaced by what it names
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -62,8 +63,10 @@ def parse_yaml(text: str, source: str) -> Any:
     DVC's own parser, so that a value means the same to the stages and in dvc.lock: YAML 1.2, where 0123 is 123 and
     `yes` is text.
     """
+    reader = YAML(typ="safe")
+    reader.Constructor = _Constructor
     try:
-        return YAML(typ="safe").load(text)
+        return reader.load(text)
     except YAMLError as error:
         reason = " ".join(str(error).split())
     except RecursionError:
@@ -71,6 +74,26 @@ def parse_yaml(text: str, source: str) -> Any:
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # a date, number or tag that has no such value
         reason = f"a value that cannot be read: {error}"
     raise UserError(f"{source}: not valid YAML: {reason}; correct it")
+
+
+class _Constructor(SafeConstructor):
+    """Refuses aliases of aliases that would take hours to follow, and a value within itself."""
+
+    def construct_document(self, node: Node) -> Any:
+        if _n_values(node, {}) > MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {MAX_VALUES:,} values")
+        return super().construct_document(node)
+
+
+def _n_values(node: Node, counted: dict[Node, int]) -> int:
+    """The values of a node, itself included, with each alias replaced by what it names."""
+    if isinstance(node, ScalarNode):
+        return 1
+    if node not in counted:
+        counted[node] = MAX_VALUES + 1  # while its parts are counted: of a part that contains it
+        parts = [part for pair in node.value for part in pair] if isinstance(node, MappingNode) else node.value
+        counted[node] = 1 + sum(_n_values(part, counted) for part in parts)
+    return counted[node]
 
 
 def _sentences(source: str, values: Any, section: type[BaseModel], error: ValidationError) -> list[str]:

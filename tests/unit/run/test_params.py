@@ -199,10 +199,22 @@ def test_a_value_means_to_the_stages_what_it_means_to_dvc(tmp_path: Path, text: 
     assert (type(found), found) == (type(recorded), recorded)
 
 
+def test_aliases_and_merges_are_followed() -> None:
+    text = "a: &a {x: 1}\n" + "".join(f"b{i}: {{<<: *a, y: [*a, *a]}}\n" for i in range(200))
+    assert parse_yaml(text, "p")["b199"] == {"x": 1, "y": [{"x": 1}, {"x": 1}]}
+
+
 def test_a_seed_of_yaml_1_1_is_decimal_and_its_booleans_are_refused() -> None:
     assert parse_yaml("0123", "p") == 123
     with pytest.raises(UserError, match=r"^p: seed is 'yes': must be a valid integer"):
         check_params(parse_yaml("{seed: yes}", "p"), Example, source="p")
+
+
+def nested_aliases(value: str) -> bytes:
+    """20 values, each with 9 aliases of the one before. value: a template for it."""
+    return "\n".join(
+        ["v0: &v0 {}", *(f"v{i}: &v{i} " + value.format(f"*v{i - 1}, " * 9) for i in range(1, 20))]
+    ).encode()
 
 
 @pytest.mark.parametrize(
@@ -225,6 +237,11 @@ def test_a_seed_of_yaml_1_1_is_decimal_and_its_booleans_are_refused() -> None:
         (b"a: 1\n---\nb: 1", "not valid YAML: "),
         (b"seed: \x00", "not valid YAML: "),
         (b"seed: !!python/name:os.system", "not valid YAML: "),
+        (nested_aliases("[{}]"), "not valid YAML: a value that cannot be read: its aliases stand for more than"),
+        (nested_aliases("{{<<: [{}]}}"), "not valid YAML: a value that cannot be read: its aliases stand for"),
+        (nested_aliases("{{? [{}] : 1}}"), "not valid YAML: "),
+        (b"seed: &a [*a]", "not valid YAML: a value that cannot be read: its aliases stand for more than"),
+        (b"seed: &a {b: {c: *a}}", "not valid YAML: a value that cannot be read: its aliases stand for more than"),
     ],
 )
 def test_a_file_of_another_shape_is_refused_in_one_sentence(tmp_path: Path, content: bytes, fault: str) -> None:
