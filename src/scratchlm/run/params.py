@@ -115,20 +115,23 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
             keys = _allowed_keys(section, mistake["loc"])
             near = difflib.get_close_matches(str(name), keys, n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            path, value, message = parents, "", f"unknown key {name}{hint}; allowed are {', '.join(keys)}"
+            path, value, message = parents, f"unknown key {_cut(str(name))}{hint}; ", f"allowed are {', '.join(keys)}"
         elif kind == "model_type":
             message = "must be a mapping of parameters"
         message = message.removeprefix("Value error, ").replace("Input should", "must").replace("String should", "must")
-        wrong.setdefault(f"{'.'.join(map(str, path))} {value}".lstrip(), []).append(message)
+        wrong.setdefault(f"{_cut('.'.join(map(str, path)))} {value}".lstrip(), []).append(message)
     return [f"{source}: {key}{' or '.join(messages)}" for key, messages in wrong.items()]
 
 
 def _shown(value: Any) -> str:
     """Return the repr of a value, cut to a length that fits a sentence."""
     try:
-        text = repr(value)
+        return _cut(repr(value))
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return "a number of thousands of digits"
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 

@@ -9,7 +9,10 @@ from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.model.config import GPTConfig, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import SHOWN_CHARACTERS
 from scratchlm.tasks.spam import varied
+
+MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
 
 
 def check_together(params: Any) -> None:
@@ -18,8 +21,11 @@ def check_together(params: Any) -> None:
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_memory(params, device)]
     for variant in params.spam_ablations:
-        if not re.fullmatch(r"[\w-]+", variant):
-            mistakes.append(f"spam_ablations has a variant {variant!r}; name it with letters, digits, _ and - only")
+        if not re.fullmatch(r"[\w-]+", variant) or len(variant.encode()) > MAX_NAME_BYTES:
+            mistakes.append(
+                f"spam_ablations has a variant {variant[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
+                "letters, digits, _ and - only"
+            )
     if mistakes:
         raise UserError("\n".join(mistakes))
 

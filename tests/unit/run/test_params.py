@@ -252,6 +252,13 @@ def test_a_file_of_another_shape_is_refused_in_one_sentence(tmp_path: Path, cont
     assert "\n" not in str(caught.value)
 
 
+def test_each_unknown_key_has_a_sentence_of_its_own() -> None:
+    assert sentences(changed(train={"a": 1, "b" * 5_000: 2})) == [
+        "params.yaml: train unknown key a; allowed are rate, steps, width, plain",
+        f"params.yaml: train unknown key {'b' * 200}…; allowed are rate, steps, width, plain",
+    ]
+
+
 @pytest.mark.parametrize("text", ["0x" + "f" * 5_000, "'" + "x" * 100_000 + "'"])
 def test_a_value_of_any_size_fits_a_sentence(text: str) -> None:
     with pytest.raises(UserError) as caught:

@@ -58,6 +58,11 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
             "params.yaml: model size: custom needs a section custom: {n_layers, n_heads, emb_dim}, and only it does",
         ),
         (
+            {"spam_ablations": {"x" * 101: {}, "a.b": {}}},
+            f"spam_ablations has a variant '{'x' * 101}'; name it with at most 100 letters, digits, _ and - only\n"
+            "spam_ablations has a variant 'a.b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
             {"finetune_spam.base": "gpt2-124M"},
             "finetune_spam.base is 'gpt2-124M'; allowed are pretrain, gpt2-nano; to use another GPT-2, "
             "add its size to gpt2_sizes",
