@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import tempfile
-import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +42,7 @@ with atheris.instrument_imports(include=["scratchlm", "json", "zipfile", "csv", 
     from scratchlm.run.files import read_csv, read_json, read_table
     from scratchlm.run.params import read_params
     from stages import preflight
+from tests.fuzz.findings import Findings, place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -147,13 +147,6 @@ def make_folder(folder: Path) -> dict[str, Target]:
     }
 
 
-def place(error: BaseException) -> str:
-    """Return the kind of an exception and the innermost line of ours on its way."""
-    ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/src/scratchlm/" in frame.filename]
-    where = f"{Path(ours[-1].filename).stem}-{ours[-1].lineno}" if ours else "elsewhere"
-    return f"{type(error).__name__}-{where}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target")
@@ -165,10 +158,9 @@ def main() -> None:
         print(*targets)
         shutil.rmtree(scratch)
         return
-    target, found = targets[own.target], own.folder / "findings"
+    target, findings = targets[own.target], Findings(own.folder / "findings")
     corpus = own.folder / "corpus" / own.target
-    for folder in (found, corpus):
-        folder.mkdir(parents=True, exist_ok=True)
+    corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(target.seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
 
@@ -181,10 +173,7 @@ def main() -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
-            note = found / f"{own.target}-{place(error)}"
-            if not note.exists():
-                note.write_bytes(data)
-                print(f"\nFINDING {note.name}: {str(error)[:200]}", file=sys.stderr)
+            findings.add(f"{own.target}-{place(error)}", data, str(error))
 
     atheris.Setup([sys.argv[0], *options, f"-max_len={LARGEST_BYTES}", str(corpus)], read)
     atheris.Fuzz()

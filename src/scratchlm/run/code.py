@@ -27,6 +27,13 @@ DISTRIBUTIONS = {
 }  # imported under another name
 
 
+def stage_scripts(folder: Path) -> list[Path]:
+    """The script of each stage. Raises UserError if the folder has none."""
+    if scripts := sorted(folder.glob("[!_]*.py")):
+        return scripts
+    raise UserError(f"{folder}: no stage's script in {Path.cwd()}; run this in the folder that has dvc.yaml")
+
+
 def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, str]]:
     """files: path -> sha256; packages: name -> version in `lock`; of all that `script` imports, also through others.
 

@@ -14,6 +14,7 @@ from scratchlm.run.code import (
     refuse_foreign_library,
     refuse_other_code,
     stage_code,
+    stage_scripts,
 )
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json
@@ -107,6 +108,13 @@ def test_a_package_that_the_lock_does_not_pin_is_refused(project: Path) -> None:
         "stages/two.py needs the package left-pad, which requirements.lock does not pin; "
         "add it there, or remove the import"
     )
+
+
+def test_a_folder_without_stages_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").touch()
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="no stage's script in .*; run this in the folder that has dvc.yaml"):
+            stage_scripts(folder)
 
 
 def test_tensorflow_and_tensorflow_cpu_are_one_package(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
