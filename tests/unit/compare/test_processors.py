@@ -42,16 +42,16 @@ def test_two_processors_with_the_same_kernels_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "name"),
+    ("line", "name"),
     [
-        ("Intel(R) Xeon(R) Platinum 8488C", "Intel Xeon Platinum 8488C"),
-        ("Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz", "Intel Core i7-8550U"),
-        ("AMD EPYC 9R14 96-Core Processor", "AMD EPYC 9R14"),
-        ("AMD EPYC", "AMD EPYC"),
+        ("model name\t: Intel(R) Xeon(R) Platinum 8488C", "Intel Xeon Platinum 8488C"),
+        ("model name\t: Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz", "Intel Core i7-8550U"),
+        ("model name\t: AMD EPYC 9R14 96-Core Processor", "AMD EPYC 9R14"),
+        ("model name\t: AMD EPYC", "AMD EPYC"),
+        ("CPU implementer\t: 0x41", "aarch64"),  # Linux on Arm names no model
     ],
 )
-def test_a_processor_is_called_as_a_person_would(monkeypatch: pytest.MonkeyPatch, model: str, name: str) -> None:
-    monkeypatch.setattr(
-        processors.Path, "read_text", lambda *_, **__: f"vendor_id\t: x\nmodel name\t: {model}\nflags\t:"
-    )
+def test_a_processor_is_called_as_a_person_would(monkeypatch: pytest.MonkeyPatch, line: str, name: str) -> None:
+    monkeypatch.setattr(processors.Path, "read_text", lambda *_, **__: f"vendor_id\t: x\n{line}\nflags\t:")
+    monkeypatch.setattr(processors.platform, "processor", lambda: "aarch64")
     assert processor() == name

@@ -76,6 +76,7 @@ METRICS = [
     "judge.after.mean_score",
     "judge.control_empty.mean_score",
     "generate.after.finished",
+    "generate.before.finished",
     "finetune_instruct.after.test_loss",
     "finetune_instruct.before.test_loss",
     "ablate_spam/first.test.auroc",
@@ -90,16 +91,38 @@ METRICS = [
 
 
 def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
-    assert [(found.prefix, found.paths) for found in families(METRICS)] == [
-        ("pretrain.val", ("data/losses/pretrain.parquet",)),
-        ("load_gpt2/124M.val", ("data/losses/gpt2-124M.parquet",)),
-        ("load_gpt2/nano.val", ("data/losses/gpt2-nano.parquet",)),
-        ("finetune_spam.test", ("data/predictions/finetune_spam.parquet",)),
-        ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",)),
-        ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",)),
-        ("generate.after", ("data/responses/generate.parquet",)),
-        ("judge.after", ("data/responses/generate.parquet", "data/responses/judge.parquet")),
+    assert [(found.prefix, found.paths, found.examples) for found in families(METRICS)] == [
+        ("pretrain.val", ("data/losses/pretrain.parquet",), "windows"),
+        ("load_gpt2/124M.val", ("data/losses/gpt2-124M.parquet",), "windows"),
+        ("load_gpt2/nano.val", ("data/losses/gpt2-nano.parquet",), "windows"),
+        ("finetune_spam.test", ("data/predictions/finetune_spam.parquet",), "messages"),
+        ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",), "messages"),
+        ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",), "responses"),
+        ("generate.before", ("data/responses/generate.parquet",), "responses"),
+        ("generate.after", ("data/responses/generate.parquet",), "responses"),
+        ("judge.after", ("data/responses/generate.parquet", "data/responses/judge.parquet"), "responses"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("metric", "proportions"),
+    [
+        ("pretrain.val.loss", set()),
+        ("finetune_spam.test.loss", {"accuracy", "precision", "recall", "f1"}),
+        ("finetune_instruct.after.test_loss", set()),
+        ("generate.after.finished", {"finished", "exact_matches"}),
+        ("judge.after.mean_score", set()),
+    ],
+)
+def test_shares_and_counts_get_the_interval_of_a_proportion(metric: str, proportions: set[str]) -> None:
+    held = Held(
+        "main", pretrain=losses(1.0), finetune_spam=predictions(0.1, 0.9), finetune_instruct=losses(1.0),
+        generate=responses("a"), judge=judgements(1.0),
+    )  # fmt: skip
+    it = family(metric)
+    found = it.statistics(it.read(held).columns, {"loss": 1.0, "bits_per_byte": 1.0})  # type: ignore[arg-type]
+    assert set(found) == set(it.names)
+    assert {name for name, statistic in found.items() if statistic.proportion} == proportions
 
 
 def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:

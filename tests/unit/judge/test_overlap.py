@@ -19,6 +19,8 @@ from scratchlm.judge.overlap import normalise, token_f1
         ("+", "+"),
         (" ? ! ", "? !"),
         ("C++ costs -$5.00 (5%)", "c ++ costs $ 5.00 5 %"),
+        ("हिंदी\N{DEVANAGARI DANDA} snake_case", "हिंदी snake_case"),  # marks and _ belong to words
+        ("bell\x07rings\u200bhere", "bell rings here"),  # a control character, a space without width
     ],
 )
 def test_texts_are_compared_without_case_punctuation_and_spacing(text: str, expected: str) -> None:

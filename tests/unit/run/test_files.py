@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scratchlm.run.errors import UserError
@@ -72,6 +73,21 @@ def test_a_folder_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseExc
     with pytest.raises(stop), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "half").write_text("half")
         raise stop
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["old"]
+
+
+def test_a_folder_whose_successor_cannot_take_its_name_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").write_text("old")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError), atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "new").write_text("new")
     assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == ["old"]
 
@@ -155,6 +171,22 @@ def test_whenever_the_process_is_killed_the_target_is_never_partial(
     assert states[-1] == max(allowed, key=lambda state: "new" in state)
 
 
+@pytest.mark.parametrize(("atomic", "name"), [(atomic_write, ""), (atomic_folder, "deep")])
+def test_content_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, atomic: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, target = [], tmp_path / "target"
+
+    def sync(descriptor: int) -> None:
+        assert not target.exists()
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    with atomic(target) as temporary:
+        (temporary / name).write_text("new")
+    assert synced == [(target / name).stat().st_ino]
+
+
 def test_json_has_sorted_keys_and_six_digits(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"b": 1 / 3, "a": [1, 2.0, (1e-9 / 7,)], "ä": None, "whole": 12345678, "yes": True})
     assert (tmp_path / "a.json").read_bytes().decode() == (
@@ -190,6 +222,14 @@ def test_text_is_utf8_with_the_line_ends_that_were_given(tmp_path: Path) -> None
 def test_a_table_comes_back_as_it_went(tmp_path: Path) -> None:
     write_table(tmp_path / "a.parquet", ROWS, SCHEMA)
     assert read_table(tmp_path / "a.parquet") == ROWS
+
+
+def test_the_bytes_of_a_table_are_those_of_these_options(tmp_path: Path) -> None:
+    rows, schema = [{"id": number * number % 65_521} for number in range(70_000)], pa.schema([("id", pa.int32())])
+    write_table(tmp_path / "a", rows, schema)
+    options: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "version": "2.6"}
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "b", row_group_size=65_536, **options)
+    assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b")
 
 
 WRITE_ALL = """
