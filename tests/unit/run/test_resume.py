@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table
 from scratchlm.run.resume import CHECKPOINTS, Checkpoint, delete_finished
 
-SCHEMA = pa.schema([("id", pa.string()), ("score", pa.float64())])
+SCHEMA = pa.schema([("id", pa.string()), ("score", pa.float64()), ("label", pa.int8())])
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +100,19 @@ def test_an_older_sound_checkpoint_replaces_a_damaged_newer_one(tmp_path: Path) 
     assert saved(tmp_path) == [older]
 
 
+def test_of_two_sound_checkpoints_the_newer_one_is_loaded_whatever_their_names(tmp_path: Path) -> None:
+    """As when a kill came before the older one was deleted."""
+    for newer in ("one", "other"):
+        for text in ("one", "other"):
+            path = tmp_path / "states" / f"{'a' * 64}-{hashlib.sha256(text.encode()).hexdigest()}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+            os.utime(path, (1_000, 2_000 if text == newer else 1_000))
+        found = checkpoint(tmp_path).load()
+        assert found and found.read_text() == newer
+        assert saved(tmp_path) == [found]
+
+
 def test_what_a_kill_left_of_a_save_is_ignored_silently(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(checkpoint(tmp_path), "state")
     (tmp_path / "states" / "unfinished").write_text("sta")
@@ -179,14 +193,14 @@ def test_saves_are_no_closer_than_the_interval(tmp_path: Path, monkeypatch: pyte
 def test_rows_come_back_exactly_and_the_run_says_where_it_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"id": "a", "score": 0.1 + 0.2}, {"id": "b", "score": None}]
+    rows = [{"id": "a", "score": 0.1 + 0.2, "label": 1}, {"id": "b", "score": None, "label": 0}]
     with checkpoint(tmp_path).saving_rows(rows, SCHEMA) as save_if_due:
         save_if_due()
     assert checkpoint(tmp_path).load_rows(5) == rows
     assert capsys.readouterr().err == "train: resuming from row 2 of 5\n"
     assert (tmp_path / "log.jsonl").read_text() == '{"resumed_from": "row 2 of 5"}\n'
     (path,) = saved(tmp_path)
-    assert read_table(path) == rows
+    assert read_table(path, SCHEMA) == rows
 
 
 def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:

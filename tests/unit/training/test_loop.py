@@ -209,6 +209,17 @@ def test_dropout_is_drawn_anew_from_the_tasks_own_stream(tiny_gpt: Any, params: 
     assert not torch.equal(*results)
 
 
+def test_each_step_of_each_task_and_seed_has_its_own_exact_dropout_and_each_row_its_place(
+    tiny_gpt: Any, params: Any, learn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr("scratchlm.training.loop.begin_forward", lambda key, n_before: calls.append((key, n_before)))
+    for seed, name in ((7, "pretrain"), (8, "pretrain"), (7, "other")):
+        learn(tiny_gpt(), windows_task()._replace(name=name), params(max_micro_batch_size=2), seed=seed)
+    assert [n_before for _, n_before in calls] == [0, 2] * 9  # two micro batches in each of three steps
+    assert len({key for key, _ in calls}) == 9
+
+
 def test_the_curve_has_step_epoch_rate_and_metrics_by_hand(
     tiny_gpt: Any, params: Any, learn: Any, tmp_path: Path
 ) -> None:
@@ -225,7 +236,12 @@ def test_the_curve_has_step_epoch_rate_and_metrics_by_hand(
     ]
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4, 5]
+    falling = params(schedule="cosine", epochs=1.7)
+    rates = [row["learning_rate"] for row in learn(tiny_gpt(), windows_task(), falling)]
+    assert rates == [learning_rate_at(0, 5, falling), learning_rate_at(4, 5, falling)]  # the last one that was used
     assert set(records[0]) == {"step", "scored_per_second", "training_seconds"}
+    scored = [record["scored_per_second"] * record["training_seconds"] for record in records]
+    assert scored == pytest.approx([2 * 4 * 6, 2 * 4 * 6, 4 * 6], rel=1e-4)  # batches, windows, tokens
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
