@@ -121,8 +121,8 @@ def copy_tree(folder: Path) -> Path:
     return tree
 
 
-def survives(tests: str, log: Path, limit_seconds: float) -> bool:
-    """Whether the tests pass in a fork of this process within the limit."""
+def outcome(tests: str, log: Path, limit_seconds: float) -> str:
+    """Run tests in a fork of this process: "survived" if they pass, "killed", or "no end" within the limit."""
     child = os.fork()
     if not child:
         os.setsid()
@@ -139,10 +139,9 @@ def survives(tests: str, log: Path, limit_seconds: float) -> bool:
         if time.monotonic() > end:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            print(f"no end in {limit_seconds:.0f} s", flush=True)
-            return False
+            return "no end"
         time.sleep(0.02)
-    return ended[1] == 0
+    return "killed" if ended[1] else "survived"
 
 
 def main() -> None:
@@ -165,16 +164,18 @@ def main() -> None:
         limits = {}
         for module, tests in GROUPS[group].items():
             start = time.monotonic()
-            if not survives(tests, folder / "log", 600):
+            if outcome(tests, folder / "log", 600) != "survived":
                 raise SystemExit(f"{module}: its tests fail without a mutant; read {folder / 'log'}")
             limits[module] = 10 + 3 * (time.monotonic() - start)
         for mutant in chosen:
             path = tree / "src" / "scratchlm" / mutant.module
             original = path.read_bytes()
             path.write_text(mutant.code, encoding="utf-8")
-            if survives(GROUPS[group][mutant.module], folder / "log", limits[mutant.module]):
+            ended = outcome(GROUPS[group][mutant.module], folder / "log", limits[mutant.module])
+            if ended != "killed":
+                print(f"{ended}: {mutant.module}\n{mutant.difference}", flush=True)
+            if ended == "survived":
                 survived.append([mutant.module, mutant.difference])
-                print(f"survived: {mutant.module}\n{mutant.difference}", flush=True)
             path.write_bytes(original)
         results.write_text(json.dumps(survived, indent=2))
         print(f"{group}: {len(chosen)} tested, {len(chosen) - len(survived)} killed", flush=True)
