@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from scratchlm.compare.seeds import spread, spreads
+from scratchlm.compare.seeds import run_seeds, spread, spreads
+from scratchlm.run.errors import UserError
 
 RESULTS = [
     {"test": {"accuracy": 0.90, "loss": 0.5}, "parameters": 17_670_914, "judge": "reference", "masked": True},
@@ -32,3 +35,14 @@ def test_every_number_has_a_spread_and_nothing_else_has_one():
 
 def test_a_number_that_one_run_lacks_has_no_spread():
     assert list(spreads([*RESULTS, {"test": {"accuracy": 0.91, "loss": None}}])) == ["test.accuracy"]
+
+
+@pytest.mark.parametrize("n", [-1, 1, 1001])
+def test_a_number_of_runs_that_shows_no_spread_or_never_ends_is_refused(tmp_path: Path, n: int):
+    with pytest.raises(UserError, match=f"^--seeds is {n}; 2 to 1,000 runs are allowed: give --seeds 5, for example$"):
+        run_seeds(tmp_path, "pretrain", n)
+
+
+def test_a_thousand_runs_are_allowed(tmp_path: Path):
+    with pytest.raises(UserError, match="has no dvc.yaml"):
+        run_seeds(tmp_path, "pretrain", 1000)
