@@ -104,6 +104,12 @@ def test_a_separator_that_only_python_takes_for_white_space_is_no_place_to_cut(
     assert list(text_chunks(tmp_path / "text")) == ["!\x1c?"]
 
 
+@pytest.mark.parametrize("chunks", [[], [""]])
+def test_a_split_without_tokens_is_refused(gpt2: BytePairTokenizer, tmp_path: Path, chunks: list[str]) -> None:
+    with pytest.raises(UserError, match="^the val split of the corpus has no tokens; use a longer corpus$"):
+        write_shards(chunks, gpt2, tmp_path / "val", 10)
+
+
 def test_a_run_without_white_space_is_cut_after_sixteen_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 4)
     (tmp_path / "text").write_text("x" * 64)

@@ -61,6 +61,8 @@ def test_the_written_tables_hold_the_split_with_its_tokens(
     counts = write_messages(inputs.messages, gpt2, tmp_path / "a", BOOK, 123)
     rows = {split: read_table(tmp_path / "a" / f"{split}.parquet") for split in ("train", "val", "test")}
     assert counts["read"] == len(read_messages(inputs.messages, "book"))
+    labels = [row["label"] for table in rows.values() for row in table]
+    assert 0 < 2 * sum(labels) == len(labels) < counts["read"]  # balanced
     for split, table in rows.items():
         assert counts[split] == {
             "records": len(table),
@@ -93,6 +95,7 @@ def test_the_book_reading_lets_a_quotation_mark_swallow_a_line_end(tmp_path: Pat
     path = write(tmp_path / "sms", b'ham\t"hi\nspam\tyo"\nham\tNA\n')
     assert read_messages(path, "book")["text"].tolist() == ["hi\nspam\tyo", "NA"]
     strict = read_messages(path, "strict")
+    assert strict["label"].dtype == "int8"
     assert strict.to_numpy().tolist() == [["sms-00000", 0, '"hi'], ["sms-00001", 1, 'yo"'], ["sms-00002", 0, "NA"]]
 
 

@@ -295,6 +295,13 @@ def test_a_word_tokenizer_survives_its_file(tmp_path: Path) -> None:
     assert made.end_token_id == 4
 
 
+@pytest.mark.parametrize("words", [[], ["a", UNKNOWN], ["a", END_OF_TEXT], ["a", 1, END_OF_TEXT, UNKNOWN]])
+def test_a_list_of_words_that_is_none_is_refused(tmp_path: Path, words: list[object]) -> None:
+    (tmp_path / "words.json").write_text(json.dumps(words))
+    with pytest.raises(UserError, match=r"words.json: expected a list of texts with <\|endoftext\|> and <\|unk\|>; "):
+        load_tokenizer(tmp_path)
+
+
 # long runs and words
 
 WHITE_SPACES = " \t\n\r\x0b\x0c\x85\xa0\u2003\u2028\u3000"
