@@ -12,7 +12,7 @@ from scratchlm.data.prompts import PromptStyle, format_prompt
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, read_json, write_table
+from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
 from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
@@ -41,10 +41,10 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
     counts: dict[str, Any] = {}
     with atomic_folder(folder) as temporary:
         for name, split in splits.items():
-            rows = [_tokenized(entry, tokenizer, params.prompt_style) for entry in split]
-            write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
-            n_tokens = sum(len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in rows)
-            counts[name] = {"records": len(rows), "tokens": n_tokens}
+            rows = (_tokenized(entry, tokenizer, params.prompt_style) for entry in split)
+            table = write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
+            n_tokens = sum(n_items(table[field]) for field in ("prompt_token_ids", "response_token_ids"))
+            counts[name] = {"records": len(split), "tokens": n_tokens}
     asked = {name: [(entry["instruction"], entry["input"]) for entry in split] for name, split in splits.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, missing, write_table
+from scratchlm.run.files import atomic_folder, missing, n_items, write_table
 from scratchlm.run.params import Section
 
 if TYPE_CHECKING:  # most importers of this module do not need pandas
@@ -51,9 +51,9 @@ def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: Messa
     with atomic_folder(folder) as temporary:
         for name, split in splits.items():
             rows: list[dict[str, Any]] = split.to_dict("records")
-            rows = [row | {"token_ids": tokenizer.encode(row["text"])} for row in rows]
-            write_table(temporary / f"{name}.parquet", rows, MESSAGE_SCHEMA)
-            n_tokens = sum(len(row["token_ids"]) for row in rows)
+            encoded = (row | {"token_ids": tokenizer.encode(row["text"])} for row in rows)
+            table = write_table(temporary / f"{name}.parquet", encoded, MESSAGE_SCHEMA)
+            n_tokens = n_items(table["token_ids"])
             counts[name] = {"records": len(rows), "spam": int(split["label"].sum()), "tokens": n_tokens}
     texts = {name: split["text"].tolist() for name, split in splits.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(texts)}

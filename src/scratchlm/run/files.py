@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -141,14 +142,27 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         raise damaged(path, f"not valid CSV ({error})") from None
 
 
+ROWS_AT_ONCE = 4096
 PARQUET_OPTIONS: dict[str, Any] = {"compression": "zstd", "compression_level": 3, "version": "2.6"}
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as Parquet with the given schema: the schema that pyarrow infers depends on the rows."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Write rows as Parquet and return them. The schema is given: the one that pyarrow infers depends on the rows.
+
+    Lists of numbers take ten times as much memory in Python as in a table, so an iterator is drawn from in parts.
+    """
+    parts, rest = [schema.empty_table()], iter(rows)
+    while part := [dict(row) for row in islice(rest, ROWS_AT_ONCE)]:
+        parts.append(pa.Table.from_pylist(part, schema=schema))
+    table = pa.concat_tables(parts).combine_chunks()
     with atomic_write(path) as temporary:
         pq.write_table(table, temporary, row_group_size=65_536, **PARQUET_OPTIONS)
+    return table
+
+
+def n_items(column: pa.ChunkedArray) -> int:
+    """How many items the lists of a column hold in all."""
+    return sum(len(chunk.flatten()) for chunk in column.chunks)
 
 
 @contextmanager

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scratchlm.run import files
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import (
     append_log,
     atomic_folder,
     atomic_write,
+    n_items,
     only_file,
     read_csv,
     read_json,
@@ -217,6 +219,20 @@ def test_csv_refuses_a_row_with_another_column_and_writes_nothing(tmp_path: Path
 def test_text_is_utf8_with_the_line_ends_that_were_given(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "ä\nb\r\n")
     assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa4\nb\r\n"
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 7])
+def test_a_table_drawn_in_parts_from_an_iterator_has_the_bytes_of_one_made_at_once(
+    n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = pa.schema({"text": pa.string(), "token_ids": pa.list_(pa.int32())})
+    rows = [{"text": "ab" * i, "token_ids": [*range(i)]} for i in range(n)]
+    write_table(tmp_path / "once.parquet", rows, schema)
+    monkeypatch.setattr(files, "ROWS_AT_ONCE", 2)
+    table = write_table(tmp_path / "parts.parquet", iter(rows), schema)
+    assert (tmp_path / "parts.parquet").read_bytes() == (tmp_path / "once.parquet").read_bytes()
+    assert table.to_pylist() == rows == read_table(tmp_path / "parts.parquet", schema)
+    assert n_items(table["token_ids"]) == sum(range(n))
 
 
 def test_a_table_comes_back_as_it_went(tmp_path: Path) -> None:
