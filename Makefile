@@ -70,7 +70,8 @@ $(AUDIT)/audited:
 # ROW=decode_1_float32 measures that row alone
 bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
-		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus)
+		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus \
+		&& python -m benchmarks.load)
 
 docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict

@@ -72,11 +72,11 @@ def measure(name: str, row: Row, repeats: int, threads: int) -> dict[str, Any]:
     with workers(name, row, threads) as calls:
         for number in tqdm(range(repeats + 1), desc=name, unit="round"):
             for contender, call in calls.items():
-                done, duration = call(_run_once)
+                done, duration = call(run_once)
                 if number:  # the first round warms up
                     units[contender].append(done)
                     seconds[contender].append(duration)
-        peaks = {contender: call(_peak_memory_bytes) for contender, call in calls.items()}
+        peaks = {contender: call(peak_memory_bytes) for contender, call in calls.items()}
     return results(row, units, seconds, peaks)
 
 
@@ -263,7 +263,7 @@ def _set_up(contender: Contender, threads: int) -> None:
         PROCESS_STATUS.with_name("clear_refs").write_text("5", encoding="ascii")
 
 
-def _run_once() -> tuple[float, float]:
+def run_once() -> tuple[float, float]:
     start = time.perf_counter()
     done = _ready["run"]()
     if torch.cuda.is_initialized():
@@ -271,7 +271,7 @@ def _run_once() -> tuple[float, float]:
     return done, time.perf_counter() - start
 
 
-def _peak_memory_bytes() -> int | None:
+def peak_memory_bytes() -> int | None:
     """The GPU's memory if the work runs on one, else the memory of the process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()

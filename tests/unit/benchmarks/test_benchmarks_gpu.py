@@ -71,9 +71,9 @@ def test_on_a_card_a_call_ends_when_the_card_is_done_and_memory_is_the_cards(mon
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: happened.append("done"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 123)
     monkeypatch.setitem(harness._ready, "run", lambda: float(happened.append("started") is None))
-    units, _ = harness._run_once()
+    units, _ = harness.run_once()
     assert (units, happened) == (1.0, ["started", "done"])
-    assert harness._peak_memory_bytes() == 123
+    assert harness.peak_memory_bytes() == 123
 
 
 @pytest.mark.gpu
