@@ -6,7 +6,8 @@ from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
-from scratchlm.tasks.preflight import check_together, leftover_metrics
+from scratchlm.tasks.disk import check_disk, disk_needs, plan
+from scratchlm.tasks.preflight import check_together, leftover_metrics, pretraining_steps
 from stages import (
     ablate_spam,
     download,
@@ -27,9 +28,14 @@ class Params(
     """Every parameter that some stage reads."""
 
 
-def main(run: Run, *, params: Path, loaded: Path, ablated: Path, marker: Path) -> None:
+def main(run: Run, *, params: Path, loaded: Path, ablated: Path, data: Path, dvc: Path, marker: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
+    needs, n_steps = disk_needs(p), pretraining_steps(p)
+    run.say(plan(needs, n_steps, p.pretrain.batch_size * p.model.context_length))
+    run.record({"disk_bytes": needs._asdict(), "most_pretraining_steps": n_steps})
+    if warning := check_disk(needs, data, dvc):
+        run.say(warning)
     for path in leftover_metrics(p, loaded, ablated):
         run.say(f"{path} belongs to no stage of params.yaml; delete it if you no longer need it")
     write_text(marker, "params.yaml was checked\n")

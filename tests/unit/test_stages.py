@@ -101,8 +101,9 @@ def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
         file.write_text("{}")
     caller(tmp_path)("preflight", params=REPOSITORY / "params.yaml")
     assert all(file.exists() for file in files)
-    named = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
-    assert named == [str(loaded / "124M.json"), str(ablated / "x.json")]
+    plan, *lines = capsys.readouterr().err.splitlines()
+    assert plan.startswith("preflight: at most ")
+    assert [line.split()[1] for line in lines] == [str(loaded / "124M.json"), str(ablated / "x.json")]
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

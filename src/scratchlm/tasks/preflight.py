@@ -69,7 +69,7 @@ def _bases(params: Any) -> Iterator[str]:
             )
 
 
-def _models(params: Any) -> dict[str, GPTConfig]:
+def model_configs(params: Any) -> dict[str, GPTConfig]:
     """The configuration of every base; an unknown vocabulary counts as one token."""
     kind = params.tokenizer.kind
     gpt2 = published_config("nano" if params.sources.vocabulary == "gpt2-nano" else "124M").vocab_size
@@ -80,7 +80,7 @@ def _models(params: Any) -> dict[str, GPTConfig]:
 
 def _contexts(params: Any) -> Iterator[str]:
     """No stage may need a longer context than its model has."""
-    lengths = {name: config.context_length for name, config in _models(params).items()}
+    lengths = {name: config.context_length for name, config in model_configs(params).items()}
     spam, ablations = params.finetune_spam, params.spam_ablations
     wanted = [
         *(("evaluation.context_length", params.evaluation.context_length, name) for name in lengths),
@@ -96,11 +96,11 @@ def _contexts(params: Any) -> Iterator[str]:
 def _steps(params: Any) -> Iterator[str]:
     """Pretraining must have a window and reach its learning rate, even if each byte of the corpus were a token."""
     source, p, length = params.sources.corpus, params.pretrain, params.model.context_length
-    n_bytes = sum(file.size_bytes or 0 for file in CATALOGUE[source].files)
+    n_bytes = corpus_bytes(params)
     for key, n_tokens in (("model", length), ("evaluation", params.evaluation.context_length)):
         if n_tokens >= n_bytes:
             yield f"{key}.context_length is {n_tokens}, but {source} has at most {n_bytes} tokens; lower it"
-    n_steps = int(p.epochs * (max(0, n_bytes - length) // p.stride + 1) / p.batch_size)
+    n_steps = pretraining_steps(params)
     if n_steps < max(1, p.warmup_steps):
         yield (
             f"pretrain has at most {n_steps} steps over {source}, of which warmup_steps are {p.warmup_steps}, so it "
@@ -108,18 +108,29 @@ def _steps(params: Any) -> Iterator[str]:
         )
 
 
+def corpus_bytes(params: Any) -> int:
+    """The size of the corpus, which bounds the number of its tokens."""
+    return sum(file.size_bytes or 0 for file in CATALOGUE[params.sources.corpus].files)
+
+
+def pretraining_steps(params: Any) -> int:
+    """The steps of pretraining if each byte of the corpus were a token."""
+    p, length = params.pretrain, params.model.context_length
+    return int(p.epochs * (max(0, corpus_bytes(params) - length) // p.stride + 1) / p.batch_size)
+
+
 def _ranks(params: Any) -> Iterator[str]:
     """A LoRA matrix of a rank above the width holds more numbers than the weight that it adapts."""
     for section in ("finetune_spam", "finetune_instruct"):
         p = getattr(params, section)
-        base = _models(params).get(p.base)
+        base = model_configs(params).get(p.base)
         if p.lora and base and p.lora.rank > base.emb_dim:
             yield f"{section}.lora.rank is {p.lora.rank}, but {p.base} has a width of {base.emb_dim}; lower it"
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:
     """No training may need more than the machine has, counting only what it certainly holds at once."""
-    available, models = memory_bytes(device), _models(params)
+    available, models = memory_bytes(device), model_configs(params)
     spam, instruct = params.finetune_spam, params.finetune_instruct
     padding = 1 if spam.padding == "longest" else spam.padding
     trainings = [

@@ -1,0 +1,98 @@
+"""The disk that a run needs, from its parameters alone, and whether there is as much."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scratchlm.data.catalogue import wanted_files
+from scratchlm.run.errors import UserError
+from scratchlm.run.pipeline import cache_settings
+from scratchlm.tasks.preflight import corpus_bytes, model_configs
+
+NUMBER_BYTES = 4  # of a float32 weight, or of a token
+CHECKPOINT_NUMBERS = 3  # a weight and AdamW's two moments
+
+
+class DiskNeeds(NamedTuple):
+    """Bytes that a run writes into the project.
+
+    downloads: as far as the catalogue has sizes. models: of float32. tokens: at most, if each byte of the corpus were
+    one. temporary: at most: the map of the tokens, and the two checkpoints that exist while one replaces the other.
+    """
+
+    downloads: int
+    models: int
+    tokens: int
+    temporary: int
+
+    @property
+    def least(self) -> int:
+        return self.downloads + self.models
+
+    @property
+    def artifacts(self) -> int:
+        """What DVC's cache gets, at most."""
+        return self.downloads + self.models + self.tokens
+
+
+def disk_needs(params: Any) -> DiskNeeds:
+    """What a run of all of params.yaml needs. The ablations keep no model."""
+    models, spam, instruct = model_configs(params), params.finetune_spam, params.finetune_instruct
+    backbone = models[spam.base].model_copy(update={"tied_head": True})  # a classifier has no head of tokens
+    trained = [config.n_parameters for config in (models["pretrain"], backbone, models[instruct.base])]
+    loaded = [models[f"gpt2-{size}"].n_parameters for size in params.gpt2_sizes]
+    tokens = NUMBER_BYTES * corpus_bytes(params)
+    return DiskNeeds(
+        sum(file.size_bytes or 0 for _, file in wanted_files(params.sources, params.gpt2_sizes)),
+        NUMBER_BYTES * (sum(trained) + sum(loaded)),
+        tokens,
+        tokens + 2 * CHECKPOINT_NUMBERS * NUMBER_BYTES * max(trained),
+    )
+
+
+def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
+    """Return a warning if a disk may be too small, or None.
+
+    data: the folder of the artifacts; a run replaces what it holds. dvc: the folder .dvc. The cache gets a copy of each
+    artifact, which takes no space where the file system shares blocks or DVC links files.
+    Raises UserError if the project's disk is certainly too small, or that of an empty cache.
+    """
+    settings = cache_settings(dvc)
+    cache = dvc / settings.get("dir", "cache")
+    project, store = _existing(data), _existing(cache)
+    there = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
+    is_linked = any(kind in settings.get("type", "") for kind in ("hardlink", "symlink"))
+    bounds = {project: (0 if is_linked else needs.least, needs.artifacts + needs.temporary)}
+    if project.stat().st_dev == store.stat().st_dev:
+        bounds[project] = (bounds[project][0], bounds[project][1] + needs.artifacts - there)
+    else:  # a cache with objects may have all that is needed
+        bounds[store] = (0 if (cache / "files").exists() else needs.least, needs.artifacts)
+    for place, (least, most) in bounds.items():
+        free = shutil.disk_usage(place).free
+        if free < least - there:
+            raise UserError(
+                f"downloads and models need at least {_mb(least - there)} of disk, but {place} has {_mb(free)} free; "
+                "free some space, move the project or DVC's cache (`dvc cache dir`) to a larger disk, or choose "
+                "smaller models"
+            )
+        if free < most - there:
+            return f"the run may need up to {_mb(most - there)} of disk, but {place} has {_mb(free)} free"
+    return None
+
+
+def plan(needs: DiskNeeds, n_steps: int, step_tokens: int) -> str:
+    """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
+    return (
+        f"at most {n_steps:,} steps of pretraining, of {step_tokens:,} tokens each; {_mb(needs.least)} of disk for "
+        f"downloads and models, and as much for their copies in DVC's cache; up to {_mb(needs.tokens)} for tokens and "
+        f"{_mb(needs.temporary)} for checkpoints and other temporary files"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"

@@ -1,0 +1,126 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.gpt import GPTModel, parameter_count
+from scratchlm.run.errors import UserError
+from scratchlm.run.params import check_params, load_yaml
+from scratchlm.tasks import disk
+from scratchlm.tasks.disk import DiskNeeds, check_disk, disk_needs, plan
+from stages.preflight import Params
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+NEEDS = DiskNeeds(downloads=10_000_000, models=90_000_000, tokens=5_000_000, temporary=45_000_000)
+Free = Callable[..., None]
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Free:
+    """Sets the free bytes, of the project and, if that is on a disk of its own, of the folder other."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".dvc").mkdir()
+
+    def set_free(project: int, other: int | None = None) -> None:
+        def is_other(path: Path) -> bool:
+            return other is not None and path.is_relative_to(tmp_path / "other")
+
+        class Place(type(tmp_path)):  # type: ignore[misc]
+            def stat(self, **options: bool) -> SimpleNamespace:
+                found = super().stat(**options)
+                return SimpleNamespace(st_dev=is_other(self), st_size=found.st_size, st_mode=found.st_mode)
+
+        monkeypatch.setattr(shutil, "disk_usage", lambda p: SimpleNamespace(free=other if is_other(p) else project))
+        existing = disk._existing
+        monkeypatch.setattr(disk, "_existing", lambda folder: Place(existing(folder)))
+
+    return set_free
+
+
+def check(folder: Path) -> str | None:
+    return check_disk(NEEDS, folder / "data", folder / ".dvc")
+
+
+def test_the_needs_of_the_sample_follow_from_its_parameters() -> None:
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    params = check_params(values, Params, source="params.yaml", whole=True)
+    needs = disk_needs(params)
+    nano = 4 * parameter_count(GPTModel(params.model.config(1024)))
+    assert needs.models == 4 * nano  # pretrained, loaded and twice finetuned; all of one shape
+    assert needs.tokens == 4 * 1_000_161  # bytes of the stories
+    assert needs.temporary == needs.tokens + 2 * 3 * nano
+    assert 1_000_161 < needs.downloads < 10_000_000
+    sentence = plan(needs, 244, 4096)
+    assert sentence.startswith("at most 244 steps of pretraining, of 4,096 tokens each; 17 MB of disk for downloads")
+
+
+def test_the_models_that_a_run_writes_are_not_smaller_than_said() -> None:
+    """An untied head is not in a classifier."""
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    values["model"] |= {"tied_head": False}
+    values |= {"gpt2_sizes": []}
+    values["finetune_spam"] |= {"base": "pretrain"}
+    values["finetune_instruct"] |= {"base": "pretrain"}
+    params = check_params(values, Params, source="params.yaml", whole=True)
+    model = GPTModel(params.model.config(1024))
+    n_model = parameter_count(model)
+    n_classifier = parameter_count(GPTClassifier(model, 2, "last"))
+    assert 0 <= 4 * (2 * n_model + n_classifier) - disk_needs(params).models < 5_000  # the classifier's own head
+
+
+def test_a_disk_that_has_enough_is_not_mentioned(tmp_path: Path, free: Free) -> None:
+    free(2 * 105_000_000 + 45_000_000)
+    assert check(tmp_path) is None
+
+
+@pytest.mark.parametrize("n_bytes", [254_000_000, 100_000_000])
+def test_a_disk_that_may_be_too_small_gives_a_warning(n_bytes: int, tmp_path: Path, free: Free) -> None:
+    free(n_bytes)
+    expected = f"the run may need up to 255 MB of disk, but {tmp_path / 'data'} has {n_bytes // 10**6} MB free"
+    assert check(tmp_path) == expected
+
+
+def test_a_disk_that_cannot_hold_the_models_is_refused_with_both_numbers(tmp_path: Path, free: Free) -> None:
+    free(99_000_000)
+    with pytest.raises(UserError) as caught:
+        check(tmp_path)
+    assert str(caught.value) == (
+        f"downloads and models need at least 100 MB of disk, but {tmp_path / 'data'} has 99 MB free; free some space, "
+        "move the project or DVC's cache (`dvc cache dir`) to a larger disk, or choose smaller models"
+    )
+
+
+def test_what_the_run_replaces_is_not_needed_again(tmp_path: Path, free: Free) -> None:
+    (tmp_path / "data" / "models").mkdir()
+    (tmp_path / "data" / "models" / "weights").write_bytes(bytes(2_000_000))
+    free(98_000_000)
+    assert "up to 251 MB" in (check(tmp_path) or "")
+    free(97_000_000)
+    with pytest.raises(UserError, match="at least 98 MB of disk"):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["config", "config.local"])
+def test_a_cache_on_another_disk_needs_its_own_space(where: str, tmp_path: Path, free: Free) -> None:
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n[cache]\n    dir = /nowhere\n")
+    settings = "[cache]\n    dir = ../other/cache\n['remote \"a\"']\n    url = x%y\n"
+    (tmp_path / ".dvc" / where).write_text(settings)
+    free(150_000_000, 105_000_000)
+    assert check(tmp_path) is None
+    free(150_000_000, 104_000_000)
+    assert (check(tmp_path) or "").endswith(f"up to 105 MB of disk, but {tmp_path / 'other'} has 104 MB free")
+    free(150_000_000, 99_000_000)
+    with pytest.raises(UserError, match=rf"at least 100 MB of disk, but {tmp_path / 'other'} has 99 MB free"):
+        check(tmp_path)
+    (tmp_path / "other" / "cache" / "files").mkdir(parents=True)  # what is needed may be there already
+    assert "up to 105 MB" in (check(tmp_path) or "")
+
+
+def test_artifacts_that_dvc_links_need_no_space_in_the_project(tmp_path: Path, free: Free) -> None:
+    (tmp_path / ".dvc" / "config").write_text('[cache]\n    type = "reflink,symlink"\n')
+    free(1_000_000)
+    assert "up to 255 MB" in (check(tmp_path) or "")
