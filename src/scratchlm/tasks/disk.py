@@ -95,4 +95,4 @@ def _existing(folder: Path) -> Path:
 
 
 def _mb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.0f} MB"
+    return f"{n_bytes / 1e6:,.{0 if n_bytes >= 1e7 else 1}f} MB"
