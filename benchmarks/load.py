@@ -38,7 +38,7 @@ from scratchlm.run.files import read_json, read_splits, write_json, write_table
 from scratchlm.tasks.classification import PREDICTION_SCHEMA
 from stages import tokenize
 
-SHARD_TOKENS = 100_000
+SHARD_TOKENS = 10_000
 N_PREDICTIONS = 150
 PREDICTIONS, METRICS = SPAM.paths[0], "metrics/finetune_spam.json"
 

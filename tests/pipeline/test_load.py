@@ -34,7 +34,6 @@ class InThisProcess:
 )  # fmt: skip
 def test_a_load_is_of_the_amount_that_it_names(name: str, units: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load.harness, "workers", InThisProcess)
-    monkeypatch.setattr(load, "SHARD_TOKENS", 10_000)
     found = load.load(name, 1e-5 if name == "corpus" else 0.001, TEXTS, threads=1)
     assert found == {"unit": load.LOADS[name].unit, "units": units, "seconds": 1.0, "peak_memory_bytes": 2**30}
 
