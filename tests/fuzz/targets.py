@@ -1,0 +1,141 @@
+"""Everything that reads bytes from outside, each with a small sound folder: what readers.py fuzzes.
+
+A reader may return or raise a UserError. tests/unit/test_fuzz_corpus.py reads the inputs that fuzzing has kept.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import httpx
+import pyarrow as pa
+
+from scratchlm.data.archive import read_member
+from scratchlm.data.corpus import text_chunks
+from scratchlm.data.instructions import read_instructions
+from scratchlm.data.messages import read_messages
+from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.transfer import Refused
+from scratchlm.formats import openai
+from scratchlm.formats.classifier import load_classifier, save_classifier
+from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer, save_huggingface
+from scratchlm.formats.native import load_gpt, save_gpt
+from scratchlm.judge.connection import ollama
+from scratchlm.judge.ollama import OllamaJudge
+from scratchlm.judge.overlap import normalise
+from scratchlm.judge.protocol import OllamaJudgeParams
+from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.gpt import build_model
+from scratchlm.run.display import markdown, printable
+from scratchlm.run.files import read_csv, read_json, read_table, write_table
+from scratchlm.run.params import read_params
+from stages import preflight
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SAMPLE = REPOSITORY / "data" / "sample"
+
+
+class Target(NamedTuple):
+    """A reader of a folder, and the file in it that the fuzzer writes. seeds: sound contents of this file."""
+
+    file: str
+    read: Callable[[Path], object]
+    seeds: list[bytes]
+
+
+def member(folder: Path) -> None:
+    try:
+        for _ in read_member(folder / "a.zip", "SMSSpamCollection"):
+            pass
+    except Refused:
+        pass
+
+
+def reply_reader() -> Callable[[Path], object]:
+    judge, body = OllamaJudge.__new__(OllamaJudge), SimpleNamespace(answer=b"")
+    judge._params = OllamaJudgeParams(
+        backend="ollama", controls=0, model="m", host="http://localhost", timeout_seconds=1.0, retries=0, seed=0,
+        context_tokens=256, max_new_tokens=16,
+    )  # fmt: skip
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))
+    judge._connection, judge._proxy = body, None  # type: ignore[assignment]
+    judge._client = ollama.Client(host="http://localhost", transport=transport)
+
+    def read(folder: Path) -> None:
+        body.answer = (folder / "reply").read_bytes()
+        judgement = judge.score({"instruction": "a", "input": "", "output": "b"}, "c")
+        assert judgement.score is None or 0 <= judgement.score <= 100
+        json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()
+
+    return read
+
+
+def shown(folder: Path) -> None:
+    text = (folder / "text").read_bytes().decode("utf-8", "replace")
+    assert normalise(normalise(text)) == normalise(text)
+    assert "\x1b" not in printable(text) + markdown(text)
+
+
+def make_folder(folder: Path) -> dict[str, Target]:
+    """Write a sound folder of every kind; return the targets by name."""
+    texts = (SAMPLE / "stories.txt").read_text(encoding="utf-8")[:20_000]
+    save_byte_pairs(folder / "tokenizer", *train_byte_pairs([texts], 300))
+    (folder / "words").mkdir()
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    config = GPTConfig(
+        vocab_size=300, context_length=4, n_layers=1, n_heads=2, emb_dim=4, dropout=0.0, qkv_bias=True, tied_head=True,
+        initialisation="gpt2", attention="sdpa",
+    )  # fmt: skip
+    model = build_model(config, seed=1)
+    save_gpt(folder / "native", model)
+    save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
+    save_huggingface(folder / "huggingface", model, folder / "tokenizer", tokenizer)  # type: ignore[arg-type]
+    with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
+    shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")
+    write_table(
+        folder / "a.parquet", [{"label": 1, "text": "Hello"}], pa.schema({"label": pa.int8(), "text": pa.string()})
+    )
+    (folder / "openai").mkdir()
+    shutil.copy(SAMPLE / "gpt2-nano" / "hparams.json", folder / "openai")
+
+    def seeds(*names: str) -> list[bytes]:
+        return [(folder / name).read_bytes() for name in names]
+
+    def in_folder(name: str, file: str, read: Callable[[Path], object]) -> Target:
+        return Target(f"{name}/{file}", lambda where: read(where / name), seeds(f"{name}/{file}"))
+
+    profiles = [path.read_bytes() for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))]
+    entries = json.loads((SAMPLE / "instruction-data.json").read_text(encoding="utf-8"))[:3]
+    message = {"message": {"content": '{"reason": "x", "score": 9}'}, "done_reason": "stop", "prompt_eval_count": 9}
+    return {
+        "instructions": Target("a.json", lambda f: read_instructions(f / "a.json"), [json.dumps(entries).encode()]),
+        "json": Target("a.json", lambda f: read_json(f / "a.json"), [b'{"a": [1, 2.5e3, null, "\\u00e9"]}']),
+        "messages": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "strict"), [b"ham\tHello\nspam\tWIN\n"]),
+        "messages-book": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "book"), [b'ham\t"Hello\nspam\tWIN"\n']),
+        "text": Target("a.txt", lambda f: list(text_chunks(f / "a.txt")), [b"Sara was \xc3\xa9 here.\n"]),
+        "zip": Target("a.zip", member, seeds("a.zip")),
+        "csv": Target("a.csv", lambda f: read_csv(f / "a.csv"), seeds("a.csv")),
+        "parquet": Target("a.parquet", lambda f: read_table(f / "a.parquet"), seeds("a.parquet")),
+        "params": Target("p.yaml", lambda f: read_params(f / "p.yaml", preflight.Params, whole=True), profiles),
+        "encoder": in_folder("tokenizer", "encoder.json", load_tokenizer),
+        "merges": in_folder("tokenizer", "vocab.bpe", load_tokenizer),
+        "words": Target(
+            "words/words.json", lambda f: load_tokenizer(f / "words"), [b'["a", "<|endoftext|>", "<|unk|>"]']
+        ),
+        "native-config": in_folder("native", "config.json", load_gpt),
+        "native-weights": in_folder("native", "model.safetensors", load_gpt),
+        "classifier-config": in_folder("classifier", "config.json", load_classifier),
+        "huggingface-config": in_folder("huggingface", "config.json", load_huggingface),
+        "huggingface-weights": in_folder("huggingface", "model.safetensors", load_huggingface),
+        "huggingface-vocab": in_folder("huggingface", "vocab.json", load_huggingface_tokenizer),
+        "huggingface-merges": in_folder("huggingface", "merges.txt", load_huggingface_tokenizer),
+        "hparams": in_folder("openai", "hparams.json", lambda f: openai._read_config(f, "nano")),
+        "reply": Target("reply", reply_reader(), [json.dumps(message).encode()]),
+        "display": Target("text", shown, ["C++ -5 3.14 e\u0301 @me #1 ไม่".encode()]),
+    }
