@@ -1,6 +1,7 @@
 """The inputs that fuzzing has kept, each for a new way through a reader.
 
-`python -m tests.fuzz.corpus FOLDER` packs them again: FOLDER/TARGET has a target's inputs. They are in one archive, corpus.zip, because no editor or git should touch them.
+`python -m tests.fuzz.corpus FOLDER` packs FOLDER/TARGET/* again. They are in one archive, corpus.zip, because no editor
+and no git should touch them.
 """
 
 import sys
