@@ -141,6 +141,7 @@ def test_equal_metrics_from_different_examples_are_not_the_same() -> None:
 def test_a_last_digit_that_metrics_files_do_not_keep_makes_no_difference() -> None:
     assert difference(mean(1, 2), mean(1 + 1e-8, 2)).same
     assert not difference(mean(1, 2), mean(1 + 1e-5, 2)).same
+    assert not difference(mean(1e-9, 2), mean(2e-9, 2)).same  # a loss that is nearly zero
 
 
 def test_two_perfect_rankings_give_no_interval() -> None:
@@ -149,7 +150,9 @@ def test_two_perfect_rankings_give_no_interval() -> None:
     assert found == PairedDifference(0.0, None, False, None)
 
 
+@pytest.mark.filterwarnings("error")
 def test_nothing_divided_by_nothing_has_no_difference() -> None:
+    assert math.isnan(observed(Auroc(np.zeros(2), np.array([0.1, 0.2]))))
     nothing = Ratio(np.zeros(3), np.zeros(3), proportion=True)
     found = difference(nothing, share(np.array([True, True, False])))
     assert math.isnan(found.difference)

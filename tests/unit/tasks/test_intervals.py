@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from scratchlm.tasks.intervals import CONFIDENCE, QUANTILE, RESAMPLES, mean_interval, share_interval
+from scratchlm.tasks.intervals import CONFIDENCE, QUANTILE, mean_interval, share_interval
 
 
 def test_one_value_is_its_own_interval() -> None:
@@ -33,7 +33,7 @@ def test_the_interval_is_that_of_resampled_means() -> None:
 def test_the_interval_of_a_mean_is_scipys(n: int) -> None:
     values = np.random.default_rng(n).exponential(30, size=n)
     expected = stats.bootstrap(
-        (values,), np.mean, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
+        (values,), np.mean, n_resamples=2000, confidence_level=0.95, method="percentile",
         rng=np.random.default_rng(7),
     ).confidence_interval  # fmt: skip
     assert mean_interval(values.tolist(), seed=7) == pytest.approx((expected.low, expected.high), rel=1e-12)
