@@ -24,6 +24,8 @@ SIGNIFICANT_DIGITS = 6
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; it replaces `target` on success and is deleted on error."""
+    if target.exists() and not target.is_file() and not target.is_dir():  # the system refuses to replace a folder
+        raise UserError(f"{target} is a device, pipe or socket, and not replaced by a file; name another path")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -38,6 +40,8 @@ def atomic_write(target: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Like atomic_write, for a folder: an existing `target` is replaced as a whole."""
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is no folder, and not replaced by one; name another path")
     with temporary_folder(target) as scratch:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()

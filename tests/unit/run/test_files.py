@@ -49,6 +49,19 @@ def test_a_file_appears_when_the_block_ends_well(tmp_path: Path) -> None:
     assert names(target.parent) == ["result.txt"]
 
 
+def test_a_pipe_is_not_replaced_by_a_file_nor_a_file_by_a_folder(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("mine")
+    for write in (atomic_write, atomic_folder):
+        with pytest.raises(UserError, match="not replaced by .*; name another path"), write(tmp_path / "pipe"):
+            pass
+    with pytest.raises(UserError, match="text is no folder, and not replaced by one"), atomic_folder(tmp_path / "text"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "text").read_text() == "mine"
+    assert names(tmp_path) == ["pipe", "text"]
+
+
 @pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt, SystemExit])
 def test_a_file_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseException]) -> None:
     (tmp_path / "result.txt").write_text("old")
