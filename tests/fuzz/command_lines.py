@@ -51,11 +51,12 @@ NEW = [
     "mine/locked/new",
 ]  # fmt: skip
 UNWRITABLE = [
-    "mine/none/x", "mine/locked/x", "mine/text/x", "mine/empty", "/dev/full", "mine/fifo/x", "mine/" + "a" * 300,
+    "mine/none/x", "mine/locked/x", "mine/text/x", "mine/text", "mine/fifo", "mine/fifo/x", "mine/" + "a" * 300,
 ]  # fmt: skip
 REVISIONS = [
     "HEAD", "main", "HEAD~1", "HEAD~5", "workspace", "mine-branch", "mine-tag", "HEAD^{commit}",
 ]  # fmt: skip
+OUTPUTS = ("output", "plot")
 MUST_BE_REFUSED = {"verify": ("against", "stages"), "seeds": ("stage",), "build": ("revisions",)}
 FOLDERS = [
     ".", ".", ".", ".", "src", "mine", "mine/empty", "mine/é ไม่", "metrics/plots", "/proc", "mine/gone", "mine/fixed",
@@ -95,15 +96,17 @@ def sound(draw: random.Random, command: str, parameter: Any) -> str:
         return draw.choice(REVISIONS)
     if kind in (int, float):
         return str(kind(draw.choice([0, 0.5, 1, 2, 5, 20, 100])))
-    if name in ("output", "plot"):
+    if name in OUTPUTS:
         return draw.choice(NEW)
     known = {"model": "data/models/finetune_spam" if command == "classify" else "data/models/finetune_instruct"}
     known |= {"tokenizer": "data/tokens/tokenizer", "folder": "mine/exported", "text": "You have won a prize"}
     return known.get(name, draw.choice(PATHS))
 
 
-def hostile(draw: random.Random) -> str:
-    return draw.choice(draw.choice([WORDS, PATHS, NEW]))
+def hostile(draw: random.Random, *, is_output: bool = False) -> str:
+    """A hostile word; of an output, none outside the clone, because root could replace what is there."""
+    words = [word for word in draw.choice([WORDS, PATHS, NEW]) if not (is_output and word.startswith(("/", "..", "~")))]
+    return draw.choice(words)
 
 
 def words_of_command(draw: random.Random, command: str, parameters: list[Any]) -> list[str]:
@@ -116,7 +119,9 @@ def words_of_command(draw: random.Random, command: str, parameters: list[Any]) -
         else:
             n = 1 if must_fail or parameter.required else draw.choice([0, 0, 1, 1, 1, 2])
         for _ in range(n):
-            given = hostile(draw) if must_fail or draw.random() > sane else sound(draw, command, parameter)
+            is_sound = not must_fail and draw.random() < sane
+            is_output = parameter.name in OUTPUTS
+            given = sound(draw, command, parameter) if is_sound else hostile(draw, is_output=is_output)
             given = f"no-{given}" if must_fail and given in (*REVISIONS, "@") else given
             if parameter.param_type_name == "argument":
                 words.append(given)
@@ -291,6 +296,16 @@ def mistakes(case: Case, status: int | None, errors: str) -> str | None:
     return "silent" if status and command and not errors.strip() else None
 
 
+def is_named(path: Path, clone: Path, case: Case) -> bool:
+    """Whether a command line names a path, or one above or below it: then it may be new."""
+    named = [clone / case.folder / word.rpartition("=")[2] for word in case.words if word]
+    return any(path == name or path in name.parents or name in path.parents for name in map(normal, named))
+
+
+def normal(path: Path) -> Path:
+    return Path(os.path.normpath(path))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="for the findings")
@@ -324,11 +339,14 @@ def main() -> None:
             findings.add(
                 f"{command.replace('/', '-')[:30]}-{kind}", f"{case}\n\n{errors}".encode("utf-8", "replace"), told
             )
-        nested = [] if case.folder == "." else [clone / case.folder / "mine"]
-        for new in [*nested, *(clone / "mine").glob("n*")]:  # outputs: new, none, and those of another folder
-            subprocess.run(["rm", "-rf", str(new)], check=True)
         after = snapshot(clone)
         changed = [path for path in {*before, *after} if before.get(path) != after.get(path)]
+        if changed:
+            new = [clone / path for path in changed if path not in before and is_named(clone / path, clone, case)]
+            for path in new:
+                subprocess.run(["rm", "-rf", str(path)], check=True)
+            after = snapshot(clone)
+            changed = [path for path in changed if before.get(path) != after.get(path)]
         if changed:
             text = f"{told}\n{sorted(changed)[:20]}"
             findings.add(
