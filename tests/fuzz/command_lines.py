@@ -51,7 +51,7 @@ NEW = [
     "mine/locked/new",
 ]  # fmt: skip
 UNWRITABLE = [
-    "mine/none/x", "mine/locked/x", "mine/text/x", "mine/text", "mine/fifo", "mine/fifo/x", "mine/" + "a" * 300,
+    "mine/none/x", "mine/locked/x", "mine/text/x", "mine/fifo", "mine/fifo/x", "mine/" + "a" * 300,
 ]  # fmt: skip
 REVISIONS = [
     "HEAD", "main", "HEAD~1", "HEAD~5", "workspace", "mine-branch", "mine-tag", "HEAD^{commit}",
