@@ -54,6 +54,19 @@ def make_clone(folder: Path, changes: dict[str, object] | None = None) -> Path:
     return folder
 
 
+def lend_environment(clone: Path) -> None:
+    """Give the clone a .venv that make takes for its own: the programs of the environment that runs the tests."""
+    programs = clone / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for program in (Path(sys.prefix) / "bin").iterdir():
+        (programs / program.name).symlink_to(program)
+    (programs / "pip").unlink()
+    (programs / "pip").write_text(f"{programs}/ is where make looks for it\n")
+    for name in ("lib", "pyvenv.cfg"):
+        (clone / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    (clone / ".venv" / "ready").touch()
+
+
 def commit(clone: Path, message: str, *, empty: bool = False) -> None:
     run(clone, "git", "add", "-A")
     run(clone, "git", *IDENTITY, "commit", "-qm", message, *(["--allow-empty"] if empty else []))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clones import IDENTITY, environment, run, set_parameter
+from tests.clones import IDENTITY, environment, lend_environment, run, set_parameter
 from tests.pages import PAGES, blocks, without_comment
 
 RUNNABLE = [page for page in PAGES if any(b.language == "sh" and "not run" not in b.comments for b in blocks(page))]
@@ -20,16 +20,12 @@ RUNNABLE = [page for page in PAGES if any(b.language == "sh" and "not run" not i
 
 @pytest.fixture(scope="module")
 def checkout(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built clone on a branch main, with an environment that make takes for its own, without installing."""
+    """The built clone on a branch main."""
     checkout = shutil.copytree(built, tmp_path_factory.mktemp("reader") / "scratchlm", symlinks=True)
     run(checkout, "git", "switch", "-q", "-C", "main")
     run(checkout, "git", "remote", "remove", "origin")
     for setting in IDENTITY[1::2]:
         run(checkout, "git", "config", *setting.split("=", 1))
-    (checkout / ".venv").mkdir()
-    for name in ("bin", "lib", "pyvenv.cfg"):
-        (checkout / ".venv" / name).symlink_to(Path(sys.prefix) / name)
-    (checkout / ".venv" / "ready").touch()
     return checkout
 
 
@@ -37,6 +33,7 @@ def checkout(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("page", RUNNABLE, ids=[page.name for page in RUNNABLE])
 def test_the_blocks_of_a_page_run(checkout, page, tmp_path):
     reader = shutil.copytree(checkout, tmp_path / "scratchlm", symlinks=True)
+    lend_environment(reader)
     for block in blocks(page):
         if block.language != "sh" or "not run" in block.comments:
             continue

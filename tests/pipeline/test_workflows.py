@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clones import REPOSITORY, commit, environment, run, set_parameter
+from tests.clones import REPOSITORY, commit, environment, lend_environment, run, set_parameter
 
 JOBS = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
 GOLDEN = "make golden"  # not run here: tests/unit/arithmetic/test_golden.py has the same cases
@@ -28,10 +28,7 @@ def checkout(built, tmp_path) -> Path:
     run(tmp_path, "git", "clone", "-q", str(base), "checkout")
     checkout = tmp_path / "checkout"
     shutil.copytree(base / ".dvc" / "cache", checkout / ".dvc" / "cache")
-    (checkout / ".venv").mkdir()
-    for name in ("bin", "lib", "pyvenv.cfg"):  # make accepts this virtual environment as its own and installs nothing
-        (checkout / ".venv" / name).symlink_to(Path(sys.prefix) / name)
-    (checkout / ".venv" / "ready").touch()
+    lend_environment(checkout)
     return checkout
 
 
