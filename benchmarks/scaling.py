@@ -18,7 +18,7 @@ from benchmarks.charts import Panel, write_chart
 from benchmarks.flops import flops_per_token, in_gflop
 from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure
 from benchmarks.rows.pretraining import Steps, training_steps
-from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, GPTConfig, gpt2_config
+from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, ArchitectureParams, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.files import write_json
 
@@ -56,7 +56,8 @@ class Curve(NamedTuple):
 
 def fifty_million() -> GPTConfig:
     """Between small and 124M, where no size has a name."""
-    return our_config("small").model_copy(update={"n_layers": 8, "n_heads": 8, "emb_dim": 512})
+    shared = our_config("small").model_dump(include={"vocab_size", *ArchitectureParams.model_fields})
+    return GPTConfig.model_validate(shared | {"n_layers": 8, "n_heads": 8, "emb_dim": 512})
 
 
 CURVES = {

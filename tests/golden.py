@@ -143,13 +143,13 @@ def resumed(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     return found
 
 
-def spam(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+def spam(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
     params = FinetuneSpamParams(**TRAINING | SPAM | changes, max_micro_batch_size=batches.micro)
     messages = {
         split: [{"label": i % 2, "token_ids": integers(1 + 5 * i % 19, i + n)} for i in range(n)]
         for split, n in (("train", 12), ("val", 7), ("test", 6))
     }
-    backbone = model(run, dropout=params.dropout, initialisation="gpt2", n_layers=3)
+    backbone = model(run, dropout=params.dropout, initialisation="gpt2", n_layers=3, **shape)
     return [*finetune_spam(backbone, messages, TOKENIZER.end_token_id, params, evaluation_params(batches), run)]
 
 
@@ -162,12 +162,12 @@ def instructions(n: int, longest: int = 9) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def finetune_instruct(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
     params = instruct.FinetuneInstructParams(**TRAINING | INSTRUCT | changes, max_micro_batch_size=batches.micro)
     splits = {"train": instructions(12), "val": instructions(5), "test": instructions(6)}
     tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
     evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))
-    gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
+    gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
     instruct.prepare_assistant(gpt, params, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
     adapter = adapter_state(gpt)
@@ -177,7 +177,7 @@ def finetune_instruct(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
     """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
-    gpt, stop = gpt or model(run), changes.pop("stop", [])
+    gpt, stop = gpt or model(run, **changes.pop("shape", {})), changes.pop("stop", [])
     params = GenerateParams(
         before=False, batch_size=batches.evaluation, max_new_tokens=12, stop=stop, sampling=GREEDY | changes
     )
@@ -245,11 +245,31 @@ def last_bits(run: Run, _: Batches) -> list[Any]:
     return [*found, *(torch.tensor([f(v) for v in x.tolist()], dtype=torch.float64) for f, x in arguments)]
 
 
+def last_bits_of_variants(run: Run, _: Batches) -> list[Any]:
+    """The same for what GPT-2 has not."""
+    source = torch.Generator().manual_seed(run.seed)
+    x, g = ((torch.rand(2, 64, 48, generator=source) - 0.5) * 3).to(run.device)
+    compute: Any = autograd.operations_for(x)
+    found = [*compute.rms_norm_gradients(g.view(-1, 2), x.view(-1, 2), torch.ones_like(x[0, :2]))]
+    near_root = (-1.2784645 + torch.arange(-2000, 2000) * 2.0**-23).to(run.device)  # where the slope of g σ(g) is 0
+    ones = torch.ones_like(near_root)
+    pairs = torch.stack((near_root, ones), dim=1)
+    found += [compute.rms_norm(x, g[0]), compute.swiglu(pairs), compute.swiglu_gradient(ones[:, None], pairs)]
+    return [*found, *elementary.sin_cos(x.double().flatten().cpu() * 3000)]
+
+
 DROPOUT = {"shape": {"tied_head": True, "dropout": 0.2}, "weight_decay_on": "all", "max_grad_norm": None}
 GPT2 = {"shape": {"tied_head": True, "qkv_bias": False, "initialisation": "gpt2"}, "warmup_steps": 0}
+# n_heads is 3 elsewhere; a swiglu layer of 24 has a hidden width of 64
+LLAMA = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_heads": 6, "n_kv_heads": 2, "qkv_bias": False,
+    "bias": False,
+}  # fmt: skip
+SINUSOIDAL = {"position": "sinusoidal", "head_dim": 10, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 40}
 CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "operations": (operations, {}),
     "last_bits": (last_bits, {}),
+    "last_bits_of_variants": (last_bits_of_variants, {}),
     "pretrain": (pretrain, {}),
     "pretrain_gpt2": (pretrain, GPT2),
     "pretrain_dropout": (pretrain, DROPOUT | {"schedule": "constant"}),
@@ -271,6 +291,12 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "sampled": (decode, {"temperature": 0.8}),
     "sampled_filtered": (decode, {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.4}),
     "greedy_penalty": (decode, {"repetition_penalty": 1.2}),
+    "llama_pretrain": (pretrain, {"shape": LLAMA | {"dropout": 0.2}}),
+    "llama_spam": (spam, {"shape": LLAMA, "trainable": "last_two_blocks", "position": "mean"}),
+    "llama_instruct_lora": (finetune_instruct, {"shape": LLAMA, "lora": lora("blocks"), "mask_instruction": True}),
+    "llama_sampled": (decode, {"shape": LLAMA, "temperature": 0.8}),
+    "sinusoidal_pretrain": (pretrain, {"shape": SINUSOIDAL}),
+    "sinusoidal_spam": (spam, {"shape": SINUSOIDAL, "trainable": "all"}),
     "sampled_top_p": (decode, {"temperature": 1.0, "top_p": 0.7}),
 }
 

@@ -32,7 +32,7 @@ def test_a_kept_input_is_read_or_refused(folder: Path, targets: dict[str, Target
     path = folder / target.file
     before = path.read_bytes() if path.exists() else None
     refused = 0
-    kept = [content for found, _, content in INPUTS if found == name]
+    kept = [*target.seeds, *(content for found, _, content in INPUTS if found == name)]
     for content in kept:
         path.write_bytes(content)
         try:

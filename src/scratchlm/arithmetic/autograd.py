@@ -132,21 +132,68 @@ class _LayerNorm(torch.autograd.Function):
         return below.view(x.shape), None, None
 
 
-class _Gelu(torch.autograd.Function):
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """(…, C), (C,) -> (…, C)."""
+    return _RMSNorm.apply(x, scale)
+
+
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return operations_for(x).gelu(x)
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.cu_seqlens = boundaries(x.shape)
+        ctx.sum = GradientSum(scale, "norm") if ctx.needs_input_grad[1] else None
+        return operations_for(x).rms_norm(x.flatten(0, -2), scale).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, scale = ctx.saved_tensors
+        operations = operations_for(x)
+        below, scale_rows = operations.rms_norm_gradients(gradient.flatten(0, -2), x.flatten(0, -2), scale)
+        if ctx.sum:
+            operations.add_column_sums(ctx.sum.view(), scale_rows, ctx.cu_seqlens)
+        return below.view(x.shape), None
+
+
+class _Pointwise(torch.autograd.Function):
+    """An operation by its name, whose gradient is another of the same name."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.name = name
+        return getattr(operations_for(x), name)(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        return operations_for(x).gelu_gradient(gradient, x)
+        return getattr(operations_for(x), f"{ctx.name}_gradient")(gradient, x), None
 
 
 def gelu(x: Tensor) -> Tensor:
     """Element by element."""
-    return _Gelu.apply(x)
+    return _Pointwise.apply(x, "gelu")
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(…, 2 C) -> (…, C)."""
+    return _Pointwise.apply(x.flatten(0, -2), "swiglu").view(*x.shape[:-1], -1)
+
+
+class _RepeatHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n_times: int) -> Tensor:
+        ctx.n_times = n_times
+        return x.repeat_interleave(n_times, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return exact_sum(gradient.unflatten(1, (-1, ctx.n_times)).movedim(2, -1)).squeeze(-1).float(), None
+
+
+def repeat_heads(x: Tensor, n_times: int) -> Tensor:
+    """(B, H, T, D) -> (B, H n_times, T, D)."""
+    return _RepeatHeads.apply(x, n_times)
 
 
 class _Softmax(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Square root, and exponential and logarithm made of +, -, ×, ÷ and shifts of bits, each correctly rounded everywhere.
+"""Square root, and exponential, logarithm, sine and cosine of +, -, ×, ÷ and shifts of bits, each correctly rounded.
 
 Those of torch and of the C library differ in the last bit between processors. float64 in and out; the relative error
 is below 1e-11 (tests/unit/arithmetic/test_elementary.py).
@@ -19,6 +19,10 @@ EXP_COEFFICIENTS = [1 / math.factorial(n) for n in range(10, -1, -1)]  # of exp'
 LOG_COEFFICIENTS = [1 / n for n in range(17, 0, -2)]  # of artanh's
 LARGEST_EXPONENT = 700.0
 HALF_ROOT = 0.7071067811865476
+# Their sum is π/2; n HALF_PI_HIGH is exact for n below 2^23
+HALF_PI_HIGH, HALF_PI_LOW = 1.570796325802803, 9.920935796805404e-10
+SIN_COEFFICIENTS = [(-1) ** n / math.factorial(2 * n + 1) for n in range(8, -1, -1)]  # of x² in sin x / x
+COS_COEFFICIENTS = [(-1) ** n / math.factorial(2 * n) for n in range(8, -1, -1)]
 
 
 def sqrt(x: Tensor) -> Tensor:
@@ -34,10 +38,7 @@ def exp(x: Tensor) -> Tensor:
     x = x.clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
     n = torch.round(x * LOG2_E)
     r = (x - n * LN2_HIGH) - n * LN2_LOW
-    y = torch.full_like(r, EXP_COEFFICIENTS[0])
-    for coefficient in EXP_COEFFICIENTS[1:]:
-        y = y * r + coefficient
-    return y * power_of_two(torch.nan_to_num(n).to(torch.int64))
+    return _polynomial(EXP_COEFFICIENTS, r) * power_of_two(torch.nan_to_num(n).to(torch.int64))
 
 
 def log(x: Tensor) -> Tensor:
@@ -49,8 +50,28 @@ def log(x: Tensor) -> Tensor:
     m = torch.where(small, m * 2.0, m)
     n = n - small.to(torch.int64)
     z = (m - 1.0) / (m + 1.0)
-    w = z * z
-    y = torch.full_like(w, LOG_COEFFICIENTS[0])
-    for coefficient in LOG_COEFFICIENTS[1:]:
-        y = y * w + coefficient
+    y = _polynomial(LOG_COEFFICIENTS, z * z)
     return torch.where(torch.isfinite(x), 2.0 * z * y + n.double() * LN2, x)
+
+
+def sin_cos(x: Tensor) -> tuple[Tensor, Tensor]:
+    """sin x and cos x, for |x| up to a million: x = n π/2 + r, and the power series of both at r."""
+    n = torch.round(x * (2 / math.pi))
+    r = (x - n * HALF_PI_HIGH) - n * HALF_PI_LOW
+    square = r * r
+    sine, cosine = r * _polynomial(SIN_COEFFICIENTS, square), _polynomial(COS_COEFFICIENTS, square)
+    quarter = n.to(torch.int64) & 3
+    swapped = quarter % 2 == 1
+    first, second = torch.where(swapped, cosine, sine), torch.where(swapped, sine, cosine)
+    return (
+        torch.where(quarter >= 2, -first, first),
+        torch.where((quarter == 1) | (quarter == 2), -second, second),
+    )
+
+
+def _polynomial(coefficients: list[float], x: Tensor) -> Tensor:
+    """Highest power first, by Horner's rule."""
+    y = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        y = y * x + coefficient
+    return y

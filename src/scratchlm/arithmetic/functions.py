@@ -43,9 +43,27 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, scale.shape, scale, shift, eps=1e-5)
 
 
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """x / √(mean of x² + 1e-5) over the last dimension, scaled: (…, C), (C,). Source: Zhang and Sennrich 2019."""
+    return exact.rms_norm(x, scale) if is_exact() else F.rms_norm(x, scale.shape, scale, eps=1e-5)
+
+
 def gelu(x: Tensor) -> Tensor:
     """x Φ(x) in the tanh approximation, element by element. Source: Hendrycks and Gimpel 2016."""
     return exact.gelu(x) if is_exact() else F.gelu(x, approximate="tanh")
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """g σ(g) u of a first half g and a second half u: (…, 2 C) -> (…, C). Source: Shazeer 2020, equation 6."""
+    if is_exact():
+        return exact.swiglu(x)
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def repeat_heads(x: Tensor, n_times: int) -> Tensor:
+    """Each head `n_times` in a row: (B, H, T, D) -> (B, H n_times, T, D)."""
+    return exact.repeat_heads(x, n_times) if is_exact() else x.repeat_interleave(n_times, dim=1)
 
 
 def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:

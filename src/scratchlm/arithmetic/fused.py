@@ -122,6 +122,18 @@ def layer_norm_gradients(gradient: Tensor, x: Tensor, scale: Tensor) -> tuple[Te
     return torch.from_numpy(below), torch.from_numpy(scale_rows)
 
 
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    y = np.empty(x.shape, np.float32)
+    share(layer_kernels.rms_norm, y.shape, array(x), array(scale), y)
+    return torch.from_numpy(y)
+
+
+def rms_norm_gradients(gradient: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    below, scale_rows = np.empty(x.shape, np.float32), np.empty(x.shape)
+    share(layer_kernels.rms_norm_gradients, x.shape, array(gradient), array(x), array(scale), (below, scale_rows))
+    return torch.from_numpy(below), torch.from_numpy(scale_rows)
+
+
 def gelu(x: Tensor) -> Tensor:
     y = np.empty(x.numel(), np.float32)
     share(layer_kernels.gelu, y.shape, array(x).ravel(), y)
@@ -132,6 +144,18 @@ def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
     below = np.empty(x.numel(), np.float32)
     share(layer_kernels.gelu_gradient, below.shape, array(gradient).ravel(), array(x).ravel(), below)
     return torch.from_numpy(below).view(x.shape)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    y = np.empty((len(x), x.shape[1] // 2), np.float32)
+    share(layer_kernels.swiglu, y.shape, array(x), y)
+    return torch.from_numpy(y)
+
+
+def swiglu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    below = np.empty(x.shape, np.float32)
+    share(layer_kernels.swiglu_gradient, gradient.shape, array(gradient), array(x), below)
+    return torch.from_numpy(below)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loops of layer norm, GELU, cross-entropy, dropout and AdamW in fused.py; see kernels.py."""
+"""The loops of the norms, GELU, SwiGLU, cross-entropy, dropout and AdamW in fused.py; see kernels.py."""
 
 import math
 
@@ -64,6 +64,47 @@ def layer_norm_gradients(span, gradient, x, scale, found):
 
 
 @compiled()
+def reciprocal_of_size(row, squares):
+    """1 / √(mean of the squares + ε); `squares` is room for C numbers."""
+    C = len(row)
+    for c in range(C):
+        squares[c] = np.float64(row[c]) * np.float64(row[c])
+    return 1.0 / math.sqrt(row_sum(squares) * (1.0 / C) + EPSILON)
+
+
+@compiled()
+def rms_norm(span, x, scale, y):
+    """reference.rms_norm."""
+    start, end = span
+    squares = np.empty(x.shape[1])
+    for i in range(start, end):
+        row, found = x[i], y[i]
+        reciprocal = reciprocal_of_size(row, squares)
+        for c in range(len(squares)):
+            found[c] = np.float32(np.float64(row[c]) * reciprocal * np.float64(scale[c]))
+
+
+@compiled()
+def rms_norm_gradients(span, gradient, x, scale, found):
+    """reference.rms_norm_gradients."""
+    start, end = span
+    below, scale_rows = found
+    C = x.shape[1]
+    normal, inner, along = np.empty(C), np.empty(C), np.empty(C)
+    for i in range(start, end):
+        row, above, to, to_scale = x[i], gradient[i], below[i], scale_rows[i]
+        reciprocal = reciprocal_of_size(row, along)
+        for c in range(C):
+            normal[c] = np.float64(row[c]) * reciprocal
+            inner[c] = np.float64(above[c]) * np.float64(scale[c])
+            along[c] = inner[c] * normal[c]
+            to_scale[c] = np.float64(above[c]) * normal[c]
+        slope = row_sum(along) * (1.0 / C)
+        for c in range(C):
+            to[c] = np.float32((inner[c] - normal[c] * slope) * reciprocal)
+
+
+@compiled()
 def gelu(span, x, y):
     """reference.gelu of flat arrays."""
     start, end = span
@@ -85,6 +126,33 @@ def gelu_gradient(span, gradient, x, below):
         s = 1.0 / (1.0 + exp(-2.0 * u))
         slope = GELU_SLOPE * (1.0 + 3 * GELU_CUBE * (v * v))
         below[i] = np.float32(np.float64(gradient[i]) * (s + v * s * (1.0 - s) * (2.0 * slope)))
+
+
+@compiled()
+def swiglu(span, x, y):
+    """reference.swiglu: (N, 2 C) -> (N, C)."""
+    start, end = span
+    C = y.shape[1]
+    for i in range(start, end):
+        gates, ups, found = x[i, :C], x[i, C:], y[i]
+        for c in range(C):
+            gate = np.float64(gates[c])
+            found[c] = np.float32(gate * (1.0 / (1.0 + exp(-gate))) * np.float64(ups[c]))
+
+
+@compiled()
+def swiglu_gradient(span, gradient, x, below):
+    """reference.swiglu_gradient."""
+    start, end = span
+    C = gradient.shape[1]
+    for i in range(start, end):
+        gates, ups, above = x[i, :C], x[i, C:], gradient[i]
+        to_gates, to_ups = below[i, :C], below[i, C:]
+        for c in range(C):
+            gate, g = np.float64(gates[c]), np.float64(above[c])
+            s = 1.0 / (1.0 + exp(-gate))
+            to_gates[c] = np.float32(g * np.float64(ups[c]) * (s + gate * s * (1.0 - s)))
+            to_ups[c] = np.float32(g * (gate * s))
 
 
 @compiled()

@@ -89,6 +89,25 @@ def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     return centred * reciprocal, reciprocal
 
 
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """(N, C), (C,) -> (N, C)."""
+    return (x.double() * _reciprocal_of_size(x) * scale).float()
+
+
+def rms_norm_gradients(gradient: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the input, (N, C), and each row's part of the scale's, (N, C) float64."""
+    reciprocal = _reciprocal_of_size(x)
+    normal, inner = x.double() * reciprocal, gradient.double() * scale
+    along = exact_sum(inner * normal) * (1.0 / x.shape[-1])
+    return ((inner - normal * along) * reciprocal).float(), gradient.double() * normal
+
+
+def _reciprocal_of_size(x: Tensor) -> Tensor:
+    """1 / √(mean of x² + ε): (N, C) -> (N, 1) float64."""
+    wide = x.double()
+    return 1.0 / sqrt(exact_sum(wide * wide) * (1.0 / x.shape[-1]) + EPSILON)
+
+
 def gelu(x: Tensor) -> Tensor:
     """x Φ(x) ≈ x σ(2u) with u = √(2/π) (x + 0.044715 x³): any shape."""
     return (x.double() * _sigmoid_of_2u(x.double())).float()
@@ -104,7 +123,24 @@ def gelu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 
 def _sigmoid_of_2u(x: Tensor) -> Tensor:
     u = GELU_SLOPE * (x + GELU_CUBE * (x * x * x))
-    return 1.0 / (1.0 + exp(-2.0 * u))
+    return _sigmoid(2.0 * u)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """g σ(g) u, of a first half g and a second half u: (N, 2 C) -> (N, C)."""
+    gate, up = x.double().chunk(2, dim=-1)
+    return (gate * _sigmoid(gate) * up).float()
+
+
+def swiglu_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """(N, C), (N, 2 C) -> (N, 2 C)."""
+    gate, up = x.double().chunk(2, dim=-1)
+    s, g = _sigmoid(gate), gradient.double()
+    return torch.cat(((g * up * (s + gate * s * (1.0 - s))), g * (gate * s)), dim=-1).float()
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1.0 / (1.0 + exp(-x))
 
 
 def softmax(x: Tensor, visible: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.attention import KVCache
-from scratchlm.model.gpt import FeedForward, GPTModel
+from scratchlm.model.gpt import GELU, FeedForward, GPTModel
 
 FEW_ROWS = 32  # for more, a product of matrices is faster
 
@@ -103,5 +103,7 @@ def pack_weights(model: GPTModel) -> None:
         if type(module) is Linear:
             model.set_submodule(path, PackedLinear(module, dtype))
     for module in model.modules():
-        if isinstance(module, FeedForward) and isinstance(module.expansion, PackedLinear):
+        if not isinstance(module, FeedForward) or not isinstance(module.activation, GELU):
+            continue
+        if isinstance(module.expansion, PackedLinear):
             module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]

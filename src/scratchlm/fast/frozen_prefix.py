@@ -62,7 +62,7 @@ class Texts:
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:
     """Blocks before the first one that learns; none if the embeddings learn."""
-    embeddings = (classifier.trunk.token_embedding.weight, classifier.trunk.position_embedding.weight)
+    embeddings = [w for name, w in classifier.trunk.named_parameters() if "_embedding." in name]
     if any(weight.requires_grad for weight in embeddings):
         return 0
     learns = [any(p.requires_grad for p in block.parameters()) for block in classifier.trunk.blocks]

@@ -73,10 +73,10 @@ def last_token_states(
 
 
 def embed(model: GPTModel, token_ids: Tensor, layout: VarlenLayout) -> Tensor:
-    """Token plus position embeddings: (N,) int64 -> (N, C). Raises ValueError for a row longer than the context."""
+    """GPTModel.embed without padding: (N,) int64 -> (N, C). Raises ValueError for a row longer than the context."""
     model.check_length(layout.max_seqlen)
     with rows_of(layout.cu_seqlens):
-        return model.dropout(model.token_embedding(token_ids) + model.position_embedding(layout.positions))
+        return model.embed(token_ids, layout.positions)
 
 
 def normalise(model: GPTModel, x: Tensor, layout: VarlenLayout) -> Tensor:
@@ -100,7 +100,7 @@ def run_blocks(
 
 
 def _heads(block: TransformerBlock, x: Tensor, layout: VarlenLayout, cache: LayerCache | None) -> tuple[Tensor, ...]:
-    """Query, key and value, (B, H, T, D) each; an empty cache takes the latter two."""
+    """Query, (B, H, T, D), key and value, (B, K, T, D) each; an empty cache takes the latter two."""
     qkv = block.attention.qkv(block.norm1(x))
     query, key, value = block.attention.split_heads(layout.pad(qkv))
     if cache is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
-from scratchlm.formats.names import HEAD, tensor_names
+from scratchlm.formats.names import HEAD, check_gpt2, tensor_names
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, read_json
@@ -24,6 +24,7 @@ def save_gguf(
     """
     import gguf
 
+    check_gpt2(model.config)
     config, weights = model.config, model.state_dict()
     with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "gpt2")

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
-from scratchlm.formats.names import EMBEDDING, HEAD, tensor_names
+from scratchlm.formats.names import EMBEDDING, HEAD, check_gpt2, tensor_names
 from scratchlm.formats.native import WEIGHTS_FILE, convert_weights, first_mistake, read_weights
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
@@ -35,6 +35,7 @@ def save_huggingface(
 
     Query, key and value biases are zeros where the model has none: the format requires them.
     """
+    check_gpt2(model.config)
     config, ours = model.config, model.state_dict()
     weights = {}
     for name in tensor_names(config.n_layers):
@@ -162,17 +163,19 @@ def _read_config(folder: Path) -> GPTConfig:
             allowed = " or ".join(map(repr, values))
             raise UserError(f"{path}: {key} is {theirs[key]!r}; only models with {allowed} can be read")
     try:
-        return GPTConfig(
-            vocab_size=theirs["vocab_size"],
-            context_length=theirs["n_positions"],
-            n_layers=theirs["n_layer"],
-            n_heads=theirs["n_head"],
-            emb_dim=theirs["n_embd"],
-            dropout=theirs.get("resid_pdrop", 0.0),
-            qkv_bias=True,
-            tied_head=theirs.get("tie_word_embeddings", True),
-            initialisation="gpt2",
-            attention="sdpa",
+        return GPTConfig.model_validate(
+            {
+                "vocab_size": theirs["vocab_size"],
+                "context_length": theirs["n_positions"],
+                "n_layers": theirs["n_layer"],
+                "n_heads": theirs["n_head"],
+                "emb_dim": theirs["n_embd"],
+                "dropout": theirs.get("resid_pdrop", 0.0),
+                "qkv_bias": True,
+                "tied_head": theirs.get("tie_word_embeddings", True),
+                "initialisation": "gpt2",
+                "attention": "sdpa",
+            }
         )
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; export the model again") from None

@@ -6,6 +6,9 @@ Sources: github.com/openai/gpt-2, src/model.py; transformers, models/gpt2; llama
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from scratchlm.model.config import GPTConfig
+from scratchlm.run.errors import UserError
+
 
 class TensorName(NamedTuple):
     """One tensor under its name in each format.
@@ -45,6 +48,17 @@ _BLOCK = (
 )
 # fmt: on
 HEAD = TensorName("head.weight", "", "lm_head.weight", "output.weight")  # stored only if it is not tied
+
+
+def check_gpt2(config: GPTConfig) -> None:
+    """Raise UserError unless the model is built like GPT-2, which other formats can then hold."""
+    kind = (config.position, config.norm, config.feed_forward, config.bias)
+    widths = (config.n_kv_heads, config.n_heads * config.head_dim, config.hidden_dim)
+    if kind != ("learned", "layer", "gelu", True) or widths != (config.n_heads, config.emb_dim, 4 * config.emb_dim):
+        raise UserError(
+            "only models that are built like GPT-2 can be exported: position learned, norm layer, feed_forward gelu, "
+            "bias true, and no widths of their own"
+        )
 
 
 def tensor_names(n_layers: int) -> Iterator[TensorName]:

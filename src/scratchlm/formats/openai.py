@@ -65,7 +65,9 @@ def _read_config(folder: Path, size: SizeName) -> GPTConfig:
     except ValidationError as error:
         raise UserError(f"{path}: {first_mistake(error)}; fetch the file again") from None
     if found != hparams(config):
-        raise UserError(f"{path} says {found}, but size {size} is {SIZES[size].model_dump()}; correct gpt2_sizes")
+        raise UserError(
+            f"{path} says {found}, but size {size} is {SIZES[size].model_dump(exclude_none=True)}; correct gpt2_sizes"
+        )
     return config
 
 

@@ -1,20 +1,20 @@
 """Attention, from weightless self-attention up to the multi-head form that the model uses.
 
 The ladder follows chapter 3 of the book; each rung equals the next where they coincide (tests).
-Letters: B batch, T time, C channels, H heads, D head width, S cached positions.
+Letters: B batch, T time, C channels, H heads, K key-value heads, D head width, S cached positions.
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from scratchlm.arithmetic.functions import dropout, matmul, scaled_dot_product_attention, softmax
+from scratchlm.arithmetic.functions import dropout, matmul, repeat_heads, scaled_dot_product_attention, softmax
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
-from scratchlm.arithmetic.random import drawing_from
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.variants import Rotation
 
 EAGER_UP_TO = 512  # tokens; on the CPU, torch's fused kernel is the slower form below (LOG.md: 11.0 against 2.2 ms)
 SLOTS_AT_ONCE = 32  # by which a cache grows
@@ -66,16 +66,16 @@ class MultiHeadAttentionWrapper(nn.Module):
 class LayerCache:
     """Keys and values of one layer, in the slots that KVCache.advance has laid out."""
 
-    keys: Tensor | None = None  # (B, H, S, D), like values
+    keys: Tensor | None = None  # (B, K, S, D), like values
     values: Tensor | None = None
     positions: Tensor  # (B, T) of the tokens that come next
     mask: Tensor  # (B, 1, T, S) bool, True where they see a slot
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store (B, H, T, D) of the next tokens; return all keys and values, (B, H, S, D), and the mask."""
-        B, H, _, D = keys.shape
+        """Store (B, K, T, D) of the next tokens; return all keys and values, (B, K, S, D), and the mask."""
+        B, K, _, D = keys.shape
         if self.keys is None or self.values is None:
-            self.keys, self.values = keys.new_zeros(B, H, 0, D), values.new_zeros(B, H, 0, D)
+            self.keys, self.values = keys.new_zeros(B, K, 0, D), values.new_zeros(B, K, 0, D)
         if more := self.mask.shape[-1] - self.keys.shape[2]:  # negative once the longest row has ended
             self.keys, self.values = pad(self.keys, (0, 0, 0, more)), pad(self.values, (0, 0, 0, more))
         rows = torch.arange(B, device=keys.device)[:, None]  # (B, 1)
@@ -123,38 +123,47 @@ class MultiHeadAttention(nn.Module):
     are drawn as three separate layers, in the book's order, so that a seed gives the published values.
     """
 
-    def __init__(
-        self, emb_dim: int, n_heads: int, dropout: float, qkv_bias: bool, implementation: Literal["eager", "sdpa"]
-    ) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        assert emb_dim % n_heads == 0
-        self.n_heads, self.dropout, self.implementation = n_heads, dropout, implementation
-        parts = [Linear(emb_dim, emb_dim, bias=qkv_bias) for _ in range(3)]
-        with drawing_from(0):  # the fused layer's own draws are overwritten, so they must not advance the stream
-            self.qkv = Linear(emb_dim, 3 * emb_dim, bias=qkv_bias)
-        with torch.no_grad():  # not by torch.cat, for which see fast/torch_startup.py
-            for third, part in zip(self.qkv.weight.chunk(3), parts, strict=True):
-                third.copy_(part.weight)
-            if qkv_bias:
-                for third, part in zip(self.qkv.bias.chunk(3), parts, strict=True):
-                    third.copy_(part.bias)
-        self.projection = Linear(emb_dim, emb_dim)
+        self.dropout, self.implementation, self.head_dim = config.dropout, config.attention, config.head_dim
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        parts = (width, kv_width, kv_width)
+        self.qkv = Linear(config.emb_dim, sum(parts), config.qkv_bias, parts)
+        self.projection = Linear(width, config.emb_dim, config.bias)
+        if config.position == "rope":
+            self.rotation = Rotation(config.context_length, self.head_dim, config.rope_base)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); position t sees 0..t, with a cache also the tokens before."""
-        query, key, value = self.split_heads(self.qkv(x))  # (B, H, T, D) each
+        query, key, value = self.split_heads(self.qkv(x), cache.positions if cache else None)
         mask = None
         if cache is not None:
             key, value, mask = cache.extend(key, value)
         return self.projection(self.attend(query, key, value, mask))
 
-    def split_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, 3 C) -> query, key and value, (B, H, T, D) each."""
-        return qkv.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def split_heads(self, qkv: Tensor, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, (H + 2 K) D) -> query, (B, H, T, D), key and value, (B, K, T, D) each.
+
+        positions: (B, T), or 0..T-1; only for rope.
+        """
+        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, T, D)
+        turned, value = heads.tensor_split([-self.n_kv_heads], dim=1)
+        if hasattr(self, "rotation"):
+            positions = torch.arange(qkv.shape[1], device=qkv.device) if positions is None else positions
+            turned = self.rotation(turned, positions)
+        query, key = turned.tensor_split([self.n_heads], dim=1)
+        return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, H, T, D) queries on (B, H, S, D) keys and values -> (B, T, C); causal without a mask."""
-        T, S = query.shape[2], key.shape[2]
+        """(B, H, T, D) queries on (B, K, S, D) keys and values -> (B, T, H D); causal without a mask."""
+        B, H, T, D = query.shape
+        group = H // self.n_kv_heads
+        if group > 1 and T == 1 and mask is not None:  # the heads of a group as several queries of one head: no copies
+            query = query.reshape(B, self.n_kv_heads, group, D)
+        elif group > 1:
+            key, value = repeat_heads(key, group), repeat_heads(value, group)
+        S = key.shape[2]
         probability = self.dropout if self.training else 0.0
         short = query.device.type == "cpu" and T * S <= EAGER_UP_TO**2
         if not is_exact() and (short or self.implementation == "eager"):  # exact attention has one form
@@ -162,7 +171,7 @@ class MultiHeadAttention(nn.Module):
             context = eager_attention(query, key, value, mask, probability)
         else:
             context = scaled_dot_product_attention(query, key, value, mask, probability, causal=mask is None)
-        return context.transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, C)
+        return context.reshape(-1, H, T, D).transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, H D)
 
 
 def eager_attention(

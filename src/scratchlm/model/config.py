@@ -1,6 +1,6 @@
 """The shape of a GPT, and the published sizes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,9 @@ SizeName = Literal["nano", "small", "124M", "355M", "774M", "1558M"]
 Probability = Annotated[float, Field(ge=0, le=0.9)]
 # Far above every published model: a configuration beyond them is a mistake, which would fail in hours or fill memory
 MAX_VOCAB_SIZE, MAX_CONTEXT_LENGTH, MAX_LAYERS, MAX_HEADS, MAX_EMB_DIM = 10_000_000, 1_000_000, 1_000, 1_000, 100_000
+Heads = Annotated[int, Field(ge=1, le=MAX_HEADS)]
+Width = Annotated[int, Field(ge=1, le=MAX_EMB_DIM)]
+HiddenWidth = Annotated[int, Field(ge=1, le=4 * MAX_EMB_DIM)]
 
 
 class Strict(BaseModel):
@@ -25,27 +28,49 @@ class ArchitectureParams(Strict):
 
     context_length: Annotated[int, Field(ge=1, le=MAX_CONTEXT_LENGTH)]
     dropout: Probability
+    position: Literal["learned", "sinusoidal", "rope"]
+    norm: Literal["layer", "rms"]
+    feed_forward: Literal["gelu", "swiglu"]
     qkv_bias: bool
+    bias: bool  # of the other linear layers in the blocks
     tied_head: bool
     initialisation: Literal["torch", "gpt2"]
     attention: Literal["eager", "sdpa"]
 
 
 class Shape(Strict):
-    """The numbers of a size: `custom` in params.yaml."""
+    """The numbers of a size: `custom` in params.yaml.
+
+    Absent: n_kv_heads is n_heads; head_dim is emb_dim / n_heads; hidden_dim, the width within the feed-forward layers,
+    is 4 emb_dim for GELU, and for SwiGLU, which has three matrices in place of two, two thirds of it, rounded up to a
+    multiple of 8 (Shazeer 2020, section 3).
+    """
 
     n_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-    n_heads: Annotated[int, Field(ge=1, le=MAX_HEADS)]
-    emb_dim: Annotated[int, Field(ge=1, le=MAX_EMB_DIM)]
+    n_heads: Heads
+    emb_dim: Width
+    n_kv_heads: Heads | None = None  # groups of query heads share one key and value
+    head_dim: Width | None = None
+    hidden_dim: HiddenWidth | None = None
 
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "Shape":
-        if self.emb_dim % self.n_heads:
+    def _heads_fit(self) -> "Shape":
+        if self.head_dim is None:
+            _head_dim(self.emb_dim, self.n_heads)
+        if self.n_heads % (self.n_kv_heads or self.n_heads):
             raise ValueError(
-                f"emb_dim {self.emb_dim} cannot be split over {self.n_heads} heads; "
-                "choose n_heads among the divisors of emb_dim"
+                f"{self.n_heads} heads cannot share {self.n_kv_heads} key-value heads; "
+                "choose n_kv_heads among the divisors of n_heads"
             )
         return self
+
+
+def _head_dim(emb_dim: int, n_heads: int) -> int:
+    if emb_dim % n_heads:
+        raise ValueError(
+            f"emb_dim {emb_dim} cannot be split over {n_heads} heads; choose n_heads among the divisors of emb_dim"
+        )
+    return emb_dim // n_heads
 
 
 SIZES = {
@@ -60,7 +85,7 @@ SIZES = {
 
 
 class GPTConfig(ArchitectureParams, Shape):
-    """Everything that determines a GPTModel.
+    """Everything that determines a GPTModel. What a file of GPT-2 leaves out is as in GPT-2.
 
     initialisation: `torch` draws as torch's layers do, in the book's order; `gpt2` as OpenAI did
     (normal 0.02, residual projections scaled by depth). attention: `eager` computes scores, mask and
@@ -68,12 +93,49 @@ class GPTConfig(ArchitectureParams, Shape):
     """
 
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCAB_SIZE)]
+    position: Literal["learned", "sinusoidal", "rope"] = "learned"
+    norm: Literal["layer", "rms"] = "layer"
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"
+    bias: bool = True
+    rope_base: Annotated[float, Field(gt=1, le=1e9)] = 10_000.0  # Su et al. 2021, section 3.2.2
+    n_kv_heads: Heads
+    head_dim: Width
+    hidden_dim: HiddenWidth
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Compute the widths that Shape may leave out; mistakes in the values are found afterwards."""
+        if not isinstance(values, dict):
+            return values
+        n_heads, emb_dim = values.get("n_heads"), values.get("emb_dim")
+        if not (isinstance(n_heads, int) and isinstance(emb_dim, int) and n_heads > 0):
+            return values
+        values = {name: value for name, value in values.items() if value is not None}
+        if "head_dim" not in values:
+            values["head_dim"] = _head_dim(emb_dim, n_heads)
+        hidden_dim = 8 * -(-emb_dim // 3) if values.get("feed_forward") == "swiglu" else 4 * emb_dim
+        return {"n_kv_heads": n_heads, "hidden_dim": hidden_dim} | values
+
+    @model_validator(mode="after")
+    def _positions_in_pairs(self) -> "GPTConfig":
+        width = {"learned": 0, "sinusoidal": self.emb_dim, "rope": self.head_dim}[self.position]
+        if width % 2:
+            name = "emb_dim" if self.position == "sinusoidal" else "the width of a head"
+            raise ValueError(f"position {self.position} needs pairs of numbers, and {name} is {width}; make it even")
+        return self
 
     @property
     def n_parameters(self) -> int:
         """The numbers in a GPTModel of this configuration; a tied head counts once."""
-        C, n_embeddings = self.emb_dim, self.vocab_size * (1 if self.tied_head else 2) + self.context_length
-        return n_embeddings * C + self.n_layers * (12 * C * C + (13 if self.qkv_bias else 10) * C) + 2 * C
+        C, Q, K = self.emb_dim, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        inner = self.hidden_dim * (2 if self.feed_forward == "swiglu" else 1)
+        norm = C * (2 if self.norm == "layer" else 1)
+        matrices = C * (Q + 2 * K) + Q * C + C * inner + self.hidden_dim * C
+        biases = (Q + 2 * K) * self.qkv_bias + (C + inner + C) * self.bias
+        embeddings = self.vocab_size * (1 if self.tied_head else 2)
+        embeddings += self.context_length if self.position == "learned" else 0
+        return embeddings * C + self.n_layers * (matrices + biases + 2 * norm) + norm
 
 
 class ModelParams(ArchitectureParams):

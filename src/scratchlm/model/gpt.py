@@ -12,6 +12,7 @@ from scratchlm.arithmetic.layers import Dropout, Embedding, Linear
 from scratchlm.arithmetic.random import drawing_from, fill_normal
 from scratchlm.model.attention import KVCache, LayerCache, MultiHeadAttention
 from scratchlm.model.config import GPTConfig
+from scratchlm.model.variants import RMSNorm, SinusoidalEmbedding, SwiGLU
 
 INITIAL_STANDARD_DEVIATION = 0.02  # Radford et al. 2018, section 4.1
 
@@ -31,6 +32,11 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.scale, self.shift)
 
 
+def new_norm(config: GPTConfig) -> LayerNorm | RMSNorm:
+    """The norm that the configuration names."""
+    return LayerNorm(config.emb_dim) if config.norm == "layer" else RMSNorm(config.emb_dim)
+
+
 class GELU(nn.Module):
     """x Φ(x) in the tanh approximation that GPT-2 was trained with. Source: Hendrycks and Gimpel 2016."""
 
@@ -39,13 +45,15 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with a hidden width of 4 C, each position on its own. (B, T, C) -> (B, T, C)."""
+    """Two layers with a wider hidden one between, each position on its own. (B, T, C) -> (B, T, C)."""
 
-    def __init__(self, emb_dim: int) -> None:
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.expansion = Linear(emb_dim, 4 * emb_dim)
-        self.activation = GELU()
-        self.projection = Linear(4 * emb_dim, emb_dim)
+        C, hidden = config.emb_dim, config.hidden_dim  # for GELU, 4 C
+        parts = (hidden,) if config.feed_forward == "gelu" else (hidden, hidden)
+        self.expansion = Linear(C, sum(parts), config.bias, parts)
+        self.activation = GELU() if config.feed_forward == "gelu" else SwiGLU()
+        self.projection = Linear(hidden, C, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.projection(self.activation(self.expansion(x)))
@@ -56,12 +64,10 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.attention = MultiHeadAttention(
-            config.emb_dim, config.n_heads, config.dropout, config.qkv_bias, config.attention
-        )
-        self.feed_forward = FeedForward(config.emb_dim)
-        self.norm1 = LayerNorm(config.emb_dim)
-        self.norm2 = LayerNorm(config.emb_dim)
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.norm1 = new_norm(config)
+        self.norm2 = new_norm(config)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
@@ -79,10 +85,12 @@ class GPTModel(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = Embedding(config.vocab_size, config.emb_dim)
-        self.position_embedding = Embedding(config.context_length, config.emb_dim)
+        if config.position != "rope":
+            embedding = Embedding if config.position == "learned" else SinusoidalEmbedding
+            self.position_embedding = embedding(config.context_length, config.emb_dim)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
-        self.final_norm = LayerNorm(config.emb_dim)
+        self.final_norm = new_norm(config)
         self.head = Linear(config.emb_dim, config.vocab_size, bias=False)
         if config.initialisation == "gpt2":
             self._initialise_as_gpt2()
@@ -103,10 +111,17 @@ class GPTModel(nn.Module):
         self.check_length(T + max(cache.lengths) if cache else T)
         device = token_ids.device
         positions = cache.advance(T, device) if cache else torch.arange(T, device=device).expand_as(token_ids)
-        x = self.dropout(self.token_embedding(token_ids) + self.position_embedding(positions))
+        x = self.embed(token_ids, positions)
         for index, block in enumerate(self.blocks):
             x = block(x, cache.layers[index] if cache else None)
         return self.final_norm(x)
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Token plus position embeddings: (…,) int64 each -> (…, C). With rope, attention has the positions."""
+        x = self.token_embedding(token_ids)
+        if self.config.position != "rope":
+            x = x + self.position_embedding(positions)
+        return self.dropout(x)
 
     def next_logits(self, rows: Sequence[Sequence[int]], cache: KVCache | None = None) -> Tensor:
         """Logits of the token that follows each row, (B, V). An empty cache holds the rows afterwards."""

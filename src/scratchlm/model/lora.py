@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.functions import linear, matmul
+from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.random import drawing_from, fill_as_linear
 from scratchlm.model.config import Strict
 
@@ -28,28 +29,31 @@ class LoRAParams(Strict):
 class LoRALinear(nn.Module):
     """A frozen linear layer plus alpha times B A, where B starts at zero: at first, nothing changes.
 
-    The fused query-key-value layer gets one update per part, as three separate layers would.
-    forward: (…, C_in) -> (…, C_out).
+    A layer of several parts, such as the one of query, key and value, gets one update per part, as separate layers
+    would. A: (P, rank, C_in) for P parts; B: (C_out, rank). forward: (…, C_in) -> (…, C_out).
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float, n_parts: int = 1) -> None:
+    def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
         super().__init__()
         self.linear = linear.requires_grad_(False)
-        self.alpha = alpha
-        start = torch.empty(n_parts, rank, linear.in_features)  # drawn on the CPU: the same on every device
+        self.alpha, self.parts = alpha, linear.parts
+        start = torch.empty(len(self.parts), rank, linear.in_features)  # drawn on the CPU: the same on every device
         for part in start:
             fill_as_linear(part)
         self.A = nn.Parameter(start.to(linear.weight.device))
-        self.B = nn.Parameter(torch.zeros(n_parts, linear.out_features // n_parts, rank, device=linear.weight.device))
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        updates = [linear(linear(x, a), b) for a, b in zip(self.A, self.B, strict=True)]
+        updates = [linear(linear(x, a), b) for a, b in zip(self.A, self._parts_of_B(), strict=True)]
         return self.linear(x) + self.alpha * torch.cat(updates, dim=-1)
 
-    def merged(self) -> nn.Linear:
+    def _parts_of_B(self) -> tuple[Tensor, ...]:
+        return self.B.split(self.parts)
+
+    def merged(self) -> Linear:
         """The plain linear layer that computes the same."""
         with torch.no_grad():
-            update = matmul(self.B, self.A).flatten(0, 1)  # (P, C_out/P, C_in) -> (C_out, C_in)
+            update = torch.cat([matmul(b, a) for a, b in zip(self.A, self._parts_of_B(), strict=True)])  # (C_out, C_in)
             self.linear.weight += self.alpha * update
         return self.linear
 
@@ -62,9 +66,8 @@ def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
     model.requires_grad_(False)
     with drawing_from(seed):
         for path, module in [*model.named_modules()]:
-            if isinstance(module, nn.Linear) and _chosen(path, params.layers) and not _tied(model, module):
-                n_parts = 3 if path.endswith("qkv") else 1
-                model.set_submodule(path, LoRALinear(module, params.rank, params.alpha, n_parts))
+            if isinstance(module, Linear) and _chosen(path, params.layers) and not _tied(model, module):
+                model.set_submodule(path, LoRALinear(module, params.rank, params.alpha))
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:

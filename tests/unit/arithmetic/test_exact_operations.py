@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from scratchlm.arithmetic import autograd, fused, reference
 from scratchlm.arithmetic.autograd import collect_gradients
-from scratchlm.arithmetic.elementary import exp, log
+from scratchlm.arithmetic.elementary import exp, log, sin_cos
 from scratchlm.arithmetic.functions import (
     clip_gradients,
     cross_entropy,
@@ -23,9 +23,12 @@ from scratchlm.arithmetic.functions import (
     layer_norm,
     linear,
     matmul,
+    repeat_heads,
+    rms_norm,
     running_total,
     scaled_dot_product_attention,
     softmax,
+    swiglu,
     total,
 )
 from scratchlm.arithmetic.mode import exact_arithmetic, use_exact
@@ -86,6 +89,10 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "rows by id": lambda m: collected(m, "add_rows", (13, 31), ids, g, CU_SEQLENS),
     "layer norm": lambda m: m.layer_norm(x, draw(24), draw(24, seed=1)),
     "layer norm gradients": lambda m: m.layer_norm_gradients(draw(40, 24, seed=8), x, draw(24)),
+    "rms norm": lambda m: m.rms_norm(x, draw(24)),
+    "rms norm gradients": lambda m: m.rms_norm_gradients(draw(40, 24, seed=8), x, draw(24)),
+    "swiglu": lambda m: m.swiglu(draw(40, 24, scale=30.0)),
+    "swiglu gradient": lambda m: m.swiglu_gradient(draw(40, 12, seed=1), draw(40, 24, scale=30.0)),
     "gelu": lambda m: m.gelu(draw(40, 24, scale=30.0)),
     "gelu gradient": lambda m: m.gelu_gradient(draw(40, 24, seed=1), draw(40, 24, scale=30.0)),
     "attention": lambda m: m.attention(q, k, v, n_visible, None),
@@ -127,7 +134,8 @@ def test_the_packed_form_has_the_bits_of_linear() -> None:
 def test_infinity_and_nan_are_passed_on(module: Any, bad: float) -> None:
     broken = x.clone()
     broken[1, 2] = bad
-    for found in (module.linear(broken, weight, bias), module.layer_norm(broken, draw(24), draw(24))):
+    norms = (module.layer_norm(broken, draw(24), draw(24)), module.rms_norm(broken, draw(24)))
+    for found in (module.linear(broken, weight, bias), *norms):
         assert found[1].isnan().all() and found[2:].isfinite().all()
     assert module.linear_input_gradient(g, torch.full_like(weight, bad)).isnan().all()
     for part in module.add_weight_gradients, module.add_column_sums:
@@ -147,7 +155,10 @@ def test_both_forms_agree_at_every_scale(seed: int, exponent: int, n: int, width
     a, b = draw(n, width, seed=seed, scale=10.0**exponent), draw(5, width, seed=seed + 1)
     assert same(fused.linear(a, b, None), reference.linear(a, b, None))
     assert same(fused.layer_norm(a, b[0], b[1]), reference.layer_norm(a, b[0], b[1]))
+    assert same(fused.rms_norm(a, b[0]), reference.rms_norm(a, b[0]))
     assert same(fused.gelu(a), reference.gelu(a))
+    pairs = torch.cat((a, a.flip(0)), dim=1)
+    assert same(fused.swiglu(pairs), reference.swiglu(pairs))
 
 
 def test_adamw_and_clipping_have_the_same_bits_in_both_forms() -> None:
@@ -168,11 +179,22 @@ def test_exp_and_log_are_those_of_mathematics() -> None:
         assert found == pytest.approx(float(mpmath.log(argument)), rel=1e-11, abs=1e-15)
 
 
+def test_sine_and_cosine_are_those_of_mathematics() -> None:
+    quarters = torch.arange(-9, 10).double() * (math.pi / 2)
+    values = torch.cat([draw(300, scale=1000.0).double(), quarters, quarters + 1e-9, torch.tensor([-1e6, 999_999.9])])
+    for argument, sine, cosine in zip(values.tolist(), *(found.tolist() for found in sin_cos(values)), strict=True):
+        assert sine == pytest.approx(float(mpmath.sin(argument)), rel=1e-11, abs=1e-15)
+        assert cosine == pytest.approx(float(mpmath.cos(argument)), rel=1e-11, abs=1e-15)
+
+
 def test_every_operation_is_torchs_up_to_rounding_and_so_is_every_gradient() -> None:
     torch_and_ours: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]] = {
         "linear": (F.linear, linear, [x, weight, bias]),
         "matmul": (torch.matmul, matmul, [draw(3, 5, 6), draw(3, 6, 4)]),
         "gelu": (lambda a: F.gelu(a, approximate="tanh"), gelu, [x]),
+        "swiglu": (lambda a: F.silu(a[:, :12]) * a[:, 12:], swiglu, [x]),
+        "rms norm": (lambda a, s: F.rms_norm(a, (24,), s, eps=1e-5), rms_norm, [x, draw(24)]),
+        "repeated heads": (lambda a: a.repeat_interleave(3, 1), lambda a: repeat_heads(a, 3), [q]),
         "softmax": (lambda a: a.softmax(-1), softmax, [x]),
         "total": (lambda a: a.sum(1), lambda a: total(a, 1), [x]),
         "layer norm": (lambda a, s, b: F.layer_norm(a, (24,), s, b), layer_norm, [x, draw(24), draw(24, seed=1)]),

@@ -187,7 +187,7 @@ def test_a_tied_model_without_its_embedding_is_refused(saved: Path) -> None:
         ({"n_layers": "two"}, "gpt n_layers: Input should be a valid integer"),
         ({"n_layers": 0}, "gpt n_layers: Input should be greater than or equal to 1"),
         ({"layers": 2}, "gpt layers: Extra inputs are not permitted"),
-        ({"n_heads": 3}, "gpt: Value error, emb_dim 8 cannot be split over 3 heads; "),
+        ({"n_heads": 3}, "gpt: Value error, 3 heads cannot share 2 key-value heads; "),
     ],
 )
 def test_a_wrong_configuration_names_the_file_and_the_key(saved: Path, change: dict[str, object], what: str) -> None:

@@ -1,6 +1,7 @@
 """Attention: by hand, rung against rung, against the book's package and torch's kernels, and as properties."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from scratchlm.model.attention import (
     eager_attention,
     self_attention,
 )
+from scratchlm.model.config import GPTConfig
 
 IMPLEMENTATIONS = ["eager", "sdpa"]
 
@@ -29,10 +31,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def multi_head(implementation: str, n_heads: int = 2, emb_dim: int = 8, dropout: float = 0.0) -> MultiHeadAttention:
+def multi_head(implementation: str, **changes: Any) -> MultiHeadAttention:
+    """By default with two heads over eight channels. Raises like GPTConfig."""
+    values = {
+        "vocab_size": 1, "context_length": 64, "n_layers": 1, "n_heads": 2, "emb_dim": 8, "dropout": 0.0,
+        "qkv_bias": True, "tied_head": False, "initialisation": "torch", "attention": implementation,
+    }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return MultiHeadAttention(emb_dim, n_heads, dropout, qkv_bias=True, implementation=implementation)
+        return MultiHeadAttention(GPTConfig.model_validate(values | changes))
 
 
 def copy_qkv(fused: MultiHeadAttention, heads: list[nn.Module]) -> None:
@@ -131,7 +138,7 @@ def test_one_head_in_the_wrapper_is_causal_attention() -> None:
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("n_heads", [1, 2, 4])
 def test_multi_head_attention_is_the_wrapper_followed_by_the_projection(implementation: str, n_heads: int) -> None:
-    fused = multi_head(implementation, n_heads)
+    fused = multi_head(implementation, n_heads=n_heads)
     wrapper = MultiHeadAttentionWrapper(8, 8 // n_heads, 0.0, n_heads, qkv_bias=True)
     copy_qkv(fused, list(wrapper.heads))
     x = torch.randn(2, 5, 8, generator=seeded())
@@ -171,9 +178,8 @@ def test_heads_side_by_side_equal_the_books_dropout_included() -> None:
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_multi_head_attention_draws_and_computes_what_the_books_does_dropout_included(qkv_bias: bool) -> None:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(123)
-        ours = MultiHeadAttention(12, 3, 0.3, qkv_bias, "eager")
-        torch.manual_seed(123)
+        ours = multi_head("eager", emb_dim=12, n_heads=3, dropout=0.3, qkv_bias=qkv_bias)
+        torch.manual_seed(1)
         book = ch03.MultiHeadAttention(12, 12, context_length=7, dropout=0.3, num_heads=3, qkv_bias=qkv_bias)
         x = torch.randn(2, 7, 12, generator=seeded())
         torch.manual_seed(7)
@@ -226,7 +232,7 @@ def test_eager_attention_equals_torchs_kernel_under_any_mask(
 @pytest.mark.parametrize("n_heads", [1, 4])
 def test_eager_and_sdpa_agree_without_a_mask(shape: tuple[int, int, int], n_heads: int) -> None:
     x = torch.randn(shape, generator=seeded())
-    eager, sdpa = (multi_head(name, n_heads)(x) for name in IMPLEMENTATIONS)
+    eager, sdpa = (multi_head(name, n_heads=n_heads)(x) for name in IMPLEMENTATIONS)
     torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=0)
 
 

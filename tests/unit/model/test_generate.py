@@ -271,7 +271,7 @@ def test_a_rows_result_does_not_depend_on_its_batch(
 @torch.no_grad()
 def counting_model() -> GPTModel:
     """Prefers the token id after the last one: the text counts upwards."""
-    decoder = build_model(CONFIG.model_copy(update={"emb_dim": 2 * VOCAB}), seed=0)
+    decoder = build_model(CONFIG.model_copy(update={"emb_dim": 2 * VOCAB, "head_dim": VOCAB}), seed=0)
     for name, parameter in decoder.named_parameters():
         if "norm" not in name:
             parameter.zero_()  # the blocks add nothing to the embeddings

@@ -15,22 +15,17 @@ from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GELU, FeedForward, GPTModel, LayerNorm, build_model, parameter_count
 
 IMPLEMENTATIONS = ["eager", "sdpa"]
-TINY = GPTConfig(
-    vocab_size=11,
-    context_length=8,
-    emb_dim=8,
-    n_heads=2,
-    n_layers=2,
-    dropout=0.0,
-    qkv_bias=True,
-    tied_head=False,
-    initialisation="torch",
-    attention="eager",
-)
+SHAPE = {
+    "vocab_size": 11, "context_length": 8, "emb_dim": 8, "n_heads": 2, "n_layers": 2, "dropout": 0.0, "qkv_bias": True,
+    "tied_head": False, "initialisation": "torch", "attention": "eager",
+}  # fmt: skip
 
 
 def tiny(**changes: object) -> GPTConfig:
-    return TINY.model_copy(update=changes)
+    return GPTConfig.model_validate(SHAPE | changes)
+
+
+TINY = tiny()
 
 
 def tokens(*shape: int, vocab_size: int = TINY.vocab_size, seed: int = 0) -> Tensor:
@@ -139,7 +134,7 @@ def test_logits_equal_the_books_dropout_included(training: bool) -> None:
 
 
 def test_the_feed_forward_layers_equal_the_books() -> None:
-    ours, book = FeedForward(6), ch04.FeedForward({"emb_dim": 6})
+    ours, book = FeedForward(tiny(emb_dim=6)), ch04.FeedForward({"emb_dim": 6})
     book.load_state_dict(
         {
             path.replace("expansion", "layers.0").replace("projection", "layers.2"): t

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scratchlm.arithmetic.layers import Linear
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.config import GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
@@ -58,11 +59,11 @@ def classifier() -> GPTClassifier:
 
 
 def test_the_update_is_alpha_times_b_times_a() -> None:
-    linear = nn.Linear(2, 2, bias=False)
+    linear = Linear(2, 2, bias=False)
     linear.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     layer = LoRALinear(linear, rank=1, alpha=0.5)
     layer.load_state_dict(
-        {"A": torch.tensor([[[1.0, 1.0]]]), "B": torch.tensor([[[1.0], [2.0]]]), "linear.weight": linear.weight}
+        {"A": torch.tensor([[[1.0, 1.0]]]), "B": torch.tensor([[1.0], [2.0]]), "linear.weight": linear.weight}
     )
     # W x = (5, 11), A x = 3, B A x = (3, 6)
     assert layer(torch.tensor([1.0, 2.0])).tolist() == [6.5, 14.0]
@@ -70,32 +71,35 @@ def test_the_update_is_alpha_times_b_times_a() -> None:
 
 
 def test_a_layer_freezes_the_weight_that_it_adapts() -> None:
-    layer = LoRALinear(nn.Linear(3, 2), rank=1, alpha=1.0)
+    layer = LoRALinear(Linear(3, 2), rank=1, alpha=1.0)
     assert {name for name, parameter in layer.named_parameters() if parameter.requires_grad} == {"A", "B"}
 
 
 def test_a_layer_equals_the_books() -> None:
-    linear = nn.Linear(6, 4)
+    linear = Linear(6, 4)
     ours, book = LoRALinear(linear, rank=2, alpha=3.0), LinearWithLoRA(linear, rank=2, alpha=3.0)
     nn.init.normal_(ours.B)
-    book.lora.load_state_dict({"A": ours.A[0].T, "B": ours.B[0].T})
+    book.lora.load_state_dict({"A": ours.A[0].T, "B": ours.B.T})
     x = torch.randn(2, 5, 6)
     torch.testing.assert_close(ours(x), book(x))
 
 
 def test_each_part_of_a_fused_layer_has_an_update_of_its_own() -> None:
-    fused = nn.Linear(4, 6)
-    layer = LoRALinear(fused, rank=2, alpha=1.5, n_parts=3)
+    parts = (4, 1, 1)
+    fused = Linear(4, 6, parts=parts)
+    layer = LoRALinear(fused, rank=2, alpha=1.5)
     nn.init.normal_(layer.B)
     x = torch.randn(5, 4)
     expected = []
-    for part, (weight, bias) in enumerate(zip(fused.weight.chunk(3), fused.bias.chunk(3), strict=True)):
-        expected.append(F.linear(x, weight + 1.5 * layer.B[part] @ layer.A[part], bias))
+    for weight, bias, a, b in zip(
+        fused.weight.split(parts), fused.bias.split(parts), layer.A, layer.B.split(parts), strict=True
+    ):
+        expected.append(F.linear(x, weight + 1.5 * b @ a, bias))
     torch.testing.assert_close(layer(x), torch.cat(expected, dim=-1))
 
 
 def test_every_part_of_a_is_drawn_as_a_linear_layer_draws_and_b_is_zero() -> None:
-    layer = LoRALinear(nn.Linear(400, 30), rank=50, alpha=1.0, n_parts=3)
+    layer = LoRALinear(Linear(400, 30, parts=(10, 10, 10)), rank=50, alpha=1.0)
     for part in layer.A:
         assert part.abs().max().item() == pytest.approx(1 / math.sqrt(400), rel=0.01)
         assert part.std().item() == pytest.approx(1 / math.sqrt(3 * 400), rel=0.03)
@@ -188,7 +192,7 @@ def test_the_adapter_holds_the_low_rank_matrices_and_nothing_else() -> None:
     assert state.keys() == {path for path in model.state_dict() if path.endswith((".A", ".B"))}
     assert {tensor.shape for path, tensor in state.items() if "blocks.0.attention.qkv" in path} == {
         (3, 3, 8),
-        (3, 8, 3),
+        (24, 3),
     }
     assert not any(tensor.requires_grad for tensor in state.values())
 

@@ -1,0 +1,68 @@
+"""What other transformers have in place of GPT-2's parts; `position`, `norm` and `feed_forward` of GPTConfig choose."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from scratchlm.arithmetic.elementary import exp, log, sin_cos
+from scratchlm.arithmetic.functions import rms_norm, swiglu
+
+
+class RMSNorm(nn.Module):
+    """Mean square one over channels, then a trained scale: (…, C) -> (…, C). Source: Zhang and Sennrich 2019."""
+
+    def __init__(self, emb_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(emb_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.scale)
+
+
+class SwiGLU(nn.Module):
+    """A first half g opens and closes a second half u: g σ(g) u, (…, 2 C) -> (…, C). Source: Shazeer 2020."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swiglu(x)
+
+
+class SinusoidalEmbedding(nn.Module):
+    """A fixed vector for each position: (…,) int64 -> (…, C). Source: Vaswani et al. 2017, section 3.5."""
+
+    def __init__(self, n_positions: int, emb_dim: int) -> None:
+        super().__init__()
+        self.n_positions, self.emb_dim = n_positions, emb_dim
+
+    def forward(self, positions: Tensor) -> Tensor:
+        waves = sines_and_cosines(self.n_positions, self.emb_dim, 10_000.0, positions.device)
+        return torch.stack([wave[positions] for wave in waves], dim=-1).flatten(-2)
+
+
+class Rotation(nn.Module):
+    """Turns queries and keys by angles that grow with their positions, so that their product depends on the distance.
+
+    Number i of a head's first half and number i of its second half are a point in a plane, turned by
+    position / base^(2 i / D). Source: Su et al. 2021, section 3.2.2, whose pairs are neighbours instead.
+    """
+
+    def __init__(self, n_positions: int, head_dim: int, base: float) -> None:
+        super().__init__()
+        self.n_positions, self.head_dim, self.base = n_positions, head_dim, base
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(B, H, T, D), (B, T) or (T,) int64 -> (B, H, T, D)."""
+        waves = sines_and_cosines(self.n_positions, self.head_dim, self.base, x.device)
+        sine, cosine = (wave[positions].unsqueeze(-3) for wave in waves)  # (…, 1, T, D / 2)
+        first, second = x.chunk(2, dim=-1)  # bfloat16 becomes float32 in the products
+        turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+        return turned.to(x.dtype)
+
+
+@lru_cache(maxsize=4)
+def sines_and_cosines(n_positions: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of position / base^(2 i / width): (n_positions, width / 2) each, the same on every machine."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+    frequencies = exp(-exponents * log(torch.tensor(base, dtype=torch.float64)))
+    sine, cosine = sin_cos(torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies)
+    return sine.float().to(device), cosine.float().to(device)
