@@ -22,6 +22,8 @@ from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte
 from scratchlm.data.transfer import Refused
 from scratchlm.formats import openai
 from scratchlm.formats.classifier import load_classifier, save_classifier
+from scratchlm.formats.gguf import save_gguf
+from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
 from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer, save_huggingface
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.judge.connection import ollama
@@ -95,6 +97,9 @@ def make_folder(folder: Path) -> dict[str, Target]:
     save_gpt(folder / "native", model)
     save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
     save_huggingface(folder / "huggingface", model, folder / "tokenizer", tokenizer)  # type: ignore[arg-type]
+    llama = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False}
+    grouped = build_model(GPTConfig(**config.model_dump() | llama | {"qkv_bias": False, "hidden_dim": 8}), seed=1)
+    save_gguf(folder / "a.gguf", grouped, folder / "tokenizer", tokenizer, half=True)  # type: ignore[arg-type]
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
     shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")
@@ -135,6 +140,7 @@ def make_folder(folder: Path) -> dict[str, Target]:
         "huggingface-weights": in_folder("huggingface", "model.safetensors", load_huggingface),
         "huggingface-vocab": in_folder("huggingface", "vocab.json", load_huggingface_tokenizer),
         "huggingface-merges": in_folder("huggingface", "merges.txt", load_huggingface_tokenizer),
+        "gguf": Target("a.gguf", lambda f: load_gguf(GGUFFile(f / "a.gguf")), seeds("a.gguf")),
         "hparams": in_folder("openai", "hparams.json", lambda f: openai._read_config(f, "nano")),
         "reply": Target("reply", reply_reader(), [json.dumps(message).encode()]),
         "display": Target("text", shown, ["C++ -5 3.14 e\u0301 @me #1 ไม่".encode()]),

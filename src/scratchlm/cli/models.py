@@ -107,7 +107,7 @@ def import_model(
     folder: Annotated[Path, typer.Argument(help="what save_pretrained of the model and of the tokenizer wrote")],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
 ) -> None:
-    """Read a GPT-2 that transformers wrote."""
+    """Read a GPT-2 or a Llama that transformers wrote."""
     from scratchlm.data.tokenizer import save_byte_pairs
     from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt

@@ -1,11 +1,13 @@
-"""GGUF files, which llama.cpp and Ollama run, written from our models."""
+"""GGUF files, which llama.cpp and Ollama run, written from our models. gguf_reader.py reads them."""
 
 from pathlib import Path
 
 import numpy as np
 
 from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
-from scratchlm.formats.names import HEAD, check_gpt2, tensor_names
+from scratchlm.formats.conversion import their_tensors
+from scratchlm.formats.names import architecture
+from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, read_json
@@ -19,21 +21,28 @@ def save_gguf(
 ) -> None:  # fmt: skip
     """Write one file of weights, tokenizer and chat template. half: store matrices in float16 instead of float32.
 
-    Query, key and value biases are zeros where the model has none: llama.cpp requires them.
-    Raises UserError if a weight is too large for float16.
+    Raises UserError if a weight is too large for float16, or llama.cpp has no such models.
     """
     import gguf
 
-    check_gpt2(model.config)
-    config, weights = model.config, model.state_dict()
+    config, kind = model.config, architecture(model.config)
     with atomic_write(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, "gpt2")
+        writer = gguf.GGUFWriter(temporary, kind)
         writer.add_block_count(config.n_layers)
         writer.add_context_length(config.context_length)
         writer.add_embedding_length(config.emb_dim)
-        writer.add_feed_forward_length(4 * config.emb_dim)
+        writer.add_feed_forward_length(config.hidden_dim)
         writer.add_head_count(config.n_heads)
-        writer.add_layer_norm_eps(1e-5)
+        if kind == "gpt2":
+            writer.add_layer_norm_eps(1e-5)
+        else:
+            writer.add_vocab_size(config.vocab_size)
+            writer.add_head_count_kv(config.n_kv_heads)
+            writer.add_key_length(config.head_dim)
+            writer.add_value_length(config.head_dim)
+            writer.add_rope_dimension_count(config.head_dim)
+            writer.add_rope_freq_base(config.rope_base)
+            writer.add_layer_norm_rms_eps(1e-5)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
         tokens = sorted(read_json(tokenizer_folder / "encoder.json").items(), key=lambda item: item[1])
         normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
@@ -46,15 +55,23 @@ def save_gguf(
         writer.add_add_bos_token(False)
         if template:
             writer.add_chat_template(template)
-        for name in [*tensor_names(config.n_layers), *([] if config.tied_head else [HEAD])]:
-            stored = weights.get(name.ours)
-            tensor = np.zeros(3 * config.emb_dim, np.float32) if stored is None else stored.float().numpy()
+        for name, weights in their_tensors(model, "gguf"):
+            tensor = weights.float().numpy()
+            if n_heads := turned_heads(name, config):
+                tensor = tensor.reshape(n_heads, 2, -1, config.emb_dim).swapaxes(1, 2).reshape(tensor.shape)
             if half and tensor.ndim == 2:
                 if np.abs(tensor).max() > HALF_LIMIT:
-                    raise UserError(f"tensor {name.ours} has numbers beyond float16; export without --half")
+                    raise UserError(f"tensor {name} has numbers beyond float16; export without --half")
                 tensor = tensor.astype(np.float16)
-            writer.add_tensor(name.gguf, tensor)
+            writer.add_tensor(name, tensor)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def turned_heads(name: str, config: GPTConfig) -> int:
+    """How many heads a tensor has whose rows rope turns: in GGUF a pair are neighbours, not D / 2 rows apart."""
+    if config.position != "rope":
+        return 0
+    return {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(name.split(".", 2)[-1], 0)

@@ -1,31 +1,22 @@
-"""Hugging Face's GPT-2 folders, written and read: config.json, model.safetensors and tokenizer files."""
+"""Hugging Face's folders of GPT-2 and Llama models, written and read: config, model.safetensors, tokenizer files."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
-from scratchlm.formats.names import EMBEDDING, HEAD, check_gpt2, tensor_names
-from scratchlm.formats.native import WEIGHTS_FILE, convert_weights, first_mistake, read_weights
-from scratchlm.model.config import GPTConfig
+from scratchlm.formats.conversion import convert_weights, their_tensors
+from scratchlm.formats.huggingface_config import huggingface_config, read_config
+from scratchlm.formats.names import HEAD, architecture, names_of
+from scratchlm.formats.native import WEIGHTS_FILE, read_weights
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, read_json, write_json
 
-_PREFIX = "transformer."
-# The causal mask, which older versions store beside the weights
-_BUFFERS = (".attn.bias", ".attn.masked_bias")
-# Settings of transformers under which its model computes what ours does; the first is its default
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
+_PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but the head
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
 def save_huggingface(
@@ -33,16 +24,14 @@ def save_huggingface(
 ) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load. template: for apply_chat_template.
 
-    Query, key and value biases are zeros where the model has none: the format requires them.
+    Raises UserError if transformers has no such models.
     """
-    check_gpt2(model.config)
-    config, ours = model.config, model.state_dict()
-    weights = {}
-    for name in tensor_names(config.n_layers):
-        tensor = ours[name.ours] if name.ours in ours else torch.zeros(3 * config.emb_dim)
-        weights[_PREFIX + name.huggingface] = (tensor.T if name.linear else tensor).contiguous()
-    if not config.tied_head:
-        weights[HEAD.huggingface] = ours[HEAD.ours].contiguous()
+    config = model.config
+    prefix = _PREFIXES[architecture(config)]
+    weights = {
+        name if name == HEAD.huggingface else prefix + name: tensor
+        for name, tensor in their_tensors(model, "huggingface")
+    }
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
@@ -55,15 +44,16 @@ def save_huggingface(
 
 
 def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
-    """Return the GPT-2 of a Hugging Face folder, in float32.
+    """Return the GPT-2 or Llama of a Hugging Face folder, in float32.
 
     vocab_size: the tokenizer's; rows of the embedding beyond it, which some add for speed, are left out.
     Raises UserError naming the file and the first tensor that does not fit.
     """
-    config = _read_config(folder)
-    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in _read_weights(folder).items()}
+    config = read_config(folder)
+    prefix = _PREFIXES[architecture(config)]
+    stored = {name.removeprefix(prefix): tensor for name, tensor in _read_weights(folder).items()}
     stored = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
-    embedding, head = EMBEDDING.huggingface, HEAD.huggingface
+    embedding, head = next(names_of(config)).huggingface, HEAD.huggingface
     if config.tied_head and head in stored:  # transformers unties a head that differs
         is_tied = torch.equal(stored.setdefault(embedding, stored[head]), stored[head])
         config = config.model_copy(update={"tied_head": is_tied})
@@ -130,54 +120,3 @@ def _read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     if kinds != ("BPE", "ByteLevel", False, None):
         raise UserError(f"{path}: not GPT-2's kind of tokenizer; only byte-level BPE without a normalizer can be read")
     return encoder | {END_OF_TEXT: added[END_OF_TEXT]} if END_OF_TEXT in added else encoder, merges
-
-
-def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object]:
-    """Return the content of their config.json for one of our configurations."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.emb_dim,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "attn_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "resid_pdrop": config.dropout,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": config.tied_head,
-        "bos_token_id": end_token_id,
-        "eos_token_id": end_token_id,
-    }
-
-
-def _read_config(folder: Path) -> GPTConfig:
-    path = folder / "config.json"
-    theirs = read_json(path)
-    if theirs.get("model_type") != "gpt2":
-        raise UserError(f"{path}: model_type is {theirs.get('model_type')!r}; only gpt2 can be read")
-    for key, values in _FIXED.items():
-        if theirs.get(key, values[0]) not in values:
-            allowed = " or ".join(map(repr, values))
-            raise UserError(f"{path}: {key} is {theirs[key]!r}; only models with {allowed} can be read")
-    try:
-        return GPTConfig.model_validate(
-            {
-                "vocab_size": theirs["vocab_size"],
-                "context_length": theirs["n_positions"],
-                "n_layers": theirs["n_layer"],
-                "n_heads": theirs["n_head"],
-                "emb_dim": theirs["n_embd"],
-                "dropout": theirs.get("resid_pdrop", 0.0),
-                "qkv_bias": True,
-                "tied_head": theirs.get("tie_word_embeddings", True),
-                "initialisation": "gpt2",
-                "attention": "sdpa",
-            }
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: {error} is missing; export the model again") from None
-    except ValidationError as error:
-        raise UserError(f"{path}: {first_mistake(error)}; export the model again") from None

@@ -1,20 +1,23 @@
-"""One table of tensor names for all formats: ours, OpenAI's, Hugging Face's and GGUF's.
+"""One table of tensor names for all formats, for GPT-2 and for Llama: ours, OpenAI's, Hugging Face's and GGUF's.
 
-Sources: github.com/openai/gpt-2, src/model.py; transformers, models/gpt2; llama.cpp, architecture `gpt2`.
+Sources: github.com/openai/gpt-2, src/model.py; transformers, models/gpt2 and models/llama; llama.cpp, architectures
+`gpt2` and `llama`.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from scratchlm.model.config import GPTConfig
 from scratchlm.run.errors import UserError
 
 
 class TensorName(NamedTuple):
-    """One tensor under its name in each format.
+    """One tensor under its name in each format. `a.{b,c}`: it is the tensors a.b and a.c there, one below the other.
 
-    linear: it is the weight of a linear layer. Ours and GGUF's have the shape (C_out, C_in), Hugging Face's (Conv1D)
-    (C_in, C_out), OpenAI's (convolutions of width one) (1, C_in, C_out). Other tensors have one shape everywhere.
+    linear: it is the weight of a linear layer of GPT-2. Ours and GGUF's have the shape (C_out, C_in), Hugging Face's
+    (Conv1D) (C_in, C_out), OpenAI's (convolutions of width one) (1, C_in, C_out). Other tensors have one shape
+    everywhere.
     """
 
     ours: str
@@ -50,22 +53,72 @@ _BLOCK = (
 HEAD = TensorName("head.weight", "", "lm_head.weight", "output.weight")  # stored only if it is not tied
 
 
-def check_gpt2(config: GPTConfig) -> None:
-    """Raise UserError unless the model is built like GPT-2, which other formats can then hold."""
-    kind = (config.position, config.norm, config.feed_forward, config.bias)
+_LLAMA_MODEL = (
+    TensorName("token_embedding.weight", "", "embed_tokens.weight", "token_embd.weight"),
+    TensorName("final_norm.scale", "", "norm.weight", "output_norm.weight"),
+)
+_LLAMA_BLOCK = (
+    TensorName("norm1.scale", "", "input_layernorm.weight", "attn_norm.weight"),
+    TensorName("attention.qkv.weight", "", "self_attn.{q,k,v}_proj.weight", "attn_{q,k,v}.weight"),
+    TensorName("attention.projection.weight", "", "self_attn.o_proj.weight", "attn_output.weight"),
+    TensorName("norm2.scale", "", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    TensorName("feed_forward.expansion.weight", "", "mlp.{gate,up}_proj.weight", "ffn_{gate,up}.weight"),
+    TensorName("feed_forward.projection.weight", "", "mlp.down_proj.weight", "ffn_down.weight"),
+)
+
+
+# What every Llama has, as fields of GPTConfig
+LLAMA = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False, "bias": False, "dropout": 0.0,
+    "initialisation": "gpt2", "attention": "sdpa",
+}  # fmt: skip
+
+
+def architecture(config: GPTConfig) -> Literal["gpt2", "llama"]:
+    """Return which architecture of other formats has these parts. Raises UserError if none has."""
+    parts = (config.position, config.norm, config.feed_forward)
     widths = (config.n_kv_heads, config.n_heads * config.head_dim, config.hidden_dim)
-    if kind != ("learned", "layer", "gelu", True) or widths != (config.n_heads, config.emb_dim, 4 * config.emb_dim):
-        raise UserError(
-            "only models that are built like GPT-2 can be exported: position learned, norm layer, feed_forward gelu, "
-            "bias true, and no widths of their own"
-        )
+    if parts == ("learned", "layer", "gelu") and config.bias:
+        if widths == (config.n_heads, config.emb_dim, 4 * config.emb_dim):
+            return "gpt2"
+    elif parts == ("rope", "rms", "swiglu") and not config.qkv_bias and not config.bias:
+        return "llama"
+    raise UserError(
+        f"no other format holds a model of position {config.position}, norm {config.norm}, feed_forward "
+        f"{config.feed_forward}, qkv_bias {str(config.qkv_bias).lower()}, bias {str(config.bias).lower()} and these "
+        "widths; only models built like GPT-2 (learned, layer, gelu, bias true, no custom widths) or like Llama (rope, "
+        "rms, swiglu, no biases) can be exported"
+    )
+
+
+def names_of(config: GPTConfig) -> Iterator[TensorName]:
+    """Yield every tensor of a model, once. Raises UserError as `architecture`."""
+    if architecture(config) == "gpt2":
+        yield from tensor_names(config.n_layers)
+    else:
+        yield from _LLAMA_MODEL
+        yield from _blocks(_LLAMA_BLOCK, config.n_layers, "", "layers")
+    if not config.tied_head:
+        yield HEAD
 
 
 def tensor_names(n_layers: int) -> Iterator[TensorName]:
     """Yield every tensor of a GPT-2 with a tied head, once."""
     yield from _MODEL
+    yield from _blocks(_BLOCK, n_layers, "model/h", "h")
+
+
+def _blocks(block: Sequence[TensorName], n_layers: int, openai: str, huggingface: str) -> Iterator[TensorName]:
     for i in range(n_layers):
-        for ours, openai, huggingface, gguf, linear in _BLOCK:
+        for name in block:
             yield TensorName(
-                f"blocks.{i}.{ours}", f"model/h{i}/{openai}", f"h.{i}.{huggingface}", f"blk.{i}.{gguf}", linear
-            )
+                f"blocks.{i}.{name.ours}", f"{openai}{i}/{name.openai}", f"{huggingface}.{i}.{name.huggingface}",
+                f"blk.{i}.{name.gguf}", name.linear,
+            )  # fmt: skip
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the names that a name with braces stands for."""
+    if not (braces := re.search("{(.*)}", name)):
+        return [name]
+    return [name[: braces.start()] + part + name[braces.end() :] for part in braces[1].split(",")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -11,16 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scratchlm.fast.torch_startup import shapes_only
-from scratchlm.formats.names import EMBEDDING, HEAD, tensor_names
+from scratchlm.formats.names import EMBEDDING, HEAD
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, missing, read_json, write_json
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Tensors = Mapping[str, Tensor]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_REMEDY = "fetch or export it again"
 
 
 def save_gpt(folder: Path, model: GPTModel, adapter: dict[str, Tensor] | None = None) -> None:
@@ -60,40 +58,10 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
             f"{folder} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
         )
     config = read_config(folder).model_copy(update=changes)
-    return _gpt(config, read_weights(folder / WEIGHTS_FILE), str(folder))
+    return gpt_of(config, read_weights(folder / WEIGHTS_FILE), str(folder))
 
 
-def convert_weights(
-    config: GPTConfig, theirs: dict[str, Tensor], format_: Literal["openai", "huggingface"], source: str
-) -> GPTModel:
-    """Return a model, in evaluation mode, made of another format's tensors.
-
-    Empties `theirs` on the way, so that memory never holds a large model twice.
-    Raises UserError naming `source` and the first missing, extra or misshapen tensor.
-    """
-    with shapes_only():
-        expected = GPTModel(config).state_dict()
-    weights = {}
-    for name in [*tensor_names(config.n_layers), *([] if config.tied_head else [HEAD])]:
-        their_name = getattr(name, format_)
-        if their_name not in theirs:
-            raise UserError(f"{source}: tensor {their_name} is missing; {_REMEDY}")
-        tensor, wanted = theirs.pop(their_name), tuple(expected[name.ours].shape)
-        if tensor.dtype not in FLOATS:
-            kind = f"is of type {_dtype(tensor)}, which no weights are without their scale"
-            raise UserError(f"{source}: tensor {their_name} {kind}; save the model in float32, not quantised")
-        if name.linear:
-            wanted = (1, *wanted[::-1]) if format_ == "openai" else wanted[::-1]
-        if tuple(tensor.shape) != wanted:
-            shape = f"has shape {tuple(tensor.shape)}, but the configuration asks for {wanted}"
-            raise UserError(f"{source}: tensor {their_name} {shape}; take both from one checkpoint")
-        weights[name.ours] = (tensor.reshape(wanted[-2:]).T if name.linear else tensor).float().contiguous()
-    if theirs:
-        raise UserError(f"{source}: tensor {min(theirs)} belongs to no part of a GPT-2 of this size; {_REMEDY}")
-    return _gpt(config, weights, source)
-
-
-def _gpt(config: GPTConfig, weights: Tensors, source: str) -> GPTModel:
+def gpt_of(config: GPTConfig, weights: Tensors, source: str) -> GPTModel:
     """Return a model with `weights` as its tensors (not copies), in evaluation mode. Errors as assign_tensors."""
     with shapes_only():
         model = GPTModel(config)
@@ -143,7 +111,9 @@ def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:
                 f"asks for {tuple(expected[name].shape)}; take both from one checkpoint"
             )
         if weights[name].dtype != torch.float32:
-            raise UserError(f"{source}: tensor {name} is of type {_dtype(weights[name])}; save all of them in float32")
+            raise UserError(
+                f"{source}: tensor {name} is of type {type_name(weights[name])}; save all of them in float32"
+            )
         if not torch.stack(weights[name].aminmax()).isfinite().all():
             raise UserError(
                 f"{source}: tensor {name} holds NaN or infinite numbers; take a checkpoint of a sound model"
@@ -151,5 +121,5 @@ def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:
     model.load_state_dict(weights, assign=True)
 
 
-def _dtype(tensor: Tensor) -> str:
+def type_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")

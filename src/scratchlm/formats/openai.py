@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from scratchlm.formats import tensorflow_reader
-from scratchlm.formats.names import tensor_names
-from scratchlm.formats.native import convert_weights, first_mistake
+from scratchlm.formats.conversion import convert_weights, their_tensors
+from scratchlm.formats.native import first_mistake
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -37,11 +37,7 @@ def load_openai(folder: Path, size: SizeName, scratch: Path) -> tuple[GPTModel, 
 def to_openai(model: GPTModel) -> dict[str, np.ndarray]:
     """Return a model's weights as OpenAI's variables. Its head must be tied, its attention must have biases."""
     assert model.config.tied_head and model.config.qkv_bias
-    weights = model.state_dict()
-    return {
-        name.openai: (weights[name.ours].T[None] if name.linear else weights[name.ours]).contiguous().numpy()
-        for name in tensor_names(model.config.n_layers)
-    }
+    return {name: tensor.numpy() for name, tensor in their_tensors(model, "openai")}
 
 
 def hparams(config: GPTConfig) -> dict[str, int]:

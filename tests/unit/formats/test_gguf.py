@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import save_gguf
+from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -65,17 +66,24 @@ def tokenizer(tokenizer_folder: Path) -> BytePairTokenizer:
     return found
 
 
-@pytest.mark.parametrize("tied_head", [True, False])
-@pytest.mark.parametrize("qkv_bias", [True, False])
+LLAMA = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 2, "qkv_bias": False, "bias": False,
+}  # fmt: skip
+KINDS = [
+    {"tied_head": True}, {"tied_head": False}, {"tied_head": True, "qkv_bias": False},
+    {"tied_head": False, "qkv_bias": False}, LLAMA, LLAMA | {"tied_head": False, "head_dim": 16, "rope_base": 500.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", KINDS)
 def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
-    tied_head: bool,
-    qkv_bias: bool,
+    changes: dict[str, Any],
     random_gpt: Build,
     tokenizer_folder: Path,
     tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:
-    model = random_gpt(tied_head=tied_head, qkv_bias=qkv_bias)
+    model = random_gpt(**changes)
     save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
     for text in PROMPTS:
         prompt = tokenizer.encode(text)
@@ -83,6 +91,66 @@ def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
         theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 60)
         assert theirs[: len(ours.token_ids)] == ours.token_ids
         assert theirs[len(ours.token_ids) :] in ([], [tokenizer.end_token_id])
+
+
+@pytest.mark.parametrize("changes", KINDS)
+def test_a_file_gives_the_model_back_bit_for_bit(
+    changes: dict[str, Any], random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt(**changes)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    again = load_gguf(GGUFFile(tmp_path / "model.gguf"))
+    fixed = {"attention": "eager", "qkv_bias": model.config.qkv_bias}
+    assert again.config.model_copy(update=fixed) == model.config.model_copy(update=fixed)
+    found = again.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.01), ("Q4_1", 0.15), ("F16", 1e-3)])
+def test_quantised_weights_are_the_numbers_that_they_stand_for(
+    kind: str, error: float, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    model = random_gpt(**LLAMA, hidden_dim=64)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    whole, quantised = gguf.GGUFReader(tmp_path / "model.gguf"), gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
+    for name, field in whole.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            element = field.types[-1] if len(field.types) > 1 else None
+            quantised.add_key_value(name, field.contents(), field.types[0], element)
+    type_ = gguf.GGMLQuantizationType[kind]
+    for tensor in whole.tensors:
+        data, own = tensor.data, gguf.GGMLQuantizationType.F32
+        if data.ndim == 2:
+            data, own = gguf.quantize(data, type_), type_
+        quantised.add_tensor(tensor.name, data, raw_dtype=own)
+    quantised.write_header_to_file()
+    quantised.write_kv_data_to_file()
+    quantised.write_tensors_to_file()
+    quantised.close()
+    found, expected = load_gguf(GGUFFile(tmp_path / "small.gguf")).state_dict(), model.state_dict()
+    for name in ("blocks.0.attention.qkv.weight", "blocks.1.feed_forward.expansion.weight", "token_embedding.weight"):
+        spread = expected[name].std()
+        assert 0 < (found[name] - expected[name]).square().mean().sqrt() < error * spread
+
+
+def test_what_is_not_a_model_of_ours_is_refused(
+    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    def refusal(path: Path) -> str:
+        with pytest.raises(UserError) as refused:
+            load_gguf(GGUFFile(path))
+        return str(refused.value)
+
+    assert refusal(tmp_path / "none.gguf").startswith(f"{tmp_path / 'none.gguf'}")
+    (tmp_path / "text.gguf").write_text("no model" * 100)
+    assert "not a whole GGUF file" in refusal(tmp_path / "text.gguf")
+    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA), tokenizer_folder, tokenizer, half=False)
+    whole = (tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
+    assert "not a whole GGUF file" in refusal(tmp_path / "cut.gguf")
+    (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"lambs"))
+    assert refusal(tmp_path / "other.gguf").endswith("a model of architecture 'lambs'; only gpt2 and llama can be read")
 
 
 def test_llama_cpp_stops_at_the_end_token(
@@ -129,9 +197,7 @@ def test_weights_beyond_float16_are_refused_and_not_made_infinite(
     model = random_gpt()
     with torch.no_grad():
         model.blocks[1].feed_forward.expansion.weight[3, 4] = -70_000
-    with pytest.raises(
-        UserError, match="tensor blocks.1.feed_forward.expansion.weight has numbers beyond float16; exp"
-    ):
+    with pytest.raises(UserError, match="tensor blk.1.ffn_up.weight has numbers beyond float16; exp"):
         save_gguf(tmp_path / "half.gguf", model, tokenizer_folder, tokenizer, half=True)
     assert not list(tmp_path.glob("*half.gguf*"))
 

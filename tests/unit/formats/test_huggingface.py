@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
 from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
@@ -124,7 +125,7 @@ def exported(tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: 
 def test_at_every_published_width_both_ways_give_transformers_logits_and_text(
     size: str, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    model = random_gpt(**SIZES[size].model_dump() | {"n_layers": 1})
+    model = random_gpt(**SIZES[size].model_dump(exclude_none=True) | {"n_layers": 1})
     assert_same_both_ways(model, tokenizer_folder, tmp_path)
 
 
@@ -134,7 +135,7 @@ def test_with_the_whole_vocabulary_the_sizes_give_transformers_logits_and_text_b
     size: str, n_layers: int, random_gpt: Build, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     rest = {"n_layers": n_layers, "vocab_size": GPT2_VOCAB_SIZE, "context_length": GPT2_CONTEXT_LENGTH}
-    assert_same_both_ways(random_gpt(**SIZES[size].model_dump() | rest), tokenizer_folder, tmp_path)
+    assert_same_both_ways(random_gpt(**SIZES[size].model_dump(exclude_none=True) | rest), tokenizer_folder, tmp_path)
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
@@ -160,6 +161,65 @@ def test_every_kind_of_model_exports_right(
     assert again.config.tied_head == tied_head
     if not qkv_bias:
         assert not again.blocks[1].attention.qkv.bias.any()
+
+
+LLAMA = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 2, "qkv_bias": False, "bias": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tied_head", [True, False])
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 12, "rope_base": 500.0}, {"n_kv_heads": 4, "hidden_dim": 20}])
+def test_a_llama_gives_transformers_logits_and_text_both_ways(
+    changes: dict[str, Any], tied_head: bool, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    ours = random_gpt(**LLAMA | changes, tied_head=tied_head)
+    save_huggingface(tmp_path / "ours", ours, tokenizer_folder, tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    assert isinstance(theirs, LlamaForCausalLM)
+    assert_same_logits(ours, theirs)
+    assert_same_greedy_text(ours, theirs)
+    perturbed(theirs, 0.05, seed=4).save_pretrained(tmp_path / "theirs")
+    again = load_huggingface(tmp_path / "theirs")
+    assert again.config == ours.config
+    assert_same_logits(again, theirs)
+    assert_same_greedy_text(again, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06; only models with 1e-05 can be read"),
+        ({"attention_bias": True}, "attention_bias is True; only models with False can be read"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "factor": 32.0}},
+            "its rope is scaled ({'rope_type': 'llama3', 'factor': 32.0}); only models whose rope is not can be read",
+        ),
+        ({"num_key_value_heads": 3}, "Value error, 4 heads cannot share 3 key-value heads"),
+        ({"hidden_size": None}, "emb_dim: Input should be a valid integer"),
+    ],
+)
+def test_a_llama_that_computes_something_else_is_refused(
+    changes: dict[str, Any], sentence: str, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    save_huggingface(tmp_path / "model", random_gpt(**LLAMA), tokenizer_folder, tokenizer)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=re.escape(f"{path}: ") + ".*" + re.escape(sentence)):
+        load_huggingface(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"norm": "rms"}, {"bias": False}, {"n_kv_heads": 2}, LLAMA | {"position": "sinusoidal"}]
+)
+def test_a_model_that_no_other_format_holds_is_not_exported(
+    changes: dict[str, Any], random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no other format holds a model of position .* can be exported"):
+        save_huggingface(tmp_path / "model", random_gpt(**changes), tokenizer_folder, tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_untied_model_of_transformers_loads_untied(random_gpt: Build, tmp_path: Path) -> None:
@@ -272,7 +332,7 @@ def test_a_missing_tensor_is_named(exported: Path) -> None:
 
 def test_an_extra_tensor_is_named(exported: Path) -> None:
     path = spoil(exported, lambda weights: weights.update({"transformer.h.2.ln_1.weight": torch.ones(32)}))
-    expected = f"{path}: tensor h.2.ln_1.weight belongs to no part of a GPT-2 of this size; fetch or export it again"
+    expected = f"{path}: tensor h.2.ln_1.weight belongs to no part of a model of this size; fetch or export it again"
     assert refusal(exported) == expected
 
 
@@ -319,8 +379,8 @@ def test_a_damaged_weights_file_is_named(exported: Path) -> None:
 
 
 def test_another_kind_of_model_is_refused(exported: Path) -> None:
-    path = rewrite_config(exported, model_type="llama")
-    assert refusal(exported) == f"{path}: model_type is 'llama'; only gpt2 can be read"
+    path = rewrite_config(exported, model_type="mistral")
+    assert refusal(exported) == f"{path}: model_type is 'mistral'; only gpt2 and llama can be read"
 
 
 def test_a_configuration_without_a_size_is_refused(exported: Path) -> None:

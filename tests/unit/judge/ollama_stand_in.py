@@ -122,6 +122,7 @@ def llama_server(gguf: Path, n_context: int) -> xllamacpp.Server:
     params.n_gpu_layers = 0
     params.cpuparams.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32  # its default is float16
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it rounds to float16, too
     params.fit_params = False
     params.warmup = False
     params.verbosity = 0

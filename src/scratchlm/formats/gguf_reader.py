@@ -1,0 +1,94 @@
+"""Models in GGUF files, quantised or not: what llama.cpp and Ollama run becomes a model of ours."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from scratchlm.formats.conversion import convert_weights
+from scratchlm.formats.gguf import turned_heads
+from scratchlm.formats.names import HEAD, LLAMA
+from scratchlm.formats.native import first_mistake
+from scratchlm.model.config import GPTConfig
+from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import damaged, missing
+
+
+class GGUFFile(gguf.GGUFReader):
+    """A GGUF file. Raises UserError naming the file if it is missing, damaged or of another kind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            super().__init__(path)
+            self.values = {name: field.contents() for name, field in self.fields.items()}
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing(path) from None
+        # What the package raises for bytes that it did not expect
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise damaged(path, f"not a whole GGUF file ({error})") from None
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        """Else a damaged length would read nothing after the end, as often as it says."""
+        if offset + count * np.dtype(dtype).itemsize > len(self.data):
+            raise ValueError("it ends too early")
+        return super()._get(offset, dtype, count, override_order)
+
+
+def load_gguf(file: GGUFFile) -> GPTModel:
+    """Return the Llama or GPT-2 of a file, quantised weights as the float32 numbers that they stand for.
+
+    Raises UserError naming the file and what cannot be read.
+    """
+    config, weights = _read_config(file), {}
+    for tensor in file.tensors:
+        try:
+            numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            kind = f"is of type {tensor.tensor_type.name}, which the package gguf cannot read"
+            raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type") from None
+        n_heads = turned_heads(tensor.name, config)
+        if n_heads and numbers.shape == (n_heads * config.head_dim, config.emb_dim):
+            numbers = numbers.reshape(n_heads, -1, 2, config.emb_dim).swapaxes(1, 2).reshape(numbers.shape)
+        weights[tensor.name] = torch.from_numpy(numbers.astype(np.float32))
+    return convert_weights(config, weights, "gguf", str(file.path))
+
+
+def _read_config(file: GGUFFile) -> GPTConfig:
+    values, names = file.values, {tensor.name for tensor in file.tensors}
+    kind = values.get("general.architecture")
+    if kind not in ("gpt2", "llama"):
+        raise UserError(f"{file.path}: a model of architecture {kind!r}; only gpt2 and llama can be read")
+    if f"{kind}.rope.scaling.type" in values or "rope_freqs.weight" in names:
+        raise UserError(f"{file.path}: its rope is scaled; only models whose rope is not can be read")
+    tokens = values.get("tokenizer.ggml.tokens")
+    found = {
+        "vocab_size": len(tokens) if isinstance(tokens, list) else None,
+        "context_length": values.get(f"{kind}.context_length"),
+        "n_layers": values.get(f"{kind}.block_count"),
+        "n_heads": values.get(f"{kind}.attention.head_count"),
+        "emb_dim": values.get(f"{kind}.embedding_length"),
+        "hidden_dim": values.get(f"{kind}.feed_forward_length"),
+        "tied_head": HEAD.gguf not in names,
+    }
+    if kind == "gpt2":
+        found |= {"dropout": 0.0, "qkv_bias": True, "initialisation": "gpt2", "attention": "sdpa"}
+    else:
+        found |= {
+            "n_kv_heads": values.get("llama.attention.head_count_kv"),
+            "head_dim": values.get("llama.attention.key_length"),
+            "rope_base": values.get("llama.rope.freq_base", 10_000.0),
+            **LLAMA,
+        }
+    epsilon = values.get(f"{kind}.attention.layer_norm{'_rms' if kind == 'llama' else ''}_epsilon")
+    if not isinstance(epsilon, float) or not math.isclose(epsilon, 1e-5, rel_tol=1e-3):
+        raise UserError(f"{file.path}: the epsilon of its norms is {epsilon}; only models with 1e-05 can be read")
+    try:
+        return GPTConfig.model_validate(found)
+    except ValidationError as error:
+        raise UserError(f"{file.path}: {first_mistake(error)}; fetch the file again") from None
