@@ -13,7 +13,7 @@ from typing import Any
 import requests
 import torch
 
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
+from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.formats.huggingface import huggingface_config
 from scratchlm.formats.names import tensor_names

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.harness import REPOSITORY
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE, VOCABULARY_FILES
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.data.sources import fetch
-from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_splits
 from scratchlm.run.params import Section, check_params, load_yaml

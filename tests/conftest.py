@@ -11,7 +11,8 @@ from filelock import FileLock
 from hypothesis import settings
 
 from scratchlm.arithmetic.mode import use_exact
-from scratchlm.data.tokenizer import BytePairTokenizer, load_tokenizer
+from scratchlm.data.byte_pairs import BytePairTokenizer
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
 from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run

@@ -27,8 +27,9 @@ from scratchlm.arithmetic import autograd, elementary, functions, reference
 from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
+from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.corpus import TokenWindows
-from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
+from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora

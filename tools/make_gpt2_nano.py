@@ -14,11 +14,12 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from scratchlm.arithmetic.random import stream
+from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.catalogue import VOCABULARY_FILES
 from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, read_instructions, split_instructions
 from scratchlm.data.prompts import format_prompt
-from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.openai import hparams, to_openai
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, gpt2_config

@@ -9,22 +9,25 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pyarrow as pa
 
 from scratchlm.data.archive import read_member
+from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.messages import read_messages
-from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.data.transfer import Refused
 from scratchlm.formats import openai
 from scratchlm.formats.classifier import load_classifier, save_classifier
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
-from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer, save_huggingface
+from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
+from scratchlm.formats.huggingface import load_huggingface, save_huggingface
+from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.judge.connection import ollama
 from scratchlm.judge.ollama import OllamaJudge
@@ -37,6 +40,7 @@ from scratchlm.run.display import markdown, printable
 from scratchlm.run.files import read_csv, read_json, read_table, write_table
 from scratchlm.run.params import read_params
 from stages import preflight
+from tests import smollm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -97,9 +101,12 @@ def make_folder(folder: Path) -> dict[str, Target]:
     save_gpt(folder / "native", model)
     save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
     save_huggingface(folder / "huggingface", model, folder / "tokenizer", tokenizer)  # type: ignore[arg-type]
+    save_byte_pairs(folder / "smollm", *smollm.tiny_pairs())
+    smollm_tokenizer: Any = load_tokenizer(folder / "smollm")
+    save_huggingface_tokenizer(folder / "smollm", smollm_tokenizer, 4, "{{ messages }}")
     llama = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False}
     grouped = build_model(GPTConfig(**config.model_dump() | llama | {"qkv_bias": False, "hidden_dim": 8}), seed=1)
-    save_gguf(folder / "a.gguf", grouped, folder / "tokenizer", tokenizer, half=True)  # type: ignore[arg-type]
+    save_gguf(folder / "a.gguf", grouped, folder / "smollm", smollm_tokenizer, "{{ messages }}", half=True)
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
     shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")
@@ -130,6 +137,9 @@ def make_folder(folder: Path) -> dict[str, Target]:
         "params": Target("p.yaml", lambda f: read_params(f / "p.yaml", preflight.Params, whole=True), profiles),
         "encoder": in_folder("tokenizer", "encoder.json", load_tokenizer),
         "merges": in_folder("tokenizer", "vocab.bpe", load_tokenizer),
+        "settings": in_folder("smollm", "settings.json", load_tokenizer),
+        "huggingface-tokenizer": in_folder("smollm", "tokenizer.json", load_huggingface_tokenizer),
+        "gguf-tokenizer": Target("a.gguf", lambda f: read_gguf_tokenizer(GGUFFile(f / "a.gguf")), seeds("a.gguf")),
         "words": Target(
             "words/words.json", lambda f: load_tokenizer(f / "words"), [b'["a", "<|endoftext|>", "<|unk|>"]']
         ),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, write_corpus
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
 from scratchlm.data.messages import balance_by_undersampling, read_messages, split_messages, write_messages
-from scratchlm.data.tokenizer import BytePairTokenizer, WordTokenizer, collect_words
+from scratchlm.data.tokenizer import WordTokenizer, collect_words
 from scratchlm.run.files import read_table, sha256_of
 from tests.conftest import Inputs
 from tests.network.conftest import FILES

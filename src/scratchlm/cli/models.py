@@ -85,8 +85,8 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="gguf: store matrices as float16")] = False,
 ) -> None:
     """Write a language model for transformers, or for llama.cpp and Ollama; an assistant with its chat template."""
+    from scratchlm.data.byte_pairs import BytePairTokenizer
     from scratchlm.data.prompts import chat_template
-    from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer
     from scratchlm.formats.gguf import save_gguf
     from scratchlm.formats.huggingface import save_huggingface
 
@@ -95,7 +95,9 @@ def export(
     if not isinstance(text, BytePairTokenizer):
         raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
     style = prompt_style or (_prompt_style() if model.resolve() == ASSISTANT.resolve() else None)
-    template = chat_template(style, END_OF_TEXT) if style else None
+    template = text.pairs.settings.chat_template
+    if style:
+        template = chat_template(style, text.pairs.settings.end_token)
     if format == "huggingface":
         save_huggingface(output, gpt, tokenizer, text, template)
     else:
@@ -108,18 +110,19 @@ def import_model(
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
 ) -> None:
     """Read a GPT-2 or a Llama that transformers wrote."""
-    from scratchlm.data.tokenizer import save_byte_pairs
-    from scratchlm.formats.huggingface import load_huggingface, load_huggingface_tokenizer
+    from scratchlm.data.byte_pairs import save_byte_pairs
+    from scratchlm.formats.huggingface import load_huggingface
+    from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.run.files import atomic_folder, read_json
 
     _refuse_existing(output)
-    encoder, merges = load_huggingface_tokenizer(folder)
-    gpt = load_huggingface(folder, len(encoder))
+    pairs = load_huggingface_tokenizer(folder)
+    gpt = load_huggingface(folder, len(pairs.encoder))
     n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
     with atomic_folder(output) as temporary:
         save_gpt(temporary / "model", gpt)
-        save_byte_pairs(temporary / "tokenizer", encoder, merges)
+        save_byte_pairs(temporary / "tokenizer", *pairs)
     if n_padding:
         say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")

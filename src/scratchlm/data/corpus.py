@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from tqdm import tqdm
 
-from scratchlm.data.tokenizer import END_OF_TEXT, WHITE_SPACE, Tokenizer
+from scratchlm.data.byte_pairs import END_OF_TEXT, WHITE_SPACE
+from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, damaged, missing, open_table, read_json, write_json
 from scratchlm.run.params import Section

@@ -1,18 +1,21 @@
 """GGUF files, which llama.cpp and Ollama run, written from our models. gguf_reader.py reads them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from scratchlm.data.tokenizer import BytePairTokenizer, read_merges
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.conversion import their_tensors
 from scratchlm.formats.names import architecture
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_write, read_json
+from scratchlm.run.files import atomic_write
 
 HALF_LIMIT = np.finfo(np.float16).max
+# tokenizer.ggml.pre of our patterns. Source: llama.cpp, src/llama-vocab.cpp
+PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
 
 
 def save_gguf(
@@ -44,17 +47,7 @@ def save_gguf(
             writer.add_rope_freq_base(config.rope_base)
             writer.add_layer_norm_rms_eps(1e-5)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
-        tokens = sorted(read_json(tokenizer_folder / "encoder.json").items(), key=lambda item: item[1])
-        normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list([token for token, _ in tokens])
-        writer.add_token_types([control if token_id == tokenizer.end_token_id else normal for _, token_id in tokens])
-        writer.add_token_merges([" ".join(pair) for pair in read_merges(tokenizer_folder / "vocab.bpe")])
-        writer.add_eos_token_id(tokenizer.end_token_id)
-        writer.add_add_bos_token(False)
-        if template:
-            writer.add_chat_template(template)
+        _add_tokenizer(writer, tokenizer, template)
         for name, weights in their_tensors(model, "gguf"):
             tensor = weights.float().numpy()
             if n_heads := turned_heads(name, config):
@@ -75,3 +68,21 @@ def turned_heads(name: str, config: GPTConfig) -> int:
     if config.position != "rope":
         return 0
     return {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(name.split(".", 2)[-1], 0)
+
+
+def _add_tokenizer(writer: Any, tokenizer: BytePairTokenizer, template: str | None) -> None:
+    """Write a tokenizer to a gguf.GGUFWriter. template: for chats."""
+    import gguf
+
+    encoder, merges, settings = tokenizer.pairs
+    control = set(tokenizer.special_tokens)
+    tokens = sorted(encoder, key=encoder.__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZERS[settings.pattern])
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if token in control else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_eos_token_id(tokenizer.end_token_id)
+    writer.add_add_bos_token(False)
+    if template:
+        writer.add_chat_template(template)

@@ -30,7 +30,7 @@ class GGUFFile(gguf.GGUFReader):
         except (FileNotFoundError, NotADirectoryError):
             raise missing(path) from None
         # What the package raises for bytes that it did not expect
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
             raise damaged(path, f"not a whole GGUF file ({error})") from None
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:

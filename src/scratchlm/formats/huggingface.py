@@ -1,19 +1,19 @@
 """Hugging Face's folders of GPT-2 and Llama models, written and read: config, model.safetensors, tokenizer files."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, read_merges
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.conversion import convert_weights, their_tensors
 from scratchlm.formats.huggingface_config import huggingface_config, read_config
+from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import HEAD, architecture, names_of
 from scratchlm.formats.native import WEIGHTS_FILE, read_weights
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, read_json, write_json
+from scratchlm.run.files import atomic_folder, write_json
 
 _PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
@@ -35,12 +35,7 @@ def save_huggingface(
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
         write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
-        (temporary / "vocab.json").write_bytes((tokenizer_folder / "encoder.json").read_bytes())
-        (temporary / "merges.txt").write_bytes((tokenizer_folder / "vocab.bpe").read_bytes())
-        special = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-        own = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.context_length, "add_prefix_space": False}
-        chat = {"chat_template": template} if template else {}
-        write_json(temporary / "tokenizer_config.json", special | own | chat)
+        save_huggingface_tokenizer(temporary, tokenizer, config.context_length, template)
 
 
 def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
@@ -82,41 +77,3 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
             )
         return read_weights(folder / WEIGHTS_FILE)
     return {name: tensor for shard in shards for name, tensor in read_weights(shard).items()}
-
-
-def load_huggingface_tokenizer(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the encoder and the merges of a GPT-2 tokenizer folder: vocab.json and merges.txt, or tokenizer.json.
-
-    Tokens that were added after the merges, other than the end token, are left out: text never becomes one.
-    Raises UserError naming the file that is missing, or if vocabulary and merges disagree.
-    """
-    settings = folder / "tokenizer_config.json"
-    if settings.exists() and read_json(settings).get("add_prefix_space"):
-        raise UserError(f"{settings}: add_prefix_space is true; only tokenizers without it can be read")
-    if not (folder / "vocab.json").exists() and (folder / "tokenizer.json").exists():
-        encoder, merges = _read_tokenizer(folder / "tokenizer.json")
-    else:
-        encoder, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    try:
-        BytePairTokenizer(encoder, merges)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
-    return encoder, merges
-
-
-def _read_tokenizer(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the encoder and the merges of a tokenizer.json. Source: tokenizers, models.BPE."""
-    theirs = read_json(path)
-    try:
-        model, before = theirs["model"], theirs["pre_tokenizer"]
-        encoder = dict(model["vocab"])
-        merges: list[Any] = [
-            tuple(map(str, pair.split(" ") if isinstance(pair, str) else pair)) for pair in model["merges"]
-        ]
-        added = {token["content"]: token["id"] for token in theirs["added_tokens"]}
-        kinds = (model["type"], before["type"], before["add_prefix_space"], theirs["normalizer"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, f"not the file of a byte-pair tokenizer ({error!r})") from None
-    if kinds != ("BPE", "ByteLevel", False, None):
-        raise UserError(f"{path}: not GPT-2's kind of tokenizer; only byte-level BPE without a normalizer can be read")
-    return encoder | {END_OF_TEXT: added[END_OF_TEXT]} if END_OF_TEXT in added else encoder, merges

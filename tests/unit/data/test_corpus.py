@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llms_from_scratch.ch02 import GPTDatasetV1
 
 from scratchlm.data import corpus
+from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, train_byte_pairs
 from scratchlm.data.corpus import (
     Corpus,
     CorpusParams,
@@ -25,7 +26,7 @@ from scratchlm.data.corpus import (
     write_corpus,
     write_shards,
 )
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, WordTokenizer, collect_words, train_byte_pairs
+from scratchlm.data.tokenizer import WordTokenizer, collect_words
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, sha256_of
 from tests.conftest import Inputs
@@ -274,7 +275,7 @@ WRITE = """
 import os, resource, sys
 from pathlib import Path
 from scratchlm.data import corpus
-from scratchlm.data.tokenizer import BytePairTokenizer, train_byte_pairs
+from scratchlm.data.byte_pairs import BytePairTokenizer, train_byte_pairs
 corpus.CHUNK_CHARACTERS = corpus.ROW_GROUP_TOKENS = 1 << 16
 corpus.os.cpu_count = lambda: 2
 for path in map(Path, sys.argv[1:]):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llms_from_scratch.ch07 import custom_collate_fn, format_input
 
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.instructions import (
     InstructionsParams,
     collate,
@@ -15,7 +16,6 @@ from scratchlm.data.instructions import (
     write_instructions,
 )
 from scratchlm.data.prompts import format_prompt
-from scratchlm.data.tokenizer import BytePairTokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, sha256_of, write_json
 from scratchlm.run.params import check_params

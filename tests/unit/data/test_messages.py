@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llms_from_scratch.ch06 import create_balanced_dataset, random_split
 
+from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.messages import (
     MessagesParams,
     balance_by_undersampling,
@@ -14,7 +15,6 @@ from scratchlm.data.messages import (
     split_messages,
     write_messages,
 )
-from scratchlm.data.tokenizer import BytePairTokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, sha256_of
 from scratchlm.run.params import check_params

@@ -8,8 +8,9 @@ import pytest
 import requests
 import torch
 
+from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
 from scratchlm.model.generate import Stopping, generate

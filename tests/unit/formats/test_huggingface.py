@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
+from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
-from scratchlm.data.tokenizer import END_OF_TEXT, BytePairTokenizer, load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.huggingface import (
     huggingface_config,
     load_huggingface,
-    load_huggingface_tokenizer,
     save_huggingface,
 )
+from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
 from scratchlm.formats.names import tensor_names
 from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import Stopping, generate
@@ -548,9 +549,14 @@ def test_the_chat_template_words_an_instruction_as_finetuning_does(
     asked, then = (
         format_prompt({"instruction": text, "input": ""}, style) for text in ("Say {{ hi }}.\n", "  And {% if %}?")
     )
-    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say {{ hi }}.\n"}]
+    # chatml words the system's message, too
+    system = [] if style == "chatml" else [{"role": "system", "content": "Be kind."}]
+    messages = [*system, {"role": "user", "content": "Say {{ hi }}.\n"}]
     assert theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == asked
     more = [*messages, {"role": "assistant", "content": "Hi!"}, {"role": "user", "content": "  And {% if %}?"}]
-    assert theirs.apply_chat_template(more, tokenize=False) == asked + "Hi!" + END_OF_TEXT + then
+    if style == "chatml":
+        then = "\n" + then[then.index("<|im_start|>user") :]
+    answered = asked + "Hi!" + END_OF_TEXT + then
+    assert theirs.apply_chat_template(more, tokenize=False, add_generation_prompt=True) == answered
     save_huggingface(tmp_path / "base", tiny, tokenizer_folder, tokenizer)
     assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template is None

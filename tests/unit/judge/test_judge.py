@@ -15,7 +15,8 @@ import pytest
 import requests
 from pydantic import TypeAdapter, ValidationError
 
-from scratchlm.data.tokenizer import load_tokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.judge import connection, prompt
 from scratchlm.judge import ollama as ollama_judge

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from scratchlm.arithmetic.random import stream
-from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
+from scratchlm.data.byte_pairs import END_OF_TEXT
+from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.judge.overlap import normalise
 from scratchlm.model.generate import Generation, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel

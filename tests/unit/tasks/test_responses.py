@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scratchlm.data.tokenizer import END_OF_TEXT, UNKNOWN, WordTokenizer
+from scratchlm.data.byte_pairs import END_OF_TEXT
+from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.instruct import N_SAMPLES, SAMPLE_TOKENS, Instructions, ResponseEvaluation, mean_losses
