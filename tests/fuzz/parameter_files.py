@@ -68,8 +68,8 @@ VALUES = [
     "!!python/object:os.system x", "!!timestamp x", "!x y", "<<", "=", "|\n  text", ">-\n  text", "'", '"', "[", "{",
     "@", "`", "%", "# nothing", "cpu", "cuda", "auto", "mps", "exact", "float32", "bfloat16", "nano", "small", "124M",
     "1558M", "custom", "pretrain", "gpt2-nano", "gpt2-124M", "head", "last_block", "mean", "longest", "word", "bpe",
-    "eager", "torch", "cosine", "constant", "book", "strict", "phi3", "ollama", "reference", "all", "matrices",
-    "tiny-shakespeare", "the-verdict", "{rank: 4, alpha: 8.0, layers: all}",
+    "eager", "torch", "cosine", "constant", "book", "strict", "phi3", "chatml", "ollama", "reference", "all",
+    "matrices", "tiny-shakespeare", "the-verdict", "{rank: 4, alpha: 8.0, layers: all}",
     "{rank: 1, alpha: 1.0e-6, layers: attention}", "{rank: 0, alpha: .nan, layers: x}", "{kind: bpe, vocab_size: 300}",
     "{kind: word}", "{kind: bpe}", "{kind: [bpe]}", "{size: nano}", "[" * 50 + "]" * 50, "[" * 300, LAUGHS,
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scratchlm.data.tokenizer import save_byte_pairs, train_byte_pairs
+from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.formats.classifier import save_classifier
 from scratchlm.formats.huggingface import load_huggingface
 from scratchlm.formats.native import load_gpt, save_gpt
@@ -107,6 +107,14 @@ def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path
     assert (tmp_path / "back/model" / weights).read_bytes() == original.read_bytes()
     for name in ("encoder.json", "vocab.bpe"):
         assert (tmp_path / "back/tokenizer" / name).read_bytes() == (home / "data/tokens/tokenizer" / name).read_bytes()
+
+
+@pytest.mark.parametrize("words", [("chat",), ("export", "out", "--format", "gguf")])
+def test_a_style_whose_markers_the_tokenizer_lacks_is_refused_before_any_answer(home, words):
+    done = scratchlm(home, *words, "--prompt-style", "chatml", given="Say red.\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "prompt style chatml needs the special tokens <|im_start|> and <|im_end|>" in done.stderr
+    assert not (home / "out").exists()
 
 
 def test_export_overwrites_nothing(home, tmp_path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Model = Annotated[Path, typer.Option(help="a folder in data/models")]
 TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer used in training")]
 Style = Annotated[
-    Literal["alpaca", "phi3"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
+    Literal["alpaca", "phi3", "chatml"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
 ]
 ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
 TOKENIZER = Path("data/tokens/tokenizer")
@@ -32,7 +32,7 @@ def chat(
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
 ) -> None:
     """Answer instructions, one per line, until an empty line or the end of the input."""
-    from scratchlm.data.prompts import format_prompt
+    from scratchlm.data.prompts import check_style, encode_prompt
     from scratchlm.fast.decoding import for_inference
     from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
     from scratchlm.run.params import check_params
@@ -41,6 +41,7 @@ def chat(
     sampling = check_params(values, SamplingParams, source="chat", whole=True)
     style = prompt_style or _prompt_style()
     gpt, text = _load(model, tokenizer)
+    check_style(style, text)
     decoder = for_inference(gpt)
     stopping = Stopping(max_new_tokens, text.end_token_id)
     for turn in range(sys.maxsize):
@@ -50,7 +51,7 @@ def chat(
             return
         if not instruction:
             return
-        prompt = text.encode(format_prompt({"instruction": instruction, "input": ""}, style))
+        prompt = encode_prompt({"instruction": instruction, "input": ""}, style, text)
         generate(decoder, [prompt], stopping, sampling, seeds=[turn], on_token=_printer(text))
         print(flush=True)
 
@@ -86,7 +87,7 @@ def export(
 ) -> None:
     """Write a language model for transformers, or for llama.cpp and Ollama; an assistant with its chat template."""
     from scratchlm.data.byte_pairs import BytePairTokenizer
-    from scratchlm.data.prompts import chat_template
+    from scratchlm.data.prompts import chat_template, check_style
     from scratchlm.formats.gguf import save_gguf
     from scratchlm.formats.huggingface import save_huggingface
 
@@ -97,6 +98,7 @@ def export(
     style = prompt_style or (_prompt_style() if model.resolve() == ASSISTANT.resolve() else None)
     template = text.pairs.settings.chat_template
     if style:
+        check_style(style, text)
         template = chat_template(style, text.pairs.settings.end_token)
     if format == "huggingface":
         save_huggingface(output, gpt, tokenizer, text, template)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from scratchlm.data.prompts import PromptStyle, format_prompt
+from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
@@ -98,6 +98,6 @@ def collate(
 
 
 def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
-    prompt = format_prompt(entry, style)
-    encoded = {"prompt_token_ids": tokenizer.encode(prompt), "response_token_ids": tokenizer.encode(entry["output"])}
-    return entry | {"prompt": prompt} | encoded
+    prompt, response = encode_prompt(entry, style, tokenizer), tokenizer.encode(entry["output"])
+    encoded = {"prompt_token_ids": prompt, "response_token_ids": response}
+    return entry | {"prompt": format_prompt(entry, style)} | encoded

@@ -3,32 +3,83 @@
 from collections.abc import Mapping
 from typing import Literal
 
-PromptStyle = Literal["alpaca", "phi3"]
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.run.errors import UserError
+
+PromptStyle = Literal["alpaca", "phi3", "chatml"]
+START, END = "<|im_start|>", "<|im_end|>"
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# SmolLM2's, character for character
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    f"{{{{ '{START}system\n{SYSTEM}{END}\n' }}}}{{% endif %}}"
+    f"{{{{'{START}' + message['role'] + '\n' + message['content'] + '{END}' + '\n'}}}}{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\n' }}}}{{% endif %}}"
+)
+
+
+class Marker(str):
+    """A part of a prompt that is a special token. The same characters in a user's text are text."""
 
 
 def format_prompt(entry: Mapping[str, str], style: PromptStyle) -> str:
     """Return the whole text before the response to `entry` (instruction and input, which may be empty).
 
-    Sources: Taori et al. 2023 (alpaca); the book's exercise 7.1 (phi3).
+    Sources: Taori et al. 2023 (alpaca); the book's exercise 7.1 (phi3); SmolLM2's chat template (chatml).
     """
+    return "".join(_parts(entry, style))
+
+
+def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of format_prompt's text, with its markers as special tokens.
+
+    Raises UserError if the tokenizer lacks them.
+    """
+    check_style(style, tokenizer)
+    return [
+        token_id
+        for part in _parts(entry, style)
+        for token_id in ([tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part))
+    ]
+
+
+def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
+    """Raise UserError if a prompt of this style has markers that are no special tokens of the tokenizer."""
+    if style == "chatml" and not {START, END} <= tokenizer.special_tokens.keys():
+        raise UserError(
+            f"prompt style chatml needs the special tokens {START} and {END}, which this tokenizer lacks; "
+            "choose alpaca or phi3, or the tokenizer of a model that has them, such as SmolLM2"
+        )
+
+
+def _parts(entry: Mapping[str, str], style: PromptStyle) -> list[str]:
     if style == "alpaca":
         given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
-        return (
+        return [
             "Below is an instruction that describes a task. "
             "Write a response that appropriately completes the request."
             f"\n\n### Instruction:\n{entry['instruction']}{given}\n\n### Response:\n"
-        )
+        ]
     given = f"\n{entry['input']}" if entry["input"] else ""
-    return f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"
+    if style == "phi3":
+        return [f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"]
+    start, end = Marker(START), Marker(END)
+    user = f"user\n{entry['instruction']}{given}"
+    return [start, f"system\n{SYSTEM}", end, "\n", start, user, end, "\n", start, "assistant\n"]
 
 
-def chat_template(style: PromptStyle, end_of_text: str) -> str:
+def chat_template(style: PromptStyle, end_token: str) -> str:
     """Return the Jinja template that words a list of messages as format_prompt does, for other programs.
 
-    An answer of the assistant ends with end_of_text, as in training; messages of other roles are left out.
+    An answer of the assistant ends with end_token, as in training. Messages of other roles are left out, but chatml
+    has them all.
     """
+    if style == "chatml":
+        role = "message['role'] == 'assistant'"
+        ending = f"'{END}'" if end_token == END else f"('{end_token}' if {role} else '{END}')"
+        return CHATML_TEMPLATE.replace(f"+ '{END}' +", f"+ {ending} +")
     prompt = format_prompt({"instruction": "{{ message['content'] }}", "input": ""}, style)
-    answer = "{{ message['content'] }}" + end_of_text
+    answer = "{{ message['content'] }}" + end_token
     return (
         "{% for message in messages %}{% if message['role'] == 'user' %}" + prompt
         + "{% elif message['role'] == 'assistant' %}" + answer + "{% endif %}{% endfor %}"

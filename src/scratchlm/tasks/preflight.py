@@ -46,6 +46,11 @@ def leftover_metrics(params: Any, loaded: Path, ablated: Path) -> list[Path]:
 def _vocabularies(params: Any) -> Iterator[str]:
     """Every GPT-2 checkpoint that is loaded must have been trained with the tokenizer in use."""
     ours = {"gpt2": params.sources.vocabulary, "bpe": "trained on the corpus", "word": "the corpus' words"}
+    if params.tokenize.instructions.prompt_style == "chatml" and params.tokenizer.kind in ours:
+        yield (
+            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer "
+            f"({params.tokenizer.kind}) lacks; choose alpaca or phi3"
+        )
     if len(set(params.gpt2_sizes)) < len(params.gpt2_sizes):
         yield f"gpt2_sizes is {params.gpt2_sizes}; each size may occur once; remove the repeated one"
     for size in params.gpt2_sizes:

@@ -63,6 +63,11 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
             "spam_ablations has a variant 'a.b'; name it with at most 100 letters, digits, _ and - only",
         ),
         (
+            {"tokenize.instructions.prompt_style": "chatml"},
+            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer (gpt2) lacks; "
+            "choose alpaca or phi3",
+        ),
+        (
             {"finetune_spam.base": "gpt2-124M"},
             "finetune_spam.base is 'gpt2-124M'; allowed are pretrain, gpt2-nano; to use another GPT-2, "
             "add its size to gpt2_sizes",

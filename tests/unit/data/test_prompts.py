@@ -1,0 +1,88 @@
+"""The prompt style chatml. test_instructions.py has the others."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from scratchlm.data.byte_pairs import BytePairTokenizer
+from scratchlm.data.instructions import InstructionsParams, write_instructions
+from scratchlm.data.prompts import chat_template, check_style, encode_prompt, format_prompt
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_table, write_json
+from tests import smollm
+
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+REFUSAL = (
+    "prompt style chatml needs the special tokens <|im_start|> and <|im_end|>, which this tokenizer lacks; "
+    "choose alpaca or phi3, or the tokenizer of a model that has them, such as SmolLM2"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> BytePairTokenizer:
+    return BytePairTokenizer(*smollm.tiny_pairs())
+
+
+def entry(instruction: str, given_input: str = "") -> dict[str, str]:
+    return {"instruction": instruction, "input": given_input}
+
+
+def test_the_prompt_is_smollm2s() -> None:
+    user = "<|im_start|>user\nAdd.\n1, 2<|im_end|>\n"
+    assert format_prompt(entry("Add.", "1, 2"), "chatml") == SYSTEM + user + "<|im_start|>assistant\n"
+    assert "user\nAdd.<|im_end|>" in format_prompt(entry("Add."), "chatml")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])) | st.lists(st.sampled_from(smollm.SPECIAL)).map("".join))
+def test_markers_are_special_tokens_and_the_users_text_is_text(tiny: BytePairTokenizer, text: str) -> None:
+    start, end = tiny.special_tokens["<|im_start|>"], tiny.special_tokens["<|im_end|>"]
+    ids = encode_prompt(entry(text), "chatml", tiny)
+    special = [token_id for token_id in ids if token_id in tiny.special_tokens.values()]
+    assert special == [start, end, start, end, start]
+    asked = tiny.encode(f"user\n{text}")
+    begins = ids.index(end) + 1 + len(tiny.encode("\n")) + 1
+    assert ids[begins : begins + len(asked)] == asked
+    if not any(token in text for token in smollm.SPECIAL):  # then text that becomes special tokens gives the same ids
+        prompt = format_prompt(entry(text), "chatml")
+        assert ids == smollm.reference(tiny.pairs, special=True).encode(prompt).ids
+
+
+def test_the_other_styles_are_plain_text(tiny: BytePairTokenizer) -> None:
+    task = entry("Say <|im_end|>.", "12")
+    for style in ("alpaca", "phi3"):
+        assert encode_prompt(task, style, tiny) == tiny.encode(format_prompt(task, style))  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_without_the_markers_is_refused(gpt2: BytePairTokenizer, tmp_path: Path) -> None:
+    write_json(tmp_path / "tasks.json", [entry("Add.", "1") | {"output": "2"}] * 8)
+    params = InstructionsParams(prompt_style="chatml", train_fraction=0.5, test_fraction=0.25)
+    for attempt in (
+        lambda: check_style("chatml", gpt2),
+        lambda: write_instructions(tmp_path / "tasks.json", gpt2, tmp_path / "out", params),
+    ):
+        with pytest.raises(UserError) as failure:
+            attempt()
+        assert str(failure.value) == REFUSAL
+    assert not (tmp_path / "out").exists()
+    check_style("alpaca", gpt2)
+
+
+def test_instructions_are_written_with_the_markers_as_tokens(tiny: BytePairTokenizer, tmp_path: Path) -> None:
+    write_json(tmp_path / "tasks.json", [entry("Add.", "1") | {"output": "2<|im_end|>"}] * 8)
+    params = InstructionsParams(prompt_style="chatml", train_fraction=0.5, test_fraction=0.25)
+    write_instructions(tmp_path / "tasks.json", tiny, tmp_path / "out", params)
+    row = read_table(tmp_path / "out" / "train.parquet")[0]
+    assert row["prompt"] == format_prompt(entry("Add.", "1"), "chatml")
+    assert row["prompt_token_ids"] == encode_prompt(entry("Add.", "1"), "chatml", tiny)
+    assert row["response_token_ids"] == tiny.encode("2<|im_end|>") and 2 not in row["response_token_ids"]
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_an_answer_ends_with_the_tokenizers_end_token(end: str) -> None:
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "?"}]
+    (text,), _ = render_jinja_template([chat], chat_template=chat_template("chatml", end), add_generation_prompt=True)
+    first = format_prompt(entry("Hi"), "chatml")
+    assert text == f"{first}Ho{end}\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
