@@ -150,4 +150,4 @@ def write_gguf(path: Path, size: SizeName, half: bool) -> None:
     encoder = {token: token_id for token_id, token in enumerate(tokens)}
     folder = path.with_suffix(".tokenizer")
     save_byte_pairs(folder, encoder, merges)
-    save_gguf(path, our_model(size), folder, BytePairTokenizer(encoder, merges), half=half)
+    save_gguf(path, our_model(size), BytePairTokenizer(encoder, merges), half=half)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from scratchlm.data.catalogue import GPT2Size, SourcesParams, wanted_files
+from scratchlm.data.catalogue import GPT2Size, PretrainedName, SourcesParams, wanted_files
 from scratchlm.data.sources import fetch, place
 from scratchlm.run.context import Run
 from scratchlm.run.files import atomic_folder, sha256_of, write_json
@@ -14,12 +14,13 @@ from scratchlm.run.stage import start
 class Params(Section):
     sources: SourcesParams
     gpt2_sizes: list[GPT2Size]
+    pretrained: list[PretrainedName]
 
 
 def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> None:
     p = read_params(params, Params)
     mirror = os.environ.get("SCRATCHLM_MIRROR")
-    wanted = wanted_files(p.sources, p.gpt2_sizes)
+    wanted = wanted_files(p.sources, p.gpt2_sizes, p.pretrained)
     stored = [(source, file, fetch(source, file, store, mirror)) for source, file in wanted]
     report: dict[str, dict] = {source.name: {"files": 0, "bytes": 0, "sha256": {}} for source, _ in wanted}
     with atomic_folder(raw) as folder:

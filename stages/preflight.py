@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from scratchlm.judge.scoring import check_judge
 from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.disk import check_disk, disk_needs, plan
-from scratchlm.tasks.preflight import check_together, leftover_metrics, pretraining_steps
+from scratchlm.tasks.preflight import check_together, leftover_metrics, pretrained_models, pretraining_steps
 from stages import (
+    ablate_pretrain,
     ablate_spam,
     download,
     finetune_instruct,
@@ -16,27 +18,29 @@ from stages import (
     generate,
     judge,
     load_gpt2,
+    load_pretrained,
     pretrain,
     tokenize,
 )
 
 
 class Params(
-    download.Params, tokenize.Params, pretrain.Params, load_gpt2.Params, finetune_spam.Params, ablate_spam.Params,
-    finetune_instruct.Params, generate.Params, judge.Params,
+    download.Params, tokenize.Params, pretrain.Params, ablate_pretrain.Params, load_gpt2.Params, load_pretrained.Params,
+    finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, generate.Params, judge.Params,
 ):  # fmt: skip
     """Every parameter that some stage reads."""
 
 
-def main(run: Run, *, params: Path, loaded: Path, ablated: Path, data: Path, dvc: Path, marker: Path) -> None:
+def main(run: Run, *, params: Path, metrics: Path, data: Path, dvc: Path, marker: Path) -> None:
     p = read_params(params, Params, whole=True)
     check_together(p)
-    needs, n_steps = disk_needs(p), pretraining_steps(p)
+    check_judge(p.judge)
+    needs, n_steps = disk_needs(p), pretraining_steps(p) * len(pretrained_models(p))
     run.say(plan(needs, n_steps, p.pretrain.batch_size * p.model.context_length))
     run.record({"disk_bytes": needs._asdict(), "most_pretraining_steps": n_steps})
     if warning := check_disk(needs, data, dvc):
         run.say(warning)
-    for path in leftover_metrics(p, loaded, ablated):
+    for path in leftover_metrics(p, metrics):
         run.say(f"{path} belongs to no stage of params.yaml; delete it if you no longer need it")
     write_text(marker, "params.yaml was checked\n")
 

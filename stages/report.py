@@ -9,10 +9,10 @@ from scratchlm.run.stage import start
 
 
 def main(
-    run: Run, *, params: Path, pipeline: Path, metrics: Path, samples: Path, predictions: Path, responses: Path,
-    models: Path, page: Path,
+    run: Run, *, params: Path, pipeline: Path, metrics: Path, losses: Path, samples: Path, predictions: Path,
+    responses: Path, models: Path, page: Path,
 ) -> None:  # fmt: skip
-    inputs = Inputs(params, pipeline, metrics, samples, predictions, responses, models)
+    inputs = Inputs(params, pipeline, metrics, losses, samples, predictions, responses, models)
     write_text(page, render(collect(inputs)))
 
 

@@ -1,18 +1,23 @@
 """Turn the raw corpus, messages and instructions into token ids in Parquet."""
 
 from pathlib import Path
+from typing import Literal
 
 from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, write_instructions
 from scratchlm.data.messages import MessagesParams, write_messages
-from scratchlm.data.tokenizer import TokenizerParams, make_tokenizer
+from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
+from scratchlm.formats.vocabulary import vocabulary_folder
 from scratchlm.run.context import Run
-from scratchlm.run.files import only_file, write_json
+from scratchlm.run.files import only_file, temporary_folder, write_json
 from scratchlm.run.params import Section, Seed, read_params
 from scratchlm.run.stage import start
 
 
 class TokenizeParams(Section):
+    """finetuning_tokenizer: of messages and instructions: the corpus' own, or that of `sources.vocabulary`."""
+
+    finetuning_tokenizer: Literal["corpus", "vocabulary"]
     corpus: CorpusParams
     messages: MessagesParams
     instructions: InstructionsParams
@@ -26,17 +31,23 @@ class Params(Section):
 
 def main(
     run: Run, *, params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokenizer: Path,
-    corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path, metrics: Path,
+    finetuning_tokenizer: Path, corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path, metrics: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     text = only_file(corpus)
     train_text = split_chunks(text, p.tokenize.corpus.train_fraction)["train"]
-    made = make_tokenizer(p.tokenizer, vocabulary, train_text, tokenizer)
+    with temporary_folder(tokenizer) as scratch:
+        given = vocabulary_folder(vocabulary, scratch)
+        made = make_tokenizer(p.tokenizer, given, train_text, tokenizer)
+        wanted = tokenizer if p.tokenize.finetuning_tokenizer == "corpus" else given
+        finetuning = copy_tokenizer(wanted, finetuning_tokenizer)
+    instruct = p.tokenize.instructions
     report = {
         "vocab_size": made.vocab_size,
+        "finetuning_vocab_size": finetuning.vocab_size,
         "corpus": write_corpus(text, made, corpus_tokens, p.tokenize.corpus),
-        "messages": write_messages(only_file(messages), made, message_tokens, p.tokenize.messages, p.seed),
-        "instructions": write_instructions(only_file(instructions), made, instruction_tokens, p.tokenize.instructions),
+        "messages": write_messages(only_file(messages), finetuning, message_tokens, p.tokenize.messages, p.seed),
+        "instructions": write_instructions(only_file(instructions), finetuning, instruction_tokens, instruct),
     }
     write_json(metrics, report)
 

@@ -22,18 +22,19 @@ from dvc.repo import Repo
 
 from scratchlm.data.catalogue import wanted_files
 from scratchlm.judge.scoring import build_judge
-from scratchlm.model.config import published_config
+from scratchlm.model.config import ModelParams, published_config
 from scratchlm.model.generate import penalise_repetition, sample_tokens
 from scratchlm.model.gpt import build_model
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params, load_yaml
 from scratchlm.run.pipeline import paths, resolved_stages
 from scratchlm.tasks.instruct import prepare_assistant
-from scratchlm.tasks.preflight import check_together
+from scratchlm.tasks.preflight import check_together, pretrained_models
 from scratchlm.tasks.spam import build_spam_classifier, varied
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 from scratchlm.training.schedule import learning_rate_at
 from stages import (
+    ablate_pretrain,
     ablate_spam,
     download,
     finetune_instruct,
@@ -49,7 +50,8 @@ from tests.fuzz.findings import Findings, place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = (
-    download, tokenize, pretrain, load_gpt2, finetune_spam, ablate_spam, finetune_instruct, generate, judge,
+    download, tokenize, pretrain, ablate_pretrain, load_gpt2, finetune_spam, ablate_spam, finetune_instruct, generate,
+    judge,
 )  # fmt: skip
 PIPELINE = load_yaml(REPOSITORY / "dvc.yaml")
 LONGEST_SENTENCE = 1500
@@ -68,8 +70,8 @@ VALUES = [
     "!!python/object:os.system x", "!!timestamp x", "!x y", "<<", "=", "|\n  text", ">-\n  text", "'", '"', "[", "{",
     "@", "`", "%", "# nothing", "cpu", "cuda", "auto", "mps", "exact", "float32", "bfloat16", "nano", "small", "124M",
     "1558M", "custom", "pretrain", "gpt2-nano", "gpt2-124M", "head", "last_block", "mean", "longest", "word", "bpe",
-    "eager", "torch", "cosine", "constant", "book", "strict", "phi3", "chatml", "ollama", "reference", "all",
-    "matrices", "tiny-shakespeare", "the-verdict", "{rank: 4, alpha: 8.0, layers: all}",
+    "eager", "torch", "cosine", "constant", "book", "strict", "phi3", "chatml", "ollama", "llama.cpp", "reference",
+    "all", "matrices", "tiny-shakespeare", "the-verdict", "{rank: 4, alpha: 8.0, layers: all}",
     "{rank: 1, alpha: 1.0e-6, layers: attention}", "{rank: 0, alpha: .nan, layers: x}", "{kind: bpe, vocab_size: 300}",
     "{kind: word}", "{kind: bpe}", "{kind: [bpe]}", "{size: nano}", "[" * 50 + "]" * 50, "[" * 300, LAUGHS,
 ]  # fmt: skip
@@ -112,7 +114,10 @@ PROFILES = [profile(path.name) for path in sorted((REPOSITORY / "profiles").glob
 SOUND: dict[str, list[str]] = {}  # by key, what the profiles have
 for line in sum(PROFILES, []):
     SOUND.setdefault(line.partition(":")[0].strip(), []).append(line.partition(": ")[2])
-SPAM_KEYS = list(finetune_spam.spam.FinetuneSpamParams.model_fields)
+VARIED = {  # by section of variants, the keys that they change
+    "pretrain_ablations": list(ModelParams.model_fields),
+    "spam_ablations": list(finetune_spam.spam.FinetuneSpamParams.model_fields),
+}
 
 
 def value(draw: random.Random, lines: Lines, key: str) -> str:
@@ -174,11 +179,12 @@ def add_line(draw: random.Random, lines: Lines) -> None:
 
 
 def vary_ablations(draw: random.Random, lines: Lines) -> None:
-    """Give spam_ablations variants of hostile names, that change real keys of finetune_spam."""
-    start = next((i for i, line in enumerate(lines) if line.startswith("spam_ablations:")), len(lines))
-    keys = [draw.choice(SPAM_KEYS) for _ in range(draw.randint(1, 3))]
+    """Give a section of variants hostile names, and changes of real keys."""
+    section = draw.choice(list(VARIED))
+    start = next((i for i, line in enumerate(lines) if line.startswith(f"{section}:")), len(lines))
+    keys = [draw.choice(VARIED[section]) for _ in range(draw.randint(1, 3))]
     changes = [f"{{{key}: {value(draw, lines, key)}}}" for key in keys]
-    lines[start : start + 1] = ["spam_ablations:", *(f"  {draw.choice(VARIANTS)}: {change}" for change in changes)]
+    lines[start : start + 1] = [f"{section}:", *(f"  {draw.choice(VARIANTS)}: {change}" for change in changes)]
 
 
 MUTATIONS: list[Callable[[random.Random, Lines], None]] = [
@@ -207,7 +213,7 @@ def use(values: Any, params: Any, repo: Repo) -> None:
     for stage in resolved_stages(PIPELINE, values).values():
         for target in map(Path, paths([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])):
             (Path(repo.root_dir) / f".{target.name}.12345678.tmp").touch()
-    wanted_files(params.sources, params.gpt2_sizes)
+    wanted_files(params.sources, params.gpt2_sizes, params.pretrained)
     if params.judge.backend == "reference":
         build_judge(params.judge)
     logits, draws = (
@@ -219,6 +225,8 @@ def use(values: Any, params: Any, repo: Repo) -> None:
     assert int(sample_tokens(penalised, sampling, draws).min()) >= 0
     for section in (params.pretrain, params.finetune_spam, params.finetune_instruct):
         rates_are_sound(section)
+    for model in pretrained_models(params).values():
+        assert model.config(300).n_parameters > 0
     base = params.model.config(300) if params.finetune_spam.base == "pretrain" else published_config("nano")
     if base.n_parameters <= SMALL:
         models_can_be_built(params, base)

@@ -24,7 +24,8 @@ from scratchlm.data.transfer import Refused
 from scratchlm.formats import openai
 from scratchlm.formats.classifier import load_classifier, save_classifier
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
+from scratchlm.formats.gguf_file import GGUFFile
+from scratchlm.formats.gguf_reader import load_gguf
 from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.formats.huggingface import load_huggingface, save_huggingface
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
@@ -100,13 +101,13 @@ def make_folder(folder: Path) -> dict[str, Target]:
     model = build_model(config, seed=1)
     save_gpt(folder / "native", model)
     save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
-    save_huggingface(folder / "huggingface", model, folder / "tokenizer", tokenizer)  # type: ignore[arg-type]
+    save_huggingface(folder / "huggingface", model, tokenizer)  # type: ignore[arg-type]
     save_byte_pairs(folder / "smollm", *smollm.tiny_pairs())
     smollm_tokenizer: Any = load_tokenizer(folder / "smollm")
     save_huggingface_tokenizer(folder / "smollm", smollm_tokenizer, 4, "{{ messages }}")
     llama = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False}
     grouped = build_model(GPTConfig(**config.model_dump() | llama | {"qkv_bias": False, "hidden_dim": 8}), seed=1)
-    save_gguf(folder / "a.gguf", grouped, folder / "smollm", smollm_tokenizer, "{{ messages }}", half=True)
+    save_gguf(folder / "a.gguf", grouped, smollm_tokenizer, "{{ messages }}", half=True)
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
     shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.prompts import chat_template, encode_prompt, format_prompt
-from scratchlm.formats.gguf_reader import GGUFFile
+from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
 from tests import smollm

@@ -9,8 +9,9 @@ import pytest
 from tests.clones import REPOSITORY
 
 HEAVY = (
-    "dvc", "httpx", "jinja2", "matplotlib", "ollama", "pandas", "pyarrow", "requests", "safetensors", "scipy.stats",
-    "sklearn", "tensorflow", "tiktoken", "tokenizers", "torch", "torch._dynamo", "transformers",
+    "dvc", "gguf", "httpx", "jinja2", "matplotlib", "ollama", "pandas", "pyarrow", "requests", "safetensors",
+    "scipy.stats", "sklearn", "tensorflow", "tiktoken", "tokenizers", "torch", "torch._dynamo", "transformers",
+    "xllamacpp",
 )  # fmt: skip
 MODELS = {"pyarrow", "safetensors", "tiktoken", "torch"}
 IMPORTS = {
@@ -20,6 +21,7 @@ IMPORTS = {
     "download": {"pyarrow", "requests"},  # pyarrow, in every stage, for checkpoints
     "tokenize": {"pyarrow", "tiktoken"},
     "pretrain": MODELS,
+    "ablate_pretrain": MODELS - {"safetensors"},  # it keeps no model
     "load_gpt2": MODELS,  # TensorFlow runs in a separate process
     "finetune_spam": MODELS,
     "ablate_spam": MODELS,

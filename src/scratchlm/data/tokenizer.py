@@ -1,6 +1,7 @@
 """Text to token ids and back: byte-pair encodings, and the book's word tokenizer, a folder with words.json."""
 
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -11,6 +12,7 @@ from pydantic import Field
 from scratchlm.data.byte_pairs import (
     END_OF_TEXT,
     N_BYTES,
+    SETTINGS_FILE,
     BytePairTokenizer,
     encode_parts,
     read_byte_pairs,
@@ -22,6 +24,7 @@ from scratchlm.run.files import atomic_folder, damaged, read_json, write_json
 from scratchlm.run.params import Section
 
 UNKNOWN = "<|unk|>"
+WORDS_FILE = "words.json"
 IGNORE_INDEX = -100  # the target of positions without a loss; torch's default
 
 
@@ -110,18 +113,27 @@ def make_tokenizer(params: TokenizerParams, vocabulary: Path, texts: Iterable[st
         save_byte_pairs(folder, *train_byte_pairs(texts, params.vocab_size))
     else:
         with atomic_folder(folder) as temporary:
-            write_json(temporary / "words.json", collect_words(texts))
+            write_json(temporary / WORDS_FILE, collect_words(texts))
+    return load_tokenizer(folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> Tokenizer:
+    """Copy the tokenizer's files among those in `source` to a folder of their own, and return it."""
+    with atomic_folder(folder) as temporary:
+        for name in ("encoder.json", "vocab.bpe", SETTINGS_FILE, WORDS_FILE):
+            if (source / name).exists():
+                shutil.copyfile(source / name, temporary / name)
     return load_tokenizer(folder)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """Return the tokenizer saved in `folder`. Raises UserError naming what is missing or inconsistent."""
-    if (folder / "words.json").exists():
-        words = read_json(folder / "words.json", list)
+    if (folder / WORDS_FILE).exists():
+        words = read_json(folder / WORDS_FILE, list)
         if not {END_OF_TEXT, UNKNOWN} <= {str(word) for word in words} or not all(
             isinstance(word, str) for word in words
         ):
-            raise damaged(folder / "words.json", f"expected a list of texts with {END_OF_TEXT} and {UNKNOWN}")
+            raise damaged(folder / WORDS_FILE, f"expected a list of texts with {END_OF_TEXT} and {UNKNOWN}")
         return WordTokenizer(words)
     pairs = read_byte_pairs(folder)
     try:

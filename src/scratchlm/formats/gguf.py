@@ -7,6 +7,7 @@ import numpy as np
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.conversion import their_tensors
+from scratchlm.formats.gguf_file import PRE_TOKENIZERS
 from scratchlm.formats.names import architecture
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
@@ -14,12 +15,10 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
 HALF_LIMIT = np.finfo(np.float16).max
-# tokenizer.ggml.pre of our patterns. Source: llama.cpp, src/llama-vocab.cpp
-PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
 
 
 def save_gguf(
-    path: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, template: str | None = None,
+    path: Path, model: GPTModel, tokenizer: BytePairTokenizer, template: str | None = None,
     *, half: bool,
 ) -> None:  # fmt: skip
     """Write one file of weights, tokenizer and chat template. half: store matrices in float16 instead of float32.

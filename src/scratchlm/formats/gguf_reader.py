@@ -1,8 +1,6 @@
 """Models in GGUF files, quantised or not: what llama.cpp and Ollama run becomes a model of ours."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -11,33 +9,12 @@ from pydantic import ValidationError
 
 from scratchlm.formats.conversion import convert_weights
 from scratchlm.formats.gguf import turned_heads
+from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.names import HEAD, LLAMA
 from scratchlm.formats.native import first_mistake
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import damaged, missing
-
-
-class GGUFFile(gguf.GGUFReader):
-    """A GGUF file. Raises UserError naming the file if it is missing, damaged or of another kind."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            super().__init__(path)
-            self.values = {name: field.contents() for name, field in self.fields.items()}
-        except (FileNotFoundError, NotADirectoryError):
-            raise missing(path) from None
-        # What the package raises for bytes that it did not expect
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-            raise damaged(path, f"not a whole GGUF file ({error})") from None
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        """Else a damaged length would read nothing after the end, as often as it says."""
-        if offset + count * np.dtype(dtype).itemsize > len(self.data):
-            raise ValueError("it ends too early")
-        return super()._get(offset, dtype, count, override_order)
 
 
 def load_gguf(file: GGUFFile) -> GPTModel:

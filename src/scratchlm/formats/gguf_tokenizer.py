@@ -5,8 +5,7 @@ from typing import Any
 import gguf
 
 from scratchlm.data.byte_pairs import BytePairs, BytePairTokenizer, check_settings, missing_bytes
-from scratchlm.formats.gguf import PRE_TOKENIZERS
-from scratchlm.formats.gguf_reader import GGUFFile
+from scratchlm.formats.gguf_file import PRE_TOKENIZERS, GGUFFile
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import damaged
 

@@ -19,9 +19,7 @@ _PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but t
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
-def save_huggingface(
-    folder: Path, model: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, template: str | None = None
-) -> None:
+def save_huggingface(folder: Path, model: GPTModel, tokenizer: BytePairTokenizer, template: str | None = None) -> None:
     """Write a folder that AutoModelForCausalLM and AutoTokenizer load. template: for apply_chat_template.
 
     Raises UserError if transformers has no such models.

@@ -1,24 +1,20 @@
 """A judge that is a language model served by Ollama. Its prompt is in prompt.py, its connection in connection.py."""
 
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import ValidationError
 
 from scratchlm.judge.connection import QUOTED_CHARACTERS, Connection, environment_proxy, ollama
-from scratchlm.judge.prompt import INSTRUCTIONS, Verdict, prompt_sha256, question
+from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
 from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
 from scratchlm.run.errors import UserError
 
 BACKOFF_SECONDS = 1.0  # before the second attempt at a busy server; doubled before each later one
 BAD_REQUEST, NO_MODEL, BUSY = 400, 404, 503
-QUESTION_CUT = "the question does not fit into judge.context_tokens"
-REPLY_CUT = "the reply was cut at judge.max_new_tokens"
 OUTAGES = (httpx.RequestError, OSError)  # the client turns a refused connection into ConnectionError, an OSError
 FOREIGN = (ValueError, TypeError, KeyError, RecursionError)  # raised for an answer that is not the protocol's
 
@@ -47,10 +43,10 @@ class OllamaJudge:
         }
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
-        text, failed, retries = question(entry, response), Judgement(None, "", ""), self._params.retries
+        chat, failed, retries = messages(entry, response), Judgement(None, "", ""), self._params.retries
         for attempt in range(retries + 1):
             try:
-                failed = judgement = self._judgement(self._ask(text, self._params.seed + attempt))
+                failed = judgement = self._judgement(self._ask(chat, self._params.seed + attempt))
                 if judgement.score is not None or judgement.reason == QUESTION_CUT:
                     return judgement
             except ollama.ResponseError as refusal:
@@ -75,31 +71,18 @@ class OllamaJudge:
                 failed = Judgement(None, "", self._connection.answer.decode("utf-8", "replace"))
         return failed
 
-    def _ask(self, text: str, seed: int) -> ollama.ChatResponse:
+    def _ask(self, chat: Sequence[Mapping[str, str]], seed: int) -> ollama.ChatResponse:
         """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
-        options = {
-            "temperature": 0,
-            "top_k": 1,
-            "repeat_penalty": 1.0,
-            "seed": seed,
-            "num_ctx": self._params.context_tokens,
-            "num_predict": self._params.max_new_tokens,
-        }
-        messages = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": text}]
-        schema = Verdict.model_json_schema()
-        return self._client.chat(self._params.model, messages, format=schema, options=options, think=False)
+        sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
+        options, schema = GREEDY | sizes | {"seed": seed}, Verdict.model_json_schema()
+        return self._client.chat(self._params.model, chat, format=schema, options=options, think=False)
 
     def _judgement(self, reply: ollama.ChatResponse) -> Judgement:
         """Read a reply. A score of None: it breaks the schema, or the question or the reply was cut."""
-        text = reply.message.content or ""
-        raw = text or reply.message.thinking or ""
+        text, thoughts = reply.message.content or "", reply.message.thinking or ""
         if (reply.prompt_eval_count or 0) >= self._params.context_tokens - 1:  # an older server cuts all the same
-            return Judgement(None, QUESTION_CUT, raw)
-        try:
-            verdict = Verdict.model_validate_json(_without_thoughts(text))
-        except ValidationError:
-            return Judgement(None, REPLY_CUT if reply.done_reason == "length" else "", raw)
-        return Judgement(float(verdict.score), verdict.reason, raw)
+            return Judgement(None, QUESTION_CUT, text or thoughts)
+        return read_reply(text, thoughts, REPLY_CUT if reply.done_reason == "length" else "")
 
     def _model_digest(self) -> str:
         models = self._about(self._client.list, "answer with a list of models").models
@@ -154,14 +137,6 @@ def _with_tag(model: str) -> str:
 def _full_name(model: str) -> str:
     """Return the name without what Ollama adds itself, in lower case, because it ignores case."""
     return _with_tag(model).lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
-
-
-def _without_thoughts(reply: str) -> str:
-    """Return the reply without the thoughts before it, whose first tag may be in the prompt, and without a fence."""
-    text = reply.strip()
-    if not text.startswith("{"):
-        text = text.rpartition("</think>")[2].strip()
-    return re.sub(r"\A```(?:json)?\s*(.*?)\s*```\Z", r"\1", text, flags=re.DOTALL)
 
 
 def _words(refusal: ollama.ResponseError) -> str:

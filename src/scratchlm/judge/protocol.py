@@ -30,6 +30,13 @@ def server_address(host: str) -> str:
     raise ValueError("must be http:// or https://, a host name and perhaps a port, such as http://localhost:11434")
 
 
+def path_anywhere(path: str) -> str:
+    """Return `path` if it names the same file from every folder. Raises ValueError: clones would not have the file."""
+    if path.startswith(("/", "~/")):
+        return path
+    raise ValueError("must begin with / or ~/, such as ~/models/judge.gguf, because `verify` and `build` run in clones")
+
+
 class ReferenceJudgeParams(Section):
     """No model: an exact match, or token overlap, with the reference answer."""
 
@@ -37,20 +44,13 @@ class ReferenceJudgeParams(Section):
     controls: Annotated[int, Field(ge=0)]
 
 
-class OllamaJudgeParams(Section):
-    """A language model served by Ollama.
+class LanguageModelParams(Section):
+    """A language model as a judge.
 
-    retries: further attempts after a reply that breaks the schema, a timeout or a busy server.
-    context_tokens, max_new_tokens: sizes of question and reply; the server's defaults truncate silently.
+    context_tokens, max_new_tokens: sizes of question and reply together, and of the reply.
     """
 
-    backend: Literal["ollama"]
     controls: Annotated[int, Field(ge=0)]
-    model: Annotated[str, Field(min_length=1)]
-    host: Annotated[str, AfterValidator(server_address)]
-    timeout_seconds: Annotated[float, Field(gt=0, le=DAY_SECONDS)]
-    retries: Annotated[int, Field(ge=0, le=10)]
-    seed: Seed
     context_tokens: Annotated[int, Field(ge=256, le=MAX_CONTEXT_TOKENS)]
     max_new_tokens: Annotated[int, Field(ge=16)]
 
@@ -64,7 +64,32 @@ class OllamaJudgeParams(Section):
         return self
 
 
-JudgeParams = Annotated[ReferenceJudgeParams | OllamaJudgeParams, Field(discriminator="backend")]
+class OllamaJudgeParams(LanguageModelParams):
+    """A language model served by Ollama.
+
+    retries: further attempts after a reply that breaks the schema, a timeout or a busy server.
+    """
+
+    backend: Literal["ollama"]
+    model: Annotated[str, Field(min_length=1)]
+    host: Annotated[str, AfterValidator(server_address)]
+    timeout_seconds: Annotated[float, Field(gt=0, le=DAY_SECONDS)]
+    retries: Annotated[int, Field(ge=0, le=10)]
+    seed: Seed
+
+
+class LlamaCppJudgeParams(LanguageModelParams):
+    """A language model in a GGUF file, run in this process. Greedy decoding always gives the same: no seed, no retries.
+
+    model: the path of the file. sha256: of its content.
+    """
+
+    backend: Literal["llama.cpp"]
+    model: Annotated[str, AfterValidator(path_anywhere)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+JudgeParams = Annotated[ReferenceJudgeParams | OllamaJudgeParams | LlamaCppJudgeParams, Field(discriminator="backend")]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from scratchlm.judge.overlap import normalise
-from scratchlm.judge.protocol import Judge, JudgeParams, ReferenceJudgeParams
+from scratchlm.judge.protocol import Judge, JudgeParams, LlamaCppJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.trust import no_scores
 from scratchlm.tasks.intervals import mean_interval
@@ -21,13 +21,25 @@ JUDGEMENT_SCHEMA = pa.schema([(name, pa.float64() if name == "score" else pa.str
 def build_judge(params: JudgeParams) -> Judge:
     """Return the judge that the parameters name, ready to answer.
 
-    Raises UserError if its server cannot be reached or does not have the model.
+    Raises UserError if its server cannot be reached or does not have the model, or as check_model.
     """
     if isinstance(params, ReferenceJudgeParams):
         return ReferenceJudge()
+    if isinstance(params, LlamaCppJudgeParams):
+        from scratchlm.judge.llama_cpp import LlamaCppJudge
+
+        return LlamaCppJudge(params)
     from scratchlm.judge.ollama import OllamaJudge  # its HTTP clients take 0.25 seconds to import
 
     return OllamaJudge(params)
+
+
+def check_judge(params: JudgeParams) -> None:
+    """Raises UserError for a judge that could not begin. A server is not asked: it may start later."""
+    if isinstance(params, LlamaCppJudgeParams):
+        from scratchlm.judge.llama_cpp import check_model
+
+        check_model(params)
 
 
 def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:

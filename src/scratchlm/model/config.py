@@ -73,6 +73,14 @@ def _head_dim(emb_dim: int, n_heads: int) -> int:
     return emb_dim // n_heads
 
 
+def _check_pairs(position: str, emb_dim: int, head_dim: int) -> None:
+    """Raise ValueError if positions turn pairs of numbers, and their number is odd."""
+    width = {"learned": 0, "sinusoidal": emb_dim, "rope": head_dim}[position]
+    if width % 2:
+        name = "emb_dim" if position == "sinusoidal" else "the width of a head"
+        raise ValueError(f"position {position} needs pairs of numbers, and {name} is {width}; make it even")
+
+
 SIZES = {
     "nano": Shape(n_layers=3, n_heads=4, emb_dim=128),
     "small": Shape(n_layers=6, n_heads=8, emb_dim=256),
@@ -118,11 +126,8 @@ class GPTConfig(ArchitectureParams, Shape):
         return {"n_kv_heads": n_heads, "hidden_dim": hidden_dim} | values
 
     @model_validator(mode="after")
-    def _positions_in_pairs(self) -> "GPTConfig":
-        width = {"learned": 0, "sinusoidal": self.emb_dim, "rope": self.head_dim}[self.position]
-        if width % 2:
-            name = "emb_dim" if self.position == "sinusoidal" else "the width of a head"
-            raise ValueError(f"position {self.position} needs pairs of numbers, and {name} is {width}; make it even")
+    def _positions_fit(self) -> "GPTConfig":
+        _check_pairs(self.position, self.emb_dim, self.head_dim)
         return self
 
     @property
@@ -137,6 +142,11 @@ class GPTConfig(ArchitectureParams, Shape):
         embeddings += self.context_length if self.position == "learned" else 0
         return embeddings * C + self.n_layers * (matrices + biases + 2 * norm) + norm
 
+    @property
+    def kv_cache_bytes_per_token(self) -> int:
+        """What a KV cache of float32 holds: a key and a value for each key-value head of each layer."""
+        return 4 * 2 * self.n_layers * self.n_kv_heads * self.head_dim
+
 
 class ModelParams(ArchitectureParams):
     """The `model` section: a size by name, or `custom` with its three numbers under `custom:`."""
@@ -145,15 +155,21 @@ class ModelParams(ArchitectureParams):
     custom: Shape | None = None  # absent unless size is custom
 
     @model_validator(mode="after")
-    def _custom_size_given(self) -> "ModelParams":
+    def _sizes_fit(self) -> "ModelParams":
         if (self.size == "custom") != (self.custom is not None):
             raise ValueError("size: custom needs a section custom: {n_layers, n_heads, emb_dim}, and only it does")
+        shape = self.shape
+        _check_pairs(self.position, shape.emb_dim, shape.head_dim or shape.emb_dim // shape.n_heads)
         return self
+
+    @property
+    def shape(self) -> Shape:
+        return self.custom or SIZES[self.size]
 
     def config(self, vocab_size: int) -> GPTConfig:
         """The configuration of this model over a vocabulary of `vocab_size` tokens."""
-        shape = self.custom or SIZES[self.size]
-        return GPTConfig(vocab_size=vocab_size, **shape.model_dump(), **self.model_dump(exclude={"size", "custom"}))
+        others = self.model_dump(exclude={"size", "custom"})
+        return GPTConfig(vocab_size=vocab_size, **self.shape.model_dump(), **others)
 
 
 def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConfig:
@@ -162,6 +178,17 @@ def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConf
         vocab_size=vocab_size, context_length=context_length, dropout=0.0, qkv_bias=True, tied_head=True,
         initialisation="gpt2", attention="sdpa", **SIZES[size].model_dump(),
     )  # fmt: skip
+
+
+# Allal et al. 2025; the values of its GGUF file
+SMOLLM2_135M = GPTConfig.model_validate(
+    {
+        "vocab_size": 49_152, "context_length": 8192, "n_layers": 30, "n_heads": 9, "emb_dim": 576, "n_kv_heads": 3,
+        "position": "rope", "rope_base": 100_000.0, "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False,
+        "bias": False, "tied_head": True, "dropout": 0.0, "initialisation": "gpt2", "attention": "sdpa",
+    }
+)  # fmt: skip
+PRETRAINED = {"smollm2-135m": SMOLLM2_135M}
 
 
 def published_config(size: SizeName) -> GPTConfig:

@@ -1,6 +1,6 @@
 """The main results: one line per measure, with its value before training where there is one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,22 @@ class Headline(NamedTuple):
     interval: str = ""
 
 
-class _Sizes(Section):
+class _Loaded(Section):
     gpt2_sizes: list[str]
+    pretrained: list[str]
 
 
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
     """Return the lines of the last build. Raises UserError naming a file that is missing or broken."""
-    sizes = read_params(params, _Sizes).gpt2_sizes
-    loaded = {f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in sizes}
+    found = read_params(params, _Loaded)
+    loaded = loaded_metrics(metrics, found.gpt2_sizes, found.pretrained)
     return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded)
+
+
+def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterable[str]) -> dict[str, Any]:
+    """Return the metrics of every loaded model by its name. Raises UserError naming a missing or broken file."""
+    found = {f"gpt2-{size}": read_json(metrics / "load_gpt2" / f"{size}.json") for size in gpt2_sizes}
+    return found | {name: read_json(metrics / "load_pretrained" / f"{name}.json") for name in pretrained}
 
 
 def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Headline]:
@@ -44,7 +51,10 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Head
         Headline("pretrain", "val perplexity", "", format_number(pretrain["val"]["perplexity"])),
         Headline("pretrain", "val bits per byte", "", format_number(pretrain["val"]["bits_per_byte"])),
     ]
-    lines += [Headline(name, val_loss, "", format_number(scores["val"]["loss"])) for name, scores in loaded.items()]
+    for name, scores in loaded.items():  # only bits per byte compare models of different vocabularies
+        measure = "loss" if name.startswith("gpt2-") else "bits_per_byte"
+        label = val_loss if measure == "loss" else "val bits per byte"
+        lines.append(Headline(name, label, "", format_number(scores["val"][measure])))
     interval = f"{format_percent(spam['accuracy_low'])} to {format_percent(spam['accuracy_high'])}"
     lines += [
         Headline("finetune_spam", "test accuracy", "", format_percent(spam["accuracy"]), interval),

@@ -1,6 +1,7 @@
 """The report: the results of every stage on one self-contained HTML page."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,26 +10,30 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import CATALOGUE, CHECKPOINT_WEIGHTS
-from scratchlm.model.config import published_config
+from scratchlm.model.config import PRETRAINED, ModelParams, published_config
 from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
-from scratchlm.report.headline import headline
-from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.report.headline import headline, loaded_metrics
+from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.display import printable
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.nested import flattened
 from scratchlm.run.params import load_yaml
+from scratchlm.tasks.intervals import mean_interval
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge")
 TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
-TABULATED = ("tokenize", "pretrain", "load_gpt2", "finetune_spam", "finetune_instruct", "generate", "judge")
+TABULATED = (
+    "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "finetune_instruct", "generate", "judge",
+)  # fmt: skip
 CONTROLS = {
     "control_reference": "the reference answer",
     "control_shuffled": "another task's answer",
     "control_empty": "an empty answer",
 }
+VARIED = {"ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations"}  # stage -> section of its variants
 OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in precision `exact`
 MAX_MISTAKES = 20
 EXAMPLES = 4  # responses in each group: best, around the median, worst
@@ -43,6 +48,7 @@ class Inputs(NamedTuple):
     params: Path
     pipeline: Path
     metrics: Path
+    losses: Path
     samples: Path
     predictions: Path
     responses: Path
@@ -51,8 +57,9 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The content of the inputs. Metrics, curves and samples are by stage.
+    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant.
 
+    losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
     models: name, parameters, config and sha256 (of the file that the page names).
     """
@@ -61,7 +68,8 @@ class Report:
     pipeline: Mapping[str, Any]
     metrics: Mapping[str, Any]
     loaded: Mapping[str, Any]
-    ablations: Mapping[str, Any]
+    ablations: Mapping[str, Mapping[str, Any]]
+    losses: Sequence[Rows]
     curves: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Rows
@@ -77,14 +85,18 @@ def collect(inputs: Inputs) -> Report:
     """
     params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
     metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
-    loaded = {f"gpt2-{size}": read_json(folder / "load_gpt2" / f"{size}.json") for size in params["gpt2_sizes"]}
+    loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
     pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
     return Report(
         params=params,
         pipeline=load_yaml(inputs.pipeline),
         metrics=metrics,
         loaded=loaded,
-        ablations={name: read_json(folder / "ablate_spam" / f"{name}.json") for name in params["spam_ablations"]},
+        ablations={
+            stage: {name: read_json(folder / stage / f"{name}.json") for name in params[section]}
+            for stage, section in VARIED.items()
+        },
+        losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
         curves={stage: _curve(plots / f"{stage}.csv") for stage in TRAINED},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=read_table(inputs.predictions),
@@ -97,11 +109,18 @@ def collect(inputs: Inputs) -> Report:
 def render(report: Report) -> str:
     """Return the page. It depends on the report alone, so the same results give the same bytes."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": format_number, "percent": format_percent, "shortened": shortened}
+    environment.filters |= {
+        "change": format_change,
+        "number": format_number,
+        "percent": format_percent,
+        "shortened": shortened,
+    }
     metrics, stages = report.metrics, stage_graph(report.pipeline, report.params)
     judged = {model: metrics["judge"][model] for model in ("before", "after", *CONTROLS) if model in metrics["judge"]}
-    loaded = {name: flattened(found) for name, found in report.loaded.items()}
-    tables = {**metrics, "load_gpt2": loaded, "judge": judged}
+    loaded: dict[str, dict] = {"load_gpt2": {}, "load_pretrained": {}}
+    for name, found in report.loaded.items():
+        loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
+    tables = {**metrics, **loaded, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         params=report.params,
@@ -114,7 +133,8 @@ def render(report: Report) -> str:
         charts=charts(report),
         mistakes=mistakes(report.predictions, report.classes),
         max_mistakes=MAX_MISTAKES,
-        ablations=ablations(report),
+        spam_variants=variants(report, "ablate_spam", "finetune_spam"),
+        pretrain_variants=pretrain_variants(report),
         examples=examples(report.responses),
         instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
         pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
@@ -163,16 +183,30 @@ def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
     return sorted(wrong, key=lambda row: (-row["confidence"], row["id"]))
 
 
-def ablations(report: Report) -> list[dict[str, Any]]:
-    """Return the spam experiment and its variants: name, changed parameters, scores on train, val and test."""
-    if not report.ablations:
-        return []
-    whole: dict[str, tuple[Any, Any]] = {"as in finetune_spam": ({}, report.metrics["finetune_spam"])}
-    variants = {name: (report.params["spam_ablations"][name], found) for name, found in report.ablations.items()}
-    return [
-        {"name": name, "changes": ", ".join(f"{key} {value}" for key, value in flattened(changes).items()), **scores}
-        for name, (changes, scores) in (whole | variants).items()
-    ]
+def variants(report: Report, stage: str, original: str) -> list[dict[str, Any]]:
+    """Return an experiment and its variants: name, changed parameters and metrics; nothing if it has no variants."""
+    found, changed = report.ablations[stage], report.params[VARIED[stage]]
+    texts = {name: ", ".join(f"{key} {value}" for key, value in flattened(changed[name]).items()) for name in found}
+    rows = [{"name": name, "changes": texts[name], **scores} for name, scores in found.items()]
+    return [{"name": f"as in {original}", "changes": "", **report.metrics[original]}, *rows] if rows else []
+
+
+def pretrain_variants(report: Report) -> list[dict[str, Any]]:
+    """Return pretraining and its variants, with the change of the val loss and its 95 % interval over the windows.
+
+    Each window is paired with itself in the original: what makes a window hard is in both losses. All have equally
+    many tokens, so the mean of their losses per token is the loss of the whole.
+    """
+    rows = variants(report, "ablate_pretrain", "pretrain")
+    for row, losses in zip(rows[1:], report.losses[1:], strict=True):
+        pairs = zip(report.losses[0], losses, strict=True)
+        changes = [(now["loss_nats"] - was["loss_nats"]) / was["scored_tokens"] for was, now in pairs]
+        row["change"] = math.fsum(changes) / len(changes)
+        row["low"], row["high"] = mean_interval(changes, report.params["seed"])
+    for row in rows[:1]:
+        config = ModelParams(**report.params["model"]).config(vocab_size=1)
+        row["kv_cache_bytes_per_token"] = config.kv_cache_bytes_per_token
+    return rows
 
 
 def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
@@ -203,6 +237,12 @@ def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
     return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
 
 
+def _losses(folder: Path, names: Iterable[str]) -> list[Rows]:
+    """Return the losses of pretraining and of the variants with these names; nothing if there are no variants."""
+    paths = [folder / "ablate_pretrain" / f"{name}.parquet" for name in names]
+    return [read_table(path) for path in (folder / "pretrain.parquet", *paths) if paths]
+
+
 def _curve(path: Path) -> list[dict[str, float]]:
     try:
         return [{key: float(value) for key, value in row.items()} for row in read_csv(path)]
@@ -225,6 +265,7 @@ def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:
-    config = published_config(name.removeprefix("gpt2-")).model_dump()  # type: ignore[arg-type]
-    digest = downloads[name]["sha256"][CHECKPOINT_WEIGHTS]
-    return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config}
+    config = PRETRAINED.get(name) or published_config(name.removeprefix("gpt2-"))  # type: ignore[arg-type]
+    digests = downloads[name]["sha256"]
+    digest = digests[CHECKPOINT_WEIGHTS] if CHECKPOINT_WEIGHTS in digests else next(iter(digests.values()))
+    return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config.model_dump()}

@@ -37,6 +37,11 @@ def format_percent(proportion: float | None) -> str:
     return NONE if proportion is None else f"{100 * proportion:.1f}\N{NO-BREAK SPACE}%"
 
 
+def format_change(difference: float) -> str:
+    """Return a difference with its sign and three decimals."""
+    return f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
 def format_metric(name: str, value: Any) -> str:
     """Return the value of a metric in the form that its name calls for."""
     return format_percent(value) if name.rpartition(".")[2] in PERCENTAGES else format_number(value)

@@ -19,6 +19,7 @@ from scratchlm.run.files import read_json, sha256_of
 
 # These run a stage and show its progress; no result depends on their versions
 WITHOUT_INFLUENCE = {"dvc", "psutil", "tqdm", "voluptuous"}
+OPTIONAL = {"xllamacpp"}  # extras: where one is not installed, the stage that needs it says so itself
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "ruamel": "ruamel.yaml",
@@ -116,7 +117,7 @@ def refuse_other_code(record: Path) -> None:
             raise UserError(f"{name} has changed since the stage `code` ran; run `dvc repro` without --single-item")
     for package, version in code["packages"].items():
         installed = installed_version(package)
-        if installed != version:
+        if installed != version and not (installed == "none" and package in OPTIONAL):
             raise UserError(
                 f"{package} {installed} is installed, but requirements.lock says {version}; install that one with "
                 f"`make -B .venv/ready`, or write {installed} into the lock, which reruns the stages that use it"

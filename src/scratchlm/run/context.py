@@ -1,5 +1,6 @@
 """The context of a stage's run: device, precision, seed, log, checkpoint and progress bar."""
 
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -49,3 +50,8 @@ class Run:
     def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
         """A progress bar on standard error that begins at `done` of `total` units."""
         return tqdm(total=total, initial=done, desc=title or self.stage, unit=unit)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

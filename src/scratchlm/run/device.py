@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
-from scratchlm.run.context import Run
+from scratchlm.run.context import Run, available_cores
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section, Seed
 
@@ -54,11 +54,6 @@ def set_up(run: Run, params: DeviceParams) -> None:
     # An aid for finding defects, paid at every allocation
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(params.n_threads)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_bytes(device: str) -> int:

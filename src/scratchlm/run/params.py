@@ -46,6 +46,11 @@ def check_params(values: Any, section: type[Checked], *, source: str, whole: boo
         raise UserError("\n".join(_sentences(source, values, section, error))) from None
 
 
+def with_changes(params: Checked, changes: dict[str, Any], source: str) -> Checked:
+    """`params` with other values for some of its keys; errors as read_params raises them."""
+    return check_params(params.model_dump() | changes, type(params), source=source, whole=True)
+
+
 def load_yaml(path: Path) -> Any:
     """Return a YAML file's content as DVC reads it. Raises UserError if it is missing or not YAML."""
     try:

@@ -17,7 +17,8 @@ class DiskNeeds(NamedTuple):
     """Bytes that a run writes into the project.
 
     downloads: as far as the catalogue has sizes. models: of float32. tokens: at most, if each byte of the corpus were
-    one. temporary: at most: the map of the tokens, and the two checkpoints that exist while one replaces the other.
+    one. temporary: at most: the map of the tokens, and the two checkpoints that exist while one replaces the other; or,
+    earlier, a wheel that holds a download.
     """
 
     downloads: int
@@ -39,14 +40,20 @@ def disk_needs(params: Any) -> DiskNeeds:
     """What a run of all of params.yaml needs. The ablations keep no model."""
     models, spam, instruct = model_configs(params), params.finetune_spam, params.finetune_instruct
     backbone = models[spam.base].model_copy(update={"tied_head": True})  # a classifier has no head of tokens
+    variants = [config.n_parameters for name, config in models.items() if name.startswith("pretrain_ablations.")]
     trained = [config.n_parameters for config in (models["pretrain"], backbone, models[instruct.base])]
-    loaded = [models[f"gpt2-{size}"].n_parameters for size in params.gpt2_sizes]
+    names = [*(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
+    loaded = [models[name].n_parameters for name in names]
     tokens = NUMBER_BYTES * corpus_bytes(params)
+    files = [file for _, file in wanted_files(params.sources, params.gpt2_sizes, params.pretrained)]
     return DiskNeeds(
-        sum(file.size_bytes or 0 for _, file in wanted_files(params.sources, params.gpt2_sizes)),
+        sum(file.size_bytes or 0 for file in files),
         NUMBER_BYTES * (sum(trained) + sum(loaded)),
         tokens,
-        tokens + 2 * CHECKPOINT_NUMBERS * NUMBER_BYTES * max(trained),
+        max(
+            tokens + 2 * CHECKPOINT_NUMBERS * NUMBER_BYTES * max(trained + variants),
+            *(file.wheel.size_bytes if file.wheel else 0 for file in files),
+        ),
     )
 
 

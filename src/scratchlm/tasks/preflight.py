@@ -1,15 +1,16 @@
 """Checks before any work starts: do the sections of params.yaml fit together? Each section checks itself."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from scratchlm.data.catalogue import CATALOGUE
-from scratchlm.model.config import GPTConfig, published_config
+from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS
+from scratchlm.tasks.pretraining import varied_model
 from scratchlm.tasks.spam import varied
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
@@ -20,39 +21,53 @@ def check_together(params: Any) -> None:
     device = resolve_device(params.device, params.precision)
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_memory(params, device)]
-    for variant in params.spam_ablations:
-        if not re.fullmatch(r"[\w-]+", variant) or len(variant.encode()) > MAX_NAME_BYTES:
-            mistakes.append(
-                f"spam_ablations has a variant {variant[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
-                "letters, digits, _ and - only"
-            )
+    mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
+    mistakes += [*_names("spam_ablations", params.spam_ablations)]
     if mistakes:
         raise UserError("\n".join(mistakes))
 
 
-def leftover_metrics(params: Any, loaded: Path, ablated: Path) -> list[Path]:
+def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
     """Metrics of models and ablations that params.yaml no longer names: no stage reads them, and nothing deletes them.
 
-    loaded, ablated: the folders with one JSON file per size in gpt2_sizes, and per variant in spam_ablations.
+    metrics: the folder with one folder per stage that runs several times, and in it one JSON file per item.
     """
+    items = {
+        "load_gpt2": params.gpt2_sizes,
+        "load_pretrained": params.pretrained,
+        "ablate_pretrain": params.pretrain_ablations,
+        "ablate_spam": params.spam_ablations,
+    }
     return [
         path
-        for folder, names in ((loaded, params.gpt2_sizes), (ablated, params.spam_ablations))
+        for folder, names in ((metrics / stage, names) for stage, names in items.items())
         for path in sorted(folder.glob("*.json"))
         if path.stem not in names
     ]
 
 
+def _names(section: str, variants: Collection[str]) -> Iterator[str]:
+    """A variant's name is part of the names of its files."""
+    for variant in variants:
+        if not re.fullmatch(r"[\w-]+", variant) or len(variant.encode()) > MAX_NAME_BYTES:
+            yield (
+                f"{section} has a variant {variant[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
+                "letters, digits, _ and - only"
+            )
+
+
 def _vocabularies(params: Any) -> Iterator[str]:
-    """Every GPT-2 checkpoint that is loaded must have been trained with the tokenizer in use."""
+    """Every GPT-2 checkpoint must have been trained with the corpus' tokenizer, every base with the finetuning's."""
     ours = {"gpt2": params.sources.vocabulary, "bpe": "trained on the corpus", "word": "the corpus' words"}
-    if params.tokenize.instructions.prompt_style == "chatml" and params.tokenizer.kind in ours:
+    finetuning = _finetuning_vocabulary(params)
+    if params.tokenize.instructions.prompt_style == "chatml" and finetuning not in PRETRAINED:
         yield (
-            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer "
-            f"({params.tokenizer.kind}) lacks; choose alpaca or phi3"
+            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer of the instructions "
+            f"({finetuning}) lacks; choose alpaca or phi3"
         )
-    if len(set(params.gpt2_sizes)) < len(params.gpt2_sizes):
-        yield f"gpt2_sizes is {params.gpt2_sizes}; each size may occur once; remove the repeated one"
+    for key in ("gpt2_sizes", "pretrained"):
+        if len(set(names := getattr(params, key))) < len(names):
+            yield f"{key} is {names}; each name may occur once; remove the repeated one"
     for size in params.gpt2_sizes:
         theirs, n_tokens = "gpt2-nano" if size == "nano" else "gpt2-124M", published_config(size).vocab_size
         if params.tokenizer.kind != "gpt2" or params.sources.vocabulary != theirs:
@@ -63,23 +78,51 @@ def _vocabularies(params: Any) -> Iterator[str]:
             )
 
 
+def _corpus_vocabulary(params: Any) -> str:
+    return params.sources.vocabulary if params.tokenizer.kind == "gpt2" else "the corpus' own"
+
+
+def _finetuning_vocabulary(params: Any) -> str:
+    is_given = params.tokenize.finetuning_tokenizer == "vocabulary"
+    return params.sources.vocabulary if is_given else _corpus_vocabulary(params)
+
+
 def _bases(params: Any) -> Iterator[str]:
-    allowed = ["pretrain", *(f"gpt2-{size}" for size in params.gpt2_sizes)]
+    """Every base is built, and its vocabulary is that of the messages and instructions."""
+    allowed = ["pretrain", *(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
+    corpus, finetuning = _corpus_vocabulary(params), _finetuning_vocabulary(params)
     for section in ("finetune_spam", "finetune_instruct"):
         base = getattr(params, section).base
+        gpt2 = "gpt2-nano" if base == "gpt2-nano" else "gpt2-124M"
+        vocabulary = {"pretrain": corpus}.get(base, base if base in params.pretrained else gpt2)
         if base not in allowed:
             yield (
                 f"{section}.base is {base!r}; allowed are {', '.join(allowed)}; to use another GPT-2, "
                 "add its size to gpt2_sizes"
             )
+        elif vocabulary != finetuning and (base == "pretrain" or base in params.pretrained):
+            yield (
+                f"{section}.base is {base!r}, whose vocabulary is {vocabulary}, but messages and instructions have "
+                f"{finetuning}; set tokenize.finetuning_tokenizer to {'corpus' if base == 'pretrain' else 'vocabulary'}"
+                f"{'' if base == 'pretrain' else f' and sources.vocabulary to {base}'}, or choose another base"
+            )
+
+
+def pretrained_models(params: Any) -> dict[str, ModelParams]:
+    """The model that is pretrained, and its variants."""
+    model, ablations = params.model, params.pretrain_ablations
+    variants = {f"pretrain_ablations.{name}": varied_model(model, ablations, name) for name in ablations}
+    return {"pretrain": model} | variants
 
 
 def model_configs(params: Any) -> dict[str, GPTConfig]:
-    """The configuration of every base; an unknown vocabulary counts as one token."""
+    """The configuration of every model; an unknown vocabulary counts as one token."""
     kind = params.tokenizer.kind
-    gpt2 = published_config("nano" if params.sources.vocabulary == "gpt2-nano" else "124M").vocab_size
-    vocab_size = {"gpt2": gpt2, "bpe": getattr(params.tokenizer, "vocab_size", 1), "word": 1}[kind]
-    models = {"pretrain": params.model.config(vocab_size)}
+    own = params.sources.vocabulary
+    given = PRETRAINED.get(own, published_config("nano" if own == "gpt2-nano" else "124M")).vocab_size
+    vocab_size = {"gpt2": given, "bpe": getattr(params.tokenizer, "vocab_size", 1), "word": 1}[kind]
+    models = {name: model.config(vocab_size) for name, model in pretrained_models(params).items()}
+    models |= {name: PRETRAINED[name] for name in params.pretrained}
     return models | {f"gpt2-{size}": published_config(size) for size in params.gpt2_sizes}
 
 
@@ -100,9 +143,10 @@ def _contexts(params: Any) -> Iterator[str]:
 
 def _steps(params: Any) -> Iterator[str]:
     """Pretraining must have a window and reach its learning rate, even if each byte of the corpus were a token."""
-    source, p, length = params.sources.corpus, params.pretrain, params.model.context_length
-    n_bytes = corpus_bytes(params)
-    for key, n_tokens in (("model", length), ("evaluation", params.evaluation.context_length)):
+    source, p, n_bytes = params.sources.corpus, params.pretrain, corpus_bytes(params)
+    lengths = {name: model.context_length for name, model in pretrained_models(params).items()}
+    lengths = {"model": lengths.pop("pretrain"), "evaluation": params.evaluation.context_length} | lengths
+    for key, n_tokens in lengths.items():
         if n_tokens >= n_bytes:
             yield f"{key}.context_length is {n_tokens}, but {source} has at most {n_bytes} tokens; lower it"
     n_steps = pretraining_steps(params)
@@ -139,7 +183,7 @@ def _memory(params: Any, device: str) -> Iterator[str]:
     spam, instruct = params.finetune_spam, params.finetune_instruct
     padding = 1 if spam.padding == "longest" else spam.padding
     trainings = [
-        ("pretrain", "pretrain", params.pretrain, params.model.context_length, True),
+        *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
         ("finetune_spam", spam.base, spam, padding, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
     ]

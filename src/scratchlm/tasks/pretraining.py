@@ -1,21 +1,25 @@
 """Pretraining: next-token prediction on sliding windows of a corpus. The book's chapter 5."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 
+from scratchlm.arithmetic.random import stream
 from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.fast.decoding import for_inference
+from scratchlm.model.config import GPTConfig, ModelParams
 from scratchlm.model.generate import Stopping, generate
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, build_model, parameter_count
+from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, measure_losses, perplexity
+from scratchlm.run.params import with_changes
+from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, loss_rows, measure_losses, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
-from scratchlm.training.loop import Batch, Metrics, Task, no_sample
+from scratchlm.training.loop import Batch, Metrics, Task, Training, no_sample, train
 from scratchlm.training.losses import summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
 
@@ -28,11 +32,50 @@ class PretrainParams(TrainingParams):
     sample_tokens: Annotated[int, Field(ge=1, le=100_000)]
 
 
+PretrainAblations = dict[str, dict[str, Any]]  # by variant, what differs from model
+Sample = Callable[[GPTModel], Mapping[str, Any]]
+
+
+class PretrainResult(NamedTuple):
+    """The trained model, its curve and samples, and what was measured.
+
+    losses: of each val window, rows of LOSS_SCHEMA. metrics: by split, and two numbers.
+    """
+
+    model: GPTModel
+    training: Training
+    losses: list[dict[str, object]]
+    metrics: dict[str, Any]
+
+
+def pretrain_gpt(
+    corpus: Corpus, config: GPTConfig, params: PretrainParams, evaluation_params: EvaluationParams, run: Run,
+    sample: Sample = no_sample,
+) -> PretrainResult:  # fmt: skip
+    """Train a model of this configuration from random weights, and measure it."""
+    gpt = build_model(config, stream(run.seed, "initialisation")).to(run.device)
+    windows = TokenWindows(corpus.tokens("train"), config.context_length, params.stride)
+    evaluation = CorpusEvaluation(corpus, evaluation_params)
+    with run.autocast():
+        untrained = evaluation.full(gpt, "val")
+    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sample), run)
+    with run.autocast():
+        measured = {split: evaluation.full(gpt, split) for split in ("train", "val")}
+    scores = {split: evaluation.metrics(found, split) for split, found in measured.items()}
+    others = {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean}
+    return PretrainResult(gpt, training, loss_rows(evaluation.val_ids(), measured["val"]), scores | others)
+
+
+def varied_model(model: ModelParams, ablations: PretrainAblations, variant: str) -> ModelParams:
+    """The model of one variant. Raises UserError naming the key if its changes are not valid."""
+    return with_changes(model, ablations[variant], f"pretrain_ablations.{variant}")
+
+
 def pretraining_task(
     windows: TokenWindows,
     params: TrainingParams,
     evaluate: Callable[[GPTModel], Metrics],
-    sample: Callable[[GPTModel], Mapping[str, Any]] = no_sample,
+    sample: Sample = no_sample,
 ) -> Task:
     """The loop's task for windows of (B, T) inputs and targets."""
 

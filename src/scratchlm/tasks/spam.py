@@ -18,7 +18,7 @@ from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import check_params
+from scratchlm.run.params import with_changes
 from scratchlm.tasks.classification import ClassifierEvaluation
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Batch, Task, train
@@ -92,8 +92,7 @@ def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -
     changes = ablations[variant]
     if "base" in changes:
         raise UserError(f"spam_ablations.{variant}: base cannot vary, the graph is wired by it; set finetune_spam.base")
-    values = params.model_dump() | changes
-    return check_params(values, FinetuneSpamParams, source=f"spam_ablations.{variant}", whole=True)
+    return with_changes(params, changes, f"spam_ablations.{variant}")
 
 
 def build_spam_classifier(backbone: GPTModel, params: FinetuneSpamParams, seed: int) -> GPTClassifier:

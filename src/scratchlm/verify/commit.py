@@ -36,7 +36,7 @@ class CommittedStage(NamedTuple):
     upstream: every stage that it needs, directly or through others.
     inputs: the recorded hash of each output of another stage that it was built from.
     stale: by file, how the commit differs from what the stage was built from. code: its record from the stage `code`.
-    external: its result comes from outside (`meta` in dvc.yaml names the parameter that decides).
+    external: its result comes from outside (`meta` in dvc.yaml names the parameter that decides, and its values).
     """
 
     name: str
@@ -143,7 +143,7 @@ def _is_external(stage: PipelineStage, parameters: Sequence[ParamsDependency]) -
     if not isinstance(conditions, Mapping):
         return False
     values: dict[str, Any] = {key: value for dep in parameters for key, value in leaves(dep.read_params())}
-    return all(values.get(key) == value for key, value in conditions.items())
+    return all(values.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions.items())
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -89,7 +89,7 @@ def _sentences(result: Verification) -> Iterator[str]:
         old, new = result.machines
         yield f"Identical bits are not expected here: built with {old}, rebuilt with {new}."
     if result.outside:
-        yield f"Identical bits are not expected from {', '.join(result.outside)}: the results come from a server."
+        yield f"Identical bits are not expected from {', '.join(result.outside)}: the results come from outside."
     if result.machines or result.outside:
         yield f"Metrics may differ by: {stated()}."
     yield from result.remarks

@@ -79,6 +79,9 @@ METRICS = [
     "generate.before.finished",
     "finetune_instruct.after.test_loss",
     "finetune_instruct.before.test_loss",
+    "ablate_pretrain/rope.train.loss",
+    "ablate_pretrain/rope.val.loss",
+    "ablate_pretrain/rope.kv_cache_bytes_per_token",
     "ablate_spam/first.test.auroc",
     "ablate_spam/first.val.auroc",
     "finetune_spam.test.loss",
@@ -93,6 +96,7 @@ METRICS = [
 def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
     assert [(found.prefix, found.paths, found.examples) for found in families(METRICS)] == [
         ("pretrain.val", ("data/losses/pretrain.parquet",), "windows"),
+        ("ablate_pretrain/rope.val", ("data/losses/ablate_pretrain/rope.parquet",), "windows"),
         ("load_gpt2/124M.val", ("data/losses/gpt2-124M.parquet",), "windows"),
         ("load_gpt2/nano.val", ("data/losses/gpt2-nano.parquet",), "windows"),
         ("finetune_spam.test", ("data/predictions/finetune_spam.parquet",), "messages"),

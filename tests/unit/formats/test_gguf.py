@@ -12,7 +12,8 @@ from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, save_byte_
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.formats.gguf_reader import GGUFFile, load_gguf
+from scratchlm.formats.gguf_file import GGUFFile
+from scratchlm.formats.gguf_reader import load_gguf
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -80,12 +81,11 @@ KINDS = [
 def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
     changes: dict[str, Any],
     random_gpt: Build,
-    tokenizer_folder: Path,
     tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:
     model = random_gpt(**changes)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     for text in PROMPTS:
         prompt = tokenizer.encode(text)
         (ours,) = generate(model, [prompt], Stopping(60, tokenizer.end_token_id))
@@ -96,10 +96,10 @@ def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
 
 @pytest.mark.parametrize("changes", KINDS)
 def test_a_file_gives_the_model_back_bit_for_bit(
-    changes: dict[str, Any], random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(**changes)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     again = load_gguf(GGUFFile(tmp_path / "model.gguf"))
     fixed = {"attention": "eager", "qkv_bias": model.config.qkv_bias}
     assert again.config.model_copy(update=fixed) == model.config.model_copy(update=fixed)
@@ -110,10 +110,10 @@ def test_a_file_gives_the_model_back_bit_for_bit(
 
 @pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.01), ("Q4_1", 0.15), ("F16", 1e-3)])
 def test_quantised_weights_are_the_numbers_that_they_stand_for(
-    kind: str, error: float, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    kind: str, error: float, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(**LLAMA, hidden_dim=64)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     whole, quantised = gguf.GGUFReader(tmp_path / "model.gguf"), gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
     for name, field in whole.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
@@ -136,7 +136,7 @@ def test_quantised_weights_are_the_numbers_that_they_stand_for(
 
 
 def test_what_is_not_a_model_of_ours_is_refused(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(UserError) as refused:
@@ -146,7 +146,7 @@ def test_what_is_not_a_model_of_ours_is_refused(
     assert refusal(tmp_path / "none.gguf").startswith(f"{tmp_path / 'none.gguf'}")
     (tmp_path / "text.gguf").write_text("no model" * 100)
     assert "not a whole GGUF file" in refusal(tmp_path / "text.gguf")
-    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA), tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA), tokenizer, half=False)
     whole = (tmp_path / "model.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
     assert "not a whole GGUF file" in refusal(tmp_path / "cut.gguf")
@@ -154,9 +154,7 @@ def test_what_is_not_a_model_of_ours_is_refused(
     assert refusal(tmp_path / "other.gguf").endswith("a model of architecture 'lambs'; only gpt2 and llama can be read")
 
 
-def test_llama_cpp_stops_at_the_end_token(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
-) -> None:
+def test_llama_cpp_stops_at_the_end_token(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
     """The end token's own head row, made the likeliest after a while, ends both continuations at one place."""
     model = random_gpt(tied_head=False)
     prompt = tokenizer.encode("Sara was")
@@ -165,15 +163,13 @@ def test_llama_cpp_stops_at_the_end_token(
         model.head.weight[tokenizer.end_token_id] = 1.01 * model.head.weight[free.token_ids[6]]
     (ours,) = generate(model, [prompt], Stopping(40, tokenizer.end_token_id))
     assert ours.finished and len(ours.token_ids) < 40
-    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 40)
     assert theirs in (ours.token_ids, [*ours.token_ids, tokenizer.end_token_id])
 
 
-def test_llama_cpp_splits_text_into_our_tokens(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
-) -> None:
-    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer_folder, tokenizer, half=False)
+def test_llama_cpp_splits_text_into_our_tokens(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer, half=False)
     server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
     for text in (TEXT, " ", "a  b\n\n c", "I'll we'd 'S 007", "e\u0301 👩\u200d💻 \u00a0x"):
         reply = requests.post(f"{server.listening_address}/tokenize", json={"content": text}, timeout=60)
@@ -182,10 +178,10 @@ def test_llama_cpp_splits_text_into_our_tokens(
 
 @pytest.mark.parametrize("style", get_args(PromptStyle))
 def test_llama_cpp_words_an_instruction_as_finetuning_does(
-    style: PromptStyle, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    style: PromptStyle, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     template = chat_template(style, END_OF_TEXT)
-    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer_folder, tokenizer, template, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer, template, half=False)
     server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
     messages = [{"role": "user", "content": "Write the opposite of hot."}]
     reply = requests.post(f"{server.listening_address}/apply-template", json={"messages": messages}, timeout=60)
@@ -193,22 +189,22 @@ def test_llama_cpp_words_an_instruction_as_finetuning_does(
 
 
 def test_weights_beyond_float16_are_refused_and_not_made_infinite(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt()
     with torch.no_grad():
         model.blocks[1].feed_forward.expansion.weight[3, 4] = -70_000
     with pytest.raises(UserError, match="tensor blk.1.ffn_up.weight has numbers beyond float16; exp"):
-        save_gguf(tmp_path / "half.gguf", model, tokenizer_folder, tokenizer, half=True)
+        save_gguf(tmp_path / "half.gguf", model, tokenizer, half=True)
     assert not list(tmp_path.glob("*half.gguf*"))
 
 
 def test_half_precision_halves_the_matrices_and_runs(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt()
     for name, half in (("whole.gguf", False), ("half.gguf", True)):
-        save_gguf(tmp_path / name, model, tokenizer_folder, tokenizer, half=half)
+        save_gguf(tmp_path / name, model, tokenizer, half=half)
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "half.gguf").tensors}
     assert {types[name] for name in ("blk.0.attn_qkv.weight", "token_embd.weight", "blk.1.ffn_down.weight")} == {"F16"}
     assert {types[name] for name in ("blk.0.attn_qkv.bias", "output_norm.weight", "blk.1.ffn_down.bias")} == {"F32"}
@@ -226,10 +222,10 @@ def test_half_precision_halves_the_matrices_and_runs(
 
 @pytest.mark.parametrize("tied_head", [True, False])
 def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
-    tied_head: bool, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    tied_head: bool, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(qkv_bias=False, tied_head=tied_head)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer_folder, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     weights = model.state_dict()
@@ -254,10 +250,8 @@ def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
     assert [i for i, kind in enumerate(kinds) if kind == gguf.TokenType.CONTROL] == [tokenizer.end_token_id]
 
 
-def test_the_same_model_gives_the_same_bytes(
-    random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
-) -> None:
+def test_the_same_model_gives_the_same_bytes(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
     for name in ("one.gguf", "two.gguf"):
-        save_gguf(tmp_path / name, random_gpt(), tokenizer_folder, tokenizer, half=True)
+        save_gguf(tmp_path / name, random_gpt(), tokenizer, half=True)
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.gguf", "two.gguf"]

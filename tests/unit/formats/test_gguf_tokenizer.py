@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scratchlm.data.byte_pairs import BytePairs, BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.gguf import _add_tokenizer, save_gguf
-from scratchlm.formats.gguf_reader import GGUFFile
+from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -118,7 +118,7 @@ def test_llama_cpp_splits_text_into_our_tokens(tiny_gpt: Callable[..., GPTModel]
         vocab_size=tokenizer.vocab_size, context_length=256, n_heads=4, emb_dim=32, tied_head=True,
         initialisation="gpt2", attention="sdpa",
     )  # fmt: skip
-    save_gguf(tmp_path / "model.gguf", model, tmp_path / "t", tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
     server = llama_server(tmp_path / "model.gguf", 256)
     for text in (
         smollm.TEXT,

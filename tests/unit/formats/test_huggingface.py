@@ -82,7 +82,7 @@ def assert_same_greedy_text(ours: GPTModel, theirs: GPT2LMHeadModel, n_tokens: i
 def assert_same_both_ways(ours: GPTModel, tokenizer_folder: Path, scratch: Path) -> None:
     """Our export in transformers, and transformers' own save in ours: the same logits and greedy text."""
     config, tokenizer = ours.config, load_tokenizer(tokenizer_folder)
-    save_huggingface(scratch / "ours", ours, tokenizer_folder, tokenizer)
+    save_huggingface(scratch / "ours", ours, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(scratch / "ours")
     assert isinstance(theirs, GPT2LMHeadModel)
     assert_same_logits(ours, theirs)
@@ -115,8 +115,8 @@ def tiny(random_gpt: Build) -> GPTModel:
 
 
 @pytest.fixture
-def exported(tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer) -> Path:
-    save_huggingface(tmp_path / "exported", tiny, tokenizer_folder, tokenizer)
+def exported(tmp_path: Path, tiny: GPTModel, tokenizer: BytePairTokenizer) -> Path:
+    save_huggingface(tmp_path / "exported", tiny, tokenizer)
     return tmp_path / "exported"
 
 
@@ -147,12 +147,11 @@ def test_every_kind_of_model_exports_right(
     qkv_bias: bool,
     attention: str,
     random_gpt: Build,
-    tokenizer_folder: Path,
     tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:
     ours = random_gpt(tied_head=tied_head, qkv_bias=qkv_bias, attention=attention)
-    save_huggingface(tmp_path / "model", ours, tokenizer_folder, tokenizer)
+    save_huggingface(tmp_path / "model", ours, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert_same_logits(ours, theirs)
     assert (theirs.lm_head.weight is theirs.transformer.wte.weight) == tied_head
@@ -172,11 +171,11 @@ LLAMA = {
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize("changes", [{}, {"head_dim": 12, "rope_base": 500.0}, {"n_kv_heads": 4, "hidden_dim": 20}])
 def test_a_llama_gives_transformers_logits_and_text_both_ways(
-    changes: dict[str, Any], tied_head: bool, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer,
+    changes: dict[str, Any], tied_head: bool, random_gpt: Build, tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     ours = random_gpt(**LLAMA | changes, tied_head=tied_head)
-    save_huggingface(tmp_path / "ours", ours, tokenizer_folder, tokenizer)
+    save_huggingface(tmp_path / "ours", ours, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     assert isinstance(theirs, LlamaForCausalLM)
     assert_same_logits(ours, theirs)
@@ -202,10 +201,10 @@ def test_a_llama_gives_transformers_logits_and_text_both_ways(
     ],
 )
 def test_a_llama_that_computes_something_else_is_refused(
-    changes: dict[str, Any], sentence: str, random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer,
+    changes: dict[str, Any], sentence: str, random_gpt: Build, tokenizer: BytePairTokenizer,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    save_huggingface(tmp_path / "model", random_gpt(**LLAMA), tokenizer_folder, tokenizer)
+    save_huggingface(tmp_path / "model", random_gpt(**LLAMA), tokenizer)
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(UserError, match=re.escape(f"{path}: ") + ".*" + re.escape(sentence)):
@@ -216,10 +215,10 @@ def test_a_llama_that_computes_something_else_is_refused(
     "changes", [{"norm": "rms"}, {"bias": False}, {"n_kv_heads": 2}, LLAMA | {"position": "sinusoidal"}]
 )
 def test_a_model_that_no_other_format_holds_is_not_exported(
-    changes: dict[str, Any], random_gpt: Build, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="no other format holds a model of position .* can be exported"):
-        save_huggingface(tmp_path / "model", random_gpt(**changes), tokenizer_folder, tokenizer)
+        save_huggingface(tmp_path / "model", random_gpt(**changes), tokenizer)
     assert not list(tmp_path.iterdir())
 
 
@@ -256,9 +255,9 @@ def test_reading_an_export_gives_the_model_back_bit_for_bit(exported: Path, tiny
 
 
 def test_an_export_is_the_same_bytes_each_time(
-    exported: Path, tmp_path: Path, tiny: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer
+    exported: Path, tmp_path: Path, tiny: GPTModel, tokenizer: BytePairTokenizer
 ) -> None:
-    save_huggingface(tmp_path / "again", tiny, tokenizer_folder, tokenizer)
+    save_huggingface(tmp_path / "again", tiny, tokenizer)
     names = sorted(path.name for path in exported.iterdir())
     assert names == ["config.json", "merges.txt", WEIGHTS, "tokenizer_config.json", "vocab.json"]
     for name in names:
@@ -283,11 +282,9 @@ def test_the_auto_tokenizer_agrees_on_any_text(auto_tokenizer: Any, tokenizer: B
 
 
 @pytest.fixture(scope="module")
-def auto_tokenizer(
-    tmp_path_factory: pytest.TempPathFactory, tiny: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer
-) -> Any:
+def auto_tokenizer(tmp_path_factory: pytest.TempPathFactory, tiny: GPTModel, tokenizer: BytePairTokenizer) -> Any:
     folder = tmp_path_factory.mktemp("auto") / "exported"
-    save_huggingface(folder, tiny, tokenizer_folder, tokenizer)
+    save_huggingface(folder, tiny, tokenizer)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -295,7 +292,7 @@ def test_the_auto_tokenizer_agrees_over_a_vocabulary_of_gpt2s_format(
     inputs: Inputs, gpt2: BytePairTokenizer, random_gpt: Build, tmp_path: Path
 ) -> None:
     model = random_gpt(n_layers=1, n_heads=2, emb_dim=4, vocab_size=gpt2.vocab_size)
-    save_huggingface(tmp_path / "model", model, inputs.vocabulary, gpt2)
+    save_huggingface(tmp_path / "model", model, gpt2)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
     corpus = inputs.corpus.read_text(encoding="utf-8").replace(END_OF_TEXT, "")
     for text in (corpus, TEXT, "Hello, I am", "🙂🙂 \u0000 ｆｕｌｌ"):
@@ -542,9 +539,9 @@ def test_a_file_in_the_folders_place_is_named(exported: Path) -> None:
 
 @pytest.mark.parametrize("style", get_args(PromptStyle))
 def test_the_chat_template_words_an_instruction_as_finetuning_does(
-    style: PromptStyle, tiny: GPTModel, tokenizer_folder: Path, tokenizer: BytePairTokenizer, tmp_path: Path
+    style: PromptStyle, tiny: GPTModel, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
-    save_huggingface(tmp_path / "chat", tiny, tokenizer_folder, tokenizer, chat_template(style, END_OF_TEXT))
+    save_huggingface(tmp_path / "chat", tiny, tokenizer, chat_template(style, END_OF_TEXT))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "chat")
     asked, then = (
         format_prompt({"instruction": text, "input": ""}, style) for text in ("Say {{ hi }}.\n", "  And {% if %}?")
@@ -558,5 +555,5 @@ def test_the_chat_template_words_an_instruction_as_finetuning_does(
         then = "\n" + then[then.index("<|im_start|>user") :]
     answered = asked + "Hi!" + END_OF_TEXT + then
     assert theirs.apply_chat_template(more, tokenize=False, add_generation_prompt=True) == answered
-    save_huggingface(tmp_path / "base", tiny, tokenizer_folder, tokenizer)
+    save_huggingface(tmp_path / "base", tiny, tokenizer)
     assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template is None

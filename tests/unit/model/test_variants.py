@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
-from scratchlm.model.attention import MultiHeadAttention
+from scratchlm.model.attention import KVCache, MultiHeadAttention
 from scratchlm.model.classifier import GPTClassifier, freeze
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import SamplingParams, Stopping, generate
@@ -194,6 +194,13 @@ def test_merged_lora_is_lora(model: GPTModel) -> None:
 def test_a_shape_that_does_not_fit_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         config(**LLAMA | changes)
+
+
+def test_the_cache_of_a_token_is_counted(model: GPTModel) -> None:
+    cache = KVCache(model.config.n_layers, 1, model.config.context_length)
+    model(TOKENS[:1, :1], cache)
+    slots = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    assert sum(part[:, :, 0].nbytes for part in slots) == model.config.kv_cache_bytes_per_token
 
 
 def test_what_a_file_of_gpt2_leaves_out_is_as_in_gpt2() -> None:

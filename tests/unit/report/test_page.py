@@ -17,12 +17,13 @@ from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_rec
 from scratchlm.report import page as report
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.page import Inputs, collect, examples, render
-from scratchlm.report.tables import format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
 from scratchlm.tasks.classification import PREDICTION_SCHEMA, confusion_rows
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
+from scratchlm.tasks.language_model import LOSS_SCHEMA
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROFILE = REPOSITORY / "profiles" / "sample.yaml"
@@ -86,7 +87,7 @@ def make_project(root: Path) -> Path:
 def write_downloads(root: Path) -> None:
     params = load_yaml(root / "params.yaml")
     found: dict[str, Any] = {}
-    for source, file in wanted_files(SourcesParams(**params["sources"]), params["gpt2_sizes"]):
+    for source, file in wanted_files(SourcesParams(**params["sources"]), params["gpt2_sizes"], params["pretrained"]):
         entry = found.setdefault(source.name, {"files": 0, "bytes": 0, "sha256": {}})
         entry["files"] += 1
         entry["bytes"] += 1_000
@@ -176,6 +177,7 @@ def options(root: Path) -> dict[str, Path]:
         "params": root / "params.yaml",
         "pipeline": root / "dvc.yaml",
         "metrics": root / "metrics",
+        "losses": root / "data" / "losses",
         "samples": root / "data" / "samples",
         "predictions": root / "data" / "predictions" / "finetune_spam.parquet",
         "responses": root / "data" / "responses",
@@ -345,6 +347,29 @@ def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> No
     Checker(page)
 
 
+def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(project: Path) -> None:
+    assert "Ablations of pretraining" not in page_of(project)
+    change_params(project, pretrain_ablations={"shared": {"size": "custom", "custom": {"n_kv_heads": 1}}, "b": {}})
+    scores = {"loss": 2.4, "perplexity": 11.0, "bits_per_byte": 0.85}
+    found = {"val": scores, "parameters": 1_000_009, "kv_cache_bytes_per_token": 1_536}
+    losses = {
+        "pretrain": [2.0, 6.0, 4.0],
+        "ablate_pretrain/shared": [1.5, 5.5, 3.5],
+        "ablate_pretrain/b": [2.5, 7.5, 4.5],
+    }
+    for name, sums in losses.items():
+        rows = [{"id": f"val-{i}", "loss_nats": loss, "scored_tokens": 2} for i, loss in enumerate(sums)]
+        write_table(project / "data" / "losses" / f"{name}.parquet", rows, LOSS_SCHEMA)
+        if "/" in name:
+            write_json(project / "metrics" / f"{name}.json", found)
+    (table,) = re.findall(r"<h3>Ablations of pretraining</h3>.*?</table>", page_of(project), flags=re.DOTALL)
+    original, shared, other = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td>.*", table))
+    assert original == ["as in pretrain", "", "1,234,567", "3,072", "2.537", "", "", "0.9146"]
+    assert shared[:2] == ["shared", "size custom, custom.n_kv_heads 1"]
+    assert shared[2:] == ["1,000,009", "1,536", "2.4", "−0.250", "−0.250 to −0.250", "0.85"]  # of every window
+    assert other[5:7] == ["+0.417", "+0.250 to +0.750"]  # the mean of 0.25, 0.75 and 0.25, and their extremes
+
+
 def test_without_answers_of_the_base_model_there_is_no_column_for_them(project: Path) -> None:
     change_params(project, generate={"before": False})
     write_responses(project, make_responses(before=False))
@@ -437,6 +462,7 @@ def test_the_real_pipeline_has_the_edges_that_its_parameters_make() -> None:
     assert graph["tokenize"] == ("download",)
     assert graph["pretrain"] == ("tokenize",)
     assert graph["load_gpt2@nano"] == ("download", "tokenize")
+    assert real_graph(pretrain_ablations={"a": {}})["ablate_pretrain@a"] == ("tokenize",)
     assert graph["finetune_spam"] == ("tokenize", "load_gpt2@nano")
     assert graph["generate"] == ("tokenize", "load_gpt2@nano", "finetune_instruct")
     assert graph["judge"] == ("generate",)
@@ -490,6 +516,7 @@ def test_numbers_have_four_digits_and_shares_one_decimal() -> None:
         "1,000,495", "2.537", "123,457", "0.0001", "5e-05", "–", "yes", "100", "text",
     ]  # fmt: skip
     assert format_percent(0.98765) == "98.8\N{NO-BREAK SPACE}%"
+    assert [format_change(v) for v in (-0.01234, 0.5, 0.0)] == ["−0.012", "+0.500", "+0.000"]
 
 
 def test_long_texts_end_in_an_ellipsis_and_long_lists_keep_both_ends() -> None:

@@ -179,6 +179,21 @@ def test_another_version_than_the_locks_is_refused(project: Path, monkeypatch: p
         refuse_other_code(Path("one.json"))
 
 
+def test_a_package_that_is_optional_may_be_missing_but_not_of_another_version(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "OPTIONAL", {"scikit-learn"})
+    write_json(Path("one.json"), code_of("one"))
+    monkeypatch.setattr(code, "installed_version", {"numpy": "2.0", "scikit-learn": "none"}.get)
+    refuse_other_code(Path("one.json"))
+    monkeypatch.setattr(code, "installed_version", {"numpy": "2.0", "scikit-learn": "1.6"}.get)
+    with pytest.raises(UserError, match=r"^scikit-learn 1.6 is installed, but requirements.lock says 1.5"):
+        refuse_other_code(Path("one.json"))
+    monkeypatch.setattr(code, "installed_version", {"numpy": "none", "scikit-learn": "1.5"}.get)
+    with pytest.raises(UserError, match=r"^numpy none is installed"):
+        refuse_other_code(Path("one.json"))
+
+
 def test_a_local_part_of_a_version_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code.importlib.metadata, "version", only("torch", "2.13.0+cpu"))
     assert installed_version("torch") == "2.13.0"

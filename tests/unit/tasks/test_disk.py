@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.errors import UserError
@@ -56,6 +57,15 @@ def test_the_needs_of_the_sample_follow_from_its_parameters() -> None:
     assert 1_000_161 < needs.downloads < 10_000_000
     sentence = plan(needs, 244, 4096)
     assert sentence.startswith("at most 244 steps of pretraining, of 4,096 tokens each; 17 MB of disk for downloads")
+
+
+def test_a_wheel_that_holds_a_download_is_on_the_disk_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = CATALOGUE["smollm2-135m"]
+    monkeypatch.setattr(disk, "wanted_files", lambda *_: [(source, file) for file in source.files])
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    needs = disk_needs(check_params(values, Params, source="params.yaml", whole=True))
+    assert needs.downloads == 98_362_432
+    assert needs.temporary == 92_871_040
 
 
 def test_the_models_that_a_run_writes_are_not_smaller_than_said() -> None:

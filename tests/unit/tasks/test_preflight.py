@@ -39,6 +39,12 @@ def check(changes: dict[str, Any]) -> None:
          "finetune_instruct.base": "gpt2-355M", "generate.max_new_tokens": 1024, "finetune_spam.padding": 1024},
         {"evaluation.context_length": 256, "finetune_spam.padding": 256, "generate.max_new_tokens": 256},
         {"model.size": "custom", "model.custom": {"n_layers": 2, "n_heads": 3, "emb_dim": 6}},
+        {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
+         "tokenizer": {"kind": "bpe", "vocab_size": 500}, "tokenize.finetuning_tokenizer": "vocabulary",
+         "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "smollm2-135m"},
+        {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
+         "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
+        {"pretrain_ablations": {"llama": {"position": "rope", "norm": "rms", "feed_forward": "swiglu"}, "same": {}}},
     ],
 )  # fmt: skip
 def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
@@ -64,8 +70,39 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
         ),
         (
             {"tokenize.instructions.prompt_style": "chatml"},
-            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer (gpt2) lacks; "
-            "choose alpaca or phi3",
+            "tokenize.instructions.prompt_style is chatml, whose special tokens the tokenizer of the instructions "
+            "(gpt2-nano) lacks; choose alpaca or phi3",
+        ),
+        (
+            {"pretrain_ablations": {"a/b": {}}},
+            "pretrain_ablations has a variant 'a/b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"pretrain_ablations": {"rope": {"positon": "rope"}}},
+            "pretrain_ablations.rope: unknown key positon (did you mean position?); allowed are context_length, "
+            "dropout, position, norm, feed_forward, qkv_bias, bias, tied_head, initialisation, attention, size, custom",
+        ),
+        (
+            {"pretrain_ablations": {"rope": {"position": "turned"}}},
+            "pretrain_ablations.rope: position is 'turned': must be 'learned', 'sinusoidal' or 'rope'",
+        ),
+        (
+            {
+                "pretrain_ablations": {
+                    "narrow": {
+                        "position": "rope",
+                        "size": "custom",
+                        "custom": {"n_layers": 1, "n_heads": 2, "emb_dim": 6},
+                    }
+                }
+            },
+            "pretrain_ablations.narrow: position rope needs pairs of numbers, and the width of a head is 3; make it "
+            "even",
+        ),
+        (
+            {"pretrain_ablations": {"short": {"context_length": 100}}},
+            "evaluation.context_length is 128, but pretrain_ablations.short has a context of 100 tokens; lower it to "
+            "that or less",
         ),
         (
             {"finetune_spam.base": "gpt2-124M"},
@@ -92,6 +129,30 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
             {"gpt2_sizes": ["nano", "355M"]},
             "gpt2_sizes has 355M, whose vocabulary of 50257 tokens differs from the tokenizer's (gpt2: gpt2-nano); "
             "set tokenizer.kind to gpt2 and sources.vocabulary to gpt2-124M, or remove the size",
+        ),
+        (
+            {"pretrained": ["smollm2-135m"], "finetune_spam.base": "smollm2-135m"},
+            "finetune_spam.base is 'smollm2-135m', whose vocabulary is smollm2-135m, but messages and instructions "
+            "have gpt2-nano; set tokenize.finetuning_tokenizer to vocabulary and sources.vocabulary to smollm2-135m, "
+            "or choose another base",
+        ),
+        (
+            {
+                "gpt2_sizes": [],
+                "finetune_spam.base": "pretrain",
+                "finetune_instruct.base": "pretrain",
+                "tokenizer": {"kind": "bpe", "vocab_size": 500},
+                "tokenize.finetuning_tokenizer": "vocabulary",
+            },
+            "\n".join(
+                f"{section}.base is 'pretrain', whose vocabulary is the corpus' own, but messages and instructions "
+                "have gpt2-nano; set tokenize.finetuning_tokenizer to corpus, or choose another base"
+                for section in ("finetune_spam", "finetune_instruct")
+            ),
+        ),
+        (
+            {"pretrained": ["smollm2-135m"] * 2},
+            "pretrained is ['smollm2-135m', 'smollm2-135m']; each name may occur once; remove the repeated one",
         ),
         (
             {"evaluation.context_length": 257, "model.context_length": 512},
@@ -153,6 +214,11 @@ SPAM, INSTRUCT = "finetune_spam", "finetune_instruct"
          "params.yaml: model.custom.n_layers is 1000000: must be less than or equal"),
         ({"model.size": "custom", "model.custom": {"n_layers": 900, "n_heads": 1, "emb_dim": 90_000}},
          "pretrain of pretrain (87,48"),
+        ({"pretrain_ablations": {"large": {"size": "custom",
+                                           "custom": {"n_layers": 900, "n_heads": 1, "emb_dim": 90_000}}}},
+         "pretrain of pretrain_ablations.large (87,48"),
+        ({"pretrain_ablations": {"long": {"context_length": 10**6}}, "sources.corpus": "the-verdict"},
+         "pretrain_ablations.long.context_length is 1000000, but the-verdict has at most 20479 tokens; lower it"),
         ({"finetune_spam.base": "pretrain", "model.size": "custom", "finetune_spam.lora":
           {"rank": 8, "alpha": 1.0, "layers": "all"},
           "model.custom": {"n_layers": 900, "n_heads": 1, "emb_dim": 90_000}}, "finetune_spam of pretrain (87,48"),

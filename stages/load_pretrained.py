@@ -1,0 +1,47 @@
+"""Turn another pretrained model into our format, and measure it on the corpus, in tokens of its own."""
+
+from pathlib import Path
+
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.data.corpus import Corpus, write_corpus
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast.kernels import set_up
+from scratchlm.formats.gguf_file import GGUFFile
+from scratchlm.formats.gguf_reader import load_gguf
+from scratchlm.formats.native import save_gpt
+from scratchlm.formats.vocabulary import vocabulary_folder
+from scratchlm.model.gpt import parameter_count
+from scratchlm.run.context import Run
+from scratchlm.run.device import DeviceParams
+from scratchlm.run.files import only_file, temporary_folder, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.stage import start
+from scratchlm.tasks.language_model import LOSS_SCHEMA, loss_rows
+from scratchlm.tasks.pretraining import CorpusEvaluation
+from scratchlm.tasks.settings import EvaluationParams
+from stages.tokenize import TokenizeParams
+
+
+class Params(DeviceParams):
+    tokenize: TokenizeParams
+    evaluation: EvaluationParams
+
+
+def main(run: Run, *, params: Path, source: Path, corpus: Path, model: Path, losses: Path, metrics: Path) -> None:
+    p = read_params(params, Params)
+    set_up(run, p)
+    gpt = load_gguf(GGUFFile(only_file(source)))
+    save_gpt(model, gpt)
+    with temporary_folder(model) as scratch:
+        tokenizer = load_tokenizer(vocabulary_folder(source, scratch))
+        write_corpus(only_file(corpus), tokenizer, scratch / "corpus", p.tokenize.corpus)
+        evaluation = CorpusEvaluation(Corpus(scratch / "corpus", gpt.config.vocab_size), p.evaluation)
+        with run.autocast():
+            measured = evaluation.full(gpt.to(run.device), "val")
+        write_table(losses, loss_rows(evaluation.val_ids(), measured), LOSS_SCHEMA)
+        found = {"val": evaluation.metrics(measured, "val"), "parameters": parameter_count(gpt)}
+    write_json(metrics, found | describe_arithmetic(run.device))
+
+
+if __name__ == "__main__":
+    start(main)
