@@ -4,12 +4,11 @@ from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.corpus import Corpus, write_corpus
+from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
-from scratchlm.formats.gguf_file import GGUFFile
-from scratchlm.formats.gguf_reader import load_gguf
 from scratchlm.formats.native import save_gpt
-from scratchlm.formats.vocabulary import vocabulary_folder
+from scratchlm.formats.pretrained import load_pretrained, vocabulary_folder
 from scratchlm.model.gpt import parameter_count
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
@@ -19,7 +18,6 @@ from scratchlm.run.stage import start
 from scratchlm.tasks.language_model import LOSS_SCHEMA, loss_rows
 from scratchlm.tasks.pretraining import CorpusEvaluation
 from scratchlm.tasks.settings import EvaluationParams
-from stages.tokenize import TokenizeParams
 
 
 class Params(DeviceParams):
@@ -30,7 +28,7 @@ class Params(DeviceParams):
 def main(run: Run, *, params: Path, source: Path, corpus: Path, model: Path, losses: Path, metrics: Path) -> None:
     p = read_params(params, Params)
     set_up(run, p)
-    gpt = load_gguf(GGUFFile(only_file(source)))
+    gpt = load_pretrained(source)
     save_gpt(model, gpt)
     with temporary_folder(model) as scratch:
         tokenizer = load_tokenizer(vocabulary_folder(source, scratch))

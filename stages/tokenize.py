@@ -1,26 +1,17 @@
 """Turn the raw corpus, messages and instructions into token ids in Parquet."""
 
 from pathlib import Path
-from typing import Literal
 
-from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
-from scratchlm.data.instructions import InstructionsParams, write_instructions
-from scratchlm.data.messages import MessagesParams, write_messages
+from scratchlm.data.corpus import split_chunks, write_corpus
+from scratchlm.data.instructions import write_instructions
+from scratchlm.data.messages import write_messages
+from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
-from scratchlm.formats.vocabulary import vocabulary_folder
+from scratchlm.formats.pretrained import vocabulary_folder
 from scratchlm.run.context import Run
 from scratchlm.run.files import only_file, temporary_folder, write_json
 from scratchlm.run.params import Section, Seed, read_params
 from scratchlm.run.stage import start
-
-
-class TokenizeParams(Section):
-    """finetuning_tokenizer: of messages and instructions: the corpus' own, or that of `sources.vocabulary`."""
-
-    finetuning_tokenizer: Literal["corpus", "vocabulary"]
-    corpus: CorpusParams
-    messages: MessagesParams
-    instructions: InstructionsParams
 
 
 class Params(Section):

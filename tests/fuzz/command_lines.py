@@ -29,6 +29,7 @@ from scratchlm.run.pipeline import paths, read_stages
 from tests.fuzz.findings import Findings
 
 LIMIT_SECONDS = 60
+TOKENIZER = "data/tokens/finetuning_tokenizer"
 COMPUTING, COMPUTING_SECONDS = ("chat", "stages."), 15  # may take longer, and are then ended
 STATUSES = (0, 1, 2, 130)
 NOT_THE_USERS = (".git/index", ".dvc/tmp", ".scratchlm", "__pycache__", ".git/objects", "logs/")
@@ -42,7 +43,7 @@ PATHS = [
     "mine/none", "mine/none/none", "mine/empty", "mine/fifo", "mine/locked", "mine/locked/a", "mine/text", "mine/link",
     "mine/binary", "mine/é ไม่.json", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/", ".", "..",
     "params.yaml", "data", "data/models", "data/models/finetune_instruct", "data/models/finetune_spam",
-    "data/models/pretrain", "mine", "data/models/gpt2-nano", "data/tokens/tokenizer", "data/tokens/corpus", "metrics",
+    "data/models/pretrain", "mine", "data/models/gpt2-nano", TOKENIZER, "data/tokens/corpus", "metrics",
     "data/raw", "mine/text/x", "dvc.lock", "mine/exported", "data/responses/generate.parquet", "data/samples",
     "mine/params.yaml", "dvc.yaml",
 ]  # fmt: skip
@@ -99,7 +100,7 @@ def sound(draw: random.Random, command: str, parameter: Any) -> str:
     if name in OUTPUTS:
         return draw.choice(NEW)
     known = {"model": "data/models/finetune_spam" if command == "classify" else "data/models/finetune_instruct"}
-    known |= {"tokenizer": "data/tokens/tokenizer", "folder": "mine/exported", "text": "You have won a prize"}
+    known |= {"tokenizer": TOKENIZER, "source": "mine/exported", "text": "You have won a prize"}
     return known.get(name, draw.choice(PATHS))
 
 

@@ -23,6 +23,7 @@ IMPORTS = {
     "pretrain": MODELS,
     "ablate_pretrain": MODELS - {"safetensors"},  # it keeps no model
     "load_gpt2": MODELS,  # TensorFlow runs in a separate process
+    "load_pretrained": MODELS,
     "finetune_spam": MODELS,
     "ablate_spam": MODELS,
     "finetune_instruct": MODELS,
