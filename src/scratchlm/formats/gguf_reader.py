@@ -26,7 +26,7 @@ def load_gguf(file: GGUFFile) -> GPTModel:
     for tensor in file.tensors:
         try:
             numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:
+        except NotImplementedError:  # what the package raises for a type that it does not know
             kind = f"is of type {tensor.tensor_type.name}, which the package gguf cannot read"
             raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type") from None
         n_heads = turned_heads(tensor.name, config)
