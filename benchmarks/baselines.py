@@ -1,4 +1,4 @@
-"""One random GPT-2 as our model, the book's, transformers' and llama.cpp's, all with the same weights.
+"""One random model as ours, the book's, transformers' and llama.cpp's, all with the same weights: a GPT-2 or a Llama.
 
 Each function imports its own package, so that a process loads only the package of its contender.
 """
@@ -8,16 +8,17 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 import torch
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
+from scratchlm.formats.conversion import their_tensors
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.formats.huggingface import huggingface_config
-from scratchlm.formats.names import tensor_names
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, GPTConfig, SizeName, gpt2_config
+from scratchlm.formats.huggingface import WEIGHT_PREFIXES, huggingface_config
+from scratchlm.formats.names import HEAD, architecture
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, PRETRAINED, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GPTModel, build_model
 
 SEED = 0
@@ -27,15 +28,23 @@ AUTOCAST = " bfloat16 is autocast; llms-from-scratch has no such setting and sta
 UNTIED = "its head is not tied to its embedding, so it trains 39 million more parameters."
 
 
-def our_config(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTConfig:
-    return gpt2_config(size, vocab_size, GPT2_CONTEXT_LENGTH)
+TINY_LLAMA = {"n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "emb_dim": 64, "head_dim": 16, "hidden_dim": 96}
+SHAPES = PRETRAINED | {"tiny-llama": GPTConfig.model_validate(PRETRAINED["smollm2-135m"].model_dump() | TINY_LLAMA)}
+ShapeName = SizeName | Literal["smollm2-135m", "tiny-llama"]
 
 
-def our_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> GPTModel:
-    return build_model(our_config(size, vocab_size), SEED)
+def our_config(shape: ShapeName, vocab_size: int | None = None) -> GPTConfig:
+    """vocab_size: instead of the shape's own."""
+    if shape not in SHAPES:
+        return gpt2_config(shape, vocab_size or GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH)  # type: ignore[arg-type]
+    return SHAPES[shape].model_copy(update={} if vocab_size is None else {"vocab_size": vocab_size})
 
 
-def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Module:
+def our_model(shape: ShapeName, vocab_size: int | None = None) -> GPTModel:
+    return build_model(our_config(shape, vocab_size), SEED)
+
+
+def book_model(size: SizeName, vocab_size: int | None = None) -> torch.nn.Module:
     """The book's GPTModel. Its head is not tied: it starts with the embedding's values and has its own gradient."""
     from llms_from_scratch.ch04 import GPTModel as BookGPT
 
@@ -71,22 +80,21 @@ def book_model(size: SizeName, vocab_size: int = GPT2_VOCAB_SIZE) -> torch.nn.Mo
     return model
 
 
-def huggingface_model(size: SizeName, precision: str = "float32", vocab_size: int = GPT2_VOCAB_SIZE) -> Any:
-    """transformers' GPT2LMHeadModel with its defaults, except that dropout is off, as everywhere here."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+def huggingface_model(shape: ShapeName, precision: str = "float32", vocab_size: int | None = None) -> Any:
+    """transformers' model with its defaults, except that dropout is off, as everywhere here."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    ours = our_model(size, vocab_size)
-    weights, dtype = ours.state_dict(), getattr(torch, precision)
+    ours, dtype = our_model(shape, vocab_size), getattr(torch, precision)
+    kind = architecture(ours.config)
     theirs = {
-        f"transformer.{name.huggingface}": (weights[name.ours].T if name.linear else weights[name.ours])
-        .to(dtype)
-        .contiguous()
-        for name in tensor_names(ours.config.n_layers)
+        name if name == HEAD.huggingface else WEIGHT_PREFIXES[kind] + name: tensor.to(dtype)
+        for name, tensor in their_tensors(ours, "huggingface")
     }
-    config = GPT2Config(**huggingface_config(ours.config, vocab_size - 1))  # type: ignore[arg-type]
-    model = GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=theirs, dtype=dtype)
+    settings: dict[str, Any] = huggingface_config(ours.config, ours.config.vocab_size - 1)
+    make, describe = (GPT2LMHeadModel, GPT2Config) if kind == "gpt2" else (LlamaForCausalLM, LlamaConfig)
+    model = make.from_pretrained(None, config=describe(**settings), state_dict=theirs, dtype=dtype)
     assert model.config._attn_implementation == "sdpa"
     return model
 
@@ -99,13 +107,13 @@ def huggingface_loss(model: Any, precision: str, **batch: torch.Tensor) -> torch
 
 
 class LlamaServer:
-    """llama.cpp's server in this process, with the weights of `size` from a private GGUF file.
+    """llama.cpp's server in this process, with the weights of `shape` from a private GGUF file.
 
     half: matrices in float16, else in float32. The KV cache is always float16, the default: llama.cpp has no fast
     attention for other types. slots: concurrent requests.
     """
 
-    def __init__(self, size: SizeName, *, half: bool, slots: int, slot_tokens: int) -> None:
+    def __init__(self, shape: ShapeName, *, half: bool, slots: int, slot_tokens: int) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -119,7 +127,7 @@ class LlamaServer:
         with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
             path = Path(folder) / "model.gguf"
             # in another process, so that memory for writing is not counted as llama.cpp's
-            writing = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(path, size, half))
+            writing = multiprocessing.get_context("spawn").Process(target=write_gguf, args=(path, shape, half))
             writing.start()
             writing.join()
             params.model.path = str(path)
@@ -142,12 +150,13 @@ class LlamaServer:
         return reply.json()["tokens"]
 
 
-def write_gguf(path: Path, size: SizeName, half: bool) -> None:
-    """Write a GGUF file with an arbitrary vocabulary of GPT-2's size: the prompts are token ids, so any will do."""
-    letters = list(byte_alphabet().values())
-    merges = [(first, second) for first in letters for second in letters][: GPT2_VOCAB_SIZE - len(letters) - 1]
+def write_gguf(path: Path, shape: ShapeName, half: bool) -> None:
+    """Write a GGUF file with an arbitrary vocabulary of the model's size: the prompts are token ids, so any will do."""
+    model, letters = our_model(shape), list(byte_alphabet().values())
+    pairs = [(first, second) for first in letters for second in letters]
+    merges = pairs[: model.config.vocab_size - len(letters) - 1]
     tokens = [*letters, *map("".join, merges), END_OF_TEXT]
     encoder = {token: token_id for token_id, token in enumerate(tokens)}
     folder = path.with_suffix(".tokenizer")
     save_byte_pairs(folder, encoder, merges)
-    save_gguf(path, our_model(size), BytePairTokenizer(encoder, merges), half=half)
+    save_gguf(path, model, BytePairTokenizer(encoder, merges), half=half)

@@ -35,7 +35,7 @@ from scratchlm.data.corpus import text_chunks, write_shards
 from scratchlm.data.instructions import INSTRUCTION_SCHEMA, write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.run.files import read_json, read_splits, write_json, write_table
-from scratchlm.tasks.classification import PREDICTION_SCHEMA
+from scratchlm.tasks.scores import PREDICTION_SCHEMA
 from stages import tokenize
 
 SHARD_TOKENS = 10_000

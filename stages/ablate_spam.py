@@ -12,7 +12,7 @@ from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
-from scratchlm.tasks.classification import PREDICTION_SCHEMA, prediction_rows
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, prediction_rows
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, SpamAblations, finetune_spam, varied
 

@@ -14,7 +14,7 @@ from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks import spam
-from scratchlm.tasks.classification import PREDICTION_SCHEMA, confusion_rows, prediction_rows
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, confusion_rows, prediction_rows
 from scratchlm.tasks.settings import EvaluationParams
 
 

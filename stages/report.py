@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from scratchlm.report.page import Inputs, collect, render
+from scratchlm.report.inputs import Inputs, collect
+from scratchlm.report.page import render
 from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
 from scratchlm.run.stage import start

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import SEED, LlamaServer, book_model, huggingface_model, our_model
+from benchmarks.baselines import SEED, LlamaServer, ShapeName, book_model, huggingface_model, our_config, our_model
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import instruction_splits
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SizeName
+from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.context import Run as StageRun
 from scratchlm.run.device import DeviceParams
@@ -25,17 +25,17 @@ PRECISIONS = {
 }
 
 
-def random_prompts(n_prompts: int, n_tokens: int) -> list[list[int]]:
-    source = torch.Generator().manual_seed(SEED)
-    return torch.randint(GPT2_VOCAB_SIZE - 1, (n_prompts, n_tokens), generator=source).tolist()
+def random_prompts(size: ShapeName, n_prompts: int, n_tokens: int) -> list[list[int]]:
+    source, vocab_size = torch.Generator().manual_seed(SEED), our_config(size).vocab_size
+    return torch.randint(vocab_size - 1, (n_prompts, n_tokens), generator=source).tolist()
 
 
-def ours(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+def ours(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
     """As stages/generate.py decodes a batch."""
     params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
     context = StageRun()
     set_up(context, params)
-    prompts = random_prompts(n_prompts, prompt_tokens)
+    prompts = random_prompts(size, n_prompts, prompt_tokens)
     with context.autocast():
         model = for_inference(our_model(size).to(context.device))
 
@@ -51,7 +51,7 @@ def book(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int) ->
     """The book's function, which takes one prompt and has no KV cache."""
     from llms_from_scratch.ch05 import generate as book_generate
 
-    model, prompts = book_model(size).eval(), random_prompts(n_prompts, prompt_tokens)
+    model, prompts = book_model(size).eval(), random_prompts(size, n_prompts, prompt_tokens)
 
     def run() -> float:
         continued = [book_generate(model, torch.tensor([p]), new_tokens, GPT2_CONTEXT_LENGTH) for p in prompts]
@@ -60,26 +60,26 @@ def book(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int) ->
     return run
 
 
-def huggingface(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+def huggingface(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
     model = huggingface_model(size, precision).eval()
     model.generation_config.eos_token_id = None
-    prompts = torch.tensor(random_prompts(n_prompts, prompt_tokens))
+    prompts = torch.tensor(random_prompts(size, n_prompts, prompt_tokens))
 
     def run() -> float:
         found = model.generate(
             prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False,
-            pad_token_id=GPT2_VOCAB_SIZE - 1,
+            pad_token_id=our_config(size).vocab_size - 1,
         )  # fmt: skip
         return found.shape[0] * (found.shape[1] - prompt_tokens)
 
     return run
 
 
-def llama(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+def llama(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
     """llama.cpp's HTTP server with one slot per prompt; the replies give the number of tokens."""
     context = 256 * -(-(prompt_tokens + new_tokens + 1) // 256)  # llama.cpp allocates in this unit
     server = LlamaServer(size, half=precision != "float32", slots=n_prompts, slot_tokens=context)
-    prompts = random_prompts(n_prompts, prompt_tokens)
+    prompts = random_prompts(size, n_prompts, prompt_tokens)
     return lambda: sum(len(found) for found in server.continued(prompts, new_tokens))
 
 
@@ -125,7 +125,7 @@ def book_responses(size: SizeName, source: str, vocabulary: str, n_responses: in
     return run
 
 
-def decode_row(size: SizeName, n_prompts: int, n_tokens: int, precision: str, targets: dict[str, float]) -> Row:
+def decode_row(size: ShapeName, n_prompts: int, n_tokens: int, precision: str, targets: dict[str, float]) -> Row:
     """n_prompts prompts of n_tokens tokens each, and as many new tokens."""
     shape: dict[str, Any] = {
         "size": size, "n_prompts": n_prompts, "prompt_tokens": n_tokens, "new_tokens": n_tokens, "precision": precision,
@@ -176,5 +176,12 @@ def make_rows(
     }
 
 
+def smollm2_rows(size: ShapeName, n_tokens: int) -> dict[str, Row]:
+    bars = {"llama.cpp": 0.85, "transformers": 1.3}
+    return {f"decode_{n}_smollm2_bfloat16": decode_row(size, n, n_tokens, "bfloat16", bars) for n in (1, 16)}
+
+
 ROWS = make_rows("124M", "355M", "instruction-data", "gpt2-124M", n_tokens=64, some=10)
+ROWS |= smollm2_rows("smollm2-135m", 64)
 TINY = make_rows("nano", "nano", "sample-instructions", "gpt2-nano", n_tokens=4, some=2)
+TINY |= smollm2_rows("tiny-llama", 4)

@@ -1,10 +1,19 @@
-"""Pretraining steps on GPT-2's shape: forward, backward, optimizer, with windows of random tokens."""
+"""Pretraining steps on the shapes of GPT-2 and SmolLM2: forward, backward, optimizer, with windows of random tokens."""
 
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.baselines import AUTOCAST, SEED, UNTIED, book_model, huggingface_loss, huggingface_model, our_config
+from benchmarks.baselines import (
+    AUTOCAST,
+    SEED,
+    UNTIED,
+    ShapeName,
+    book_model,
+    huggingface_loss,
+    huggingface_model,
+    our_config,
+)
 from benchmarks.harness import Contender, Row, Run
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.fast.kernels import set_up
@@ -39,7 +48,7 @@ class Steps(NamedTuple):
         return self.steps * self.batch_size * self.window
 
 
-def ours(size: SizeName, work: Steps, micro_batch_size: int) -> Run:
+def ours(size: ShapeName, work: Steps, micro_batch_size: int) -> Run:
     return training_steps(our_config(size), work, micro_batch_size)
 
 
@@ -89,11 +98,11 @@ def book_steps(model: Any, optimizer: torch.optim.Optimizer, work: Steps) -> Run
     return run
 
 
-def huggingface(size: SizeName, work: Steps, fused: bool | None = None, compiler: str | None = None) -> Run:
+def huggingface(size: ShapeName, work: Steps, fused: bool | None = None, compiler: str | None = None) -> Run:
     """fused: AdamW's option, None for torch's default. compiler: a backend of torch.compile."""
     model = huggingface_model(size).to(work.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=fused)
-    inputs = torch.randint(GPT2_VOCAB_SIZE, (work.batch_size, work.window), device=work.device)
+    inputs = torch.randint(model.config.vocab_size, (work.batch_size, work.window), device=work.device)
     called = model if compiler is None else torch.compile(model, backend=compiler)
 
     def run() -> float:
@@ -128,15 +137,27 @@ def long_windows(size: SizeName, window: int, precision: str) -> Row:
     return Row("tokens", contenders, {"transformers": 1.2}, notes, repeats=3)
 
 
-def make_rows(size: SizeName, short: int, long: int, steps: int) -> dict[str, Row]:
+def llama_windows(size: ShapeName, window: int, steps: int, precision: str) -> Row:
+    """Batches of two windows, for a model built like Llama, which the book's package has not."""
+    options: dict[str, Any] = {"size": size, "work": Steps(2, window, steps, precision)}
+    contenders = {
+        "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
+        "transformers": Contender(huggingface, options),
+    }
+    return Row("tokens", contenders, {"transformers": 1.3}, NOTES + (AUTOCAST if precision == "bfloat16" else ""))
+
+
+def make_rows(size: SizeName, llama: ShapeName, short: int, long: int, steps: int) -> dict[str, Row]:
     float32, bfloat16 = {"llms-from-scratch": 1.5, "transformers": 1.3}, {"llms-from-scratch": 2.5, "transformers": 1.3}
     return {
         "pretrain_float32": short_windows(size, short, steps, "float32", float32),
         "pretrain_bfloat16": short_windows(size, short, steps, "bfloat16", bfloat16),
         "pretrain_1024_float32": long_windows(size, long, "float32"),
         "pretrain_1024_bfloat16": long_windows(size, long, "bfloat16"),
+        "pretrain_smollm2_float32": llama_windows(llama, short, steps, "float32"),
+        "pretrain_smollm2_bfloat16": llama_windows(llama, short, steps, "bfloat16"),
     }
 
 
-ROWS = make_rows("124M", short=256, long=1024, steps=2)
-TINY = make_rows("nano", short=8, long=16, steps=1)
+ROWS = make_rows("124M", "smollm2-135m", short=256, long=1024, steps=2)
+TINY = make_rows("nano", "tiny-llama", short=8, long=16, steps=1)

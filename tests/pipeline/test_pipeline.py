@@ -14,8 +14,8 @@ from tests.clones import REPOSITORY, commit, make_clone, results, run, set_param
 
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 STAGES = [
-    "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct",
-    "generate", "judge", "report",
+    "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
+    "finetune_instruct", "generate", "judge", "report",
 ]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"

@@ -25,6 +25,7 @@ IMPORTS = {
     "load_gpt2": MODELS,  # TensorFlow runs in a separate process
     "load_pretrained": MODELS,
     "finetune_spam": MODELS,
+    "baseline_spam": {"pyarrow"},
     "ablate_spam": MODELS,
     "finetune_instruct": MODELS,
     "generate": MODELS,

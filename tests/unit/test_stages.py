@@ -171,6 +171,14 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     assert padded_tokens == 24
     assert classifier.head.out_features == 2
 
+    call("baseline_spam")
+    baseline, scores = (read_json(metrics / f"{name}.json") for name in ("baseline_spam", "finetune_spam"))
+    assert [row["id"] for row in read_table(data / "predictions" / "baseline_spam.parquet")] == [
+        row["id"] for row in predictions
+    ]
+    gain = scores["test"]["accuracy"] - baseline["test"]["accuracy"]
+    assert baseline["gain_of_finetune_spam"]["accuracy"] == pytest.approx(gain, abs=1e-6)
+
     call("finetune_instruct")
     losses = read_json(metrics / "finetune_instruct.json")
     assert losses["after"]["val_loss"] < losses["before"]["val_loss"]

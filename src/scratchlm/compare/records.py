@@ -179,6 +179,7 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     PRETRAIN._replace(prefix=r"load_gpt2/(.+)\.val", paths=(r"data/losses/gpt2-\1.parquet",)),
     PRETRAIN._replace(prefix=r"load_pretrained/(.+)\.val", paths=(r"data/losses/\1.parquet",)),
     SPAM,
+    SPAM._replace(prefix=r"baseline_spam\.test", paths=("data/predictions/baseline_spam.parquet",)),
     SPAM._replace(prefix=r"ablate_spam/(.+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
     Family(
         r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",

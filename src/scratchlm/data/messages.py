@@ -10,13 +10,14 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
-from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, missing, n_items, write_table
 from scratchlm.run.params import Section
 
-if TYPE_CHECKING:  # most importers of this module do not need pandas
+if TYPE_CHECKING:  # most importers of this module need neither
     import pandas as pd
+
+    from scratchlm.data.tokenizer import Tokenizer
 
 CLASSES = ("ham", "spam")
 MESSAGE_SCHEMA = pa.schema(
@@ -42,7 +43,9 @@ class MessagesParams(Section):
         return check_fractions(self, self.train_fraction, self.val_fraction)
 
 
-def write_messages(path: Path, tokenizer: Tokenizer, folder: Path, params: MessagesParams, seed: int) -> dict[str, Any]:
+def write_messages(
+    path: Path, tokenizer: "Tokenizer", folder: Path, params: MessagesParams, seed: int
+) -> dict[str, Any]:
     """Read, balance, split and tokenize the messages into `folder`/{train,val,test}.parquet; return the counts."""
     messages = read_messages(path, params.reading)
     chosen = balance_by_undersampling(messages, seed) if params.balance else messages
@@ -103,13 +106,18 @@ def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFra
 def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) -> "dict[str, pd.DataFrame]":
     """Shuffle, then divide into train, val and test in this order (the book's section 6.2).
 
-    Raises UserError if a split would be empty.
+    Raises UserError if a split would be empty, or train would have one class alone.
     """
     shuffled = messages.sample(frac=1, random_state=seed)
     train_end = int(len(shuffled) * params.train_fraction)
     val_end = train_end + int(len(shuffled) * params.val_fraction)
     splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
     refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages")
+    if len(found := set(splits["train"]["label"])) == 1:
+        raise UserError(
+            f"the {len(splits['train'])} training messages are all {CLASSES[found.pop()]}, so there is nothing to tell "
+            "apart; add messages of the other class, or raise tokenize.messages.train_fraction"
+        )
     return splits
 
 

@@ -15,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, write_json
 
-_PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but the head
+WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
@@ -25,7 +25,7 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer: BytePairTokenizer
     Raises UserError if transformers has no such models.
     """
     config = model.config
-    prefix = _PREFIXES[architecture(config)]
+    prefix = WEIGHT_PREFIXES[architecture(config)]
     weights = {
         name if name == HEAD.huggingface else prefix + name: tensor
         for name, tensor in their_tensors(model, "huggingface")
@@ -43,7 +43,7 @@ def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
     Raises UserError naming the file and the first tensor that does not fit.
     """
     config = read_config(folder)
-    prefix = _PREFIXES[architecture(config)]
+    prefix = WEIGHT_PREFIXES[architecture(config)]
     stored = {name.removeprefix(prefix): tensor for name, tensor in _read_weights(folder).items()}
     stored = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
     embedding, head = next(names_of(config)).huggingface, HEAD.huggingface

@@ -1,14 +1,14 @@
 """The main results: one line per measure, with its value before training where there is one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.report.tables import NONE, format_number, format_percent
+from scratchlm.report.tables import NONE, format_number, format_percent, format_points
 from scratchlm.run.files import read_json
 from scratchlm.run.params import Section, read_params
 
-STAGES = ("pretrain", "finetune_spam", "finetune_instruct", "judge")
+STAGES = ("pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
 
 
 class Headline(NamedTuple):
@@ -41,7 +41,7 @@ def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterabl
 
 def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Headline]:
     """Return the lines. metrics: by stage, for those in STAGES. loaded: metrics by name of a loaded model."""
-    pretrain, spam = metrics["pretrain"], metrics["finetune_spam"]["test"]
+    pretrain, spam, baseline = metrics["pretrain"], metrics["finetune_spam"]["test"], metrics["baseline_spam"]
     instruct, judge = metrics["finetune_instruct"], metrics["judge"]
     before, after = judge.get("before", {}), judge["after"]
     val_loss = "val loss, nats per token"
@@ -55,11 +55,14 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Head
         measure = "loss" if name.startswith("gpt2-") else "bits_per_byte"
         label = val_loss if measure == "loss" else "val bits per byte"
         lines.append(Headline(name, label, "", format_number(scores["val"][measure])))
-    interval = f"{format_percent(spam['accuracy_low'])} to {format_percent(spam['accuracy_high'])}"
     lines += [
-        Headline("finetune_spam", "test accuracy", "", format_percent(spam["accuracy"]), interval),
+        Headline("finetune_spam", "test accuracy", "", *_share(spam, format_percent)),
         Headline("finetune_spam", "test F1", "", format_number(spam["f1"])),
         Headline("finetune_spam", "test AUROC", "", format_number(spam.get("auroc"))),
+        Headline("baseline_spam", "test accuracy", "", *_share(baseline["test"], format_percent)),
+        Headline(
+            "finetune_spam", "points above baseline", "", *_share(baseline["gain_of_finetune_spam"], format_points)
+        ),
     ]
     start, result = (format_number(instruct[when]["val_loss"]) for when in ("before", "after"))
     lines.append(Headline("finetune_instruct", "val loss, nats per response token", start, result))
@@ -68,6 +71,10 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Head
         start += f" ({_mean_interval(before)})"
     result = format_number(after.get("mean_score"))
     return [*lines, Headline("judge", "mean score of 0 to 100", start, result, _mean_interval(after))]
+
+
+def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str]:
+    return form(scores["accuracy"]), f"{form(scores['accuracy_low'])} to {form(scores['accuracy_high'])}"
 
 
 def _mean_interval(scores: Mapping[str, Any]) -> str:

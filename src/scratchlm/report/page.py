@@ -1,109 +1,47 @@
 """The report: the results of every stage on one self-contained HTML page."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from scratchlm.data.catalogue import CATALOGUE, CHECKPOINT_WEIGHTS
-from scratchlm.model.config import PRETRAINED, ModelParams, published_config
+from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.model.config import ModelParams
 from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
-from scratchlm.report.headline import headline, loaded_metrics
-from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.report.headline import headline
+from scratchlm.report.inputs import VARIED, Report, Rows
+from scratchlm.report.tables import (
+    format_change,
+    format_number,
+    format_percent,
+    format_points,
+    metric_tables,
+    shortened,
+    thinned,
+)
 from scratchlm.run.display import printable
-from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.nested import flattened
-from scratchlm.run.params import load_yaml
 from scratchlm.tasks.intervals import mean_interval
+from scratchlm.tasks.scores import accuracy_difference
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge")
-TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
-SAMPLED = ("pretrain", "finetune_instruct")
 TABULATED = (
-    "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "finetune_instruct", "generate", "judge",
+    "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
+    "generate", "judge",
 )  # fmt: skip
 CONTROLS = {
     "control_reference": "the reference answer",
     "control_shuffled": "another task's answer",
     "control_empty": "an empty answer",
 }
-VARIED = {"ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations"}  # stage -> section of its variants
 OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in precision `exact`
 MAX_MISTAKES = 20
 EXAMPLES = 4  # responses in each group: best, around the median, worst
 MAX_SAMPLES = 12
-
-Rows = Sequence[Mapping[str, Any]]
-
-
-class Inputs(NamedTuple):
-    """The files and folders that the page is made from, as the stages write them."""
-
-    params: Path
-    pipeline: Path
-    metrics: Path
-    losses: Path
-    samples: Path
-    predictions: Path
-    responses: Path
-    models: Path
-
-
-@dataclass(frozen=True)
-class Report:
-    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant.
-
-    losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
-    responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
-    models: name, parameters, config and sha256 (of the file that the page names).
-    """
-
-    params: Mapping[str, Any]
-    pipeline: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    loaded: Mapping[str, Any]
-    ablations: Mapping[str, Mapping[str, Any]]
-    losses: Sequence[Rows]
-    curves: Mapping[str, list[dict[str, float]]]
-    samples: Mapping[str, Rows]
-    predictions: Rows
-    classes: Rows
-    responses: Rows
-    models: Rows
-
-
-def collect(inputs: Inputs) -> Report:
-    """Read the inputs; of GPT-2 sizes and ablations, only those in params.yaml.
-
-    Raises UserError naming a file that is missing or broken.
-    """
-    params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
-    metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
-    loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
-    pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
-    return Report(
-        params=params,
-        pipeline=load_yaml(inputs.pipeline),
-        metrics=metrics,
-        loaded=loaded,
-        ablations={
-            stage: {name: read_json(folder / stage / f"{name}.json") for name in params[section]}
-            for stage, section in VARIED.items()
-        },
-        losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
-        curves={stage: _curve(plots / f"{stage}.csv") for stage in TRAINED},
-        samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
-        predictions=read_table(inputs.predictions),
-        classes=read_csv(plots / "finetune_spam_confusion.csv"),
-        responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
-        models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
-    )
 
 
 def render(report: Report) -> str:
@@ -113,6 +51,7 @@ def render(report: Report) -> str:
         "change": format_change,
         "number": format_number,
         "percent": format_percent,
+        "points": format_points,
         "shortened": shortened,
     }
     metrics, stages = report.metrics, stage_graph(report.pipeline, report.params)
@@ -131,9 +70,9 @@ def render(report: Report) -> str:
         graph=graph_svg(stages),
         tables={stage: metric_tables(tables[stage]) for stage in TABULATED if tables[stage]},
         charts=charts(report),
-        mistakes=mistakes(report.predictions, report.classes),
+        mistakes=mistakes(report.predictions[0], report.classes),
         max_mistakes=MAX_MISTAKES,
-        spam_variants=variants(report, "ablate_spam", "finetune_spam"),
+        classifiers=classifiers(report),
         pretrain_variants=pretrain_variants(report),
         examples=examples(report.responses),
         instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
@@ -191,6 +130,16 @@ def variants(report: Report, stage: str, original: str) -> list[dict[str, Any]]:
     return [{"name": f"as in {original}", "changes": "", **report.metrics[original]}, *rows] if rows else []
 
 
+def classifiers(report: Report) -> list[dict[str, Any]]:
+    """Return the finetuned classifier, the baseline and the variants, with the change of accuracy and its interval."""
+    finetuned = {"name": "finetune_spam", "changes": "", "change": None, **report.metrics["finetune_spam"]}
+    baseline = {"name": "baseline_spam", "changes": "words alone", **report.metrics["baseline_spam"]}
+    rows = [finetuned, baseline, *variants(report, "ablate_spam", "finetune_spam")[1:]]
+    for row, predictions in zip(rows[1:], report.predictions[1:], strict=True):
+        row["change"] = accuracy_difference(predictions, report.predictions[0])
+    return rows
+
+
 def pretrain_variants(report: Report) -> list[dict[str, Any]]:
     """Return pretraining and its variants, with the change of the val loss and its 95 % interval over the windows.
 
@@ -235,37 +184,3 @@ def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
 def _with_steps(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
     """Return at most MAX_SAMPLES samples, each with the step of the evaluation that took it."""
     return thinned([{**sample, "step": curve[sample["evaluation"]]["step"]} for sample in samples], MAX_SAMPLES)
-
-
-def _losses(folder: Path, names: Iterable[str]) -> list[Rows]:
-    """Return the losses of pretraining and of the variants with these names; nothing if there are no variants."""
-    paths = [folder / "ablate_pretrain" / f"{name}.parquet" for name in names]
-    return [read_table(path) for path in (folder / "pretrain.parquet", *paths) if paths]
-
-
-def _curve(path: Path) -> list[dict[str, float]]:
-    try:
-        return [{key: float(value) for key, value in row.items()} for row in read_csv(path)]
-    except (TypeError, ValueError):  # TypeError: a line with too few or too many cells
-        raise damaged(path, "a cell is not a number") from None
-
-
-def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
-    """Return the responses with score and reason. The judge's controls are not among the responses."""
-    verdicts = {(row["id"], row["model"]): {key: row[key] for key in ("score", "reason")} for row in judgements}
-    return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
-
-
-def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        raise missing(weights)
-    own = {"sha256": sha256_of(weights), "config": read_json(folder / "config.json")["gpt"]}
-    return {"name": folder.name, "parameters": metrics.get("parameters"), **own}
-
-
-def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:
-    config = PRETRAINED.get(name) or published_config(name.removeprefix("gpt2-"))  # type: ignore[arg-type]
-    digests = downloads[name]["sha256"]
-    digest = digests[CHECKPOINT_WEIGHTS] if CHECKPOINT_WEIGHTS in digests else next(iter(digests.values()))
-    return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config.model_dump()}

@@ -42,6 +42,11 @@ def format_change(difference: float) -> str:
     return f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def format_points(difference: float) -> str:
+    """Return a difference of proportions in percentage points, with its sign and one decimal."""
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
 def format_metric(name: str, value: Any) -> str:
     """Return the value of a metric in the form that its name calls for."""
     return format_percent(value) if name.rpartition(".")[2] in PERCENTAGES else format_number(value)

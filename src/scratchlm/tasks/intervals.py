@@ -25,3 +25,13 @@ def share_interval(successes: int, n: int) -> tuple[float, float]:
     middle = (share + pull / 2) / (1 + pull)
     arm = math.sqrt((share * (1 - share) + pull / 4) * pull) / (1 + pull)
     return (middle - arm if successes else 0.0), (middle + arm if successes < n else 1.0)
+
+
+def paired_share_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """A 95 % interval of the first share less the second, over n examples that both have; Bonett and Price 2012.
+
+    only_first, only_second: the examples that count in one of the shares alone.
+    """
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    arm = QUANTILE * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
+    return first - second - arm, first - second + arm

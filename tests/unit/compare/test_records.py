@@ -9,9 +9,9 @@ from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
-from scratchlm.tasks.classification import PREDICTION_SCHEMA, classification_scores
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores
 
 
 class Held:

@@ -150,6 +150,14 @@ def test_an_empty_split_names_the_parameters_behind_it(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("label", ["ham", "spam"])
+def test_training_messages_of_one_class_are_refused_at_once(tmp_path: Path, label: str) -> None:
+    lines = "".join(f"{label}\ttext {i}\n" for i in range(20))
+    messages = read_messages(write(tmp_path / "messages", lines.encode()), "strict")
+    with pytest.raises(UserError, match=f"^the 14 training messages are all {label}, so .* of the other class"):
+        split_messages(messages, BOOK, 1)
+
+
 @pytest.mark.parametrize("first", [0.9, 0.95])
 def test_fractions_must_leave_a_test_split(first: float) -> None:
     with pytest.raises(UserError) as caught:

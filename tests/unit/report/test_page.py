@@ -16,14 +16,15 @@ from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
 from scratchlm.report import page as report
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
-from scratchlm.report.page import Inputs, collect, examples, render
+from scratchlm.report.inputs import Inputs, collect
+from scratchlm.report.page import examples, render
 from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
-from scratchlm.tasks.classification import PREDICTION_SCHEMA, confusion_rows
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.language_model import LOSS_SCHEMA
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, confusion_rows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROFILE = REPOSITORY / "profiles" / "sample.yaml"
@@ -109,6 +110,8 @@ def write_spam(root: Path) -> None:
         )
     ]
     write_table(root / "data" / "predictions" / "finetune_spam.parquet", predictions, PREDICTION_SCHEMA)
+    alike = [row | {"predicted": 0} for row in predictions]
+    write_table(root / "data" / "predictions" / "baseline_spam.parquet", alike, PREDICTION_SCHEMA)
     plots = root / "metrics" / "plots"
     write_csv(plots / "finetune_spam_confusion.csv", confusion_rows(predictions))
     write_csv(plots / "finetune_spam.csv", [row | {"train_accuracy": 0.9, "val_accuracy": 0.8} for row in curve()])
@@ -127,6 +130,9 @@ def write_spam(root: Path) -> None:
         root / "metrics" / "finetune_spam.json",
         {**dict.fromkeys(SPLITS, scores), "padded_tokens": 60, "trainable_parameters": 900_259},
     )
+    gain = {"accuracy": 0.2, "accuracy_low": -0.15, "accuracy_high": 0.4123}
+    baseline = {**dict.fromkeys(SPLITS, scores), "strength": 10.0, "trainable_parameters": 1_234}
+    write_json(root / "metrics" / "baseline_spam.json", baseline | {"gain_of_finetune_spam": gain})
 
 
 def curve() -> list[dict[str, float]]:
@@ -179,7 +185,7 @@ def options(root: Path) -> dict[str, Path]:
         "metrics": root / "metrics",
         "losses": root / "data" / "losses",
         "samples": root / "data" / "samples",
-        "predictions": root / "data" / "predictions" / "finetune_spam.parquet",
+        "predictions": root / "data" / "predictions",
         "responses": root / "data" / "responses",
         "models": root / "data" / "models",
     }
@@ -415,6 +421,8 @@ def test_a_run_without_mistakes_says_so(project: Path) -> None:
         "metrics/plots/pretrain.csv",
         "data/samples/pretrain.json",
         "data/predictions/finetune_spam.parquet",
+        "data/predictions/baseline_spam.parquet",
+        "metrics/baseline_spam.json",
         "data/responses/judge.parquet",
         "data/models/pretrain/model.safetensors",
     ],

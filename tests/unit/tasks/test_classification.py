@@ -1,26 +1,16 @@
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn import metrics
 
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
-from scratchlm.run.errors import UserError
-from scratchlm.run.files import read_table, write_table
 from scratchlm.tasks.classification import (
-    PREDICTION_SCHEMA,
     ClassifierEvaluation,
     classification_scores,
-    confusion_rows,
-    prediction_rows,
     spam_probabilities,
 )
 from scratchlm.tasks.settings import EvaluationParams
@@ -54,101 +44,6 @@ def classifier(tiny_gpt: Build) -> GPTClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return GPTClassifier(tiny_gpt(dropout=0.5), 2, "last_real")
-
-
-def test_scores_of_six_messages_by_hand() -> None:
-    labels = np.array([1, 1, 1, 0, 0, 0])
-    probabilities = np.array([0.9, 0.8, 0.3, 0.6, 0.2, 0.1])
-    scores = classification_scores(labels, probabilities)
-    assert scores["confusion"] == {"ham_as_ham": 2, "ham_as_spam": 1, "spam_as_ham": 1, "spam_as_spam": 2}
-    assert scores["accuracy"] == scores["precision"] == scores["recall"] == pytest.approx(4 / 6)
-    assert scores["f1"] == pytest.approx(4 / 6)
-    assert scores["auroc"] == pytest.approx(8 / 9)  # of 9 pairs of spam and ham, only 0.3 < 0.6 is the wrong way
-    assert scores["loss"] == pytest.approx(-sum(map(math.log, [0.9, 0.8, 0.3, 0.4, 0.8, 0.9])) / 6)
-    # Wilson: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
-    assert (scores["accuracy_low"], scores["accuracy_high"]) == pytest.approx((0.29999, 0.90323), abs=1e-4)
-
-
-def test_precision_and_recall_are_not_each_other() -> None:
-    scores = classification_scores(np.array([1, 1, 1, 1, 0]), np.array([0.9, 0.1, 0.1, 0.1, 0.1]))
-    assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx((1.0, 0.25, 0.4))
-
-
-def test_one_half_is_not_yet_spam() -> None:
-    assert classification_scores(np.array([1, 0]), np.array([0.5, 0.5]))["confusion"]["ham_as_ham"] == 1
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_where_only_one_class_occurs_there_is_no_auroc_and_the_rest_is_defined(label: int) -> None:
-    right = 0.9 if label else 0.1
-    scores = classification_scores(np.array([label] * 4), np.array([right] * 4))
-    assert "auroc" not in scores
-    assert scores["accuracy"] == scores["accuracy_high"] == 1
-    assert scores["precision"] == scores["recall"] == scores["f1"] == float(label)
-    assert scores["loss"] == pytest.approx(-math.log(0.9))
-
-
-def test_probabilities_that_are_no_numbers_are_one_sentence() -> None:
-    with pytest.raises(UserError, match="^the classifier's probabilities are no longer numbers; lower learning_rate"):
-        classification_scores(np.array([1, 0]), np.array([0.2, math.nan]))
-
-
-def test_where_nothing_is_called_spam_precision_is_0() -> None:
-    scores = classification_scores(np.array([1, 0]), np.array([0.2, 0.1]))
-    assert (scores["precision"], scores["recall"], scores["f1"]) == (0.0, 0.0, 0.0)
-
-
-def test_a_sure_mistake_costs_much_and_not_infinitely_much() -> None:
-    assert 10 < classification_scores(np.array([1, 0]), np.array([0.0, 0.1]))["loss"] < 100
-
-
-@given(st.lists(st.tuples(st.booleans(), st.floats(0.01, 0.99)), min_size=1, max_size=40))
-def test_scores_hold_together(pairs: list[tuple[bool, float]]) -> None:
-    labels = np.array([int(label) for label, _ in pairs])
-    probabilities = np.array([probability for _, probability in pairs])
-    scores = classification_scores(labels, probabilities)
-    counts = scores["confusion"]
-    assert sum(counts.values()) == len(pairs)
-    assert counts["spam_as_ham"] + counts["spam_as_spam"] == labels.sum()
-    assert scores["accuracy"] == pytest.approx((counts["ham_as_ham"] + counts["spam_as_spam"]) / len(pairs))
-    assert (
-        scores["accuracy_low"] <= scores["accuracy"] + 1e-12 and scores["accuracy"] <= scores["accuracy_high"] + 1e-12
-    )
-    if ("auroc" in scores) and len(set(probabilities.tolist())) == len(pairs):
-        spam, ham = probabilities[labels == 1], probabilities[labels == 0]
-        assert scores["auroc"] == pytest.approx((spam[:, None] > ham).mean())  # Mann and Whitney 1947
-    expected = np.where(labels == 1, probabilities, 1 - probabilities)
-    assert scores["loss"] == pytest.approx(-np.log(expected).mean(), rel=1e-9)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.1, 0.5, 0.7, 1.0]) | st.floats(0, 1)), min_size=1))
-def test_scores_are_scikit_learns(pairs: list[tuple[bool, float]]) -> None:
-    labels = np.array([label for label, _ in pairs], dtype=np.int8)
-    probabilities = np.array([probability for _, probability in pairs])
-    predicted = probabilities > 0.5
-    expected = {
-        "accuracy": metrics.accuracy_score(labels, predicted),
-        "precision": metrics.precision_score(labels, predicted, zero_division=0.0),
-        "recall": metrics.recall_score(labels, predicted, zero_division=0.0),
-        "f1": metrics.f1_score(labels, predicted, zero_division=0.0),
-        "loss": metrics.log_loss(labels, probabilities, labels=[0, 1]),
-    }
-    if len(set(labels.tolist())) == 2:
-        expected["auroc"] = metrics.roc_auc_score(labels, probabilities)
-    scores = classification_scores(labels, probabilities)
-    others = {"accuracy_low", "accuracy_high", "confusion"}
-    assert {name: value for name, value in scores.items() if name not in others} == pytest.approx(expected, rel=1e-12)
-    counted = metrics.confusion_matrix(labels, predicted, labels=[0, 1]).ravel().tolist()
-    assert list(scores["confusion"].values()) == counted
-
-
-def test_the_order_of_the_messages_changes_no_bit() -> None:
-    source = np.random.default_rng(8)
-    labels, probabilities = source.integers(2, size=1000), source.random(1000)
-    scores = classification_scores(labels, probabilities)
-    for _ in range(5):
-        order = source.permutation(1000)
-        assert classification_scores(labels[order], probabilities[order]) == scores
 
 
 def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClassifier) -> None:
@@ -197,19 +92,3 @@ def test_full_figures_are_of_every_message_of_every_split(classifier: GPTClassif
     for split, rows in splits.items():
         labels = np.array([row["label"] for row in rows])
         assert scores[split] == classification_scores(labels, probabilities[split])
-
-
-def test_a_prediction_is_kept_per_message_and_named_for_the_confusion_plot(tmp_path: Path) -> None:
-    rows = prediction_rows([message(0, 0, [1]), message(7, 1, [2])], np.array([0.75, 0.5]))
-    assert rows == [
-        {"id": "sms-00000", "label": 0, "text": "text 0", "probability": 0.75, "predicted": 1},
-        {"id": "sms-00007", "label": 1, "text": "text 7", "probability": 0.5, "predicted": 0},
-    ]
-    assert confusion_rows(rows) == [{"actual": "ham", "predicted": "spam"}, {"actual": "spam", "predicted": "ham"}]
-    write_table(tmp_path / "predictions.parquet", rows, PREDICTION_SCHEMA)
-    assert read_table(tmp_path / "predictions.parquet") == rows
-
-
-def test_every_message_needs_its_probability() -> None:
-    with pytest.raises(ValueError):
-        prediction_rows([message(0, 0, [1])], np.array([0.75, 0.5]))

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from scratchlm.tasks.intervals import CONFIDENCE, QUANTILE, mean_interval, share_interval
+from scratchlm.tasks.intervals import CONFIDENCE, QUANTILE, mean_interval, paired_share_interval, share_interval
 
 
 def test_one_value_is_its_own_interval() -> None:
@@ -91,3 +91,15 @@ def test_wilsons_interval_solves_its_equation_and_holds_the_share(n: int, share:
     assert 0 <= low <= found + 1e-12 and found - 1e-12 <= high <= 1
     for p in (low, high):
         assert (found - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-9)
+
+
+def test_the_interval_of_a_paired_difference_by_hand() -> None:
+    """18 and 8 of 98: 19 / 100 less 9 / 100, with a variance of (0.28 - 0.01) / 100."""
+    low, high = paired_share_interval(18, 8, 98)
+    assert (low, high) == pytest.approx((0.1 - QUANTILE * 0.0519615, 0.1 + QUANTILE * 0.0519615), abs=1e-6)
+    assert paired_share_interval(8, 18, 98) == pytest.approx((-high, -low))
+
+
+def test_systems_that_always_agree_still_leave_room_for_a_difference() -> None:
+    low, high = paired_share_interval(0, 0, 300)
+    assert -0.02 < low < 0 < high < 0.02

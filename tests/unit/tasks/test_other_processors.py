@@ -16,8 +16,8 @@ import pytest
 
 from scratchlm.judge.scoring import judge_scores
 from scratchlm.report.charts import Panel, curve_chart
-from scratchlm.tasks.classification import classification_scores
 from scratchlm.tasks.language_model import Losses, bits_per_byte, perplexity
+from scratchlm.tasks.scores import classification_scores
 from scratchlm.training.schedule import learning_rate_at
 
 OTHER_PROCESSOR = {

@@ -1,0 +1,125 @@
+"""What the report is made from: the outputs of all stages, read and checked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scratchlm.data.catalogue import CHECKPOINT_WEIGHTS
+from scratchlm.model.config import PRETRAINED, published_config
+from scratchlm.report.headline import loaded_metrics
+from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
+from scratchlm.run.params import load_yaml
+
+STAGES = (
+    "download", "tokenize", "pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "generate", "judge",
+)  # fmt: skip
+TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
+SAMPLED = ("pretrain", "finetune_instruct")
+VARIED = {"ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations"}  # stage -> section of its variants
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Inputs(NamedTuple):
+    """The files and folders that the page is made from, as the stages write them."""
+
+    params: Path
+    pipeline: Path
+    metrics: Path
+    losses: Path
+    samples: Path
+    predictions: Path
+    responses: Path
+    models: Path
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant.
+
+    losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
+    predictions: of the finetuned classifier, of the baseline, then of each variant.
+    responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
+    models: name, parameters, config and sha256 (of the file that the page names).
+    """
+
+    params: Mapping[str, Any]
+    pipeline: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    loaded: Mapping[str, Any]
+    ablations: Mapping[str, Mapping[str, Any]]
+    losses: Sequence[Rows]
+    curves: Mapping[str, list[dict[str, float]]]
+    samples: Mapping[str, Rows]
+    predictions: Sequence[Rows]
+    classes: Rows
+    responses: Rows
+    models: Rows
+
+
+def collect(inputs: Inputs) -> Report:
+    """Read the inputs; of GPT-2 sizes and ablations, only those in params.yaml.
+
+    Raises UserError naming a file that is missing or broken.
+    """
+    params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
+    metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
+    loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
+    pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
+    return Report(
+        params=params,
+        pipeline=load_yaml(inputs.pipeline),
+        metrics=metrics,
+        loaded=loaded,
+        ablations={
+            stage: {name: read_json(folder / stage / f"{name}.json") for name in params[section]}
+            for stage, section in VARIED.items()
+        },
+        losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
+        curves={stage: _curve(plots / f"{stage}.csv") for stage in TRAINED},
+        samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
+        predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
+        classes=read_csv(plots / "finetune_spam_confusion.csv"),
+        responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
+        models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
+    )
+
+
+def _losses(folder: Path, names: Iterable[str]) -> list[Rows]:
+    """Return the losses of pretraining and of the variants with these names; nothing if there are no variants."""
+    paths = [folder / "ablate_pretrain" / f"{name}.parquet" for name in names]
+    return [read_table(path) for path in (folder / "pretrain.parquet", *paths) if paths]
+
+
+def _predictions(folder: Path, names: Iterable[str]) -> list[Rows]:
+    paths = ("finetune_spam", "baseline_spam", *(f"ablate_spam/{name}" for name in names))
+    return [read_table(folder / f"{path}.parquet") for path in paths]
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    try:
+        return [{key: float(value) for key, value in row.items()} for row in read_csv(path)]
+    except (TypeError, ValueError):  # TypeError: a line with too few or too many cells
+        raise damaged(path, "a cell is not a number") from None
+
+
+def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
+    """Return the responses with score and reason. The judge's controls are not among the responses."""
+    verdicts = {(row["id"], row["model"]): {key: row[key] for key in ("score", "reason")} for row in judgements}
+    return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
+
+
+def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise missing(weights)
+    own = {"sha256": sha256_of(weights), "config": read_json(folder / "config.json")["gpt"]}
+    return {"name": folder.name, "parameters": metrics.get("parameters"), **own}
+
+
+def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:
+    config = PRETRAINED.get(name) or published_config(name.removeprefix("gpt2-"))  # type: ignore[arg-type]
+    digests = downloads[name]["sha256"]
+    digest = digests[CHECKPOINT_WEIGHTS] if CHECKPOINT_WEIGHTS in digests else next(iter(digests.values()))
+    return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config.model_dump()}
