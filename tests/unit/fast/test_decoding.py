@@ -7,7 +7,7 @@ from torch import nn
 from scratchlm.fast.decoding import PackedLinear, for_inference
 from scratchlm.model.attention import KVCache
 from scratchlm.model.config import GPTConfig
-from scratchlm.model.generate import GREEDY, Stopping, generate
+from scratchlm.model.generate import GREEDY, DecodeState, Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.model.lora import LoRALinear, LoRAParams, apply_lora
 
@@ -18,6 +18,20 @@ def model(tied_head: bool = True, attention: str = "sdpa") -> GPTModel:
         tied_head=tied_head, initialisation="torch", attention=attention,
     )  # fmt: skip
     return build_model(config, seed=0)
+
+
+LLAMA: dict[str, object] = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False, "bias": False, "n_kv_heads": 2,
+}  # fmt: skip
+
+
+def deep_model(**changes: object) -> GPTModel:
+    """Four heads, and a context that needs several blocks of cache slots."""
+    config = {
+        "vocab_size": 29, "context_length": 80, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "dropout": 0.3,
+        "qkv_bias": True, "tied_head": True, "initialisation": "torch", "attention": "sdpa",
+    }  # fmt: skip
+    return build_model(GPTConfig.model_validate(config | changes), seed=0).eval()
 
 
 TOKENS = torch.arange(24).view(2, 12)
@@ -101,3 +115,43 @@ def test_a_prompt_costs_its_tokens_and_its_last_block_one(monkeypatch: pytest.Mo
         module.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
     generate(twin, [[1, 2], [7, 8, 9]], Stopping(2, None))
     assert computed == [(5,), (2, 16), (2, 1), (2, 1, 16)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("lengths", [[3], [5, 5, 5], [1, 30, 7]], ids=str)
+def test_each_step_has_the_textbook_logits_while_the_cache_grows_and_rows_leave(
+    changes: dict[str, object], lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    plain = deep_model(**changes).double()
+    rows = {row: [(row + i) % 29 for i in range(length)] for row, length in enumerate(lengths)}
+    states = [DecodeState(plain), DecodeState(for_inference(plain))]
+    for step in range(60):
+        expected, found = (state.next_logits(rows) for state in states)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        if step == 40:
+            rows = {min(rows): rows[min(rows)]}  # all others end
+        rows = {row: [*tokens, (7 * step + row) % 29] for row, tokens in rows.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_a_step_in_bfloat16_is_the_textbook_one_within_its_eight_bits(changes: dict[str, object], n_rows: int) -> None:
+    plain = deep_model(**changes)
+    rows = {row: [row + 1, 2, 3] for row in range(n_rows)}
+    with torch.autocast("cpu", torch.bfloat16):
+        states = [DecodeState(plain), DecodeState(for_inference(plain))]
+        for step in range(40):
+            expected, found = (state.next_logits(rows) for state in states)
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.float().std()))
+            rows = {row: [*tokens, (5 * step + row) % 29] for row, tokens in rows.items()}
+
+
+@torch.no_grad()
+def test_a_step_beyond_the_context_is_refused_as_by_the_model() -> None:
+    twin, cache = for_inference(model()), KVCache(n_layers=2, n_rows=1, context_length=16)
+    twin.next_logits([[1] * 16], cache)
+    with pytest.raises(ValueError, match="17 tokens do not fit"):
+        twin(torch.tensor([[2]]), cache)
