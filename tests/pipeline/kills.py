@@ -1,6 +1,7 @@
 """Kill `dvc repro` at any moment and check what must hold afterwards. `make torture` is the long form:
 
-python -m tests.pipeline.kills --kills 40    # over all stages of the sample, at random moments; the seed is printed
+python -m tests.pipeline.kills --kills 40             # of the sample, at random moments; the seed is printed
+python -m tests.pipeline.kills --kills 40 --short     # with short trainings: more kills in the other stages
 
 Each build that ended with the right bytes is added to tests/pipeline/kills.json, so that many kills come in parts.
 """
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from tests.clones import environment, make_clone, results, run
+from tests.clones import FEW_STEPS, environment, make_clone, results, run
 
 STAGE_COMMAND = "stages."
 # What DVC says of its own files if it was killed while it rewrote them and no stage had run that would guard them
@@ -34,6 +35,9 @@ NEEDS_MENDING = (
 )
 HOWS = ("group", "dvc", "stage")
 LONGEST_SECONDS = 25.0  # from a start to its kill; `dvc repro` of the sample has stages of one to fifteen seconds
+# Trainings of a few seconds: long enough to be killed
+SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1}
+LONGEST_SHORT_SECONDS = 8.0
 TALLY = Path(__file__).with_suffix(".json")
 
 
@@ -142,7 +146,7 @@ def wait_for(what: Callable[[], bool], trouble: str, seconds: float = 60) -> Non
         time.sleep(0.02)
 
 
-def torture(clone: Clone, n_kills: int, seed: int) -> Iterator[Counter[str]]:
+def torture(clone: Clone, n_kills: int, seed: int, longest_seconds: float) -> Iterator[Counter[str]]:
     """Kill n_kills times at random moments, build after build; every build must end as if undisturbed.
 
     Yields what happened in each build: `kills`, `kills in STAGE`, `repairs` of DVC's files, and `resumed STAGE` where
@@ -157,7 +161,7 @@ def torture(clone: Clone, n_kills: int, seed: int) -> Iterator[Counter[str]]:
                 dvc = clone.start()
                 how = draw.choice(HOWS)
                 try:
-                    dvc.wait(draw.uniform(0, LONGEST_SECONDS))
+                    dvc.wait(draw.uniform(0, longest_seconds))
                 except subprocess.TimeoutExpired:
                     stage = clone.stage()
                     during = _arguments(stage)[2:3] if stage else []
@@ -198,14 +202,16 @@ def _is_stage(arguments: list[str]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--short", action="store_true", help="short trainings, in float32")
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     options = parser.parse_args()
     print(f"seed {options.seed}")
     with _folder() as folder:
-        make_clone(folder / "clone")
+        make_clone(folder / "clone", SOME_STEPS if options.short else None)
         clone = Clone(folder)
         clone.build()
-        for happened in torture(clone, options.kills, options.seed):
+        longest = LONGEST_SHORT_SECONDS if options.short else LONGEST_SECONDS
+        for happened in torture(clone, options.kills, options.seed, longest):
             tqdm.write(f"a build with {happened['kills']} kills: the same bytes")
             before = json.loads(TALLY.read_text()) if TALLY.exists() else {}
             total = Counter(before) + happened + Counter(builds=1)

@@ -6,11 +6,8 @@ import subprocess
 
 import pytest
 
-from tests.clones import FEW_STEPS, make_clone, run, set_parameter
-from tests.pipeline.kills import Clone, kill, wait_for
-
-# Trainings of a few seconds: long enough to be killed
-SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1}
+from tests.clones import make_clone, run, set_parameter
+from tests.pipeline.kills import SOME_STEPS, Clone, kill, wait_for
 
 
 @pytest.fixture(scope="module")
