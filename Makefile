@@ -28,6 +28,9 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
 
+# Two tests at a time: threads that wait must not take the core that the other test computes on
+test test-quick: export OMP_WAIT_POLICY := passive
+
 test: test-quick  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
 	python -m pytest --numprocesses 2 --dist loadfile -m "long and not slow and not gpu"
 

@@ -55,7 +55,7 @@ TRAINING = {
     "warmup_steps": 1, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9, "beta2": 0.95,
     "max_grad_norm": 1.0, "evaluate_every_steps": 2,
 }  # fmt: skip
-PRETRAIN = {"stride": 20, "sample_prompt": "w1 w2.", "sample_tokens": 4}
+PRETRAIN = {"stride": 20, "sample_prompt": "w1 w2.", "sample_tokens": 4, "sample_temperature": 0.0}
 SPAM = {
     "base": "a", "pretrained": True, "trainable": "last_block", "position": "last_real", "padding": "longest",
     "dropout": 0.0, "lora": None,
@@ -112,7 +112,8 @@ def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, A
     tokens = {"train": np.array(integers(300, 1)), "val": np.array(integers(120, 2))}
     corpus: Any = SimpleNamespace(tokens=tokens.get)
     evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
-    windows, sampler = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride), TextSampler(TOKENIZER, params)
+    windows = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride)
+    sampler = TextSampler(TOKENIZER, params, run.seed)
     training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sampler.sample), run)
     return training, evaluation.full(gpt, "val")
 

@@ -20,13 +20,16 @@ def _not_almost_greedy(temperature: float) -> float:
     return temperature
 
 
+Temperature = Annotated[float, Field(ge=0, le=100), AfterValidator(_not_almost_greedy)]
+
+
 class SamplingParams(Strict):
     """The settings for sampling the next token.
 
     temperature 0 is greedy. top_k 0 and top_p 1 keep every token; repetition_penalty 1 changes nothing.
     """
 
-    temperature: Annotated[float, Field(ge=0, le=100), AfterValidator(_not_almost_greedy)]
+    temperature: Temperature
     top_k: Annotated[int, Field(ge=0)]
     top_p: Annotated[float, Field(ge=1e-6, le=1)]
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)]

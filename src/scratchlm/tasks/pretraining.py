@@ -12,7 +12,7 @@ from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.config import GPTConfig, ModelParams
-from scratchlm.model.generate import Stopping, generate
+from scratchlm.model.generate import GREEDY, Stopping, Temperature, generate
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -30,6 +30,7 @@ class PretrainParams(TrainingParams):
     stride: Annotated[int, Field(ge=1)]
     sample_prompt: Annotated[str, Field(min_length=1)]
     sample_tokens: Annotated[int, Field(ge=1, le=100_000)]
+    sample_temperature: Temperature
 
 
 PretrainAblations = dict[str, dict[str, Any]]  # by variant, what differs from model
@@ -87,19 +88,19 @@ def pretraining_task(
 
 
 class TextSampler:
-    """Continues the prompt of params.yaml greedily, for a sample of text beside the loss."""
+    """Continues the prompt of params.yaml, for a sample of text beside the loss: with the same draws at each call."""
 
-    def __init__(self, tokenizer: Tokenizer, params: PretrainParams) -> None:
-        self._tokenizer, self._n_tokens = tokenizer, params.sample_tokens
+    def __init__(self, tokenizer: Tokenizer, params: PretrainParams, seed: int) -> None:
+        self._tokenizer, self._n_tokens, self._seed = tokenizer, params.sample_tokens, stream(seed, "sampling text")
+        self._sampling = GREEDY.model_copy(update={"temperature": params.sample_temperature})
         self._prompt = tokenizer.encode(params.sample_prompt)
         if not self._prompt:
             raise UserError(f"pretrain.sample_prompt {params.sample_prompt!r} has no tokens; use at least one word")
 
     def sample(self, model: GPTModel) -> dict[str, str]:
         """text: the prompt and its continuation."""
-        (continued,) = generate(
-            for_inference(model), [self._prompt], Stopping(self._n_tokens, self._tokenizer.end_token_id)
-        )
+        stopping = Stopping(self._n_tokens, self._tokenizer.end_token_id)
+        (continued,) = generate(for_inference(model), [self._prompt], stopping, self._sampling, [self._seed])
         return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
 
 

@@ -129,6 +129,10 @@ def test_a_sample_continues_the_prompt_greedily(tiny_gpt: Build) -> None:
         hidden = model.hidden_states(torch.arange(8)[None])[0]  # (8, C)
         model.head.weight.zero_()
         model.head.weight[1:9] = hidden / hidden.norm(dim=1, keepdim=True)
-    sampler = TextSampler(words, PretrainParams.model_construct(sample_prompt="c d", sample_tokens=4))
+    params = PretrainParams.model_construct(sample_prompt="c d", sample_tokens=4, sample_temperature=0.0)
+    sampler = TextSampler(words, params, seed=1)
     assert sampler.sample(model) == {"text": "c d e f g h"}
     assert model.training
+    hot = params.model_copy(update={"sample_temperature": 5.0})
+    drawn = [TextSampler(words, hot, seed).sample(model)["text"] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
