@@ -22,7 +22,7 @@ from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
-from scratchlm.model.attention import KVCache, LayerCache
+from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GELU, FeedForward, GPTModel, TransformerBlock
 from scratchlm.model.variants import sines_and_cosines

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from scratchlm.arithmetic.sequences import rows_of
-from scratchlm.model.attention import KVCache, LayerCache, MultiHeadAttention
+from scratchlm.model.attention import MultiHeadAttention
+from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.gpt import GPTModel, TransformerBlock
 
 

@@ -1,6 +1,6 @@
 """Attention, from weightless self-attention up to the multi-head form that the model uses.
 
-The ladder follows chapter 3 of the book; each rung equals the next where they coincide (tests).
+The forms follow chapter 3 of the book. Tests check that each equals the next where their settings agree.
 Letters: B batch, T time, C channels, H heads, K key-value heads, D head width, S cached positions.
 """
 
@@ -8,22 +8,45 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from scratchlm.arithmetic.functions import dropout, matmul, repeat_heads, scaled_dot_product_attention, softmax
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
+from scratchlm.model.cache import LayerCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.variants import Rotation
 
-EAGER_UP_TO = 512  # tokens; on the CPU, torch's fused kernel is the slower form below (LOG.md: 11.0 against 2.2 ms)
-SLOTS_AT_ONCE = 32  # by which a cache grows
+EAGER_UP_TO = 512  # tokens; up to here, eager attention is faster on the CPU than torch's fused kernel (LOG.md)
 
 
 def self_attention(x: Tensor) -> Tensor:
-    """Each position as the average of all, weighted by the softmax of dot products. (…, T, C) -> (…, T, C)."""
+    """Return, for each position, the average of all positions weighted by the softmax of their dot products.
+
+    (…, T, C) -> (…, T, C).
+    """
     weights = softmax(matmul(x, x.transpose(-2, -1)))  # (…, T, T)
     return matmul(weights, x)
+
+
+def eager_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_probability: float = 0.0
+) -> Tensor:
+    """softmax(q kᵀ / √D) v, step by step.
+
+    query: (…, T, D); key, value: (…, S, D); mask: broadcastable to (…, T, S), True where visible.
+    Returns (…, T, D). Source: Vaswani et al. 2017, equation 1.
+    """
+    # dividing the query scales T D numbers instead of T S
+    scores = matmul(query / math.sqrt(query.shape[-1]), key.transpose(-2, -1))  # (…, T, S)
+    if mask is not None:  # adding a small mask is faster than filling scores of all heads
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
+    weights = dropout(softmax(scores), dropout_probability)
+    return matmul(weights, value)
+
+
+def causal_mask(n_positions: int, device: torch.device) -> Tensor:
+    """(T, T) bool, True where the column is not in the row's future."""
+    return torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()
 
 
 class SelfAttention(nn.Module):
@@ -63,59 +86,6 @@ class MultiHeadAttentionWrapper(nn.Module):
         return torch.cat([head(x) for head in self.heads], dim=-1)
 
 
-class LayerCache:
-    """Keys and values of one layer, in the slots that KVCache.advance has laid out."""
-
-    keys: Tensor | None = None  # (B, K, S, D), like values
-    values: Tensor | None = None
-    positions: Tensor  # (B, T) of the tokens that come next
-    mask: Tensor  # (B, 1, T, S) bool, True where they see a slot
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Store (B, K, T, D) of the next tokens; return all keys and values, (B, K, S, D), and the mask."""
-        B, K, _, D = keys.shape
-        if self.keys is None or self.values is None:
-            self.keys, self.values = keys.new_zeros(B, K, 0, D), values.new_zeros(B, K, 0, D)
-        if more := self.mask.shape[-1] - self.keys.shape[2]:  # negative once the longest row has ended
-            self.keys, self.values = pad(self.keys, (0, 0, 0, more)), pad(self.values, (0, 0, 0, more))
-        rows = torch.arange(B, device=keys.device)[:, None]  # (B, 1)
-        self.keys[rows, :, self.positions] = keys.transpose(1, 2)
-        self.values[rows, :, self.positions] = values.transpose(1, 2)
-        return self.keys, self.values, self.mask
-
-
-class KVCache:
-    """Keys and values of every layer for the tokens seen so far; every row has its own length.
-
-    Slot p of row b holds the token at position p, so a query at position q sees exactly the slots p <= q. Padding
-    after a row's end is overwritten before a query sees it. Attention runs over all slots, the masked ones
-    too, because a slice of the cache would be copied before each matrix product.
-    """
-
-    def __init__(self, n_layers: int, n_rows: int, context_length: int) -> None:
-        self.layers = [LayerCache() for _ in range(n_layers)]
-        self.lengths = [0] * n_rows  # tokens of each row
-        self.context_length = context_length
-
-    def advance(self, n_tokens: int, device: torch.device) -> Tensor:
-        """Make room for the next `n_tokens` of each row, which a forward pass then adds; their positions, (B, T)."""
-        positions = torch.tensor(self.lengths, device=device)[:, None] + torch.arange(n_tokens, device=device)
-        self.lengths = [length + n_tokens for length in self.lengths]
-        n_slots = min(self.context_length, SLOTS_AT_ONCE * math.ceil(max(self.lengths) / SLOTS_AT_ONCE))
-        mask = (torch.arange(n_slots, device=device) <= positions[..., None])[:, None]  # (B, 1, T, S)
-        for layer in self.layers:
-            layer.positions, layer.mask = positions, mask
-        return positions
-
-    def select(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
-        self.lengths = [self.lengths[row] for row in rows]
-        for layer in self.layers:
-            if layer.keys is not None and layer.values is not None:
-                index = torch.tensor(rows, dtype=torch.int64, device=layer.keys.device)
-                layer.keys, layer.values = layer.keys[index], layer.values[index]
-
-
 class MultiHeadAttention(nn.Module):
     """Causal attention of H heads over slices of one projection: the form that the model uses.
 
@@ -128,15 +98,15 @@ class MultiHeadAttention(nn.Module):
         self.dropout, self.implementation, self.head_dim = config.dropout, config.attention, config.head_dim
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
         width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        parts = (width, kv_width, kv_width)
-        self.qkv = Linear(config.emb_dim, sum(parts), config.qkv_bias, parts)
+        parts = (width, kv_width, kv_width)  # query, key, value: initialised as three layers, computed as one
+        self.qkv = Linear(config.emb_dim, sum(parts), config.qkv_bias, parts=parts)
         self.projection = Linear(width, config.emb_dim, config.bias)
-        if config.position == "rope":
-            self.rotation = Rotation(config.context_length, self.head_dim, config.rope_base)
+        rope = config.position == "rope"
+        self.rotation = Rotation(config.context_length, self.head_dim, config.rope_base) if rope else None
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); position t sees 0..t, with a cache also the tokens before."""
-        query, key, value = self.split_heads(self.qkv(x), cache.positions if cache else None)
+        query, key, value = self.split_heads(self.qkv(x), None if cache is None else cache.positions)
         mask = None
         if cache is not None:
             key, value, mask = cache.extend(key, value)
@@ -148,47 +118,30 @@ class MultiHeadAttention(nn.Module):
         positions: (B, T), or 0..T-1; only for rope.
         """
         heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, T, D)
-        turned, value = heads.tensor_split([-self.n_kv_heads], dim=1)
-        if hasattr(self, "rotation"):
+        query, key, value = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
+        if self.rotation is not None:
             positions = torch.arange(qkv.shape[1], device=qkv.device) if positions is None else positions
-            turned = self.rotation(turned, positions)
-        query, key = turned.tensor_split([self.n_heads], dim=1)
+            query, key = self.rotation(query, positions), self.rotation(key, positions)
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, H, T, D) queries on (B, K, S, D) keys and values -> (B, T, H D); causal without a mask."""
+        """(B, H, T, D) queries on (B, K, S, D) keys and values -> (B, T, H D); causal without a mask.
+
+        With K < H, each key and value is shared by H / K query heads (Ainslie et al. 2023); with K = H this is the
+        book's attention.
+        """
         B, H, T, D = query.shape
         group = H // self.n_kv_heads
-        if group > 1 and T == 1 and mask is not None:  # the heads of a group as several queries of one head: no copies
+        if group > 1 and T == 1 and mask is not None:  # a group's heads as queries of their shared head: no copies
             query = query.reshape(B, self.n_kv_heads, group, D)
         elif group > 1:
             key, value = repeat_heads(key, group), repeat_heads(value, group)
         S = key.shape[2]
         probability = self.dropout if self.training else 0.0
         short = query.device.type == "cpu" and T * S <= EAGER_UP_TO**2
-        if not is_exact() and (short or self.implementation == "eager"):  # exact attention has one form
+        if not is_exact() and (short or self.implementation == "eager"):  # precision exact has one implementation
             mask = causal_mask(T, query.device) if mask is None else mask
             context = eager_attention(query, key, value, mask, probability)
         else:
             context = scaled_dot_product_attention(query, key, value, mask, probability, causal=mask is None)
         return context.reshape(-1, H, T, D).transpose(1, 2).flatten(2)  # (B, H, T, D) -> (B, T, H, D) -> (B, T, H D)
-
-
-def eager_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_probability: float = 0.0
-) -> Tensor:
-    """softmax(q kᵀ / √D) v, step by step.
-
-    query: (…, T, D); key, value: (…, S, D); mask: broadcastable to (…, T, S), True where visible.
-    Returns (…, T, D). Source: Vaswani et al. 2017, equation 1.
-    """
-    scores = matmul(query / math.sqrt(query.shape[-1]), key.transpose(-2, -1))  # (…, T, S)
-    if mask is not None:
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
-    weights = dropout(softmax(scores), dropout_probability)
-    return matmul(weights, value)
-
-
-def causal_mask(n_positions: int, device: torch.device) -> Tensor:
-    """(T, T) bool, True where the column is not in the row's future."""
-    return torch.ones(n_positions, n_positions, dtype=torch.bool, device=device).tril()

@@ -22,8 +22,8 @@ class GPTClassifier(nn.Module):
 
     def __init__(self, backbone: GPTModel, n_classes: int, position: Position) -> None:
         super().__init__()
-        self.trunk = backbone  # its name in the tensors of saved models
-        self.trunk.head = nn.Identity()  # type: ignore[assignment]
+        self.trunk = backbone  # "trunk" is part of the tensor names in saved models
+        self.trunk.head = nn.Identity()  # type: ignore[assignment]  # not used here; this drops its weights
         self.head = Linear(backbone.config.emb_dim, n_classes)
         self.position = position
 
@@ -42,8 +42,8 @@ class GPTClassifier(nn.Module):
 
 
 def freeze(classifier: GPTClassifier, trainable: Trainable) -> None:
-    """Let only the named part learn: the head always, the final norm with any block (as the book does)."""
-    n_blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable)
+    """Make only the named part trainable: the head always, the final norm with any block (as the book does)."""
+    n_blocks = {"head": 0, "last_block": 1, "last_two_blocks": 2}.get(trainable)  # None: all
     classifier.requires_grad_(n_blocks is None)
     classifier.head.requires_grad_(True)
     if n_blocks:

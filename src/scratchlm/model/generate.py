@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scratchlm.arithmetic.functions import running_total, softmax
 from scratchlm.arithmetic.random import uniform_draws
-from scratchlm.model.attention import KVCache
+from scratchlm.model.cache import KVCache
 from scratchlm.model.config import Strict
 from scratchlm.model.gpt import GPTModel
 
@@ -84,7 +84,7 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def sample_tokens(logits: Tensor, sampling: SamplingParams, draws: Tensor | None) -> Tensor:
     """One token id per row: (B, V) logits -> (B,) int64.
 
-    draws: (B,) float64 on the CPU, uniform in [0, 1), one per row, not read when greedy. The cumulative distribution
+    draws: (B,) float64 on the CPU, uniform in [0, 1), one per row, ignored when greedy. The cumulative distribution
     is inverted at the draw, so that a row's token depends on its own draw and not on its batch.
     Raises FloatingPointError if a row's largest logit is not a finite number, or one of them is NaN.
     """
@@ -124,7 +124,8 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt of a batch; the result does not depend on which prompts share the batch.
 
-    model: as it is, or what fast.decoding.for_inference makes of it.
+    The loop is the book's `generate`: logits of the last token, filter, sample, append. DecodeState adds the KV cache.
+    model: a GPTModel, or the faster copy that fast.decoding.for_inference returns.
     prompts: token ids, each non-empty, of any lengths; only the last context_length tokens of a longer one are used.
     seeds: one per prompt, for sampling. on_token(row, token_id): called as tokens come (streaming).
     Raises ValueError for an empty prompt.

@@ -1,4 +1,9 @@
-"""GPT: embeddings, pre-norm transformer blocks, a head. Radford et al. 2019; the book's chapter 4."""
+"""GPT: embeddings, pre-norm transformer blocks, a head. Radford et al. 2019; the book's chapter 4.
+
+Read attention.py (chapter 3) first. config.py, variants.py and cache.py can wait: unless a configuration says
+otherwise, every part is GPT-2's. The formulas of softmax, layer_norm and gelu are in arithmetic/functions.py.
+Letters: B batch, T time, C channels, V vocabulary.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from scratchlm.arithmetic.functions import gelu, layer_norm
 from scratchlm.arithmetic.layers import Dropout, Embedding, Linear
 from scratchlm.arithmetic.random import drawing_from, fill_normal
-from scratchlm.model.attention import KVCache, LayerCache, MultiHeadAttention
+from scratchlm.model.attention import MultiHeadAttention
+from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.variants import RMSNorm, SinusoidalEmbedding, SwiGLU
 
@@ -18,7 +24,7 @@ INITIAL_STANDARD_DEVIATION = 0.02  # Radford et al. 2018, section 4.1
 
 
 class LayerNorm(nn.Module):
-    """Zero mean and unit variance over channels, then a trained scale and shift. (…, C) -> (…, C).
+    """(x - mean) / √(variance + 1e-5) · scale + shift over channels: (…, C) -> (…, C).
 
     The variance is the biased one, as in GPT-2. Source: Ba et al. 2016.
     """
@@ -45,14 +51,15 @@ class GELU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two layers with a wider hidden one between, each position on its own. (B, T, C) -> (B, T, C)."""
+    """Two linear layers with a wider hidden layer between, applied to each position separately: (B, T, C) twice."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         C, hidden = config.emb_dim, config.hidden_dim  # for GELU, 4 C
-        parts = (hidden,) if config.feed_forward == "gelu" else (hidden, hidden)
-        self.expansion = Linear(C, sum(parts), config.bias, parts)
-        self.activation = GELU() if config.feed_forward == "gelu" else SwiGLU()
+        gated = config.feed_forward == "swiglu"
+        parts = (hidden, hidden) if gated else (hidden,)  # SwiGLU has two layers, computed as one
+        self.expansion = Linear(C, sum(parts), config.bias, parts=parts)
+        self.activation = SwiGLU() if gated else GELU()
         self.projection = Linear(hidden, C, config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +67,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each normalised first and added to what came in. (B, T, C) -> (B, T, C)."""
+    """Attention, then feed-forward, each on the normalised input, with a residual connection: (B, T, C) twice."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -78,7 +85,8 @@ class TransformerBlock(nn.Module):
 class GPTModel(nn.Module):
     """A decoder-only language model.
 
-    Parameters are created in the book's order, so that torch's global seed 123 gives the published values.
+    Parameters are created in the book's order, so that torch's global seed 123 gives the book's values (initialisation
+    `torch`, untied head, GPT-2's parts, not precision exact).
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -100,7 +108,8 @@ class GPTModel(nn.Module):
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """token_ids: (B, T) int64 -> logits (B, T, V).
 
-        cache: holds what came before the tokens in each row, and afterwards the tokens too.
+        cache: keys and values of each row's earlier tokens; the call appends those of token_ids. None: no earlier
+        tokens, as in the book.
         Raises ValueError if a row becomes longer than the context.
         """
         return self.head(self.hidden_states(token_ids, cache))
@@ -108,16 +117,17 @@ class GPTModel(nn.Module):
     def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The final norm's output, from which the head makes logits: (B, T) -> (B, T, C)."""
         T = token_ids.shape[1]
-        self.check_length(T + max(cache.lengths) if cache else T)
+        n_cached = 0 if cache is None else max(cache.lengths)
+        self.check_length(n_cached + T)
         device = token_ids.device
-        positions = cache.advance(T, device) if cache else torch.arange(T, device=device).expand_as(token_ids)
+        positions = torch.arange(T, device=device).expand_as(token_ids) if cache is None else cache.advance(T, device)
         x = self.embed(token_ids, positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, cache.layers[index] if cache else None)
+            x = block(x, None if cache is None else cache.layers[index])
         return self.final_norm(x)
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Token plus position embeddings: (…,) int64 each -> (…, C). With rope, attention has the positions."""
+        """Token plus position embeddings: (…,) int64 each -> (…, C). With rope, positions enter in attention."""
         x = self.token_embedding(token_ids)
         if self.config.position != "rope":
             x = x + self.position_embedding(positions)
@@ -129,12 +139,12 @@ class GPTModel(nn.Module):
         lengths = [len(row) for row in rows]
         padded = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)  # (B, T)
         logits = self(padded, cache)
-        if cache:
-            cache.lengths = lengths  # the padding does not count
+        if cache is not None:
+            cache.lengths = lengths  # exclude the padding
         return logits[torch.arange(len(rows), device=device), torch.tensor(lengths, device=device) - 1]
 
     def check_length(self, n_tokens: int) -> None:
-        """Raise ValueError if so many tokens are more than the context."""
+        """Raise ValueError if n_tokens exceeds context_length."""
         if self.config.context_length < n_tokens:
             raise ValueError(f"{n_tokens} tokens do not fit the model's context_length of {self.config.context_length}")
 
@@ -156,5 +166,5 @@ def build_model(config: GPTConfig, seed: int) -> GPTModel:
 
 
 def parameter_count(model: nn.Module, *, trainable_only: bool = False) -> int:
-    """Numbers in the model; a tied weight counts once."""
+    """The number of parameters; a tied weight counts once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)

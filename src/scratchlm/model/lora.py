@@ -30,18 +30,19 @@ class LoRALinear(nn.Module):
     """A frozen linear layer plus alpha times B A, where B starts at zero: at first, nothing changes.
 
     A layer of several parts, such as the one of query, key and value, gets one update per part, as separate layers
-    would. A: (P, rank, C_in) for P parts; B: (C_out, rank). forward: (…, C_in) -> (…, C_out).
+    would. A: (P, rank, C_in) for P parts; B: (C_out, rank): the book's, transposed as torch stores weights.
+    forward: (…, C_in) -> (…, C_out).
     """
 
-    def __init__(self, linear: Linear, rank: int, alpha: float) -> None:
+    def __init__(self, frozen: Linear, rank: int, alpha: float) -> None:
         super().__init__()
-        self.linear = linear.requires_grad_(False)
-        self.alpha, self.parts = alpha, linear.parts
-        start = torch.empty(len(self.parts), rank, linear.in_features)  # drawn on the CPU: the same on every device
+        self.linear = frozen.requires_grad_(False)
+        self.alpha, self.parts = alpha, frozen.parts
+        start = torch.empty(len(self.parts), rank, frozen.in_features)  # drawn on the CPU: the same on every device
         for part in start:
             fill_as_linear(part)
-        self.A = nn.Parameter(start.to(linear.weight.device))
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
+        self.A = nn.Parameter(start.to(frozen.weight.device))
+        self.B = nn.Parameter(torch.zeros(frozen.out_features, rank, device=frozen.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         updates = [linear(linear(x, a), b) for a, b in zip(self.A, self._parts_of_B(), strict=True)]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from scratchlm.fast.decoding import PackedLinear, for_inference
-from scratchlm.model.attention import KVCache
+from scratchlm.model.cache import KVCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import GREEDY, DecodeState, Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, run_blocks, varlen_states
-from scratchlm.model.attention import KVCache
+from scratchlm.model.cache import KVCache
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scratchlm.model import attention as attention_module
+from scratchlm.model import cache as cache_module
 from scratchlm.model.attention import (
     CausalAttention,
-    KVCache,
     MultiHeadAttention,
     MultiHeadAttentionWrapper,
     SelfAttention,
@@ -22,6 +22,7 @@ from scratchlm.model.attention import (
     eager_attention,
     self_attention,
 )
+from scratchlm.model.cache import KVCache
 from scratchlm.model.config import GPTConfig
 
 IMPLEMENTATIONS = ["eager", "sdpa"]
@@ -274,7 +275,7 @@ def one_layer_cache(n_rows: int, context_length: int) -> KVCache:
 def test_the_cache_stores_each_row_at_its_own_positions_and_has_as_many_slots_as_its_longest_row_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention_module, "SLOTS_AT_ONCE", 2)
+    monkeypatch.setattr(cache_module, "CACHE_GROWTH", 2)
     cache = one_layer_cache(2, context_length=5)
     first, new = torch.tensor([[5.0], [6.0]]).view(2, 1, 1, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).view(2, 1, 2, 1)
     assert cache.advance(1, first.device).tolist() == [[0], [0]]

@@ -10,7 +10,7 @@ from llms_from_scratch import ch04
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scratchlm.model.attention import KVCache
+from scratchlm.model.cache import KVCache
 from scratchlm.model.config import SIZES, GPTConfig, SizeName, gpt2_config
 from scratchlm.model.gpt import GELU, FeedForward, GPTModel, LayerNorm, build_model, parameter_count
 

@@ -12,7 +12,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
-from scratchlm.model.attention import KVCache, MultiHeadAttention
+from scratchlm.model.attention import MultiHeadAttention
+from scratchlm.model.cache import KVCache
 from scratchlm.model.classifier import GPTClassifier, freeze
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import SamplingParams, Stopping, generate
