@@ -17,6 +17,7 @@ from scratchlm.report.inputs import VARIED, Report, Rows
 from scratchlm.report.tables import (
     format_change,
     format_number,
+    format_parameter,
     format_percent,
     format_points,
     metric_tables,
@@ -125,7 +126,10 @@ def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
 def variants(report: Report, stage: str, original: str) -> list[dict[str, Any]]:
     """Return an experiment and its variants: name, changed parameters and metrics; nothing if it has no variants."""
     found, changed = report.ablations[stage], report.params[VARIED[stage]]
-    texts = {name: ", ".join(f"{key} {value}" for key, value in flattened(changed[name]).items()) for name in found}
+    texts = {
+        name: ", ".join(f"{key} {format_parameter(value)}" for key, value in flattened(changed[name]).items())
+        for name in found
+    }
     rows = [{"name": name, "changes": texts[name], **scores} for name, scores in found.items()]
     return [{"name": f"as in {original}", "changes": "", **report.metrics[original]}, *rows] if rows else []
 

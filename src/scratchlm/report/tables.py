@@ -32,6 +32,11 @@ def format_number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def format_parameter(value: Any) -> str:
+    """Return a parameter as params.yaml has it."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
 def format_percent(proportion: float | None) -> str:
     """Return a proportion as a percentage with one decimal."""
     return NONE if proportion is None else f"{100 * proportion:.1f}\N{NO-BREAK SPACE}%"

@@ -23,6 +23,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
+from scratchlm.tasks.intervals import paired_share_interval
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, confusion_rows
 
@@ -374,6 +375,31 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
     assert shared[:2] == ["shared", "size custom, custom.n_kv_heads 1"]
     assert shared[2:] == ["1,000,009", "1,536", "2.4", "−0.250", "−0.250 to −0.250", "0.85"]  # of every window
     assert other[5:7] == ["+0.417", "+0.250 to +0.750"]  # the mean of 0.25, 0.75 and 0.25, and their extremes
+
+
+def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) -> None:
+    """Of five messages finetune_spam misses two; a baseline that says ham to all misses another two of label 1."""
+    change_params(project, spam_ablations={"random_weights": {"pretrained": False, "lora": None}})
+    rows = read_table(project / "data" / "predictions" / "finetune_spam.parquet")
+    right = [row | {"predicted": row["label"]} for row in rows]
+    write_table(project / "data" / "predictions" / "ablate_spam" / "random_weights.parquet", right, PREDICTION_SCHEMA)
+    write_json(
+        project / "metrics" / "ablate_spam" / "random_weights.json",
+        read_json(project / "metrics" / "finetune_spam.json"),
+    )
+    (table,) = re.findall(r"<h3>Against other classifiers</h3>.*?</table>", page_of(project), flags=re.DOTALL)
+    finetuned, baseline, random = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td>.*", table))
+    assert (finetuned[0], finetuned[2], finetuned[-1]) == ("finetune_spam", "900,259", "")
+    assert (baseline[0], baseline[2]) == ("baseline_spam", "1,234")
+    wrong = [row["predicted"] != row["label"] for row in rows]
+    missed = [row["label"] == 1 for row in rows]
+    change = 100 * (sum(wrong) - sum(missed)) / len(rows)
+    assert baseline[-1].startswith(f"{change:+.1f} (")
+    assert random[:2] == ["random_weights", "pretrained false, lora null"]
+    low, high = paired_share_interval(sum(wrong), 0, len(rows))
+    assert random[-1] == f"{100 * sum(wrong) / len(rows):+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace(
+        "-", "−"
+    )
 
 
 def test_without_answers_of_the_base_model_there_is_no_column_for_them(project: Path) -> None:
