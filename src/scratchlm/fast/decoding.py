@@ -33,8 +33,7 @@ FEW_ROWS = 32  # for more, a product of matrices is faster
 class DecodingGPT(GPTModel):
     """A GPTModel whose prompts have no padding, and whose last block runs only at their last token.
 
-    A step, one token for each row of a cache, looks up once what all layers share: where the tokens stand, and their
-    angles.
+    In a step, each row of a cache gets one token. What all layers share is looked up once: positions, angles, the mask.
     """
 
     def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -110,7 +109,7 @@ class Step:
         assert layer.keys is not None and layer.values is not None  # the prompts are in it
         if self.slot is None or self.slot >= layer.keys.shape[2]:
             keys, values, mask = layer.extend(key[:, :, None], value[:, :, None])
-            if self.mask is None or self.mask.shape != mask.shape:
+            if self.mask is None:
                 self.mask = torch.zeros_like(mask, dtype=key.dtype).masked_fill(~mask, -torch.inf)
             return keys, values, self.mask
         layer.keys.select(2, self.slot).copy_(key)
