@@ -118,7 +118,14 @@ def test_no_parameter_has_a_default_in_python():
         __import__(module)
     allowed = {("ModelParams", "custom")}  # it exists only beside size: custom
     allowed |= {("Shape", name) for name in ("n_kv_heads", "head_dim", "hidden_dim")}  # they follow from the others
-    in_files = ("position", "norm", "feed_forward", "bias", "rope_base")  # what a stored GPT-2 leaves out
+    in_files = (
+        "position",
+        "norm",
+        "feed_forward",
+        "bias",
+        "rope_base",
+        "rope_scaling",
+    )  # what a stored GPT-2 leaves out
     allowed |= {("GPTConfig", name) for name in in_files}
     sections = [cls for cls in all_sections() if cls.__module__.startswith(("scratchlm", "stages"))]
     defaults = {(cls.__name__, name) for cls in sections for name, f in cls.model_fields.items() if not f.is_required()}

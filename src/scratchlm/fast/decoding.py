@@ -83,7 +83,8 @@ class Step:
         self.mask: Tensor | None = None  # (B, 1, 1, S), 0 or -inf, made by the first layer
         self.waves: tuple[Tensor, Tensor] | None = None  # sine and cosine for both halves of a head, (B, 1, D)
         if config.position == "rope":
-            waves = sines_and_cosines(config.context_length, config.head_dim, config.rope_base, torch.device("cpu"))
+            shape, cpu = (config.context_length, config.head_dim, config.rope_base), torch.device("cpu")
+            waves = sines_and_cosines(*shape, cpu, config.rope_scaling)
             sine, cosine = (wave[self.positions] for wave in waves)
             self.waves = torch.cat((-sine, sine), dim=-1), torch.cat((cosine, cosine), dim=-1)
 

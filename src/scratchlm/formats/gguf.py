@@ -11,9 +11,11 @@ from scratchlm.formats.gguf_file import PRE_TOKENIZERS
 from scratchlm.formats.names import architecture
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.variants import rope_factors, rope_frequencies
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
+ROPE_FACTORS = "rope_freqs.weight"  # of scaled rope; the file has no key for the settings that they come from
 HALF_LIMIT = np.finfo(np.float16).max
 
 
@@ -47,6 +49,9 @@ def save_gguf(
             writer.add_layer_norm_rms_eps(1e-5)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
         _add_tokenizer(writer, tokenizer, template)
+        if config.rope_scaling:
+            factors = rope_factors(rope_frequencies(config.head_dim, config.rope_base), config.rope_scaling)
+            writer.add_tensor(ROPE_FACTORS, factors.float().numpy())
         for name, weights in their_tensors(model, "gguf"):
             tensor = weights.float().numpy()
             if n_heads := turned_heads(name, config):

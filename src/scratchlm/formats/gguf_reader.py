@@ -1,6 +1,8 @@
 """Models in GGUF files, quantised or not: what llama.cpp and Ollama run becomes a model of ours."""
 
 import math
+from contextlib import suppress
+from typing import Any
 
 import gguf
 import numpy as np
@@ -8,13 +10,16 @@ import torch
 from pydantic import ValidationError
 
 from scratchlm.formats.conversion import convert_weights
-from scratchlm.formats.gguf import turned_heads
+from scratchlm.formats.gguf import ROPE_FACTORS, turned_heads
 from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.names import HEAD, LLAMA
 from scratchlm.formats.native import first_mistake
-from scratchlm.model.config import GPTConfig
+from scratchlm.model.config import GPTConfig, RopeScaling
 from scratchlm.model.gpt import GPTModel
+from scratchlm.model.variants import rope_factors, rope_frequencies
 from scratchlm.run.errors import UserError
+
+_LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192}
 
 
 def load_gguf(file: GGUFFile) -> GPTModel:
@@ -24,16 +29,38 @@ def load_gguf(file: GGUFFile) -> GPTModel:
     """
     config, weights = _read_config(file), {}
     for tensor in file.tensors:
-        try:
-            numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError:  # what the package raises for a type that it does not know
-            kind = f"is of type {tensor.tensor_type.name}, which the package gguf cannot read"
-            raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type") from None
+        numbers = _numbers(file, tensor)
+        if tensor.name == ROPE_FACTORS and config.position == "rope":
+            config = config.model_copy(update={"rope_scaling": _rope_scaling(file, config, numbers)})
+            continue
         n_heads = turned_heads(tensor.name, config)
         if n_heads and numbers.shape == (n_heads * config.head_dim, config.emb_dim):
             numbers = numbers.reshape(n_heads, -1, 2, config.emb_dim).swapaxes(1, 2).reshape(numbers.shape)
-        weights[tensor.name] = torch.from_numpy(numbers.astype(np.float32))
+        weights[tensor.name] = torch.from_numpy(numbers)
     return convert_weights(config, weights, "gguf", str(file.path))
+
+
+def _numbers(file: GGUFFile, tensor: gguf.ReaderTensor) -> np.ndarray:
+    """Return a tensor, dequantised, in float32."""
+    try:
+        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+    except NotImplementedError:  # what the package raises for a type that it does not know
+        kind = f"is of type {tensor.tensor_type.name}, which the package gguf cannot read"
+        raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type") from None
+
+
+def _rope_scaling(file: GGUFFile, config: GPTConfig, factors: np.ndarray) -> RopeScaling:
+    """Return the settings that give these factors, (D / 2,). A file does not store them; Llama 3.1 to 3.3 share all.
+
+    The exception is `factor`, the largest of the factors.
+    """
+    frequencies = rope_frequencies(config.head_dim, config.rope_base)
+    with suppress(ValidationError):
+        scaling = RopeScaling(factor=float(factors.max(initial=0.0)), **_LLAMA3)
+        expected = rope_factors(frequencies, scaling).float().numpy()
+        if factors.shape == expected.shape and np.allclose(factors, expected, rtol=1e-4, atol=0.0):
+            return scaling
+    raise UserError(f"{file.path}: its rope is scaled, but not as in Llama 3.1; import its Hugging Face folder")
 
 
 def _read_config(file: GGUFFile) -> GPTConfig:
@@ -41,8 +68,8 @@ def _read_config(file: GGUFFile) -> GPTConfig:
     kind = values.get("general.architecture")
     if kind not in ("gpt2", "llama"):
         raise UserError(f"{file.path}: a model of architecture {kind!r}; only gpt2 and llama can be read")
-    if f"{kind}.rope.scaling.type" in values or "rope_freqs.weight" in names:
-        raise UserError(f"{file.path}: its rope is scaled; only models whose rope is not can be read")
+    if f"{kind}.rope.scaling.type" in values:
+        raise UserError(f"{file.path}: its rope is scaled; only models with plain rope or Llama 3.1's can be read")
     tokens = values.get("tokenizer.ggml.tokens")
     found = {
         "vocab_size": len(tokens) if isinstance(tokens, list) else None,

@@ -30,9 +30,18 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+# Our names for the settings of scaled rope, and theirs
+_ROPE_SCALING = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_context_length": "original_max_position_embeddings",
+}
+
+
 def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object]:
     """Return the content of their config.json for one of our configurations. Raises UserError if they have none."""
-    shared = {
+    shared: dict[str, object] = {
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
         "bos_token_id": end_token_id,
@@ -52,6 +61,11 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
             "resid_pdrop": config.dropout,
             "layer_norm_epsilon": 1e-5,
         }
+    rope: dict[str, object] = {"rope_type": "default"}
+    if config.rope_scaling:
+        scaling = config.rope_scaling.model_dump()
+        rope = {"rope_type": "llama3"} | {theirs: scaling[ours] for ours, theirs in _ROPE_SCALING.items()}
+        shared["rope_scaling"] = rope  # of versions below 5
     return shared | {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -64,7 +78,7 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
         "rope_theta": config.rope_base,  # of versions below 5
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rope_parameters": rope | {"rope_theta": config.rope_base},
         "rms_norm_eps": 1e-5,
         "attention_bias": False,
         "mlp_bias": False,
@@ -108,8 +122,9 @@ def _gpt2(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _llama(theirs: Mapping[str, Any], path: Path) -> dict[str, Any]:
     rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"{path}: its rope is scaled ({rope}); only models whose rope is not can be read")
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{path}: its rope is scaled ({rope}); only models with plain rope or Llama 3.1's can be read")
     return {
         "vocab_size": theirs["vocab_size"],
         "context_length": theirs["max_position_embeddings"],
@@ -120,6 +135,7 @@ def _llama(theirs: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "head_dim": theirs.get("head_dim"),
         "hidden_dim": theirs["intermediate_size"],
         "rope_base": rope.get("rope_theta", theirs.get("rope_theta", 10_000.0)),
+        "rope_scaling": {ours: rope[name] for ours, name in _ROPE_SCALING.items()} if kind == "llama3" else None,
         "tied_head": theirs.get("tie_word_embeddings", False),
         **LLAMA,
     }

@@ -101,8 +101,8 @@ class MultiHeadAttention(nn.Module):
         parts = (width, kv_width, kv_width)  # query, key, value: initialised as three layers, computed as one
         self.qkv = Linear(config.emb_dim, sum(parts), config.qkv_bias, parts=parts)
         self.projection = Linear(width, config.emb_dim, config.bias)
-        rope = config.position == "rope"
-        self.rotation = Rotation(config.context_length, self.head_dim, config.rope_base) if rope else None
+        rope = (config.context_length, self.head_dim, config.rope_base, config.rope_scaling)
+        self.rotation = Rotation(*rope) if config.position == "rope" else None
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); position t sees 0..t, with a cache also the tokens before."""

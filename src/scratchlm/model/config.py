@@ -65,6 +65,26 @@ class Shape(Strict):
         return self
 
 
+class RopeScaling(Strict):
+    """How rope's angles are stretched for texts beyond the context of pretraining, as in Llama 3.1 and later.
+
+    Pairs that make fewer than low_freq_factor turns over original_context_length tokens turn `factor` times as slowly,
+    those with more than high_freq_factor turns as before, and those between by a blend.
+    """
+
+    factor: Annotated[float, Field(ge=1, le=1e6)]
+    low_freq_factor: Annotated[float, Field(gt=0, le=1e6)]
+    high_freq_factor: Annotated[float, Field(gt=0, le=1e6)]
+    original_context_length: Annotated[int, Field(ge=1, le=MAX_CONTEXT_LENGTH)]
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> "RopeScaling":
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low >= high:
+            raise ValueError(f"low_freq_factor {low} is not below high_freq_factor {high}; lower it")
+        return self
+
+
 def _head_dim(emb_dim: int, n_heads: int) -> int:
     if emb_dim % n_heads:
         raise ValueError(
@@ -106,6 +126,8 @@ class GPTConfig(ArchitectureParams, Shape):
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
     rope_base: Annotated[float, Field(gt=1, le=1e9)] = 10_000.0  # Su et al. 2021, section 3.2.2
+    # Stored only if there is one: configurations without it keep their bytes
+    rope_scaling: Annotated[RopeScaling | None, Field(exclude_if=lambda scaling: scaling is None)] = None
     n_kv_heads: Heads
     head_dim: Width
     hidden_dim: HiddenWidth

@@ -1,5 +1,6 @@
 """What other transformers have in place of GPT-2's parts; `position`, `norm` and `feed_forward` of GPTConfig choose."""
 
+import math
 from functools import lru_cache
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from scratchlm.arithmetic.elementary import exp, log, sin_cos
 from scratchlm.arithmetic.functions import rms_norm, swiglu
+from scratchlm.model.config import RopeScaling
 
 
 class RMSNorm(nn.Module):
@@ -44,15 +46,16 @@ class Rotation(nn.Module):
 
     Number i of a head's first half and number i of its second half are a point in a plane, turned by
     position / base^(2 i / D). Source: Su et al. 2021, section 3.2.2, whose pairs are neighbours instead.
+    scaling: turns some pairs more slowly (rope_factors).
     """
 
-    def __init__(self, n_positions: int, head_dim: int, base: float) -> None:
+    def __init__(self, n_positions: int, head_dim: int, base: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        self.n_positions, self.head_dim, self.base = n_positions, head_dim, base
+        self.n_positions, self.head_dim, self.base, self.scaling = n_positions, head_dim, base, scaling
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """(B, H, T, D), (B, T) or (T,) int64 -> (B, H, T, D)."""
-        waves = sines_and_cosines(self.n_positions, self.head_dim, self.base, x.device)
+        waves = sines_and_cosines(self.n_positions, self.head_dim, self.base, x.device, self.scaling)
         sine, cosine = (wave[positions].unsqueeze(-3) for wave in waves)  # (…, 1, T, D / 2)
         first, second = x.chunk(2, dim=-1)  # bfloat16 becomes float32 in the products
         turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
@@ -60,9 +63,29 @@ class Rotation(nn.Module):
 
 
 @lru_cache(maxsize=4)
-def sines_and_cosines(n_positions: int, width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def sines_and_cosines(
+    n_positions: int, width: int, base: float, device: torch.device, scaling: RopeScaling | None = None
+) -> tuple[Tensor, Tensor]:
     """Sine and cosine of position / base^(2 i / width): (n_positions, width / 2) each, the same on every machine."""
-    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-    frequencies = exp(-exponents * log(torch.tensor(base, dtype=torch.float64)))
+    frequencies = rope_frequencies(width, base)
+    if scaling:
+        frequencies = frequencies / rope_factors(frequencies, scaling)
     sine, cosine = sin_cos(torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies)
     return sine.float().to(device), cosine.float().to(device)
+
+
+def rope_frequencies(width: int, base: float) -> Tensor:
+    """base^(-2 i / width), in radians per position: (width / 2,) float64."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+    return exp(-exponents * log(torch.tensor(base, dtype=torch.float64)))
+
+
+def rope_factors(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """How many times as slowly each pair turns, from 1 to scaling.factor: (D / 2,) float64, like the frequencies.
+
+    Source: Llama 3.1 (github.com/meta-llama/llama-models, models/llama3/model.py, apply_scaling).
+    """
+    turns = frequencies * scaling.original_context_length / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return 1.0 / (kept + (1.0 - kept) / scaling.factor)

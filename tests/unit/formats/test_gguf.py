@@ -71,9 +71,11 @@ def tokenizer(tokenizer_folder: Path) -> BytePairTokenizer:
 LLAMA = {
     "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 2, "qkv_bias": False, "bias": False,
 }  # fmt: skip
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192}
 KINDS = [
     {"tied_head": True}, {"tied_head": False}, {"tied_head": True, "qkv_bias": False},
     {"tied_head": False, "qkv_bias": False}, LLAMA, LLAMA | {"tied_head": False, "head_dim": 16, "rope_base": 500.0},
+    LLAMA | {"rope_scaling": LLAMA3, "rope_base": 5e5},
 ]  # fmt: skip
 
 
@@ -152,6 +154,16 @@ def test_what_is_not_a_model_of_ours_is_refused(
     assert "not a whole GGUF file" in refusal(tmp_path / "cut.gguf")
     (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"lambs"))
     assert refusal(tmp_path / "other.gguf").endswith("a model of architecture 'lambs'; only gpt2 and llama can be read")
+
+
+@pytest.mark.parametrize("changes", [{"original_context_length": 4096}, {"low_freq_factor": 2.0}])
+def test_scaled_rope_whose_settings_a_file_does_not_tell_is_refused(
+    changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    save_gguf(path, random_gpt(**LLAMA, rope_base=5e5, rope_scaling=LLAMA3 | changes), tokenizer, half=False)
+    with pytest.raises(UserError, match=f"{path}: its rope is scaled, but not as in Llama 3.1; import"):
+        load_gguf(GGUFFile(path))
 
 
 def test_llama_cpp_stops_at_the_end_token(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:

@@ -168,8 +168,17 @@ LLAMA = {
 }  # fmt: skip
 
 
+THEIR_SCALED = {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16
+}  # fmt: skip
+SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 16}
+
+
 @pytest.mark.parametrize("tied_head", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"head_dim": 12, "rope_base": 500.0}, {"n_kv_heads": 4, "hidden_dim": 20}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"head_dim": 12, "rope_base": 500.0}, {"n_kv_heads": 4, "hidden_dim": 20}, {"rope_scaling": SCALED}],
+)
 def test_a_llama_gives_transformers_logits_and_text_both_ways(
     changes: dict[str, Any], tied_head: bool, random_gpt: Build, tokenizer: BytePairTokenizer,
     tmp_path: Path,
@@ -187,14 +196,33 @@ def test_a_llama_gives_transformers_logits_and_text_both_ways(
     assert_same_greedy_text(again, theirs)
 
 
+def test_scaled_rope_is_read_as_older_and_newer_versions_store_it(
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    ours = random_gpt(**LLAMA, rope_scaling=SCALED, rope_base=500.0)
+    save_huggingface(tmp_path, ours, tokenizer)
+    both = json.loads((tmp_path / "config.json").read_text())
+    assert both["rope_scaling"] == {"rope_type": "llama3"} | THEIR_SCALED
+    assert both["rope_parameters"] == both["rope_scaling"] | {"rope_theta": 500.0}
+    for key in ("rope_scaling", "rope_parameters"):
+        rewrite_config(tmp_path, **{"rope_scaling": "absent", "rope_parameters": "absent"} | {key: both[key]})
+        assert load_huggingface(tmp_path).config == ours.config
+        assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06; only models with 1e-05 can be read"),
         ({"attention_bias": True}, "attention_bias is True; only models with False can be read"),
         (
-            {"rope_parameters": {"rope_type": "llama3", "factor": 32.0}},
-            "its rope is scaled ({'rope_type': 'llama3', 'factor': 32.0}); only models whose rope is not can be read",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 32.0}},
+            "its rope is scaled ({'rope_type': 'yarn', 'factor': 32.0}); only models with plain rope or ",
+        ),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 32.0}}, "'low_freq_factor' is missing"),
+        (
+            {"rope_scaling": None, "rope_parameters": {"rope_type": "llama3"} | THEIR_SCALED | {"low_freq_factor": 4}},
+            "rope_scaling: Value error, low_freq_factor 4.0 is not below high_freq_factor 4.0; lower it",
         ),
         ({"num_key_value_heads": 3}, "Value error, 4 heads cannot share 3 key-value heads"),
         ({"hidden_size": None}, "emb_dim: Input should be a valid integer"),

@@ -16,6 +16,7 @@ from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json
 
 Build = Callable[..., GPTModel]
 TOKEN_IDS = torch.tensor([[1, 5, 0, 10, 3]])
@@ -61,6 +62,17 @@ def test_a_saved_model_comes_back_bit_for_bit(tied_head: bool, qkv_bias: bool, t
         assert torch.equal(again.state_dict()[name], tensor), name
     assert not again.training
     assert torch.equal(logits(again), logits(model))
+
+
+def test_scaled_rope_is_stored_only_where_there_is_some(saved: Path, tmp_path: Path, tiny_gpt: Build) -> None:
+    """Else models without it, which have a hash in dvc.lock, would change."""
+    assert "rope_scaling" not in read_json(saved / "config.json")["gpt"]
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8}
+    model = tiny_gpt(position="rope", rope_scaling=scaling)
+    save_gpt(tmp_path / "scaled", model)
+    assert read_json(tmp_path / "scaled" / "config.json")["gpt"]["rope_scaling"] == scaling
+    assert torch.equal(logits(load_gpt(tmp_path / "scaled")), logits(model))
+    assert not torch.equal(logits(load_gpt(tmp_path / "scaled", rope_scaling=None)), logits(model))
 
 
 def test_a_tied_head_is_not_stored_and_is_tied_again_after_loading(saved: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from scratchlm.fast.decoding import for_inference
@@ -15,18 +17,28 @@ from scratchlm.fast.varlen import VarlenLayout, varlen_states
 from scratchlm.model.attention import MultiHeadAttention
 from scratchlm.model.cache import KVCache
 from scratchlm.model.classifier import GPTClassifier, freeze
-from scratchlm.model.config import GPTConfig
+from scratchlm.model.config import GPTConfig, RopeScaling
 from scratchlm.model.generate import SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
-from scratchlm.model.variants import RMSNorm, Rotation, SinusoidalEmbedding, SwiGLU, sines_and_cosines
+from scratchlm.model.variants import (
+    RMSNorm,
+    Rotation,
+    SinusoidalEmbedding,
+    SwiGLU,
+    rope_factors,
+    rope_frequencies,
+    sines_and_cosines,
+)
 
 LLAMA = {
     "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_heads": 6, "n_kv_heads": 2, "head_dim": 8,
     "qkv_bias": False, "bias": False,
 }  # fmt: skip
+SCALING = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 10}
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
+    "llama 3.1": LLAMA | {"rope_base": 50.0, "rope_scaling": SCALING},
     "one key-value head": {"n_kv_heads": 1, "position": "rope", "rope_base": 50.0, "n_heads": 3},
     "wide heads, narrow layers": {"head_dim": 16, "hidden_dim": 20, "feed_forward": "swiglu", "tied_head": False},
     "sinusoidal": {"position": "sinusoidal", "norm": "rms", "bias": False},
@@ -80,6 +92,31 @@ def test_a_rotation_turns_each_pair_by_its_angle() -> None:
         math.cos(3), math.cos(slow) - 2 * math.sin(slow), math.sin(3), math.sin(slow) + 2 * math.cos(slow)
     ]  # fmt: skip
     torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_scaled_rope_slows_the_pairs_that_do_not_turn_often_enough() -> None:
+    scaling = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_length=10)
+    frequencies = 2 * math.pi / 10 * torch.tensor([7.0, 4.0, 3.0, 2.5, 1.0, 0.5], dtype=torch.float64)  # of turns in 10
+    third, half = 2 / 3 + 1 / 3 / 8, 1 / 2 + 1 / 2 / 8
+    expected = torch.tensor([1.0, 1.0, 1 / third, 1 / half, 8.0, 8.0], dtype=torch.float64)
+    torch.testing.assert_close(rope_factors(frequencies, scaling), expected, atol=0, rtol=1e-14)
+    sine, cosine = sines_and_cosines(9, 6, 1000.0, torch.device("cpu"), scaling)  # 1, 1/10 and 1/100 in radians
+    speeds = [1 / 8 + 7 / 8 * (10 / 2 / math.pi - 1) / 3, 0.1 / 8, 0.01 / 8]
+    torch.testing.assert_close(sine[7], torch.tensor([math.sin(7 * speed) for speed in speeds]))
+    torch.testing.assert_close(cosine[7], torch.tensor([math.cos(7 * speed) for speed in speeds]))
+
+
+@pytest.mark.parametrize(("factor", "width"), [(32.0, 64), (8.0, 128)])  # Llama 3.2 and 3.1
+def test_scaled_rope_is_transformers(factor: float, width: int) -> None:
+    scaling = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    theirs = LlamaConfig(
+        head_dim=width, max_position_embeddings=131_072,
+        rope_parameters=scaling | {"rope_type": "llama3", "rope_theta": 5e5, "original_max_position_embeddings": 8192},
+    )  # fmt: skip
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs)
+    frequencies = rope_frequencies(width, 5e5)
+    found = frequencies / rope_factors(frequencies, RopeScaling(**scaling, original_context_length=8192))
+    torch.testing.assert_close(found.float(), expected, atol=0, rtol=1e-5)
 
 
 def test_products_of_turned_vectors_depend_on_their_distance() -> None:
