@@ -37,7 +37,12 @@ def tiny_pairs(**changes: Any) -> BytePairs:
 
 
 def reference(pairs: BytePairs, *, special: bool = False) -> Tokenizer:
-    """SmolLM2's tokenizer.json over this vocabulary. special: text becomes special tokens."""
+    """SmolLM2's tokenizer over this vocabulary. special: text becomes special tokens."""
+    return Tokenizer.from_str(tokenizer_json(pairs, special=special))
+
+
+def tokenizer_json(pairs: BytePairs, *, special: bool = True) -> str:
+    """SmolLM2's tokenizer.json over this vocabulary; over its own, the published bytes."""
     added = [
         {"id": pairs.encoder[token], "content": token, "single_word": False, "lstrip": False, "rstrip": False,
          "normalized": False, "special": True}
@@ -48,14 +53,14 @@ def reference(pairs: BytePairs, *, special: bool = False) -> Tokenizer:
     content = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added if special else [],
         "normalizer": None, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
-        "post_processor": None, "decoder": byte_level,
+        "post_processor": None, "decoder": byte_level | {"add_prefix_space": True},
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
             "vocab": pairs.encoder, "merges": [" ".join(pair) for pair in pairs.merges],
         },
     }  # fmt: skip
-    return Tokenizer.from_str(json.dumps(content))
+    return json.dumps(content, indent=2, ensure_ascii=False)
 
 
 def whole(text: str) -> str:

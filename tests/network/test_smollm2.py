@@ -1,5 +1,6 @@
 """SmolLM2's real tokenizer: our ids are those of Hugging Face's library and of llama.cpp."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
+from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.prompts import chat_template, encode_prompt, format_prompt
 from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
+from scratchlm.run.files import sha256_of
 from tests import smollm
 from tests.network.conftest import FILES
 from tests.unit.judge.ollama_stand_in import llama_server
@@ -61,6 +64,15 @@ def test_the_tokenizer_is_the_published_one(ours: BytePairTokenizer) -> None:
     assert list(ours.special_tokens.values()) == list(range(17))
     assert len(chosen.missing_bytes) == 21
     assert chosen.chat_template == chat_template("chatml", "<|im_end|>")
+
+
+def test_the_published_tokenizer_json_is_the_one_in_the_gguf_file(ours: BytePairTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(smollm.tokenizer_json(ours.pairs), encoding="utf-8")
+    pinned = {file.name: file.sha256 for file in CATALOGUE["smollm2-360m"].files}
+    assert sha256_of(tmp_path / "tokenizer.json") == pinned["tokenizer.json"]
+    config = {"eos_token": "<|im_end|>", "chat_template": ours.pairs.settings.chat_template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_huggingface_tokenizer(tmp_path) == ours.pairs
 
 
 @pytest.mark.parametrize(("source", "name"), CORPORA)

@@ -5,27 +5,34 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.corpus import split_chunks
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.classifier import load_classifier
 from scratchlm.formats.gguf import save_gguf
+from scratchlm.formats.huggingface_config import read_config
+from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import LLAMA
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.openai import hparams
-from scratchlm.model.config import GPTConfig, ModelParams
+from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table
 from scratchlm.run.pipeline import read_stages
+from tests import smollm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY: dict[str, Any] = {
@@ -287,3 +294,57 @@ def test_another_pretrained_model_brings_its_vocabulary_to_the_finetunings(place
     expected = found["val"]["loss"] * n_tokens / n_bytes / math.log(2)
     assert found["val"]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
     assert len(read_table(tmp_path / "data" / "losses" / "smollm2-135m.parquet")) == (n_tokens - 1) // 16
+
+
+def test_a_folder_of_hugging_face_becomes_a_base_of_the_finetunings(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, mirror = "smollm2-360m", tmp_path / "mirror"
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["sources"]["vocabulary"], params["pretrained"] = name, [name]
+    params["tokenize"]["finetuning_tokenizer"] = "vocabulary"
+    params["finetune_instruct"]["base"] = name
+    for file, text in {"params.yaml": yaml.safe_dump(params), "dvc.yaml": (place / "dvc.yaml").read_text()}.items():
+        (tmp_path / file).write_text(text)
+    tokenizer = BytePairTokenizer(*smollm.tiny_pairs(chat_template="{{ messages }}"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=tokenizer.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e5}, tie_word_embeddings=True,
+            )
+        )  # fmt: skip
+    theirs.bfloat16().save_pretrained(mirror / name)
+    save_huggingface_tokenizer(mirror / name, tokenizer, 256, tokenizer.pairs.settings.chat_template)
+    source = CATALOGUE[name]
+    unpinned = tuple(replace(file, sha256=None, size_bytes=None) for file in source.files)
+    monkeypatch.setitem(CATALOGUE, name, replace(source, files=unpinned))
+    config = read_config(mirror / name)
+    monkeypatch.setitem(PRETRAINED, name, config)
+    monkeypatch.setenv("SCRATCHLM_MIRROR", str(mirror))
+    monkeypatch.chdir(REPOSITORY)
+
+    call, data = caller(tmp_path, tmp_path), tmp_path / "data"
+    call("download")
+    assert read_json(tmp_path / "metrics" / "download.json")[name]["files"] == 4
+    for kind in ("stories", "messages", "instructions"):  # the tiny ones instead of the sample's
+        shutil.rmtree(data / "raw" / f"sample-{kind}")
+        shutil.copytree(place / "data" / "raw" / f"sample-{kind}", data / "raw" / f"sample-{kind}")
+    for stage in ("tokenize", f"load_pretrained@{name}", "finetune_instruct"):
+        call(stage)
+    kept = load_tokenizer(data / "tokens" / "finetuning_tokenizer")
+    assert isinstance(kept, BytePairTokenizer)
+    assert kept.pairs == tokenizer.pairs
+    loaded, tuned = (load_gpt(data / "models" / model) for model in (name, "finetune_instruct"))
+    assert loaded.config == tuned.config == config
+    token_ids = torch.arange(40)[None]
+    expected = theirs.float()(token_ids).logits
+    torch.testing.assert_close(loaded(token_ids), expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(tuned(token_ids), expected, atol=1e-4)
+
+    monkeypatch.setitem(PRETRAINED, name, config.model_copy(update={"rope_base": 5e5}))
+    sentence = f"{name}/config.json: rope_base is 100000.0, but that of {name} is 500000.0; fetch the files of that"
+    with pytest.raises(UserError, match=sentence):
+        call(f"load_pretrained@{name}")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
-PretrainedName = Literal["smollm2-135m"]
+PretrainedName = Literal["smollm2-135m", "smollm2-360m"]
 VOCABULARY_FILES = ("encoder.json", "vocab.bpe")
 CHECKPOINT_WEIGHTS = "model.ckpt.data-00000-of-00001"
 
@@ -68,12 +68,12 @@ CATALOGUE = read_catalogue(Path(__file__).with_name("sources.toml").read_text(en
 
 
 class SourcesParams(Section):
-    """The source for each purpose. vocabulary: of encoder.json and vocab.bpe, or of a pretrained model's file."""
+    """The source for each purpose. vocabulary: of encoder.json and vocab.bpe, or of a pretrained model."""
 
     corpus: Literal["sample-stories", "the-verdict", "tiny-shakespeare"]
     messages: Literal["sample-messages", "sms-spam"]
     instructions: Literal["sample-instructions", "instruction-data"]
-    vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m"]
+    vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m", "smollm2-360m"]
 
 
 def wanted_files(

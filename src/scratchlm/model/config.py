@@ -202,7 +202,7 @@ def gpt2_config(size: SizeName, vocab_size: int, context_length: int) -> GPTConf
     )  # fmt: skip
 
 
-# Allal et al. 2025; the values of its GGUF file
+# Allal et al. 2025; the values of the files
 SMOLLM2_135M = GPTConfig.model_validate(
     {
         "vocab_size": 49_152, "context_length": 8192, "n_layers": 30, "n_heads": 9, "emb_dim": 576, "n_kv_heads": 3,
@@ -210,7 +210,11 @@ SMOLLM2_135M = GPTConfig.model_validate(
         "bias": False, "tied_head": True, "dropout": 0.0, "initialisation": "gpt2", "attention": "sdpa",
     }
 )  # fmt: skip
-PRETRAINED = {"smollm2-135m": SMOLLM2_135M}
+SMOLLM2_360M = GPTConfig.model_validate(
+    SMOLLM2_135M.model_dump()
+    | {"n_layers": 32, "n_heads": 15, "emb_dim": 960, "n_kv_heads": 5, "head_dim": 64, "hidden_dim": 2560}
+)
+PRETRAINED = {"smollm2-135m": SMOLLM2_135M, "smollm2-360m": SMOLLM2_360M}
 
 
 def published_config(size: SizeName) -> GPTConfig:

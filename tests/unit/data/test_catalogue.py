@@ -6,6 +6,7 @@ import pytest
 
 from scratchlm.data.catalogue import CATALOGUE, File, PretrainedName, Source, SourcesParams, wanted_files
 from scratchlm.data.sources import fetch
+from scratchlm.model.config import PRETRAINED
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 
@@ -40,7 +41,8 @@ def test_a_pretrained_model_is_wanted_whole() -> None:
     assert [file.name for _, file in wanted_files(SAMPLE, [], ["smollm2-135m"]) if file.wheel] == [
         "SmolLM2-135M-Instruct.Q4_1.gguf"
     ]
-    assert set(get_args(PretrainedName)) <= set(CATALOGUE)
+    assert len(wanted_files(SAMPLE, [], ["smollm2-360m"])) == len(wanted_files(SAMPLE, [], [])) + 4
+    assert set(get_args(PretrainedName)) == set(PRETRAINED) <= set(CATALOGUE)
 
 
 def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
@@ -69,7 +71,7 @@ def is_sample(file: File) -> bool:
 def test_the_catalogue_holds_what_the_profiles_name() -> None:
     assert set(CATALOGUE) == {
         *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
-        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m"),
+        *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m", "smollm2-360m"),
         *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
     }
 
@@ -112,6 +114,14 @@ def test_the_size_of_the_weights_is_four_bytes_per_parameter(size: str, layers: 
     parameters = (50257 + 1024) * width + blocks + 2 * width
     weights = {file.name: file for file in CATALOGUE[f"gpt2-{size}"].files}
     assert weights["model.ckpt.data-00000-of-00001"].size_bytes == 4 * parameters
+
+
+def test_the_size_of_smollm2s_weights_is_two_bytes_per_parameter_and_a_header() -> None:
+    n_parameters = PRETRAINED["smollm2-360m"].n_parameters
+    assert n_parameters == 361_821_120  # as its model card says
+    weights = {file.name: file for file in CATALOGUE["smollm2-360m"].files}["model.safetensors"]
+    assert weights.size_bytes is not None
+    assert 0 < weights.size_bytes - 2 * n_parameters < 200 * 290  # a line for each of 290 tensors
 
 
 @pytest.mark.parametrize(
