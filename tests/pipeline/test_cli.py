@@ -23,6 +23,12 @@ CONFIG = GPTConfig(
     tied_head=True, initialisation="gpt2", attention="sdpa",
 )  # fmt: skip
 
+LLAMA = {
+    "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "hidden_dim": 24, "rope_base": 5e5,
+    "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 8192},
+    "qkv_bias": False, "bias": False,
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
@@ -108,6 +114,30 @@ def test_export_writes_a_folder_that_reads_back_as_the_same_model(home, tmp_path
     assert (tmp_path / "back/model" / weights).read_bytes() == original.read_bytes()
     for name in ("encoder.json", "vocab.bpe"):
         assert (tmp_path / "back/tokenizer" / name).read_bytes() == (home / TOKENIZER / name).read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{}, LLAMA], ids=["gpt2", "llama"])
+def test_a_gguf_file_that_was_exported_imports_as_the_same_model(home, tmp_path, changes):
+    model, weights = tmp_path / "model", "model.safetensors"
+    save_gpt(model, build_model(GPTConfig.model_validate(CONFIG.model_dump() | changes), 3))
+    exported, back = tmp_path / "out.gguf", tmp_path / "back"
+    options = ("--model", str(model), "--prompt-style", "phi3")
+    done = scratchlm(home, "export", str(exported), "--format", "gguf", *options)
+    assert done.returncode == 0, done.stderr
+    done = scratchlm(home, "import", str(exported), str(back))
+    assert (done.returncode, done.stdout) == (0, f"wrote {back / 'model'} and {back / 'tokenizer'}\n"), done.stderr
+    assert (back / "model" / weights).read_bytes() == (model / weights).read_bytes()
+    assert load_gpt(back / "model").config == load_gpt(model).config
+    imported = ("--model", str(back / "model"), "--tokenizer", str(back / "tokenizer"))
+    asked = {"given": "Say red.\n"}
+    answers = [
+        scratchlm(home, "chat", "--max-new-tokens", "5", *chosen, **asked).stdout
+        for chosen in (options, (*imported, "--prompt-style", "phi3"))
+    ]
+    assert answers[0] == answers[1] != ""
+    done = scratchlm(home, "export", str(tmp_path / "again.gguf"), "--format", "gguf", *imported)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again.gguf").read_bytes() == exported.read_bytes()  # the chat template, too
 
 
 @pytest.mark.parametrize("words", [("chat",), ("export", "out", "--format", "gguf")])
