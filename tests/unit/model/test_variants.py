@@ -207,9 +207,10 @@ def test_a_classifier_trains_its_last_block_on_cached_texts(model: GPTModel) -> 
 
 def test_merged_lora_is_lora(model: GPTModel) -> None:
     apply_lora(model, LoRAParams(rank=2, alpha=2.0, layers="blocks"), seed=0)
+    generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if name.endswith(".B"):
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     expected = model(TOKENS)
     merge_lora(model)
     torch.testing.assert_close(model(TOKENS), expected, atol=1e-4, rtol=1e-4)
