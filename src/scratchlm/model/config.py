@@ -1,5 +1,6 @@
 """The shape of a GPT, and the published sizes."""
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,9 +42,9 @@ class ArchitectureParams(Strict):
 class Shape(Strict):
     """The numbers of a size: `custom` in params.yaml.
 
-    Absent: n_kv_heads is n_heads; head_dim is emb_dim / n_heads; hidden_dim, the width within the feed-forward layers,
-    is 4 emb_dim for GELU, and for SwiGLU, which has three matrices in place of two, two thirds of it, rounded up to a
-    multiple of 8 (Shazeer 2020, section 3).
+    Defaults: n_kv_heads = n_heads; head_dim = emb_dim / n_heads; hidden_dim, the width of the feed-forward hidden
+    layer, = 4 emb_dim for GELU. SwiGLU has three matrices instead of two, so its default is two thirds of that, rounded
+    up to a multiple of 8 (Shazeer 2020, section 3).
     """
 
     n_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
@@ -94,7 +95,7 @@ def _head_dim(emb_dim: int, n_heads: int) -> int:
 
 
 def _check_pairs(position: str, emb_dim: int, head_dim: int) -> None:
-    """Raise ValueError if positions turn pairs of numbers, and their number is odd."""
+    """Raise ValueError if the position encoding needs pairs and the width is odd."""
     width = {"learned": 0, "sinusoidal": emb_dim, "rope": head_dim}[position]
     if width % 2:
         name = "emb_dim" if position == "sinusoidal" else "the width of a head"
@@ -113,8 +114,9 @@ SIZES = {
 
 
 class GPTConfig(ArchitectureParams, Shape):
-    """Everything that determines a GPTModel. What a file of GPT-2 leaves out is as in GPT-2.
+    """Everything that determines a GPTModel. The defaults are GPT-2's, so configurations without these fields load.
 
+    The book's model: tied_head False, initialisation `torch`, attention `eager`, and these defaults.
     initialisation: `torch` draws as torch's layers do, in the book's order; `gpt2` as OpenAI did
     (normal 0.02, residual projections scaled by depth). attention: `eager` computes scores, mask and
     softmax one by one; `sdpa` is torch's fused kernel for the same function, except where that is slower.
@@ -144,7 +146,9 @@ class GPTConfig(ArchitectureParams, Shape):
         values = {name: value for name, value in values.items() if value is not None}
         if "head_dim" not in values:
             values["head_dim"] = _head_dim(emb_dim, n_heads)
-        hidden_dim = 8 * -(-emb_dim // 3) if values.get("feed_forward") == "swiglu" else 4 * emb_dim
+        hidden_dim = 4 * emb_dim
+        if values.get("feed_forward") == "swiglu":
+            hidden_dim = 8 * math.ceil(emb_dim / 3)  # two thirds of it, rounded up
         return {"n_kv_heads": n_heads, "hidden_dim": hidden_dim} | values
 
     @model_validator(mode="after")
@@ -154,24 +158,24 @@ class GPTConfig(ArchitectureParams, Shape):
 
     @property
     def n_parameters(self) -> int:
-        """The numbers in a GPTModel of this configuration; a tied head counts once."""
-        C, Q, K = self.emb_dim, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        """The number of parameters of a GPTModel; a tied head counts once."""
+        C, q_width, kv_width = self.emb_dim, self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         inner = self.hidden_dim * (2 if self.feed_forward == "swiglu" else 1)
         norm = C * (2 if self.norm == "layer" else 1)
-        matrices = C * (Q + 2 * K) + Q * C + C * inner + self.hidden_dim * C
-        biases = (Q + 2 * K) * self.qkv_bias + (C + inner + C) * self.bias
+        matrices = C * (q_width + 2 * kv_width) + q_width * C + C * inner + self.hidden_dim * C
+        biases = (q_width + 2 * kv_width) * self.qkv_bias + (C + inner + C) * self.bias
         embeddings = self.vocab_size * (1 if self.tied_head else 2)
         embeddings += self.context_length if self.position == "learned" else 0
         return embeddings * C + self.n_layers * (matrices + biases + 2 * norm) + norm
 
     @property
     def kv_cache_bytes_per_token(self) -> int:
-        """What a KV cache of float32 holds: a key and a value for each key-value head of each layer."""
+        """Bytes per token of a float32 KV cache: a key and a value for each key-value head of each layer."""
         return 4 * 2 * self.n_layers * self.n_kv_heads * self.head_dim
 
 
 class ModelParams(ArchitectureParams):
-    """The `model` section: a size by name, or `custom` with its three numbers under `custom:`."""
+    """The `model` section: a size by name, or `custom` with its Shape under `custom:`."""
 
     size: Literal[SizeName, "custom"]
     custom: Shape | None = None  # absent unless size is custom

@@ -1,4 +1,4 @@
-"""What other transformers have in place of GPT-2's parts; `position`, `norm` and `feed_forward` of GPTConfig choose."""
+"""Alternatives to GPT-2's parts, selected by `position`, `norm` and `feed_forward` of GPTConfig."""
 
 import math
 from functools import lru_cache
@@ -12,7 +12,7 @@ from scratchlm.model.config import RopeScaling
 
 
 class RMSNorm(nn.Module):
-    """Mean square one over channels, then a trained scale: (…, C) -> (…, C). Source: Zhang and Sennrich 2019."""
+    """x / √(mean(x²) + 1e-5) · scale over channels: (…, C) -> (…, C). Source: Zhang and Sennrich 2019."""
 
     def __init__(self, emb_dim: int) -> None:
         super().__init__()
@@ -23,7 +23,10 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A first half g opens and closes a second half u: g σ(g) u, (…, 2 C) -> (…, C). Source: Shazeer 2020."""
+    """Split the input into a gate g and values u; return g σ(g) u, with σ the sigmoid: (…, 2 C) -> (…, C).
+
+    Source: Shazeer 2020, equation 6.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return swiglu(x)
@@ -38,15 +41,16 @@ class SinusoidalEmbedding(nn.Module):
 
     def forward(self, positions: Tensor) -> Tensor:
         waves = sines_and_cosines(self.n_positions, self.emb_dim, 10_000.0, positions.device)
+        # (…, C / 2) each -> (…, C): sines at even channels, cosines at odd ones
         return torch.stack([wave[positions] for wave in waves], dim=-1).flatten(-2)
 
 
 class Rotation(nn.Module):
-    """Turns queries and keys by angles that grow with their positions, so that their product depends on the distance.
+    """Rotary position embedding (rope): rotate queries and keys by angles proportional to their positions.
 
-    Number i of a head's first half and number i of its second half are a point in a plane, turned by
-    position / base^(2 i / D). Source: Su et al. 2021, section 3.2.2, whose pairs are neighbours instead.
-    scaling: turns some pairs more slowly (rope_factors).
+    A score then depends on positions only through their difference. Elements i and i + D / 2 of a head form a pair,
+    rotated by position / base^(2 i / D). Source: Su et al. 2021, section 3.2.2, which pairs neighbouring elements.
+    scaling: rotates some pairs more slowly (rope_factors).
     """
 
     def __init__(self, n_positions: int, head_dim: int, base: float, scaling: RopeScaling | None = None) -> None:
@@ -58,8 +62,8 @@ class Rotation(nn.Module):
         waves = sines_and_cosines(self.n_positions, self.head_dim, self.base, x.device, self.scaling)
         sine, cosine = (wave[positions].unsqueeze(-3) for wave in waves)  # (…, 1, T, D / 2)
         first, second = x.chunk(2, dim=-1)  # bfloat16 becomes float32 in the products
-        turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
-        return turned.to(x.dtype)
+        rotated = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+        return rotated.to(x.dtype)
 
 
 @lru_cache(maxsize=4)
