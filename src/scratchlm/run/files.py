@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import pyarrow as pa
@@ -69,6 +69,21 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
         ) as folder,
     ):
         yield Path(folder)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises UserError if nothing exists at `path` and nothing can be made there: an output, or a mistyped input."""
+    folder = path
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if folder != path:
+        try:
+            TemporaryFile(dir=folder, prefix=f".{path.name}.", suffix=".tmp").close()  # on Linux it has no name
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            raise UserError(
+                f"{path} does not exist and cannot be made in {folder}: {reason}; use another path"
+            ) from None
 
 
 def stale_temporary_files(target: Path) -> list[Path]:

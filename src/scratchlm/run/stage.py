@@ -15,7 +15,7 @@ from pathlib import Path
 from scratchlm.run.code import refuse_foreign_library, refuse_other_code, refuse_path
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError, boundary
-from scratchlm.run.files import stale_temporary_files
+from scratchlm.run.files import refuse_unwritable, stale_temporary_files
 from scratchlm.run.pipeline import cache_key, code_record, read_stages
 from scratchlm.run.resume import Checkpoint, delete_finished
 from scratchlm.run.watchdog import only_process, stay_below_dvc, watch_lock_file
@@ -44,6 +44,8 @@ def start(main: Callable[..., None]) -> None:
         with only_process(log, run.stage) if address else nullcontext():
             if address:
                 run.checkpoint = _begin_under_dvc(run, [*paths.values(), log], resume)
+            for path in [*paths.values(), log]:
+                refuse_unwritable(path)  # now rather than after hours of training
             main(run, **paths)
             run.checkpoint.finish()
         own_and_children = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # load_gpt2 has TensorFlow in a child

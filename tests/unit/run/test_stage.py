@@ -129,6 +129,18 @@ def test_wrong_options_are_named_before_any_work(workplace: Path, options: tuple
     assert not (workplace / "touched").exists()
 
 
+@pytest.mark.parametrize("option", ["--params", "--model-folder", "--log"])
+@pytest.mark.parametrize("path", ["/proc/x", "/proc/a/b", "elsewhere.py/x"])
+def test_an_output_that_cannot_be_made_is_refused_before_any_work(workplace: Path, option: str, path: str) -> None:
+    before = sorted(workplace.rglob("*"))
+    done = run_stage(workplace, "write_text(Path('touched'), '')", *ALL, option, path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith(f"example: {path} does not exist and cannot be made in {Path(path).parts[0]}")
+    assert {path for path in workplace.rglob("*") if "__pycache__" not in path.parts} - {*before} == {
+        workplace / "stages" / "example.py"
+    }
+
+
 def test_a_mistake_in_params_is_one_line_of_a_real_stage(tmp_path: Path) -> None:
     text = (REPOSITORY / "profiles" / "sample.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text.replace("shard_tokens: 10000000", "shard_tokens: 0"))
