@@ -11,6 +11,9 @@ from scratchlm.run.errors import UserError
 
 # These tie git to one repository, for example inside a hook
 BINDING = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+# Where downloads come from and what they are checked with: paths, and addresses for which pip also takes paths
+PATHS = ("SCRATCHLM_MIRROR", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
+ADDRESSES = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 KEPT_BYTES = 1 << 16  # of the end of the output, where a failing stage prints the reason
 SECONDS_TO_STOP = 10
 
@@ -68,15 +71,10 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
     The output also goes to standard error as it comes. The command uses this Python's dvc, and the stages use this
     Python and the clone's library. If this process is interrupted, the command's whole process group is stopped.
     """
-    environment = _neutral_environment()
-    for name, first in {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}.items():
-        environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
-    if (mirror := environment.get("SCRATCHLM_MIRROR")) and Path(mirror).is_dir():
-        environment["SCRATCHLM_MIRROR"] = str(Path(mirror).resolve())  # a relative one is relative to this process
     kept = b""
     with subprocess.Popen(
-        [sys.executable, "-m", "dvc", *words], cwd=clone, env=environment | variables, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [sys.executable, "-m", "dvc", *words], cwd=clone, env=clone_environment(clone) | variables,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout
         try:
@@ -93,6 +91,20 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
                 with suppress(ProcessLookupError):  # all have exited
                     os.killpg(process.pid, signal.SIGKILL)
     return status, kept.decode("utf-8", errors="replace")
+
+
+def clone_environment(clone: Path) -> dict[str, str]:
+    """The environment of a command in a clone; paths that are relative to this process's folder become absolute."""
+    environment = _neutral_environment()
+    for name, first in {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}.items():
+        environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
+    for name in filter(environment.get, PATHS):
+        if os.path.lexists(environment[name]):  # false, where Path.exists raises, for an address that is too long
+            environment[name] = str(Path(environment[name]).resolve())
+    for name in filter(environment.get, ADDRESSES):  # pip splits them at white space, which an absolute path may hold
+        words = environment[name].split()
+        environment[name] = " ".join(Path(word).resolve().as_uri() if os.path.lexists(word) else word for word in words)
+    return environment
 
 
 def must_run_dvc(clone: Path, failure: str, *words: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from dvc.config import Config
 
 from scratchlm.compare.clone import private_clone, write_config
-from scratchlm.compare.git import fetch_refs, find_commit, git
+from scratchlm.compare.git import clone_environment, fetch_refs, find_commit, git
 from scratchlm.run.errors import UserError
 
 
@@ -89,3 +89,22 @@ def test_a_name_that_is_not_utf_8_survives(repository: Path) -> None:
     (repository / os.fsdecode(b"a\xff")).touch()
     listed = git(repository, "ls-files", "-z", "--others")
     assert repository / listed.strip("\0") in repository.iterdir()
+
+
+def test_the_users_mirrors_of_downloads_are_found_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tmp_path / "my project"
+    (project / "wheels").mkdir(parents=True)
+    (project / "ca.pem").touch()
+    monkeypatch.chdir(project)
+    given = {
+        "SCRATCHLM_MIRROR": "wheels", "PIP_CERT": "ca.pem", "PIP_FIND_LINKS": "wheels https://example.org/a ./wheels",
+        "PIP_INDEX_URL": f"https://example.org/{'a' * 300}", "PIP_CONFIG_FILE": "/dev/null", "PIP_EXTRA_INDEX_URL": "",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    uri = f"file://{tmp_path}/my%20project/wheels"
+    expected = given | {
+        "SCRATCHLM_MIRROR": str(project / "wheels"), "PIP_CERT": str(project / "ca.pem"),
+        "PIP_FIND_LINKS": f"{uri} https://example.org/a {uri}",
+    }  # fmt: skip
+    assert {name: clone_environment(tmp_path)[name] for name in given} == expected
