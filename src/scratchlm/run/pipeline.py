@@ -1,14 +1,12 @@
-"""The stages of dvc.yaml, with every `${...}` and `foreach` resolved as DVC resolves them, and DVC's settings.
+"""The stages of dvc.yaml, with every `${...}` and `foreach` resolved as DVC resolves them.
 
 For where DVC is not loaded, which takes a second: the start of a stage, and the report.
 """
 
-import configparser
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +57,6 @@ def cache_key(stage: Mapping[str, Any]) -> str:
         "params": {name: _looked_up(name, params) for name in stage.get("params", [])},
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def cache_settings(dvc: Path) -> dict[str, str]:
-    """The section `cache` of a project's DVC configuration in its folder .dvc, without what is set for a user."""
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    for name in ("config", "config.local"):  # the second is the stronger one
-        with suppress(configparser.Error, UnicodeDecodeError):  # DVC has read it: an oddity of the format
-            parser.read(dvc / name, encoding="utf-8")
-    return dict(parser["cache"]) if "cache" in parser else {}
 
 
 def _content_hash(path: Path) -> Any:

@@ -1,12 +1,14 @@
 """The disk that a run needs, from its parameters alone, and whether there is as much."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dvc.config import Config
+
 from scratchlm.data.catalogue import wanted_files
 from scratchlm.run.errors import UserError
-from scratchlm.run.pipeline import cache_settings
 from scratchlm.tasks.preflight import corpus_bytes, model_configs
 
 NUMBER_BYTES = 4  # of a float32 weight, or of a token
@@ -64,8 +66,8 @@ def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
     artifact, which takes no space where the file system shares blocks or DVC links files.
     Raises UserError if the project's disk is certainly too small, or that of an empty cache.
     """
-    settings = cache_settings(dvc)
-    cache = dvc / settings.get("dir", "cache")
+    settings = Config(os.fspath(dvc)).get("cache", {})
+    cache = Path(settings.get("dir", dvc / "cache"))
     project, store = _existing(data), _existing(cache)
     there = sum(path.stat().st_size for path in data.rglob("*") if path.is_file())
     is_linked = any(kind in settings.get("type", "") for kind in ("hardlink", "symlink"))

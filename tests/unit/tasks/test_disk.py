@@ -114,9 +114,14 @@ def test_what_the_run_replaces_is_not_needed_again(tmp_path: Path, free: Free) -
         check(tmp_path)
 
 
-@pytest.mark.parametrize("where", ["config", "config.local"])
-def test_a_cache_on_another_disk_needs_its_own_space(where: str, tmp_path: Path, free: Free) -> None:
-    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n[cache]\n    dir = /nowhere\n")
+@pytest.mark.parametrize("where", ["config", "config.local", "../home/config"])
+def test_a_cache_on_another_disk_needs_its_own_space(
+    where: str, tmp_path: Path, free: Free, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (tmp_path / "home" / "config").write_text("[cache]\n    dir = /nowhere\n")
     settings = "[cache]\n    dir = ../other/cache\n['remote \"a\"']\n    url = x%y\n"
     (tmp_path / ".dvc" / where).write_text(settings)
     free(150_000_000, 105_000_000)
