@@ -170,7 +170,8 @@ def test_a_stage_script_is_short_and_contains_no_path(stage):
     }
     assert not paths
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 75
-    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    assert len(tries) == (stage == "code")  # which runs first, and says so where the environment lacks the library
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -129,6 +129,14 @@ def test_wrong_options_are_named_before_any_work(workplace: Path, options: tuple
     assert not (workplace / "touched").exists()
 
 
+@pytest.mark.parametrize(("path", "package"), [("", "scratchlm"), ("src", "pyarrow")])
+def test_the_first_stage_names_the_environment_that_lacks_a_package(path: str, package: str) -> None:
+    command = [sys.executable, "-S", "-m", "stages.code"]  # without installed packages
+    done = subprocess.run(command, cwd=REPOSITORY, env={"PYTHONPATH": path}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"code: {sys.executable} has no package {package}; activate this project's environ")
+
+
 @pytest.mark.parametrize("option", ["--params", "--model-folder", "--log"])
 @pytest.mark.parametrize("path", ["/proc/x", "/proc/a/b", "elsewhere.py/x"])
 def test_an_output_that_cannot_be_made_is_refused_before_any_work(workplace: Path, option: str, path: str) -> None:
