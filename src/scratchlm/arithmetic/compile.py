@@ -3,11 +3,15 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import caching
+
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import refuse_unwritable
 
 numba.config.CACHE_LOCATOR_CLASSES = (  # type: ignore[attr-defined]
     f"{__name__}.ByContent,UserProvidedCacheLocator,InTreeCacheLocator,UserWideCacheLocator"
@@ -30,9 +34,7 @@ class ByContent(caching._CacheLocator):
 
     def __init__(self, py_func: Any, py_file: str) -> None:
         self._lineno = py_func.__code__.co_firstlineno
-        folder = Path(py_file).parent
-        content = b"".join((folder / name).read_bytes() for name in FILES)
-        self._digest = hashlib.sha256(content).hexdigest()[:16]
+        self._digest = _content_hash(Path(py_file).parent)
 
     def get_cache_path(self) -> str:
         return os.fspath(FOLDER / self._digest)
@@ -46,11 +48,22 @@ class ByContent(caching._CacheLocator):
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> "ByContent | None":
         found = cls(py_func, py_file)
-        try:
-            found.ensure_cache_path()
-        except OSError:
-            return None  # a read-only home: numba's own places follow
-        return found
+        return found if _is_writable(found.get_cache_path()) else None  # a read-only home: numba's own places follow
+
+
+@cache
+def _content_hash(folder: Path) -> str:
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in FILES)).hexdigest()[:16]
+
+
+@cache
+def _is_writable(folder: str) -> bool:
+    """Whether numba can make this folder, or write there, when it has compiled something."""
+    try:
+        refuse_unwritable(Path(folder, "file"))
+    except UserError:
+        return False
+    return True
 
 
 def compiled(*, reorder: bool = False) -> Callable[[Any], Any]:
