@@ -45,7 +45,7 @@ def text_chunks(path: Path) -> Iterator[str]:
     pieces are those of the whole text. Only text with no boundary in 16 pieces is divided elsewhere.
     Raises UserError if the file is not UTF-8.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of the encoding at the start is no text
     pending, boundary = "", 0
     with path.open("rb") as file:
         for block in chain(iter(lambda: file.read(CHUNK_CHARACTERS), b""), [b""]):

@@ -31,6 +31,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, sha256_of
 from tests.conftest import Inputs
 
+MARK = "\ufeff"  # of the encoding, at the start of a file
 SIGNS = [
     *"aB1 '.!-_\n\t\r\x0b\x0c\x00\x1c\x1d\x1e\x1f\x85\xa0\u2028\u3000\u200b\ufeff", *"éß中文😀👩🏽‍",
     "\r\n", "\n\n", "  ", "'s", " the", "word", END_OF_TEXT,
@@ -56,7 +57,7 @@ def greedy() -> BytePairTokenizer:
 def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
     gpt2: BytePairTokenizer, greedy: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int
 ) -> None:
-    scratch.write_bytes(text.encode())
+    scratch.write_bytes(text.encode("utf-8-sig" if text[0] == MARK else "utf-8"))
     words = WordTokenizer(collect_words(["word the aB1 .!"]))
     with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
         chunks = list(text_chunks(scratch))
@@ -69,7 +70,7 @@ def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
 @settings(deadline=None)
 @given(TEXTS, st.integers(1, 40))
 def test_no_character_is_lost_whatever_the_size_of_a_piece(scratch: Path, text: str, chunk_characters: int) -> None:
-    scratch.write_bytes(text.encode())
+    scratch.write_bytes(text.encode("utf-8-sig" if text[0] == MARK else "utf-8"))
     with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
         assert "".join(text_chunks(scratch)) == text
 
@@ -84,7 +85,7 @@ def test_no_character_is_lost_whatever_the_size_of_a_piece(scratch: Path, text: 
 def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
     gpt2: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int, shard_tokens: int, row_group_tokens: int
 ) -> None:
-    scratch.write_bytes(text.encode())
+    scratch.write_bytes(text.encode("utf-8-sig" if text[0] == MARK else "utf-8"))
     sizes = {"CHUNK_CHARACTERS": chunk_characters, "ROW_GROUP_TOKENS": row_group_tokens}
     longest = max(map(len, text.split()), default=0)  # a run longer than sixteen pieces may be cut inside
     assume(longest < 16 * chunk_characters)
@@ -93,6 +94,15 @@ def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
     expected = gpt2.encoding.encode(text, allowed_special={END_OF_TEXT})
     assert Corpus(scratch.parent / "read").tokens("train").tolist() == expected
     assert (counts["tokens"], counts["bytes"]) == (len(expected), len(text.encode()))
+
+
+@pytest.mark.parametrize("chunk_characters", [1, 2, 5, 100])
+def test_a_mark_of_the_encoding_is_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_characters: int
+) -> None:
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", chunk_characters)
+    (tmp_path / "text").write_text(f"{MARK}a b{MARK}", encoding="utf-8")
+    assert "".join(text_chunks(tmp_path / "text")) == f"a b{MARK}"
 
 
 def test_a_separator_that_only_python_takes_for_white_space_is_no_place_to_cut(

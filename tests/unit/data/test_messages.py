@@ -36,6 +36,12 @@ def test_strict_reading_is_one_message_per_line(inputs: Inputs) -> None:
     assert [f"{label}\t{text}" for label, text in zip(labels, messages["text"], strict=True)] == lines
 
 
+@pytest.mark.parametrize("reading", ["strict", "book"])
+def test_a_mark_of_the_encoding_is_no_part_of_a_message(tmp_path: Path, reading) -> None:
+    path = write(tmp_path / "messages", "\ufeffham\thi\nspam\tbuy\n".encode())
+    assert read_messages(path, reading)["text"].tolist() == ["hi", "buy"]
+
+
 def test_the_splits_are_the_books_row_by_row(inputs: Inputs) -> None:
     frame = pd.read_csv(inputs.messages, sep="\t", header=None, names=["Label", "Text"])  # section 6.2
     balanced = create_balanced_dataset(frame)

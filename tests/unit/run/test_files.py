@@ -329,6 +329,7 @@ def test_a_damaged_file_is_named_with_the_remedy(
         ('{"a": ' + "7" * 5_000 + "}", "not valid JSON (Exceeds the limit"),
         ("[1]", "expected an object of JSON, found list"),
         ("null", "expected an object of JSON, found NoneType"),
+        ("\ufeff{}", "not valid JSON (Unexpected UTF-8 BOM"),
         ('"{}"', "expected an object of JSON, found str"),
         ('{"a": ["so far", "well \\udc80"]}', 'no text: half of a surrogate pair after \'{"a": ["so far", "well \''),
         ('{"\\uDBFF": 1}', "no text: half of a surrogate pair after '{\"'"),

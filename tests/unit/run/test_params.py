@@ -175,8 +175,9 @@ def test_any_value_is_taken_or_refused_in_our_own_words(key: str, value: Any) ->
 
 
 @pytest.mark.parametrize("text", ["4e-4", "4E-4", "4.e-4", "0.4e-3", ".4e-3", "+4e-4", "0.0004"])
-def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, text: str) -> None:
-    (tmp_path / "params.yaml").write_text(f"rate: {text}\n")
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "mark of the encoding"])
+def test_a_number_with_an_exponent_is_a_number(tmp_path: Path, text: str, mark: str) -> None:
+    (tmp_path / "params.yaml").write_text(f"{mark}rate: {text}\n", encoding="utf-8")
     assert load_yaml(tmp_path / "params.yaml") == {"rate": 4e-4}
 
 
