@@ -27,6 +27,7 @@ REMEDIES = {
     errno.EPERM: NOT_ALLOWED,
     errno.EROFS: NOT_ALLOWED,
     errno.EIO: "check the disk or the network drive, then run this again",
+    errno.ENOMEM: "free some memory, or lower batch_size or the size of the model",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`), then run this again",
 }
 

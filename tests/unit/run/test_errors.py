@@ -32,6 +32,10 @@ def outcome(error: BaseException) -> str:
             OSError(errno.EACCES, "Failed to open 'x'. Detail: [errno 13] Permission denied", "x"),
             "x: permission denied",
         ),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            "cannot allocate memory; free some memory, or lower batch_size",
+        ),
         (OSError("odd"), "odd; correct that"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on device; free"),
         (MemoryError(), "out of memory (no details); lower"),
