@@ -16,6 +16,7 @@ from dvc_data.index import DataIndexDirError
 
 from scratchlm.compare.git import find_commit
 from scratchlm.compare.processors import Arithmetic, recorded
+from scratchlm.run.code import refuse_path
 from scratchlm.run.errors import UserError, explained
 from scratchlm.run.params import parse_yaml
 
@@ -51,6 +52,7 @@ class Revision:
         self.commit: str | None = None
         try:
             self.root = Path(Repo.find_root(str(folder)))
+            refuse_path(self.root)
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
             self._repo = Repo(str(self.root), rev=build or self.commit)

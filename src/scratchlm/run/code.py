@@ -92,10 +92,12 @@ def locked_versions(lock: str) -> dict[str, str]:
 
 
 def refuse_path(folder: Path) -> None:
-    """Raises UserError for a project's path that DVC fails on, hours later: it fills braces in as a template."""
+    """Raises UserError for a project's path that DVC fails on, hours later (it fills in braces), or git."""
     path = str(folder.resolve())
-    if found := re.search(r"[{}]|%\(", path):
-        raise UserError(f"the project's path {path} holds {found[0]}, on which DVC fails; rename that folder")
+    if found := re.search(r"[{}\n\udc80-\udcff]|%\(", path):  # the last of these: not UTF-8
+        raise UserError(
+            f"the project's path {path!r} holds {found[0]!r}, on which DVC or git fails; rename that folder"
+        )
 
 
 def refuse_foreign_library(folder: Path) -> None:

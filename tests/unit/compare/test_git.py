@@ -75,11 +75,11 @@ def test_the_cache_of_a_clone_may_be_in_any_folder(tmp_path: Path, name: str) ->
     assert settings["remote"]["near"]["url"] == str(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["{x}", "a${seed}", "x}", "%(a)s", "a:b"])
+@pytest.mark.parametrize("name", ["{x}", "a${seed}", "x}", "%(a)s", "a:b", "new\nline", os.fsdecode(b"\xff")])
 def test_a_path_on_which_dvc_fails_is_refused_at_once(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     with (
-        pytest.raises(UserError, match="holds .*, (on which DVC fails|which .* cannot); rename"),
+        pytest.raises(UserError, match="holds .*, (on which DVC or git fails|which .* cannot); rename"),
         private_clone(tmp_path / name),
     ):
         pass
