@@ -105,8 +105,11 @@ def make_folder(folder: Path) -> dict[str, Target]:
     save_byte_pairs(folder / "smollm", *smollm.tiny_pairs())
     smollm_tokenizer: Any = load_tokenizer(folder / "smollm")
     save_huggingface_tokenizer(folder / "smollm", smollm_tokenizer, 4, "{{ messages }}")
-    llama = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False}
-    grouped = build_model(GPTConfig(**config.model_dump() | llama | {"qkv_bias": False, "hidden_dim": 8}), seed=1)
+    llama: dict[str, Any] = {
+        "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False, "qkv_bias": False,
+        "hidden_dim": 8, "vocab_size": smollm_tokenizer.vocab_size,
+    }  # fmt: skip
+    grouped = build_model(GPTConfig(**config.model_dump() | llama), seed=1)
     save_gguf(folder / "a.gguf", grouped, smollm_tokenizer, "{{ messages }}", half=True)
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
