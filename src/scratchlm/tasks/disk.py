@@ -5,8 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dvc.config import Config
-
 from scratchlm.data.catalogue import wanted_files
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.preflight import corpus_bytes, model_configs
@@ -66,6 +64,8 @@ def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
     artifact, which takes no space where the file system shares blocks or DVC links files.
     Raises UserError if the project's disk is certainly too small, or that of an empty cache.
     """
+    from dvc.config import Config  # takes a moment
+
     settings = Config(os.fspath(dvc)).get("cache", {})
     cache = Path(settings.get("dir", dvc / "cache"))
     project, store = _existing(data), _existing(cache)
