@@ -118,10 +118,11 @@ class MultiHeadAttention(nn.Module):
         positions: (B, T), or 0..T-1; only for rope.
         """
         heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H + 2 K, T, D)
-        query, key, value = heads.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=1)
-        if self.rotation is not None:
+        query_and_key, value = heads.split([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=1)
+        if self.rotation is not None:  # of both in one call, which is faster
             positions = torch.arange(qkv.shape[1], device=qkv.device) if positions is None else positions
-            query, key = self.rotation(query, positions), self.rotation(key, positions)
+            query_and_key = self.rotation(query_and_key, positions)
+        query, key = query_and_key.split([self.n_heads, self.n_kv_heads], dim=1)
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
