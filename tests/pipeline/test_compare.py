@@ -16,6 +16,7 @@ from scratchlm.run.files import read_json, write_json
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
 
 SPAM = [f"finetune_spam.test.{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "loss")]
+BASELINE = [name.replace("finetune_spam", "baseline_spam") for name in SPAM]
 CORPUS = [
     f"{run}.val.{name}" for run in ("pretrain", "load_gpt2/nano") for name in ("loss", "perplexity", "bits_per_byte")
 ]
@@ -49,12 +50,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("clones") / "project", FEW_STEPS | {"generate.sampling.temperature": 1.0}
     )
     run(project, "git", "switch", "-qC", "main")
-    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "finetune_spam", "judge")
+    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", "judge")
     commit(project, "Build")
-    branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam")
+    branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
     branch(project, "other-draws", "seed", 7, "generate", "judge")
-    branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, "tokenize", "finetune_spam")
+    spam = ("tokenize", "finetune_spam", "baseline_spam")
+    branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, *spam)
     edited_branch(project, "other-judge", "judge.json", "judge", "version", value=1)
     edited_branch(project, "other-metrics", "finetune_spam.json", "test", "accuracy", value=0.99)
     run(project, "git", "switch", "-q", "main")
@@ -89,9 +91,11 @@ def scratchlm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_more_training_is_better_and_leaves_the_rest_the_same(there: Path) -> None:
     found = compared("main", "more-training")
-    assert list(verdicts(found)) == [*CORPUS, *SPAM, LOSS, *ANSWERS]
+    assert list(verdicts(found)) == [*CORPUS, *SPAM, *BASELINE, LOSS, *ANSWERS]
     assert [row.metric for row in found.rows[: len(verdicts(found))]] == list(verdicts(found))
-    assert {metric for metric, verdict in verdicts(found).items() if verdict == SAME} == {*CORPUS, LOSS, *ANSWERS}
+    assert {metric for metric, verdict in verdicts(found).items() if verdict == SAME} == {
+        *CORPUS, *BASELINE, LOSS, *ANSWERS,
+    }  # fmt: skip
     accuracy, loss = (rows(found)[f"finetune_spam.test.{name}"] for name in ("accuracy", "loss"))
     assert (accuracy.verdict, loss.verdict) == (BETTER, BETTER)
     assert accuracy.interval and accuracy.interval[0] > 0 and accuracy.examples == 150 and accuracy.needed is None
@@ -139,7 +143,7 @@ def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) 
 
 def test_another_test_set_is_refused_with_a_sentence_and_the_values_shown(there: Path) -> None:
     found = compared("main", "other-messages")
-    assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == set(SPAM)
+    assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == {*SPAM, *BASELINE}
     row = rows(found)[SPAM[0]]
     assert row.first is not None and row.second is not None
     assert (row.difference, row.interval) == (None, None)
@@ -243,7 +247,9 @@ def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to
     monkeypatch.chdir(tmp_path / "clone")
     found = compared("main", "origin/more-training")
     assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == set(SPAM)
-    assert {verdicts(found)[metric] for metric in (*CORPUS, LOSS, *ANSWERS)} == {SAME}  # dvc.lock has equal hashes
+    assert {verdicts(found)[metric] for metric in (*CORPUS, *BASELINE, LOSS, *ANSWERS)} == {
+        SAME
+    }  # dvc.lock has equal hashes
     row = rows(found)["finetune_spam.test.loss"]
     assert row.difference is not None and row.difference < 0
     assert row.note == (
