@@ -42,11 +42,11 @@ def load_gguf(file: GGUFFile) -> GPTModel:
 
 def _numbers(file: GGUFFile, tensor: gguf.ReaderTensor) -> np.ndarray:
     """Return a tensor, dequantised, in float32."""
-    try:
-        return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-    except NotImplementedError:  # what the package raises for a type that it does not know
-        kind = f"is of type {tensor.tensor_type.name}, which the package gguf cannot read"
-        raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type") from None
+    name = tensor.tensor_type.name
+    if name not in ("F32", "F16") and not hasattr(gguf.quants, name):  # it has a class for each other type
+        kind = f"is of type {name}, which the package gguf cannot read"
+        raise UserError(f"{file.path}: tensor {tensor.name} {kind}; take a file of another type")
+    return gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
 
 
 def _rope_scaling(file: GGUFFile, config: GPTConfig, factors: np.ndarray) -> RopeScaling:

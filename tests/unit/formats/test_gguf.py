@@ -110,31 +110,42 @@ def test_a_file_gives_the_model_back_bit_for_bit(
         assert torch.equal(found[name], tensor), name
 
 
+def rewrite(source: Path, target: Path, convert: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
+    """Copy a GGUF file of a Llama, with what `convert` makes of each matrix: numbers, and the name of their type."""
+    whole, writer = gguf.GGUFReader(source), gguf.GGUFWriter(target, "llama")
+    for name, field in whole.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            element = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(name, field.contents(), field.types[0], element)
+    for tensor in whole.tensors:
+        data, kind = convert(tensor.data) if tensor.data.ndim == 2 else (tensor.data, "F32")
+        writer.add_tensor(tensor.name, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 @pytest.mark.parametrize(("kind", "error"), [("Q8_0", 0.01), ("Q4_1", 0.15), ("F16", 1e-3)])
 def test_quantised_weights_are_the_numbers_that_they_stand_for(
     kind: str, error: float, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
-    model = random_gpt(**LLAMA, hidden_dim=64)
+    model, type_ = random_gpt(**LLAMA, hidden_dim=64), gguf.GGMLQuantizationType[kind]
     save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
-    whole, quantised = gguf.GGUFReader(tmp_path / "model.gguf"), gguf.GGUFWriter(tmp_path / "small.gguf", "llama")
-    for name, field in whole.fields.items():
-        if not name.startswith("GGUF.") and name != "general.architecture":
-            element = field.types[-1] if len(field.types) > 1 else None
-            quantised.add_key_value(name, field.contents(), field.types[0], element)
-    type_ = gguf.GGMLQuantizationType[kind]
-    for tensor in whole.tensors:
-        data, own = tensor.data, gguf.GGMLQuantizationType.F32
-        if data.ndim == 2:
-            data, own = gguf.quantize(data, type_), type_
-        quantised.add_tensor(tensor.name, data, raw_dtype=own)
-    quantised.write_header_to_file()
-    quantised.write_kv_data_to_file()
-    quantised.write_tensors_to_file()
-    quantised.close()
+    rewrite(tmp_path / "model.gguf", tmp_path / "small.gguf", lambda data: (gguf.quantize(data, type_), kind))
     found, expected = load_gguf(GGUFFile(tmp_path / "small.gguf")).state_dict(), model.state_dict()
     for name in ("blocks.0.attention.qkv.weight", "blocks.1.feed_forward.expansion.weight", "token_embedding.weight"):
         spread = expected[name].std()
         assert 0 < (found[name] - expected[name]).square().mean().sqrt() < error * spread
+
+
+def test_weights_of_a_type_that_cannot_be_read_are_refused(
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA, hidden_dim=64), tokenizer, half=False)
+    rewrite(tmp_path / "model.gguf", tmp_path / "odd.gguf", lambda data: (data.astype(np.int8), "I8"))
+    with pytest.raises(UserError, match=r"odd\.gguf: tensor \S+ is of type I8, which .*; take a file of another type"):
+        load_gguf(GGUFFile(tmp_path / "odd.gguf"))
 
 
 def test_what_is_not_a_model_of_ours_is_refused(
