@@ -167,7 +167,7 @@ def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times
 
     With slower kernels of torch's own selection, training would exceed this peak.
     """
-    params = DeviceParams(device=device, threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
+    params = DeviceParams(device=device, threads=torch.get_num_threads(), precision=precision, compile=False)  # type: ignore[arg-type]
     context = StageRun()
     set_up(context, params)
     a, b = (torch.randn(size, size, device=context.device, dtype=getattr(torch, precision)) for _ in range(2))

@@ -62,7 +62,7 @@ def instruction_splits(source: str, vocabulary: str) -> Splits:
 def stage_params(section: type[Params], precision: str = "float32", **changes: Mapping[str, Any]) -> Params:
     """The parameters of a stage from profiles/book.yaml, for this processor. changes: section -> key -> value."""
     values = load_yaml(REPOSITORY / "profiles" / "book.yaml")
-    values |= {"device": "cpu", "threads": torch.get_num_threads(), "precision": precision}
+    values |= {"device": "cpu", "threads": torch.get_num_threads(), "precision": precision, "compile": False}
     values |= {key: values[key] | change for key, change in changes.items()}
     return check_params(values, section, source="profiles/book.yaml")
 

@@ -337,7 +337,7 @@ def feed(digest: Any, value: Any) -> None:
 def set_up(device_name: str, threads: int, reference: bool) -> None:
     """Compute exactly in this process."""
     # Not fast.kernels.set_up: it chooses float32 kernels, which are not used here, by a setting that torch 2.8 lacks
-    device.set_up(Run(), device.DeviceParams(device=device_name, threads=1, precision="exact"))  # type: ignore[arg-type]
+    device.set_up(Run(), device.DeviceParams(device=device_name, threads=1, precision="exact", compile=False))  # type: ignore[arg-type]
     use_exact(True, threads)
     autograd.REFERENCE_ONLY = reference
     if threads > 1 and device_name == "cpu" and not reference:

@@ -32,7 +32,7 @@ def random_prompts(size: ShapeName, n_prompts: int, n_tokens: int) -> list[list[
 
 def ours(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
     """As stages/generate.py decodes a batch."""
-    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision)  # type: ignore[arg-type]
+    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision, compile=False)  # type: ignore[arg-type]
     context = StageRun()
     set_up(context, params)
     prompts = random_prompts(size, n_prompts, prompt_tokens)
@@ -90,7 +90,7 @@ def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
 
 
 def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:
-    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32")
+    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32", compile=False)
     context = StageRun()
     set_up(context, params)
     model, asked = for_inference(our_model(size).to(context.device)), test_set(source, vocabulary)

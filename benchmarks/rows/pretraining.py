@@ -56,7 +56,7 @@ def training_steps(config: GPTConfig, work: Steps, micro_batch_size: int) -> Run
     """The steps that stages/pretrain.py runs between two evaluations."""
     batch_size, window, steps, precision, device = work
     threads = torch.get_num_threads()
-    runtime = RuntimeParams(device=device, threads=threads, precision=precision, seed=0)  # type: ignore[arg-type]
+    runtime = RuntimeParams(device=device, threads=threads, precision=precision, compile=False, seed=0)  # type: ignore[arg-type]
     params = TrainingParams(
         epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=LEARNING_RATE,
         min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",

@@ -44,7 +44,7 @@ from scratchlm.fast.kernels import set_up
 from scratchlm.run.device import DeviceParams
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 
-set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
+set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32", compile=False))
 save_gpt(Path("model"), build_model(gpt2_config("nano", 300, 16), 0))
 model = load_gpt(Path("model"))
 generate(model, [[1, 2], [3]], Stopping(2, None))

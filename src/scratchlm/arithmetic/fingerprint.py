@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch.nn import functional
 
-from scratchlm.arithmetic.mode import is_exact
+from scratchlm.arithmetic.mode import compiler, is_exact
 
 
 def describe_arithmetic(device: str) -> dict[str, str]:
@@ -21,7 +21,8 @@ def arithmetic_fingerprint(device: str = "cpu") -> str:
 
     Two training steps of a small network in float32, attention, and a product in bfloat16: matrix products, softmax,
     exp and sums in the order that the kernels take them, on one thread. The last two always run on the CPU, whose
-    libraries choose the kernels of each independently. The exact arithmetic is the same everywhere.
+    libraries choose the kernels of each independently; then the version of the compiler, where trainings are compiled.
+    The exact arithmetic is the same everywhere.
     """
     if is_exact():
         return "exact"
@@ -43,4 +44,5 @@ def arithmetic_fingerprint(device: str = "cpu") -> str:
     digest = hashlib.sha256()
     for result in (weights, attended, halved):
         digest.update(result.detach().cpu().float().numpy().tobytes())
+    digest.update(compiler().encode())
     return digest.hexdigest()[:16]

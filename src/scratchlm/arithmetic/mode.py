@@ -1,9 +1,10 @@
-"""Which arithmetic this process computes in: torch's own, or the exact one (see integers.py)."""
+"""Which arithmetic this process computes in: torch's own, compiled or not, or the exact one (see integers.py)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 _exact = False
+_compiler = ""
 _n_threads = 1
 
 
@@ -21,6 +22,17 @@ def use_exact(exact: bool, threads: int = 1) -> None:
     """Choose the arithmetic of the whole process, and its threads if it is exact."""
     global _exact, _n_threads
     _exact, _n_threads = exact, threads
+
+
+def compiler() -> str:
+    """The version of the compiler that trainings go through (see fast/compiler.py); empty if they are not compiled."""
+    return _compiler
+
+
+def use_compiler(version: str) -> None:
+    """Choose for the whole process."""
+    global _compiler
+    _compiler = version
 
 
 @contextmanager

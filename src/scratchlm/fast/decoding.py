@@ -16,11 +16,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from scratchlm.arithmetic.functions import scaled_dot_product_attention, softmax
 from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
+from scratchlm.fast.static_cache import StaticCache
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
@@ -35,6 +37,13 @@ class DecodingGPT(GPTModel):
 
     In a step, each row of a cache gets one token. What all layers share is looked up once: positions, angles, the mask.
     """
+
+    def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        return cache.logits(token_ids) if isinstance(cache, StaticCache) else super().forward(token_ids, cache)
+
+    def new_cache(self, n_rows: int) -> KVCache:
+        on_gpu = self.token_embedding.weight.device.type == "cuda" and not is_exact()
+        return StaticCache(self, n_rows) if on_gpu else super().new_cache(n_rows)
 
     def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         if cache is None or token_ids.shape[1] > 1 or is_exact() or token_ids.device.type != "cpu":
@@ -133,6 +142,18 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, self.activation, [], "tanh")
 
 
+class CastLinear(nn.Module):
+    """The same for a GPU: the weights are converted once, not at each call. (…, C) -> (…, C')."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = linear.weight.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
 class ExactPackedLinear(nn.Module):
     """The same in precision `exact`: the weight's integers are found once. Without gradients. (…, C) -> (…, C')."""
 
@@ -153,9 +174,15 @@ class ExactPackedLinear(nn.Module):
 def pack_weights(model: GPTModel) -> None:
     """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
 
-    The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels.
+    The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels. On a GPU,
+    linear layers become CastLinear under autocast.
     """
-    on_cpu = model.token_embedding.weight.device.type == "cpu"
+    device = model.token_embedding.weight.device.type
+    on_cpu = device == "cpu"
+    if not on_cpu and torch.is_autocast_enabled(device):
+        for path, module in [*model.named_modules()]:
+            if type(module) is Linear:
+                model.set_submodule(path, CastLinear(module, torch.get_autocast_dtype(device)))
     if is_exact() and on_cpu:
         for path, module in [*model.named_modules()]:
             if type(module) is Linear and module.in_features <= CHUNK:

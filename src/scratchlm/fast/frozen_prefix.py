@@ -32,6 +32,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def are_cached(self) -> bool:
+        """Whether batches start from the output of frozen blocks."""
+        return bool(self._states)
+
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The last two arguments of `class_logits` for some of the texts."""
         if not self._states:

@@ -13,7 +13,8 @@ import ctypes
 
 import torch
 
-from scratchlm.arithmetic.mode import use_exact
+from scratchlm.arithmetic.mode import use_compiler, use_exact
+from scratchlm.fast.compiler import compiler_version, refuse_missing_compiler
 from scratchlm.run import device as run_device
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
@@ -26,6 +27,9 @@ def set_up(run: Run, params: DeviceParams) -> None:
     """run.device.set_up, and fast. Raises UserError if the device does not exist here."""
     run_device.set_up(run, params)
     use_exact(run.precision == "exact", params.n_threads)
+    if params.compile:
+        refuse_missing_compiler(run.device)
+    use_compiler(compiler_version(run.device) if params.compile else "")
     if run.precision == "exact":
         torch.set_num_threads(1)
     elif run.device == "cpu":

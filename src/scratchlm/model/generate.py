@@ -191,7 +191,7 @@ class DecodeState:
     def _cached_logits(self, tokens: Mapping[int, list[int]]) -> Tensor:
         rows = list(tokens)
         if self.cache is None:
-            self.rows, self.cache = rows, KVCache(len(self.model.blocks), len(rows), self.model.config.context_length)
+            self.rows, self.cache = rows, self.model.new_cache(len(rows))
             return self.model.next_logits(list(tokens.values()), self.cache)
         if rows != self.rows:
             self.cache.select([index for index, row in enumerate(self.rows) if row in tokens])

@@ -143,6 +143,10 @@ class GPTModel(nn.Module):
             cache.lengths = lengths  # exclude the padding
         return logits[torch.arange(len(rows), device=device), torch.tensor(lengths, device=device) - 1]
 
+    def new_cache(self, n_rows: int) -> KVCache:
+        """An empty KV cache for `n_rows` rows."""
+        return KVCache(len(self.blocks), n_rows, self.config.context_length)
+
     def check_length(self, n_tokens: int) -> None:
         """Raise ValueError if n_tokens exceeds context_length."""
         if self.config.context_length < n_tokens:

@@ -66,11 +66,17 @@ class Rotation(nn.Module):
         return rotated.to(x.dtype)
 
 
-@lru_cache(maxsize=4)
 def sines_and_cosines(
     n_positions: int, width: int, base: float, device: torch.device, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
     """Sine and cosine of position / base^(2 i / width): (n_positions, width / 2) each, the same on every machine."""
+    return _cached_waves(n_positions, width, base, device, scaling)
+
+
+@lru_cache(maxsize=4)
+def _cached_waves(
+    n_positions: int, width: int, base: float, device: torch.device, scaling: RopeScaling | None
+) -> tuple[Tensor, Tensor]:
     frequencies = rope_frequencies(width, base)
     if scaling:
         frequencies = frequencies / rope_factors(frequencies, scaling)

@@ -14,12 +14,14 @@ from scratchlm.run.params import Section, Seed
 class DeviceParams(Section):
     """Top-level keys of params.yaml that every computing stage reads.
 
-    threads: `auto` is all cores; only in precision `exact`, whose results do not depend on it.
+    threads: `auto` is all cores; only in precision `exact`, whose results do not depend on it. compile: training
+    steps are fused by torch's compiler, which changes the last digits.
     """
 
     device: Literal["cpu", "cuda", "mps", "auto"]
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     precision: Literal["exact", "float32", "bfloat16"]
+    compile: bool
 
     @property
     def n_threads(self) -> int:
@@ -31,6 +33,15 @@ class DeviceParams(Section):
             raise ValueError(
                 f"threads is 'auto', but in precision {self.precision} their number changes the last digits of "
                 "results; give a number, or use precision exact"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exact_is_not_compiled(self) -> "DeviceParams":
+        if self.compile and self.precision == "exact":
+            raise ValueError(
+                "compile is true, but torch's compiler would change the bits of precision exact; set compile to false, "
+                "or use precision float32 or bfloat16"
             )
         return self
 

@@ -7,10 +7,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import pad
 
+from scratchlm.arithmetic.mode import compiler
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
+from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.config import Probability
 from scratchlm.model.generate import Stopping, generate
@@ -21,7 +25,7 @@ from scratchlm.tasks.generation import Rows, response_record
 from scratchlm.tasks.language_model import Losses, example_id, measure_losses
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
-from scratchlm.training.losses import summed_next_token_loss
+from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
 
 N_SAMPLES = 3
@@ -61,6 +65,13 @@ class Instructions:
         end = self.tokenizer.end_token_id
         return collate(rows, end, self._context_length, mask_instruction=mask_instruction)
 
+    def pad_rows(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same batch in one of the few lengths that are compiled: (B, T) each."""
+        n_more = padded_length(inputs.shape[1], self._context_length) - inputs.shape[1]
+        return pad(inputs, (0, n_more), value=self.tokenizer.end_token_id), pad(
+            targets, (0, n_more), value=IGNORE_INDEX
+        )
+
 
 def prepare_assistant(model: GPTModel, params: FinetuneInstructParams, seed: int) -> None:
     """Leave only what `params` names to train."""
@@ -73,12 +84,17 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
     rows = instructions.splits["train"]
 
     def batch(indices: np.ndarray) -> Batch:
-        inputs, targets = instructions.batch([rows[i] for i in indices], mask_instruction=params.mask_instruction)
-        return Batch((torch.from_numpy(inputs), torch.from_numpy(targets)), int((targets != IGNORE_INDEX).sum()))
+        found = instructions.batch([rows[i] for i in indices], mask_instruction=params.mask_instruction)
+        inputs, targets = (torch.from_numpy(part) for part in found)
+        n_scored = int((targets != IGNORE_INDEX).sum())
+        if compiler():
+            inputs, targets = instructions.pad_rows(inputs, targets)
+        return Batch((inputs, targets), n_scored)
 
     return Task(
-        "finetune_instruct", params, len(rows), batch, summed_next_token_loss, evaluation.evaluate, evaluation.sample
-    )
+        "finetune_instruct", params, len(rows), batch, summed_next_token_loss, evaluation.evaluate, evaluation.sample,
+        static_next_token_loss,
+    )  # fmt: skip
 
 
 class ResponseEvaluation:

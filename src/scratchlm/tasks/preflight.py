@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
@@ -19,6 +20,8 @@ MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
 def check_together(params: Any) -> None:
     """Raises UserError with one sentence for each combination in `params`, all of params.yaml, that cannot work."""
     device = resolve_device(params.device, params.precision)
+    if params.compile:
+        refuse_missing_compiler(device)
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]

@@ -20,7 +20,7 @@ from scratchlm.run.params import with_changes
 from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, loss_rows, measure_losses, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Metrics, Task, Training, no_sample, train
-from scratchlm.training.losses import summed_next_token_loss
+from scratchlm.training.losses import static_next_token_loss, summed_window_loss
 from scratchlm.training.optimizer import TrainingParams
 
 
@@ -84,7 +84,7 @@ def pretraining_task(
         inputs, targets = (torch.from_numpy(part) for part in windows.batch(indices))
         return Batch((inputs, targets), targets.numel())
 
-    return Task("pretrain", params, len(windows), batch, summed_next_token_loss, evaluate, sample)
+    return Task("pretrain", params, len(windows), batch, summed_window_loss, evaluate, sample, static_next_token_loss)
 
 
 class TextSampler:

@@ -131,4 +131,10 @@ def spam_task(texts: Texts, labels: np.ndarray, params: TrainingParams, evaluati
     def loss(model: GPTClassifier, inputs: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(texts.class_logits(model, inputs, lengths), labels, "sum")  # in nats
 
-    return Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate)
+    task = Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate)
+    return task if texts.are_cached else task._replace(static_loss=static_class_loss)
+
+
+def static_class_loss(model: GPTClassifier, token_ids: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+    """The summed loss in nats with the padding computed, for torch's compiler: (B, T), (B,), (B,) -> scalar."""
+    return cross_entropy(model(token_ids, lengths), labels, "sum")

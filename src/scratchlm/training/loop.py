@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.functions import clip_gradients
+from scratchlm.arithmetic.mode import compiler
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
 from scratchlm.arithmetic.sequences import begin_forward
+from scratchlm.fast.compiler import compiled
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
@@ -41,7 +43,8 @@ class Task(NamedTuple):
 
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
-    The last two change nothing: no weights, no random stream.
+    These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
+    tensors' numbers, to be compiled; None: `compile` changes nothing.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Task(NamedTuple):
     loss: Callable[..., Tensor]
     evaluate: Callable[[Any], Metrics]
     sample: Callable[[Any], Mapping[str, Any]] = no_sample
+    static_loss: Callable[..., Tensor] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -125,6 +129,7 @@ class TrainingState:
     def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
         self.model, self.task, self.run = model, task, run
         self.device = next(model.parameters()).device
+        self.loss = compiled(task.static_loss) if compiler() and task.static_loss else task.loss
         self.optimizer = build_optimizer(model, task.params)
         self.step, self.n_steps = 0, task.n_steps
         self.curve: list[dict[str, float]] = []
@@ -219,7 +224,7 @@ def optimizer_step(state: TrainingState) -> int:
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])
         with state.run.autocast():
-            loss = task.loss(state.model, *(tensor.to(state.device) for tensor in batch.tensors))
+            loss = state.loss(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
         (loss / total).backward()
     collect_gradients(state.model)
     if params.max_grad_norm is not None:
@@ -230,6 +235,13 @@ def optimizer_step(state: TrainingState) -> int:
     state.update()
     state.optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device. To a GPU it is copied while this process goes on to prepare the next step."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @lru_cache(maxsize=1)  # one epoch at a time

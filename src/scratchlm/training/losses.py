@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from scratchlm.arithmetic.functions import cross_entropy, total
+from scratchlm.arithmetic.functions import cross_entropy, linear, total
+from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
@@ -15,6 +16,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 
 LOGITS_AT_ONCE = 1 << 26  # numbers in one block of logits: bounds memory over large vocabularies
+HEAD_MULTIPLE = 64  # rows
 
 
 def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -35,6 +37,29 @@ def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> 
     hidden, scored = scored_states(model, inputs, targets)
     with rows_of(pad((targets != IGNORE_INDEX).sum(1).cumsum(0), (1, 0))):
         return summed_head_loss(model.head, hidden, scored, _rows_at_once(model))
+
+
+def summed_window_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
+    """summed_next_token_loss where every target is scored, so that no shape depends on the data: a GPU never waits."""
+    T = targets.shape[1]
+    with rows_of(range(0, targets.numel() + 1, T)):
+        hidden = model.hidden_states(inputs).flatten(0, 1)
+        return summed_head_loss(model.head, hidden, targets.flatten(), _rows_at_once(model))
+
+
+def static_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
+    """summed_next_token_loss over every position, scored or not, for torch's compiler.
+
+    The head gets rows of zeros up to a multiple of 64, because a card multiplies odd sizes slowly; their logits
+    are left out of the loss.
+    """
+    hidden, head = model.hidden_states(inputs).flatten(0, 1), model.head
+    if type(head) is Linear:
+        V = len(head.weight)
+        logits = linear(hidden, pad(head.weight, (0, 0, 0, -V % HEAD_MULTIPLE)))[:, :V]
+    else:
+        logits = head(hidden)
+    return cross_entropy(logits, targets.flatten(), "sum")
 
 
 def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

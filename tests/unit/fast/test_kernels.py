@@ -12,7 +12,7 @@ from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
 
-PARAMS = DeviceParams(device="cpu", threads=1, precision="float32")
+PARAMS = DeviceParams(device="cpu", threads=1, precision="float32", compile=False)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ import psutil, torch
 from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
-set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32"))
+set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32", compile=False))
 resident = psutil.Process().memory_info().rss
 ones = torch.ones(1 << 26)
 del ones

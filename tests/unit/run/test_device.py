@@ -10,7 +10,9 @@ from scratchlm.run.params import check_params
 
 
 def params(**changes: Any) -> RuntimeParams:
-    return RuntimeParams(**{"device": "cpu", "threads": 1, "precision": "float32", "seed": 1} | changes)
+    return RuntimeParams(
+        **{"device": "cpu", "threads": 1, "precision": "float32", "compile": False, "seed": 1} | changes
+    )
 
 
 @pytest.fixture
@@ -53,6 +55,11 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are(monkeypatch: py
         ({"threads": 0}, "threads is 0: must be 'auto' or must be greater than or equal to 1"),
         ({"threads": "all"}, "threads is 'all': must be 'auto' or .*"),
         ({"threads": "auto"}, "threads is 'auto', but in precision float32 .* give a number, or use precision exact"),
+        (
+            {"precision": "exact", "compile": True},
+            "compile is true, but torch's compiler would change the bits of precision exact; set compile to false, "
+            "or use precision float32 or bfloat16",
+        ),
         ({"precision": "float16"}, "precision is 'float16': must be 'exact', 'float32' or 'bfloat16'"),
     ],
 )

@@ -51,6 +51,14 @@ def test_what_fits_together_passes(changes: dict[str, Any]) -> None:
     check(changes)
 
 
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_it = {"compile": True, "precision": "float32", "threads": 2}
+    check(compile_it)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="^compile is true, but this machine lacks the system's compiler no-such-comp"):
+        check(compile_it)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

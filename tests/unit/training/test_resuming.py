@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from scratchlm.arithmetic import mode
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.context import Run
 from scratchlm.run.resume import Checkpoint
 from scratchlm.training.loop import Batch, Task, train
-from scratchlm.training.losses import summed_next_token_loss
+from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
 from scratchlm.training.optimizer import AdamW, TrainingParams
 
 WINDOWS = TokenWindows(np.arange(90) * 7 % 11, 6, 4)
@@ -62,7 +63,7 @@ class Attempt:
             self._call("sample")
             return {"value": float(model(torch.arange(3)[None]).mean())}
 
-        return Task("test", params, len(WINDOWS), batch, loss, evaluate, sample)
+        return Task("test", params, len(WINDOWS), batch, loss, evaluate, sample, static_next_token_loss)
 
 
 @pytest.fixture
@@ -121,6 +122,22 @@ def test_a_run_that_was_stopped_once_ends_with_the_same_bits(
     with pytest.raises(how):
         learn(Attempt(build, (*where, how)), "states")
     torch.manual_seed(99)  # another process knows nothing of the stream
+    assert learn(Attempt(build), "states") == whole
+
+
+@pytest.mark.long
+def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, learn: Any, tiny_gpt: Any
+) -> None:
+    monkeypatch.setattr(mode, "_compiler", "a version")
+
+    def build() -> GPTModel:
+        return tiny_gpt(dropout=0.2, n_layers=1)
+
+    whole = learn(Attempt(build))
+    with pytest.raises(Killed):
+        learn(Attempt(build, ("batch", 5, Killed)), "states")
+    torch.manual_seed(99)
     assert learn(Attempt(build), "states") == whole
 
 

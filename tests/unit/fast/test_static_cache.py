@@ -1,0 +1,90 @@
+"""Decoding in places of fixed shape against the textbook, without a GPU: the step is run instead of recorded."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from scratchlm.fast import static_cache
+from scratchlm.fast.decoding import CastLinear, DecodingGPT, for_inference
+from scratchlm.fast.static_cache import StaticCache
+from scratchlm.model.cache import KVCache
+from scratchlm.model.generate import DecodeState, SamplingParams, Stopping, generate
+from scratchlm.model.gpt import GPTModel
+
+TODAYS = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "hidden_dim": 12, "n_kv_heads": 1}
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding models have a static cache with few slots, and the layers that a GPU has."""
+    monkeypatch.setattr(static_cache, "SLOTS", 4)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(DecodingGPT, "new_cache", lambda model, n_rows: StaticCache(model, n_rows))
+    monkeypatch.setattr(DecodingGPT, "hidden_states", GPTModel.hidden_states)
+
+
+def steps(model: GPTModel, lengths: Sequence[int], ends: dict[int, int]) -> list[tuple[int, KVCache, torch.Tensor]]:
+    """Decode until the context is full and beyond: rows, the cache and logits at each step. ends: row -> its last."""
+    state = DecodeState(model)
+    rows = {row: [(row + i) % 11 for i in range(length)] for row, length in enumerate(lengths)}
+    found = []
+    for step in range(14):
+        logits = state.next_logits(rows)
+        assert state.cache is not None
+        found.append((len(rows), state.cache, logits))
+        rows = {row: [*tokens, (7 * step + row) % 11] for row, tokens in rows.items() if ends.get(row, 99) > step}
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"attention": "sdpa"}, TODAYS], ids=["gpt2", "sdpa", "llama"])
+@pytest.mark.parametrize(
+    ("lengths", "ends"),
+    [([3], {}), ([1, 5, 2], {1: 3}), ([2, 2, 2, 3, 4], {0: 1, 1: 1, 4: 2, 2: 5})],
+    ids=["one", "three", "five"],
+)
+def test_each_step_has_the_textbook_logits_while_rows_end_and_slots_are_added(
+    tiny_gpt: Any, changes: dict[str, Any], lengths: list[int], ends: dict[int, int]
+) -> None:
+    plain = tiny_gpt(context_length=12, **changes).double().eval()
+    for expected, found in zip(steps(plain, lengths, ends), steps(for_inference(plain), lengths, ends), strict=True):
+        assert isinstance(found[1], StaticCache) and not isinstance(expected[1], StaticCache)
+        torch.testing.assert_close(found[2], expected[2], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_step_is_recorded_for_few_shapes(tiny_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[int, int]] = []
+    make_room = StaticCache._make_room
+
+    def noted(cache: StaticCache, token_ids: torch.Tensor) -> None:
+        make_room(cache, token_ids)
+        recorded.append((cache._n_places, cache._n_slots))
+
+    monkeypatch.setattr(StaticCache, "_make_room", noted)
+    steps(for_inference(tiny_gpt(context_length=14)), [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
+    # five rows have eight places; the first that ends leaves the four others half of these, later two, and then one
+    assert recorded == [(8, 4), (4, 8), (2, 8), (2, 12), (1, 12), (1, 14)]
+    few = [StaticCache(tiny_gpt(), n)._room() for n in (1, 3, 16, 17, 110)]
+    assert few == [1, 4, 16, 32, 112]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_same_texts_are_generated(tiny_gpt: Any, temperature: float) -> None:
+    plain, prompts = tiny_gpt(context_length=12), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    sampling = SamplingParams(temperature=temperature, top_k=0, top_p=1.0, repetition_penalty=1.0)
+    expected = generate(plain, prompts, Stopping(20, 0), sampling, [1, 2, 3])
+    assert generate(for_inference(plain), prompts, Stopping(20, 0), sampling, [1, 2, 3]) == expected
+    assert len({tuple(row.token_ids) for row in expected}) == 3
+
+
+@torch.no_grad()
+def test_a_gpus_layers_hold_weights_of_the_precision(tiny_gpt: Any) -> None:
+    linear = tiny_gpt().head
+    cast = CastLinear(linear, torch.bfloat16)
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cast(x), linear(x))
+    assert cast.weight.dtype == torch.bfloat16 and cast.bias is None
