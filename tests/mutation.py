@@ -29,7 +29,7 @@ LIBRARIES = (
 )
 GROUPS = {  # a module of src/scratchlm -> its tests, in tests/unit
     "artifacts": {"run/files.py": "run/test_files.py run/test_errors.py"},
-    "parameters": {"run/params.py": "run/test_params.py"},
+    "parameters": {"run/params.py": "run/test_params.py", "run/yaml_reader.py": "run/test_params.py"},
     "data": {
         "data/messages.py": "data/test_messages.py",
         "data/instructions.py": "data/test_instructions.py",

@@ -18,7 +18,7 @@ from scratchlm.compare.git import find_commit
 from scratchlm.compare.processors import Arithmetic, recorded
 from scratchlm.run.code import refuse_path
 from scratchlm.run.errors import UserError, explained
-from scratchlm.run.params import parse_yaml
+from scratchlm.run.yaml_reader import parse_yaml
 
 LOCK, PARAMETERS = "dvc.lock", "params.yaml"
 WORKSPACE = "workspace"  # DVC's word for what is not committed yet

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import Section, Seed, check_params, load_yaml, parse_yaml, read_params
+from scratchlm.run.params import Section, Seed, check_params, load_yaml, read_params
+from scratchlm.run.yaml_reader import parse_yaml
 from stages import preflight
 
 REPOSITORY = Path(__file__).resolve().parents[3]
