@@ -15,7 +15,6 @@ import torch
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
 from scratchlm.formats.conversion import their_tensors
-from scratchlm.formats.gguf import save_gguf
 from scratchlm.formats.huggingface import WEIGHT_PREFIXES, huggingface_config
 from scratchlm.formats.names import HEAD, architecture
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, PRETRAINED, GPTConfig, SizeName, gpt2_config
@@ -33,22 +32,21 @@ SHAPES = PRETRAINED | {"tiny-llama": GPTConfig.model_validate(PRETRAINED["smollm
 ShapeName = SizeName | Literal["smollm2-135m", "tiny-llama"]
 
 
-def our_config(shape: ShapeName, vocab_size: int | None = None) -> GPTConfig:
-    """vocab_size: instead of the shape's own."""
+def our_config(shape: ShapeName) -> GPTConfig:
     if shape not in SHAPES:
-        return gpt2_config(shape, vocab_size or GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH)  # type: ignore[arg-type]
-    return SHAPES[shape].model_copy(update={} if vocab_size is None else {"vocab_size": vocab_size})
+        return gpt2_config(shape, GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH)  # type: ignore[arg-type]
+    return SHAPES[shape]
 
 
-def our_model(shape: ShapeName, vocab_size: int | None = None) -> GPTModel:
-    return build_model(our_config(shape, vocab_size), SEED)
+def our_model(shape: ShapeName) -> GPTModel:
+    return build_model(our_config(shape), SEED)
 
 
-def book_model(size: SizeName, vocab_size: int | None = None) -> torch.nn.Module:
+def book_model(size: SizeName) -> torch.nn.Module:
     """The book's GPTModel. Its head is not tied: it starts with the embedding's values and has its own gradient."""
     from llms_from_scratch.ch04 import GPTModel as BookGPT
 
-    ours = our_model(size, vocab_size)
+    ours = our_model(size)
     config, weights = ours.config, ours.state_dict()
     with torch.device("meta"):
         model = BookGPT(
@@ -80,13 +78,13 @@ def book_model(size: SizeName, vocab_size: int | None = None) -> torch.nn.Module
     return model
 
 
-def huggingface_model(shape: ShapeName, precision: str = "float32", vocab_size: int | None = None) -> Any:
+def huggingface_model(shape: ShapeName, precision: str = "float32") -> Any:
     """transformers' model with its defaults, except that dropout is off, as everywhere here."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    ours, dtype = our_model(shape, vocab_size), getattr(torch, precision)
+    ours, dtype = our_model(shape), getattr(torch, precision)
     kind = architecture(ours.config)
     theirs = {
         name if name == HEAD.huggingface else WEIGHT_PREFIXES[kind] + name: tensor.to(dtype)
@@ -152,6 +150,8 @@ class LlamaServer:
 
 def write_gguf(path: Path, shape: ShapeName, half: bool) -> None:
     """Write a GGUF file with an arbitrary vocabulary of the model's size: the prompts are token ids, so any will do."""
+    from scratchlm.formats.gguf import save_gguf
+
     model, letters = our_model(shape), list(byte_alphabet().values())
     pairs = [(first, second) for first in letters for second in letters]
     merges = pairs[: model.config.vocab_size - len(letters) - 1]

@@ -23,3 +23,9 @@ def in_gflop(setup: Callable[..., Run], options: Mapping[str, Any], per_token: i
     """Convert a contender's units from tokens to GFLOP, to compare it with matrix products."""
     run = setup(**options)
     return lambda: run() * per_token / 1e9
+
+
+def in_tokens(setup: Callable[..., Run], options: Mapping[str, Any], per_token: int) -> Run:
+    """Convert a contender's units from GFLOP to tokens, to compare matrix products with training."""
+    run = setup(**options)
+    return lambda: run() * 1e9 / per_token

@@ -1,29 +1,26 @@
-"""Train GPT-2 124M on one NVIDIA GPU, in bfloat16, with its full context: `python -m benchmarks.gpu`.
+"""Measure on one NVIDIA GPU, against transformers and the book's code: `python -m benchmarks.gpu`.
 
-scratchlm, transformers and the book's fastest recipe take turns with large matrix products, the GPU's measured peak.
-Prints a table; writes benchmarks/results/gpu_<card>.json. `--without NAME` skips a contender, for example one that
-torch.compile fails on. `--device cpu --size nano --batch-size 1` tries the code without a GPU.
+`--row decode_1` measures one row; each takes at most four minutes. A row that was measured is written at once, to
+benchmarks/results/gpu_<card>/<row>.json; one that fails is named, and the next one follows. `--contender NAME` measures
+that one again and keeps the others of the file. At the end there is one table. `--device cpu --size nano` tries
+everything without a GPU. Needs no DVC, no TensorFlow and no network: finetuning takes the book's data where
+SCRATCHLM_MIRROR has it, else the sample's.
 """
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
-from benchmarks.baselines import our_config
-from benchmarks.flops import flops_per_token, in_gflop
-from benchmarks.harness import RESULTS, Contender, Row, Run, about, matrix_products, measure
-from benchmarks.rows.pretraining import LEARNING_RATE, Steps, book_steps, huggingface, training_steps
-from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
-from scratchlm.run.files import write_json
+from benchmarks.gpu_rows import BOOKS, GPT2, NANO, PEAK, SAMPLES, Place, gpu_rows
+from benchmarks.harness import RESULTS, Row, about, description, table
+from benchmarks.one_by_one import Limits, combined, measure_one_by_one
+from benchmarks.summary import GPU_COMMAND, GPU_ROWS, markdown
+from scratchlm.run.files import read_json, write_json
 
-BASELINES = ("transformers", "transformers, compiled", "llms-from-scratch")
-PEAK = "matrix products"
-TARGET = 0.5  # of the measured peak, on cards like the H100 and H200
-PADDED_VOCAB_SIZE = 50304  # the recipe's: a multiple of 64, which suits tensor cores
 # Dense bfloat16, TFLOP per second, by torch's name of the GPU. Source: NVIDIA's data sheets, whose values for H100 and
 # H200 are twice as high because they are for sparse matrices
 DATA_SHEET_TFLOPS = {
@@ -33,140 +30,86 @@ DATA_SHEET_TFLOPS = {
     "NVIDIA H100 80GB HBM3": 989.0,
     "NVIDIA H200": 989.0,
 }
-NOTES = (
-    "Equal: the model's shape, the batch as one micro batch, fused AdamW, dropout 0, the loss over every token. "
-    "scratchlm: the step of its own training loop, batches from its windows, deterministic kernels, autocast. "
-    "transformers: its model with SDPA, autocast, inputs already on the card; compiled: by torch.compile. "
-    "llms-from-scratch: chapter 5's bonus recipe for one card: GPTModelFast with SDPA, compiled, weights and moments "
-    "in bfloat16 (no float32 master weights), 50,304 tokens, a head of its own, inputs already on the card. The FLOP "
-    "counted are those of scratchlm's model for everyone. Every contender stays on the card while the others run; "
-    "memory is what torch allocated for it."
-)
 
 
-def book_recipe(size: SizeName, work: Steps, compiler: str) -> Run:
-    """The training step of 01_opt_single_gpu.py in the book's chapter 5 (10_llm-training-speed).
-
-    The original also allows TF32, which affects nothing here: no product is in float32.
-    """
-    from llms_from_scratch.ch04 import GPTModelFast
-
-    config = our_config(size)
-    model: Any = GPTModelFast(
-        {
-            "vocab_size": PADDED_VOCAB_SIZE, "context_length": config.context_length, "emb_dim": config.emb_dim,
-            "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
-        }
-    )  # fmt: skip
-    model = torch.compile(model.to(work.device, torch.bfloat16).train(), backend=compiler)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
-    return book_steps(model, optimizer, work)
+def results_folder(card: str) -> Path:
+    return RESULTS / f"gpu_{card.lower().replace(' ', '-')}"
 
 
-def training_row(
-    size: SizeName, work: Steps, compiler: str = "inductor", products: Mapping[str, int] | None = None
-) -> Row:
-    """compiler: the backend of torch.compile. products: size and times of the peak's matrix products."""
-    config = our_config(size)
-    ours: dict[str, Any] = {"config": config, "micro_batch_size": work.batch_size}
-    theirs: dict[str, Any] = {"size": size, "fused": True}
-    baselines = [
-        (huggingface, theirs),
-        (huggingface, theirs | {"compiler": compiler}),
-        (book_recipe, {"size": size, "compiler": compiler}),
-    ]
-    trainings = {"scratchlm": (training_steps, ours), **dict(zip(BASELINES, baselines, strict=True))}
-    per_token = flops_per_token(config, work.window)
-    contenders = {
-        name: Contender(in_gflop, {"setup": setup, "options": options | {"work": work}, "per_token": per_token})
-        for name, (setup, options) in trainings.items()
-    }
-    contenders[PEAK] = Contender(
-        matrix_products, {"precision": work.precision, "device": work.device, **(products or {})}
-    )
-    return Row("GFLOP", contenders, {PEAK: TARGET}, NOTES)
+def machine(threads: int) -> dict[str, Any]:
+    """The card, the processor beside it, the system and the versions."""
+    found = description(threads) | {"cuda": torch.version.cuda}
+    if not torch.cuda.is_available():
+        return found
+    card = torch.cuda.get_device_name()
+    facts = {"name": card, "memory_bytes": torch.cuda.get_device_properties().total_memory}
+    return found | {"card": facts | {"data_sheet_tflop_per_second": DATA_SHEET_TFLOPS.get(card)}}
 
 
-def in_tokens(found: Mapping[str, Any], per_token: int, data_sheet: float | None) -> list[dict[str, Any]]:
-    """Of each training: tokens per second, shares of the measured peak and of the data sheet's, in TFLOP per second."""
-    peak = found["contenders"][PEAK]["rate"]["median"]
-    return [
-        {
-            "contender": name,
-            "tokens_per_second": {key: rate * 1e9 / per_token for key, rate in it["rate"].items()},
-            "share_of_peak": it["rate"]["median"] / peak,
-            "share_of_data_sheet": it["rate"]["median"] / 1e3 / data_sheet if data_sheet else None,
-            "peak_memory_bytes": it["peak_memory_bytes"],
-        }
-        for name, it in found["contenders"].items()
-        if name != PEAK
-    ]
+def in_tflops(found: Mapping[str, Any], flops: int, data_sheet: float | None) -> dict[str, Any]:
+    """Of each contender of a training the TFLOP per second, and the share of the data sheet's."""
+    rates = {name: it["rate"]["median"] * flops / 1e12 for name, it in found["contenders"].items()}
+    shares = {name: rate / data_sheet for name, rate in rates.items()} if data_sheet else None
+    return {"tflop_per_second": rates, "share_of_data_sheet": shares}
 
 
-def table(trainings: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> str:
-    lines = []
-    for it in trainings:
-        ratio = found["ratios"].get(it["contender"])
-        sheet, memory = it["share_of_data_sheet"], it["peak_memory_bytes"]
-        lines.append(
-            [
-                it["contender"], f"{it['tokens_per_second']['median']:,.4g}", f"{100 * it['share_of_peak']:.1f} %",
-                f"{100 * sheet:.1f} %" if sheet else "–", f"{memory / 2**20:,.0f} MiB" if memory else "–",
-                f"{ratio['median']:.3g} ({ratio['lowest']:.3g} to {ratio['highest']:.3g})" if ratio else "",
-            ]
-        )  # fmt: skip
-    headers = [
-        "",
-        "tokens per second",
-        "of the peak",
-        "of the data sheet",
-        "peak memory",
-        "scratchlm is … times as fast",
-    ]
-    return tabulate(lines, headers, disable_numparse=True, colalign=("left", *["right"] * 5))
+def measure_row(name: str, row: Row, limits: Limits, chosen: Sequence[str], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the `chosen` contenders of a row. kept: the rounds of others that were measured before."""
+    measured = measure_one_by_one(name, row._replace(contenders={it: row.contenders[it] for it in chosen}), limits)
+    both = {it: rounds for it, rounds in kept.items() if it not in chosen} | measured["rounds"]
+    rounds = {it: both[it] for it in row.contenders if it in both}
+    found = combined(row, rounds) | {"row": name, "rounds": rounds, "failed": measured["failed"]}
+    if "contenders" in found and PEAK in row.contenders:
+        data_sheet = DATA_SHEET_TFLOPS.get(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        found |= in_tflops(found, row.contenders[PEAK].options["per_token"], data_sheet)
+    return found
+
+
+def rounds_in(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The rounds of a result file, if it is of the same commit and size."""
+    found = read_json(path) if path.exists() else {}
+    return found["rounds"] if all(found.get(key) == origin[key] for key in ("commit", "size")) else {}
+
+
+def options_of(rows: Sequence[str], contenders: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--row", choices=rows, action="append", help="measure only this (repeatable)")
+    parser.add_argument("--contender", choices=contenders, action="append", default=[], help="only this (repeatable)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--size", choices=["gpt2", "nano"], default="gpt2", help="gpt2: 124M and 355M")
+    parser.add_argument("--minutes", type=float, default=4.0, help="at most, for a row")
+    parser.add_argument("--repeats", type=int, help="measured rounds, instead of the row's own number")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--size", choices=["nano", "small", "124M", "355M"], default="124M")
-    parser.add_argument("--batch-size", type=int, default=16, help="windows of 1,024 tokens a step")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--without", action="append", choices=BASELINES, default=[], help="(repeatable)")
-    options = parser.parse_args()
-    on_card = options.device == "cuda"
+    data = BOOKS if BOOKS.is_at_hand() else SAMPLES
+    known = gpu_rows(GPT2, Place("cuda", "inductor", data))
+    options = options_of([*known], [*dict.fromkeys(name for row in known.values() for name in row.contenders)])
+    on_card, scale = options.device == "cuda", GPT2 if options.size == "gpt2" else NANO
     if on_card and not torch.cuda.is_available():
         sys.exit(
-            "no CUDA device here; this measures training on an NVIDIA card, so run it where there is one, or try the "
-            "code with --device cpu --size nano --batch-size 1"
+            "no CUDA device here; this measures on an NVIDIA card, so run it where there is one, or try the code with "
+            "--device cpu --size nano"
         )
     card = torch.cuda.get_device_name() if on_card else "cpu"
-    row = training_row(
-        options.size,
-        Steps(options.batch_size, GPT2_CONTEXT_LENGTH, 20 if on_card else 1, "bfloat16", options.device),
-        products={"size": 8192, "times": 100} if on_card else None,
-    )  # fmt: skip
-    row = row._replace(contenders={name: it for name, it in row.contenders.items() if name not in options.without})
-    origin = about("benchmarks.gpu", options.threads)
-    found = measure("gpu", row, options.repeats, options.threads)
-    data_sheet = DATA_SHEET_TFLOPS.get(card)
-    trainings = in_tokens(found, flops_per_token(our_config(options.size), GPT2_CONTEXT_LENGTH), data_sheet)
-    target, peak = found["ratios"][PEAK], found["contenders"][PEAK]["rate"]["median"] / 1e3
-    sheet = f"{data_sheet:g}" if data_sheet else "unknown"
-    print(f"\n{card}, bfloat16 peak {peak:,.4g} TFLOP/s measured, {sheet} by the data sheet")
-    print(f"\n{table(trainings, found)}\n")
-    print(f"target: {TARGET:.0%} of the measured peak, {'met' if target['met'] else 'not met'}\n{row.notes}\n")
-    facts = {
-        "name": card, "data_sheet_tflop_per_second": data_sheet, "measured_tflop_per_second": peak,
-        "memory_bytes": torch.cuda.get_device_properties().total_memory if on_card else None,
-        "cuda": torch.version.cuda,
-    }  # fmt: skip
-    shape = {"size": options.size, "batch_size": options.batch_size, "window": GPT2_CONTEXT_LENGTH}
-    write_json(
-        RESULTS / f"gpu_{card.lower().replace(' ', '-')}.json",
-        found | origin | shape | {"trainings": trainings, "card": facts, "repeats": options.repeats},
-    )
+    rows = gpu_rows(scale, Place(options.device, "inductor" if on_card else "eager", data))
+    origin = about("benchmarks.gpu", options.threads, machine) | {"size": options.size}
+    folder, failed = results_folder(card), []
+    for name in options.row or rows:
+        row, path = rows[name], folder / f"{name}.json"
+        limits = Limits(60 * options.minutes, options.repeats or row.repeats, options.threads)
+        chosen = [contender for contender in row.contenders if contender in (options.contender or row.contenders)]
+        found = measure_row(name, row, limits, chosen, rounds_in(path, origin) if options.contender else {})
+        failed += [f"{name}: {contender}: {reason}" for contender, reason in found["failed"].items()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, found | origin)
+        if "contenders" in found:
+            print(f"\n{table(name, found)}\n{row.notes}\n", flush=True)
+    print(f"\n{card}, {options.size}\n\n{markdown(folder, options.row or GPU_ROWS, GPU_COMMAND)}")
+    if failed:
+        sys.exit("\n".join(["", "failed:", *failed]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +24,8 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from scratchlm.fast.kernels import set_up
+from benchmarks.setting import Setting
 from scratchlm.run.code import installed_version
-from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import DeviceParams
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -80,13 +78,19 @@ def measure(name: str, row: Row, repeats: int, threads: int) -> dict[str, Any]:
     return results(row, units, seconds, peaks)
 
 
+def pairs(ours: Sequence[float], theirs: Sequence[float]) -> Iterable[tuple[float, float]]:
+    """The rates that are compared where contenders take turns: those of the same round."""
+    return zip(ours, theirs, strict=True)
+
+
 def results(
     row: Row,
     units: Mapping[str, list[float]],
     seconds: Mapping[str, list[float]],
     peaks: Mapping[str, int | None],
+    compared: Callable[..., Iterable[tuple[float, float]]] = pairs,
 ) -> dict[str, Any]:
-    """Summarise the rounds. The ratio to a baseline is the median of the ratios of the rounds."""
+    """Summarise the rounds. The ratio to a baseline is the median of the ratios of the rates that are compared."""
     rates = {
         name: [done / duration for done, duration in zip(units[name], seconds[name], strict=True)] for name in units
     }
@@ -102,7 +106,7 @@ def results(
     }
     ratios: dict[str, dict[str, Any]] = {}
     for baseline in baselines:
-        ratio = summary([mine / theirs for mine, theirs in zip(rates[ours], rates[baseline], strict=True)])
+        ratio = summary([mine / theirs for mine, theirs in compared(rates[ours], rates[baseline])])
         target = row.targets.get(baseline)
         ratios[baseline] = {**ratio, "target": target, "met": None if target is None else ratio["median"] >= target}
         if (mine := peaks[ours]) and (theirs := peaks[baseline]):
@@ -149,6 +153,12 @@ def machine(threads: int) -> dict[str, Any]:
         precision: Contender(matrix_products, {"precision": precision}) for precision in ("float32", "bfloat16")
     }
     found = measure("matrix products", Row("GFLOP", contenders, {}, ""), 3, threads)
+    peaks = {name: it["rate"]["highest"] for name, it in found["contenders"].items()}
+    return description(threads) | {"peak_gflop_per_second": peaks}
+
+
+def description(threads: int) -> dict[str, Any]:
+    """The processor, the system and the versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -158,7 +168,6 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: installed_version(package) for package in PACKAGES},
         "threads": threads,
-        "peak_gflop_per_second": {name: it["rate"]["highest"] for name, it in found["contenders"].items()},
     }
 
 
@@ -167,9 +176,7 @@ def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times
 
     With slower kernels of torch's own selection, training would exceed this peak.
     """
-    params = DeviceParams(device=device, threads=torch.get_num_threads(), precision=precision, compile=False)  # type: ignore[arg-type]
-    context = StageRun()
-    set_up(context, params)
+    context = Setting(precision, device).start()
     a, b = (torch.randn(size, size, device=context.device, dtype=getattr(torch, precision)) for _ in range(2))
 
     def run() -> float:
@@ -180,15 +187,20 @@ def matrix_products(precision: str, device: str = "cpu", size: int = 2048, times
     return run
 
 
-def about(module: str, threads: int) -> dict[str, Any]:
-    """The origin that a result file records; `module` is the one that was called."""
+def about(module: str, threads: int, describe: Callable[[int], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """The origin that a result file records; `module` is the one that was called.
+
+    describe: the machine, given the threads; by default `machine`.
+    """
     command = " ".join([f"python -m {module}", *sys.argv[1:]])
-    return {"command": command, "commit": commit(), "machine": machine(threads)}
+    return {"command": command, "commit": commit(), "machine": (describe or machine)(threads)}
 
 
 def commit() -> str:
-    """The measured revision, with `-dirty` if the code differs from it."""
+    """The measured revision, with `-dirty` if the code differs from it; `unknown` in a copy without its history."""
     git = ["git", "-C", str(REPOSITORY)]
+    if not (REPOSITORY / ".git").exists():
+        return "unknown"
     revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False).returncode
     return revision + ("-dirty" if changed else "")
@@ -212,10 +224,10 @@ def workers(name: str, row: Row, threads: int) -> Iterator[dict[str, Callable[[C
     spawn = multiprocessing.get_context("spawn")
     pools: dict[str, ProcessPoolExecutor] = {}
     try:
-        with _environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
+        with environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):
             for contender, work in row.contenders.items():  # in sequence: preparation takes memory too
                 pools[contender] = ProcessPoolExecutor(1, spawn)
-                _result(name, contender, pools[contender].submit(_set_up, work, threads))
+                _result(name, contender, pools[contender].submit(set_up_contender, work, threads))
         yield {
             contender: lambda function, contender=contender, pool=pool: _result(name, contender, pool.submit(function))  # type: ignore[misc]
             for contender, pool in pools.items()
@@ -236,7 +248,7 @@ def _result(name: str, contender: str, future: Future) -> Any:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def environment(**variables: str) -> Iterator[None]:
     """Set environment variables for processes started in the block: thread pools read them when they load."""
     before = dict(os.environ)
     os.environ.update(variables)
@@ -252,7 +264,7 @@ def _environment(**variables: str) -> Iterator[None]:
 _ready: dict[str, Run] = {}
 
 
-def _set_up(contender: Contender, threads: int) -> None:
+def set_up_contender(contender: Contender, threads: int) -> None:
     torch.set_num_threads(threads)
     _ready["run"] = contender.setup(**contender.options)
     gc.collect()

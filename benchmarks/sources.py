@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+import yaml
 
 from benchmarks.harness import REPOSITORY
+from benchmarks.setting import Setting
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE, VOCABULARY_FILES
 from scratchlm.data.instructions import write_instructions
@@ -20,10 +21,11 @@ from scratchlm.data.sources import fetch
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_splits
-from scratchlm.run.params import Section, check_params, load_yaml
+from scratchlm.run.params import Section, check_params
 from scratchlm.run.resume import Checkpoint
 from stages import tokenize
 
+STORE = REPOSITORY / ".scratchlm" / "downloads"
 Params = TypeVar("Params", bound=Section)
 Splits = Mapping[str, list[dict[str, Any]]]
 
@@ -31,7 +33,15 @@ Splits = Mapping[str, list[dict[str, Any]]]
 def source_file(source: str, name: str) -> Path:
     """A file of the catalogue. Raises DownloadError (SCRATCHLM_MIRROR names a mirror) if it is unavailable."""
     (file,) = (file for file in CATALOGUE[source].files if file.name == name)
-    return fetch(CATALOGUE[source], file, REPOSITORY / ".scratchlm" / "downloads", os.environ.get("SCRATCHLM_MIRROR"))
+    return fetch(CATALOGUE[source], file, STORE, os.environ.get("SCRATCHLM_MIRROR"))
+
+
+def is_at_hand(source: str, name: str) -> bool:
+    """Whether a file of the catalogue is in the download stage's store or in the mirror."""
+    (file,) = (file for file in CATALOGUE[source].files if file.name == name)
+    mirror = os.environ.get("SCRATCHLM_MIRROR", "")
+    places = [STORE / source / name, Path(mirror) / source / (file.archive or name)]
+    return mirror.startswith("http") or any(place.is_file() for place in places)
 
 
 def tokenizer_of(vocabulary: str) -> BytePairTokenizer:
@@ -59,12 +69,21 @@ def instruction_splits(source: str, vocabulary: str) -> Splits:
         return read_splits(folder)
 
 
-def stage_params(section: type[Params], precision: str = "float32", **changes: Mapping[str, Any]) -> Params:
-    """The parameters of a stage from profiles/book.yaml, for this processor. changes: section -> key -> value."""
-    values = load_yaml(REPOSITORY / "profiles" / "book.yaml")
-    values |= {"device": "cpu", "threads": torch.get_num_threads(), "precision": precision, "compile": False}
+def stage_params(section: type[Params], setting: Setting | None = None, **changes: Mapping[str, Any]) -> Params:
+    """The parameters of a stage from profiles/book.yaml, by default in float32. changes: section -> key -> value."""
+    return params_of(REPOSITORY / "profiles" / "book.yaml", section, setting or Setting(), **changes)
+
+
+def params_of(path: Path, section: type[Params], setting: Setting, **changes: Mapping[str, Any]) -> Params:
+    """The parameters of a stage from a file, in another setting and with changes as `stage_params` takes them.
+
+    By PyYAML, which gives the same values of the profiles as DVC's parser, and is more often there on machines with a
+    GPU.
+    """
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values |= setting.values()
     values |= {key: values[key] | change for key, change in changes.items()}
-    return check_params(values, section, source="profiles/book.yaml")
+    return check_params(values, section, source=path.name)
 
 
 @contextmanager

@@ -1,5 +1,10 @@
-"""Print the table of benchmarks/results/ as Markdown: `python -m benchmarks.summary`."""
+"""Print the table of benchmarks/results/ as Markdown: `python -m benchmarks.summary`.
 
+`python -m benchmarks.summary FOLDER` prints that of the rows of a GPU.
+"""
+
+import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from tabulate import tabulate
@@ -8,8 +13,13 @@ from benchmarks.harness import RESULTS, rounded
 from benchmarks.run import all_rows
 from scratchlm.run.files import read_json
 
+GPU_COMMAND = "python -m benchmarks.gpu --row"
+GPU_ROWS = (
+    "pretrain_124M", "pretrain_355M", "spam", "instruct", "decode_1", "decode_16", "decode_110", "exact_pretrain",
+    "sample",
+)  # fmt: skip
 HEADERS = (
-    "`make bench ROW=`",
+    "`{}`",
     "scratchlm, per second",
     "baseline",
     "times as fast (lowest to highest)",
@@ -18,17 +28,17 @@ HEADERS = (
 )
 
 
-def markdown(results: Path) -> str:
-    """One line for each comparison of every row that was measured.
+def markdown(results: Path, names: Iterable[str] | None = None, command: str = "make bench ROW=") -> str:
+    """One line for each comparison of every row that was measured; names: of these, by default those of the CPU.
 
     memory: the peak of our process as a share of the baseline's.
     """
     lines = []
-    for name in all_rows("ROWS"):
+    for name in all_rows("ROWS") if names is None else names:
         path = results / f"{name}.json"
-        if not path.exists():
+        found = read_json(path) if path.exists() else {}
+        if found.get("ours") not in found.get("contenders", {}):
             continue
-        found = read_json(path)
         rates = {contender: rounded(it["rate"]["median"]) for contender, it in found["contenders"].items()}
         first = (f"`{name}`", f"{rates[found['ours']]} {found['unit']}")
         for baseline, ratio in found["ratios"].items():
@@ -39,8 +49,13 @@ def markdown(results: Path) -> str:
                 (*first, f"{baseline}, {rates[baseline]}", f"{median} ({lowest} to {highest})", target, memory)
             )
             first = ("", "")
-    return tabulate(lines, HEADERS, tablefmt="pipe", disable_numparse=True)
+    return tabulate(lines, [header.format(command) for header in HEADERS], tablefmt="pipe", disable_numparse=True)
 
 
 if __name__ == "__main__":
-    print(markdown(RESULTS))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    if folder := parser.parse_args().folder:
+        print(markdown(folder, GPU_ROWS, GPU_COMMAND))
+    else:
+        print(markdown(RESULTS))

@@ -1,19 +1,17 @@
 """Greedy decoding of random prompts in batches of 1 and 16, and of responses to the test instructions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from benchmarks.baselines import SEED, LlamaServer, ShapeName, book_model, huggingface_model, our_config, our_model
 from benchmarks.harness import Contender, Row, Run
+from benchmarks.setting import Setting
 from benchmarks.sources import instruction_splits
 from scratchlm.fast.decoding import for_inference
-from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.model.generate import Stopping, generate
-from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import DeviceParams
 
 NOTES = (
     "Equal: weights, prompts as token ids, greedy choice, how many tokens are made; prompts are read anew in each "
@@ -25,62 +23,75 @@ PRECISIONS = {
 }
 
 
-def random_prompts(size: ShapeName, n_prompts: int, n_tokens: int) -> list[list[int]]:
-    source, vocab_size = torch.Generator().manual_seed(SEED), our_config(size).vocab_size
-    return torch.randint(vocab_size - 1, (n_prompts, n_tokens), generator=source).tolist()
+class Work(NamedTuple):
+    """n_prompts random prompts of the model's vocabulary, and the tokens made after each."""
+
+    size: ShapeName
+    n_prompts: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def prompts(self) -> list[list[int]]:
+        source, vocab_size = torch.Generator().manual_seed(SEED), our_config(self.size).vocab_size
+        return torch.randint(vocab_size - 1, (self.n_prompts, self.prompt_tokens), generator=source).tolist()
 
 
-def ours(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+def ours(work: Work, setting: Setting) -> Run:
     """As stages/generate.py decodes a batch."""
-    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision=precision, compile=False)  # type: ignore[arg-type]
-    context = StageRun()
-    set_up(context, params)
-    prompts = random_prompts(size, n_prompts, prompt_tokens)
+    context, prompts = setting.start(), work.prompts()
     with context.autocast():
-        model = for_inference(our_model(size).to(context.device))
+        model = for_inference(our_model(work.size).to(context.device))
 
     def run() -> float:
         with context.autocast():
-            found = generate(model, prompts, Stopping(new_tokens, None))
+            found = generate(model, prompts, Stopping(work.new_tokens, None))
         return sum(len(generation.token_ids) for generation in found)
 
     return run
 
 
-def book(size: SizeName, n_prompts: int, prompt_tokens: int, new_tokens: int) -> Run:
+def book(work: Work) -> Run:
     """The book's function, which takes one prompt and has no KV cache."""
     from llms_from_scratch.ch05 import generate as book_generate
 
-    model, prompts = book_model(size).eval(), random_prompts(size, n_prompts, prompt_tokens)
+    model, prompts = book_model(work.size).eval(), work.prompts()  # type: ignore[arg-type]
 
     def run() -> float:
-        continued = [book_generate(model, torch.tensor([p]), new_tokens, GPT2_CONTEXT_LENGTH) for p in prompts]
-        return sum(found.shape[1] - prompt_tokens for found in continued)
+        continued = [book_generate(model, torch.tensor([p]), work.new_tokens, GPT2_CONTEXT_LENGTH) for p in prompts]
+        return sum(found.shape[1] - work.prompt_tokens for found in continued)
 
     return run
 
 
-def huggingface(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
-    model = huggingface_model(size, precision).eval()
+def huggingface(work: Work, precision: str, device: str = "cpu", compiler: str | None = None) -> Run:
+    """compiler: the backend of torch.compile for steps on a static cache, which transformers compiles by itself."""
+    from transformers import CompileConfig
+
+    model = huggingface_model(work.size, precision).to(device).eval()
     model.generation_config.eos_token_id = None
-    prompts = torch.tensor(random_prompts(size, n_prompts, prompt_tokens))
+    prompts = torch.tensor(work.prompts(), device=device)
+    settings: dict[str, Any] = {}
+    if compiler:
+        compiling = CompileConfig(backend=compiler)
+        compiling._compile_all_devices = True  # on a CPU too, to try the row there
+        settings = {"cache_implementation": "static", "compile_config": compiling}
 
     def run() -> float:
         found = model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new_tokens, do_sample=False,
-            pad_token_id=our_config(size).vocab_size - 1,
+            prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=work.new_tokens, do_sample=False,
+            pad_token_id=our_config(work.size).vocab_size - 1, **settings,
         )  # fmt: skip
-        return found.shape[0] * (found.shape[1] - prompt_tokens)
+        return found.shape[0] * (found.shape[1] - work.prompt_tokens)
 
     return run
 
 
-def llama(size: ShapeName, n_prompts: int, prompt_tokens: int, new_tokens: int, precision: str) -> Run:
+def llama(work: Work, precision: str) -> Run:
     """llama.cpp's HTTP server with one slot per prompt; the replies give the number of tokens."""
-    context = 256 * -(-(prompt_tokens + new_tokens + 1) // 256)  # llama.cpp allocates in this unit
-    server = LlamaServer(size, half=precision != "float32", slots=n_prompts, slot_tokens=context)
-    prompts = random_prompts(size, n_prompts, prompt_tokens)
-    return lambda: sum(len(found) for found in server.continued(prompts, new_tokens))
+    context = 256 * -(-(work.prompt_tokens + work.new_tokens + 1) // 256)  # llama.cpp allocates in this unit
+    server = LlamaServer(work.size, half=precision != "float32", slots=work.n_prompts, slot_tokens=context)
+    prompts = work.prompts()
+    return lambda: sum(len(found) for found in server.continued(prompts, work.new_tokens))
 
 
 def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
@@ -90,9 +101,7 @@ def test_set(source: str, vocabulary: str) -> list[tuple[list[int], int]]:
 
 
 def our_responses(size: SizeName, source: str, vocabulary: str, batch_size: int) -> Run:
-    params = DeviceParams(device="cpu", threads=torch.get_num_threads(), precision="float32", compile=False)
-    context = StageRun()
-    set_up(context, params)
+    context = Setting().start()
     model, asked = for_inference(our_model(size).to(context.device)), test_set(source, vocabulary)
     batches = [asked[start : start + batch_size] for start in range(0, len(asked), batch_size)]
 
@@ -127,13 +136,11 @@ def book_responses(size: SizeName, source: str, vocabulary: str, n_responses: in
 
 def decode_row(size: ShapeName, n_prompts: int, n_tokens: int, precision: str, targets: dict[str, float]) -> Row:
     """n_prompts prompts of n_tokens tokens each, and as many new tokens."""
-    shape: dict[str, Any] = {
-        "size": size, "n_prompts": n_prompts, "prompt_tokens": n_tokens, "new_tokens": n_tokens, "precision": precision,
-    }  # fmt: skip
+    work = Work(size, n_prompts, n_tokens, n_tokens)
     contenders = {
-        "scratchlm": Contender(ours, shape),
-        "llama.cpp": Contender(llama, shape),
-        "transformers": Contender(huggingface, shape),
+        "scratchlm": Contender(ours, {"work": work, "setting": Setting(precision)}),
+        "llama.cpp": Contender(llama, {"work": work, "precision": precision}),
+        "transformers": Contender(huggingface, {"work": work, "precision": precision}),
     }
     notes = f"{NOTES}Prompts at once: {n_prompts}; prompt and new tokens: {n_tokens} each. {PRECISIONS[precision]}"
     return Row("new tokens", contenders, targets, notes)
@@ -141,10 +148,11 @@ def decode_row(size: ShapeName, n_prompts: int, n_tokens: int, precision: str, t
 
 def with_book(row: Row) -> Row:
     """Add the book, which is much slower, to a row."""
-    _, options = row.contenders["scratchlm"]
-    shape = {key: value for key, value in options.items() if key != "precision"}
+    work = row.contenders["scratchlm"].options["work"]
     notes = f"{row.notes} llms-from-scratch: the book's generate, which keeps no cache."
-    return row._replace(contenders={**row.contenders, "llms-from-scratch": Contender(book, shape)}, notes=notes)
+    return row._replace(
+        contenders={**row.contenders, "llms-from-scratch": Contender(book, {"work": work})}, notes=notes
+    )
 
 
 def responses_row(size: SizeName, source: str, vocabulary: str, some: int) -> Row:

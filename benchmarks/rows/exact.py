@@ -2,6 +2,7 @@
 
 from benchmarks.harness import Contender, Row
 from benchmarks.rows import decoding, pretraining
+from benchmarks.setting import Setting
 
 NOTES = "The same weights, data and code in both precisions, on the same threads. llms-from-scratch: in float32. "
 PRETRAIN, TINY_PRETRAIN = pretraining.Steps(2, 256, 2, "exact"), pretraining.Steps(2, 16, 1, "exact")
@@ -20,9 +21,10 @@ def pretrain(size: pretraining.SizeName, work: pretraining.Steps) -> Row:
 
 
 def decode(size: pretraining.SizeName, n_prompts: int, n_tokens: int) -> Row:
-    work = {"size": size, "n_prompts": n_prompts, "prompt_tokens": n_tokens, "new_tokens": n_tokens}
+    work = decoding.Work(size, n_prompts, n_tokens, n_tokens)
     contenders = {
-        precision: Contender(decoding.ours, work | {"precision": precision}) for precision in ("exact", "float32")
+        precision: Contender(decoding.ours, {"work": work, "setting": Setting(precision)})
+        for precision in ("exact", "float32")
     }
     return Row("new tokens", contenders, {"float32": 0.4}, NOTES)
 

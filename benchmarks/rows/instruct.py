@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.baselines import AUTOCAST, UNTIED, book_model, huggingface_loss, huggingface_model, our_model
 from benchmarks.harness import Contender, Row, Run
+from benchmarks.setting import Setting
 from benchmarks.sources import instruction_splits, stage_params, started, tokenizer_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.kernels import set_up
@@ -28,18 +29,19 @@ EVERY_STEPS = 5  # the book's eval_freq
 Example = list[int]  # prompt and response
 
 
-def params_of(precision: str) -> Params:
+def params_of(setting: Setting) -> Params:
     return stage_params(
-        Params, precision, finetune_instruct={"evaluate_every_steps": EVERY_STEPS}, evaluation={"max_rows": EVALUATED}
+        Params, setting, finetune_instruct={"evaluate_every_steps": EVERY_STEPS}, evaluation={"max_rows": EVALUATED}
     )
 
 
-def ours(size: SizeName, source: str, vocabulary: str, steps: int, precision: str) -> Run:
-    """The training that stages/finetune_instruct.py runs, ended after `steps`."""
-    p, splits, text = params_of(precision), instruction_splits(source, vocabulary), tokenizer_of(vocabulary)
-    per_epoch = len(splits["train"]) // p.finetune_instruct.batch_size
-    params = p.finetune_instruct.model_copy(update={"epochs": (steps + 0.5) / per_epoch})
-    gpt = our_model(size, text.vocab_size)
+def ours(size: SizeName, source: str, vocabulary: str, steps: int | None, setting: Setting) -> Run:
+    """The training that stages/finetune_instruct.py runs, ended after `steps`, if that is given."""
+    p, splits, text = params_of(setting), instruction_splits(source, vocabulary), tokenizer_of(vocabulary)
+    params, per_epoch = p.finetune_instruct, len(splits["train"]) // p.finetune_instruct.batch_size
+    if steps is not None:
+        params = params.model_copy(update={"epochs": (steps + 0.5) / per_epoch})
+    gpt = our_model(size).to(setting.device)
     instructions = Instructions(splits, text, gpt.config.context_length)
     task = instruct_task(instructions, params, ResponseEvaluation(instructions, p.evaluation))
 
@@ -57,7 +59,7 @@ def examples(source: str, vocabulary: str, steps: int) -> dict[str, list[Example
 
     `evaluated` are those of train that we evaluate; the book takes the first ones of `train`.
     """
-    p, splits = params_of("float32"), instruction_splits(source, vocabulary)
+    p, splits = params_of(Setting()), instruction_splits(source, vocabulary)
     n, size = len(splits["train"]), p.finetune_instruct.batch_size
     train = [int(i) for step in range(steps) for i in batch_indices(step, n, size, p.seed)]
     return {
@@ -80,22 +82,24 @@ def loaders_of(
     }
 
 
-def book(size: SizeName, source: str, vocabulary: str, steps: int) -> Run:
+def book(size: SizeName, source: str, vocabulary: str, steps: int, device: str = "cpu") -> Run:
     """One step more than the others: it evaluates after the first of each five steps, so the evaluations match."""
     from llms_from_scratch import ch05
     from llms_from_scratch.ch07 import custom_collate_fn
 
-    params, text = params_of("float32").finetune_instruct, tokenizer_of(vocabulary)
+    params, text = params_of(Setting()).finetune_instruct, tokenizer_of(vocabulary)
     found = examples(source, vocabulary, steps + 1)
-    collate = partial(custom_collate_fn, pad_token_id=text.end_token_id, allowed_max_length=GPT2_CONTEXT_LENGTH)
+    collate = partial(
+        custom_collate_fn, pad_token_id=text.end_token_id, allowed_max_length=GPT2_CONTEXT_LENGTH, device=device
+    )
     loaders = loaders_of(found, params.batch_size, collate)
-    model = book_model(size, text.vocab_size)
+    model = book_model(size).to(device)
 
     def run() -> float:
         optimizer = torch.optim.AdamW(model.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay)
         with contextlib.redirect_stdout(None), mock.patch.object(ch05, "generate_and_print_sample"):
             ch05.train_model_simple(
-                model, loaders["train"], loaders["val"], optimizer, "cpu", num_epochs=1, eval_freq=EVERY_STEPS,
+                model, loaders["train"], loaders["val"], optimizer, device, num_epochs=1, eval_freq=EVERY_STEPS,
                 eval_iter=EVALUATED // params.batch_size, start_context="", tokenizer=None,
             )  # fmt: skip
         return len(found["train"])
@@ -114,10 +118,10 @@ def padded(batch: Sequence[Example], end_token_id: int) -> dict[str, Tensor]:
 
 
 def huggingface(size: SizeName, source: str, vocabulary: str, steps: int, precision: str) -> Run:
-    params, text = params_of(precision).finetune_instruct, tokenizer_of(vocabulary)
+    params, text = params_of(Setting(precision)).finetune_instruct, tokenizer_of(vocabulary)
     found, collate = examples(source, vocabulary, steps), partial(padded, end_token_id=text.end_token_id)
     loaders = loaders_of(found, params.batch_size, collate)
-    model = huggingface_model(size, vocab_size=text.vocab_size)
+    model = huggingface_model(size)
 
     def evaluate() -> None:
         model.eval()
@@ -143,7 +147,7 @@ def huggingface(size: SizeName, source: str, vocabulary: str, steps: int, precis
 def instruct_row(size: SizeName, source: str, vocabulary: str, steps: int, precision: str) -> Row:
     shape: dict[str, Any] = {"size": size, "source": source, "vocabulary": vocabulary, "steps": steps}
     contenders = {
-        "scratchlm": Contender(ours, shape | {"precision": precision}),
+        "scratchlm": Contender(ours, shape | {"setting": Setting(precision)}),
         "transformers": Contender(huggingface, shape | {"precision": precision}),
         "llms-from-scratch": Contender(book, shape),
     }

@@ -15,17 +15,16 @@ from benchmarks.baselines import (
     our_config,
 )
 from benchmarks.harness import Contender, Row, Run
+from benchmarks.setting import Setting
 from scratchlm.data.corpus import TokenWindows
-from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
-from scratchlm.run.context import Run as StageRun
-from scratchlm.run.device import RuntimeParams
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import TrainingState, optimizer_step
 from scratchlm.training.optimizer import TrainingParams
 
 LEARNING_RATE = 4e-4  # the book's, like the optimizer settings below
+PADDED_VOCAB_SIZE = 50304  # of the book's recipe for a GPU: a multiple of 64, which suits tensor cores
 NOTES = (
     "Equal: weights, shape of the batch, AdamW, float32 master weights, dropout 0, the loss over every token. "
     "scratchlm: the step of its own training loop, batches from its windows, deterministic kernels. "
@@ -42,6 +41,11 @@ class Steps(NamedTuple):
     steps: int
     precision: str = "float32"
     device: str = "cpu"
+    compiled: bool = False  # scratchlm's own
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.precision, self.device, self.compiled)
 
     @property
     def n_tokens(self) -> int:
@@ -54,23 +58,20 @@ def ours(size: ShapeName, work: Steps, micro_batch_size: int) -> Run:
 
 def training_steps(config: GPTConfig, work: Steps, micro_batch_size: int) -> Run:
     """The steps that stages/pretrain.py runs between two evaluations."""
-    batch_size, window, steps, precision, device = work
-    threads = torch.get_num_threads()
-    runtime = RuntimeParams(device=device, threads=threads, precision=precision, compile=False, seed=0)  # type: ignore[arg-type]
+    batch_size, window = work.batch_size, work.window
     params = TrainingParams(
         epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=LEARNING_RATE,
         min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",
         beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1,
     )  # fmt: skip
-    context = StageRun()
-    set_up(context, runtime)
+    context = work.setting.start()
     model = build_model(config, SEED).to(context.device).train()
     tokens = torch.randint(config.vocab_size, (8 * batch_size * window + 1,)).numpy()
     task = pretraining_task(TokenWindows(tokens, window, window), params, lambda model: {})
     state = TrainingState(model, task, context)
 
     def run() -> float:
-        return sum(optimizer_step(state) for _ in range(steps))
+        return sum(optimizer_step(state) for _ in range(work.steps))
 
     return run
 
@@ -96,6 +97,25 @@ def book_steps(model: Any, optimizer: torch.optim.Optimizer, work: Steps) -> Run
         return work.n_tokens
 
     return run
+
+
+def book_recipe(size: SizeName, work: Steps, compiler: str) -> Run:
+    """The training step of 01_opt_single_gpu.py in the book's chapter 5 (10_llm-training-speed).
+
+    The original also allows TF32, which affects nothing here: no product is in float32.
+    """
+    from llms_from_scratch.ch04 import GPTModelFast
+
+    config = our_config(size)
+    model: Any = GPTModelFast(
+        {
+            "vocab_size": PADDED_VOCAB_SIZE, "context_length": config.context_length, "emb_dim": config.emb_dim,
+            "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
+        }
+    )  # fmt: skip
+    model = torch.compile(model.to(work.device, torch.bfloat16).train(), backend=compiler)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
+    return book_steps(model, optimizer, work)
 
 
 def huggingface(size: ShapeName, work: Steps, fused: bool | None = None, compiler: str | None = None) -> Run:

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.baselines import AUTOCAST, book_model, our_model
 from benchmarks.harness import Contender, Row, Run
+from benchmarks.setting import Setting
 from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
 from scratchlm.data.messages import CLASSES
 from scratchlm.fast.kernels import set_up
@@ -23,16 +24,16 @@ if TYPE_CHECKING:
 EVALUATED = 40  # messages of train and of val: five batches, the book's eval_iter
 
 
-def params_of(precision: str, epochs: float) -> Params:
-    return stage_params(Params, precision, finetune_spam={"epochs": epochs}, evaluation={"max_rows": EVALUATED})
+def params_of(setting: Setting, epochs: float) -> Params:
+    return stage_params(Params, setting, finetune_spam={"epochs": epochs}, evaluation={"max_rows": EVALUATED})
 
 
-def ours(size: SizeName, source: str, vocabulary: str, epochs: float, precision: str) -> Run:
+def ours(size: SizeName, source: str, vocabulary: str, epochs: float, setting: Setting) -> Run:
     """The work of stages/finetune_spam.py between reading its inputs and writing its outputs.
 
     Each call trains the same weights further, which costs the same.
     """
-    p = params_of(precision, epochs)
+    p = params_of(setting, epochs)
     splits, pad_token_id = message_splits(source, vocabulary), tokenizer_of(vocabulary).end_token_id
     trunk = our_model(size)
 
@@ -61,13 +62,17 @@ def book_datasets(source: str, vocabulary: str) -> "dict[str, SpamDataset]":
     return found
 
 
-def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int) -> Run:
-    """`steps` of the book's steps with its functions, and the same share of its evaluations and accuracies."""
+def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int, device: str = "cpu") -> Run:
+    """`steps` of the book's steps with its functions, and the same share of its evaluations and accuracies.
+
+    steps: an epoch at most.
+    """
     from llms_from_scratch.ch06 import calc_accuracy_loader, train_classifier_simple
     from torch.utils.data import DataLoader, Subset
 
-    training, datasets = params_of("float32", epochs).finetune_spam, book_datasets(source, vocabulary)
+    training, datasets = params_of(Setting(), epochs).finetune_spam, book_datasets(source, vocabulary)
     loaders: dict[str, Any] = {split: DataLoader(found, training.batch_size) for split, found in datasets.items()}
+    steps = min(steps, len(datasets["train"]) // training.batch_size)
     some = Subset(datasets["train"], range(steps * training.batch_size))
     loaders["train"] = DataLoader(some, training.batch_size, shuffle=True, drop_last=True)
 
@@ -76,6 +81,7 @@ def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int
     model.out_head = torch.nn.Linear(model.out_head.in_features, len(CLASSES))
     model.trf_blocks[-1].requires_grad_(True)
     model.final_norm.requires_grad_(True)
+    model.to(device)
 
     # batches whose accuracy the whole run computes: some after each epoch, all splits at the end
     evaluated = EVALUATED // training.batch_size
@@ -88,10 +94,10 @@ def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int
         optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         with contextlib.redirect_stdout(None):
             train_classifier_simple(
-                model, loaders["train"], loaders["val"], optimizer, "cpu", num_epochs=1,
+                model, loaders["train"], loaders["val"], optimizer, device, num_epochs=1,
                 eval_freq=training.evaluate_every_steps, eval_iter=evaluated,
             )  # fmt: skip
-        calc_accuracy_loader(loaders["test"], model, "cpu", num_batches=max(1, remaining))
+        calc_accuracy_loader(loaders["test"], model, device, num_batches=max(1, remaining))
         return len(some)
 
     return run
@@ -100,7 +106,7 @@ def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int
 def spam_row(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int, precision: str) -> Row:
     shape: dict[str, Any] = {"size": size, "source": source, "vocabulary": vocabulary, "epochs": epochs}
     contenders = {
-        "scratchlm": Contender(ours, shape | {"precision": precision}),
+        "scratchlm": Contender(ours, shape | {"setting": Setting(precision)}),
         "llms-from-scratch": Contender(book, shape | {"steps": steps}),
     }
     notes = (

@@ -18,6 +18,7 @@ from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_produ
 from benchmarks.rows import instruct, spam
 from benchmarks.rows.pretraining import Steps
 from benchmarks.run import all_rows, main
+from benchmarks.setting import Setting
 from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
 from benchmarks.summary import markdown
 from scratchlm.data.tokenizer import IGNORE_INDEX
@@ -137,7 +138,7 @@ def test_the_books_head_is_a_copy_and_transformers_head_is_tied_as_ours() -> Non
 def test_the_book_and_transformers_get_our_batches_of_instructions() -> None:
     """Transformers' labels are the inputs themselves: it shifts them."""
     source, text = ("sample-instructions", "gpt2-nano"), tokenizer_of("gpt2-nano")
-    p, rows = instruct.params_of("float32"), instruction_splits(*source)["train"]
+    p, rows = instruct.params_of(Setting()), instruction_splits(*source)["train"]
     size, end = p.finetune_instruct.batch_size, text.end_token_id
     instructions = Instructions({"train": rows}, text, GPT2_CONTEXT_LENGTH)
     task = instruct_task(instructions, p.finetune_instruct, ResponseEvaluation(instructions, p.evaluation))

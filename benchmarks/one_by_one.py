@@ -1,0 +1,127 @@
+"""Measure contenders one after the other, each with a GPU to itself, within a time limit.
+
+All processes prepare together; then each in turn warms up, is measured and ends, so that its memory is free for the
+next. A contender that fails or takes too long is named, and the others are measured all the same.
+"""
+
+import itertools
+import multiprocessing
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from benchmarks.harness import Row, environment, peak_memory_bytes, results, run_once, set_up_contender
+
+RESERVED_SECONDS = 15  # for each contender that has not had its turn yet
+
+Pools = Mapping[str, ProcessPoolExecutor]
+
+
+class Limits(NamedTuple):
+    """seconds: for the whole row. repeats: rounds that count."""
+
+    seconds: float
+    repeats: int
+    threads: int
+
+
+class Failed(Exception):
+    """A contender's failure in words."""
+
+
+def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
+    """Of each contender its rounds, as `combined` takes them, or in `failed` the reason why there are none."""
+    deadline, rounds, failed = time.monotonic() + limits.seconds, {}, {}
+    with prepared(row, limits) as (pools, set_ups), tqdm(total=len(pools), desc=name, unit="contender") as bar:
+        for n_left, contender in zip(reversed(range(len(pools))), pools, strict=True):
+            seconds = deadline - time.monotonic() - n_left * RESERVED_SECONDS
+            try:
+                awaited(set_ups[contender], seconds)
+                rounds[contender] = measured(pools[contender], seconds, limits.repeats)
+            except Failed as error:
+                failed[contender] = str(error)
+                print(f"{name}: {contender} failed: {error}", file=sys.stderr, flush=True)
+            pools[contender].shutdown()
+            bar.update()
+    return {"rounds": rounds, "failed": failed}
+
+
+@contextmanager
+def prepared(row: Row, limits: Limits) -> Iterator[tuple[Pools, Mapping[str, Any]]]:
+    """A process for each contender, and the future of its preparation. A process ends at the row's time limit."""
+    spawn, threads = multiprocessing.get_context("spawn"), str(limits.threads)
+    pools = {contender: ProcessPoolExecutor(1, spawn) for contender in row.contenders}
+    try:
+        with environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads):
+            for pool in pools.values():
+                pool.submit(signal.alarm, max(1, int(limits.seconds)))
+            set_ups = {
+                contender: pools[contender].submit(set_up_contender, work, limits.threads)
+                for contender, work in row.contenders.items()
+            }
+            for future in set_ups.values():
+                future.exception()  # so that none prepares while another is measured
+        yield pools, set_ups
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+
+
+def awaited(future: Any, seconds: float) -> Any:
+    """A future's result. Raises Failed with the reason in one line, and prints the traceback."""
+    if error := future.exception():
+        if isinstance(error, BrokenProcessPool):
+            raise Failed(f"its process ended: not enough memory, or more than {max(1, seconds):.0f} seconds")
+        traceback.print_exception(error)
+        lines = str(error).strip().splitlines() or ["no message"]
+        raise Failed(f"{type(error).__name__} ({lines[0]})")
+    return future.result()
+
+
+def measured(pool: ProcessPoolExecutor, seconds: float, repeats: int) -> dict[str, Any]:
+    """Units and seconds of each round, and the peak of memory.
+
+    The first call warms up. It counts only if there is no time for another one.
+    """
+    start = time.monotonic()
+    done = []
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        return awaited(pool.submit(function, *arguments), seconds)
+
+    call(signal.alarm, max(1, int(seconds)))
+    while len(done) <= repeats:
+        done.append(call(run_once))
+        if time.monotonic() - start + done[-1][1] > seconds:
+            break
+    peak = call(peak_memory_bytes)
+    warm = done[1:] or done
+    return {
+        "units": [units for units, _ in warm],
+        "seconds": [duration for _, duration in warm],
+        "warmed_up": len(done) > 1,
+        "peak_memory_bytes": peak,
+    }
+
+
+def combined(row: Row, rounds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """harness.results of what was measured. A ratio is one of each round of ours and each of a baseline's.
+
+    Without rounds of the first contender, which is ours, there are no ratios.
+    """
+    there = {name: work for name, work in row.contenders.items() if name in rounds}
+    units, seconds, peaks = (
+        {name: rounds[name][key] for name in there} for key in ("units", "seconds", "peak_memory_bytes")
+    )
+    found = results(row._replace(contenders=there), units, seconds, peaks, itertools.product) if there else {}
+    if (ours := next(iter(row.contenders))) not in there:
+        found |= {"ours": ours, "ratios": {}}
+    return found
