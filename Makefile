@@ -11,7 +11,7 @@ AUDIT := .venv-audit
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test test-quick test-network slow soak torture golden exact-arm64 check audit bench docs
+.PHONY: help repro verify compare test test-quick test-network slow soak torture golden gpu-check exact-arm64 check audit bench docs
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
@@ -51,6 +51,11 @@ torture: $(READY)  ## kill `dvc repro` 40 times at random moments; every build m
 
 golden: $(READY)  ## the golden results of precision exact on this machine: half a minute
 	PYTHONPATH=src:. python -m tests.golden
+
+# In no environment of its own: a machine with a card brings its torch. K=bits runs the tests with that in their name
+gpu-check:  ## the tests on an NVIDIA card, with the packages of python3, without DVC
+	@python3 -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device here; run this where there is one")'
+	PYTHONPATH=src:. python3 -m pytest -m gpu $(if $(K),-k "$(K)") $$(grep -rl "mark.gpu" tests/unit)
 
 exact-arm64:  ## the golden results of precision exact on an emulated ARM64 processor; Debian, minutes
 	tools/exact_arm64.sh

@@ -1,10 +1,10 @@
 """Measure on one NVIDIA GPU, against transformers and the book's code: `python -m benchmarks.gpu`.
 
 `--row decode_1` measures one row; each takes at most four minutes. A row that was measured is written at once, to
-benchmarks/results/gpu_<card>/<row>.json; one that fails is named, and the next one follows. `--contender NAME` measures
-that one again and keeps the others of the file. At the end there is one table. `--device cpu --size nano` tries
-everything without a GPU. Needs no DVC, no TensorFlow and no network: finetuning takes the book's data where
-SCRATCHLM_MIRROR has it, else the sample's.
+benchmarks/results/gpu_<card>/<row>.json; what fails is named, and the next row follows. `--contender NAME` measures
+that one again and keeps the others of the file, if that is of the same commit. At the end there is one table.
+`--device cpu --size nano` tries everything without a GPU. Needs no DVC, no TensorFlow and no network: finetuning takes
+the book's data where SCRATCHLM_MIRROR has it, else the sample's.
 """
 
 import argparse
@@ -101,6 +101,8 @@ def main() -> None:
         row, path = rows[name], folder / f"{name}.json"
         limits = Limits(60 * options.minutes, options.repeats or row.repeats, options.threads)
         chosen = [contender for contender in row.contenders if contender in (options.contender or row.contenders)]
+        if not chosen:
+            continue
         found = measure_row(name, row, limits, chosen, rounds_in(path, origin) if options.contender else {})
         failed += [f"{name}: {contender}: {reason}" for contender, reason in found["failed"].items()]
         path.parent.mkdir(parents=True, exist_ok=True)

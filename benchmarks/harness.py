@@ -9,6 +9,7 @@ import gc
 import multiprocessing
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -192,7 +193,7 @@ def about(module: str, threads: int, describe: Callable[[int], dict[str, Any]] |
 
     describe: the machine, given the threads; by default `machine`.
     """
-    command = " ".join([f"python -m {module}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     return {"command": command, "commit": commit(), "machine": (describe or machine)(threads)}
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from benchmarks.harness import Row, environment, peak_memory_bytes, results, run_once, set_up_contender
 
 RESERVED_SECONDS = 15  # for each contender that has not had its turn yet
+ENDED = "its process ended: out of time, or out of memory"
 
 Pools = Mapping[str, ProcessPoolExecutor]
 
@@ -44,7 +45,7 @@ def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
         for n_left, contender in zip(reversed(range(len(pools))), pools, strict=True):
             seconds = deadline - time.monotonic() - n_left * RESERVED_SECONDS
             try:
-                awaited(set_ups[contender], seconds)
+                awaited(set_ups[contender])
                 rounds[contender] = measured(pools[contender], seconds, limits.repeats)
             except Failed as error:
                 failed[contender] = str(error)
@@ -56,30 +57,32 @@ def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
 
 @contextmanager
 def prepared(row: Row, limits: Limits) -> Iterator[tuple[Pools, Mapping[str, Any]]]:
-    """A process for each contender, and the future of its preparation. A process ends at the row's time limit."""
+    """A process for each contender, and the future of its preparation. A process that hangs is ended."""
     spawn, threads = multiprocessing.get_context("spawn"), str(limits.threads)
+    alarm = max(1, int(limits.seconds - RESERVED_SECONDS * len(row.contenders)))
     pools = {contender: ProcessPoolExecutor(1, spawn) for contender in row.contenders}
     try:
         with environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads):
             for pool in pools.values():
-                pool.submit(signal.alarm, max(1, int(limits.seconds)))
+                pool.submit(signal.alarm, alarm)
             set_ups = {
                 contender: pools[contender].submit(set_up_contender, work, limits.threads)
                 for contender, work in row.contenders.items()
             }
-            for future in set_ups.values():
-                future.exception()  # so that none prepares while another is measured
+            for pool in pools.values():
+                pool.submit(signal.alarm, 0)
+            wait(set_ups.values())  # none prepares while another is measured
         yield pools, set_ups
     finally:
         for pool in pools.values():
             pool.shutdown()
 
 
-def awaited(future: Any, seconds: float) -> Any:
+def awaited(future: Any) -> Any:
     """A future's result. Raises Failed with the reason in one line, and prints the traceback."""
     if error := future.exception():
         if isinstance(error, BrokenProcessPool):
-            raise Failed(f"its process ended: not enough memory, or more than {max(1, seconds):.0f} seconds")
+            raise Failed(ENDED)
         traceback.print_exception(error)
         lines = str(error).strip().splitlines() or ["no message"]
         raise Failed(f"{type(error).__name__} ({lines[0]})")
@@ -95,7 +98,10 @@ def measured(pool: ProcessPoolExecutor, seconds: float, repeats: int) -> dict[st
     done = []
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        return awaited(pool.submit(function, *arguments), seconds)
+        try:
+            return awaited(pool.submit(function, *arguments))
+        except BrokenProcessPool:  # between two calls
+            raise Failed(ENDED) from None
 
     call(signal.alarm, max(1, int(seconds)))
     while len(done) <= repeats:

@@ -3,20 +3,15 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from llms_from_scratch.ch07 import custom_collate_fn
 
-from benchmarks import gpu
-from benchmarks.baselines import LlamaServer, book_model, huggingface_model, our_config, our_model
-from benchmarks.flops import flops_per_token
-from benchmarks.gpu import PEAK, training_row
+from benchmarks.baselines import LlamaServer, book_model, huggingface_model, our_model
 from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_products, measure, results, table
 from benchmarks.rows import instruct, spam
-from benchmarks.rows.pretraining import Steps
 from benchmarks.run import all_rows, main
 from benchmarks.setting import Setting
 from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
@@ -167,24 +162,3 @@ def test_the_book_gets_our_messages_padded_as_ours() -> None:
 def test_the_page_of_benchmarks_shows_what_the_result_files_say() -> None:
     assert markdown(RESULTS) in (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert "| `pretrain_float32` " in markdown(RESULTS)
-
-
-@pytest.mark.usefixtures("deterministic_as_before", "nothing_stays_compiled")
-def test_every_training_of_the_gpu_benchmark_does_the_same_work_each_time() -> None:
-    row = training_row("nano", Steps(2, 16, 2, "bfloat16"), compiler="eager", products={"size": 64, "times": 2})
-    done = {}
-    for name, contender in row.contenders.items():
-        run = contender.setup(**contender.options)
-        done[name] = run()
-        assert run() == done[name]
-    assert done.pop(PEAK) == pytest.approx(2 * 2 * 64**3 / 1e9)
-    assert set(done) == {"scratchlm", *gpu.BASELINES}
-    work = 2 * 2 * 16 * flops_per_token(our_config("nano"), 16) / 1e9
-    assert done == pytest.approx(dict.fromkeys(done, work))
-
-
-@pytest.fixture
-def nothing_stays_compiled() -> Iterator[None]:
-    """Forgets what was compiled."""
-    yield
-    torch._dynamo.reset()
