@@ -10,6 +10,7 @@ the book's data where SCRATCHLM_MIRROR has it, else the sample's.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ import torch
 from benchmarks.gpu_rows import BOOKS, GPT2, NANO, PEAK, SAMPLES, Place, gpu_rows
 from benchmarks.harness import RESULTS, Row, about, description, table
 from benchmarks.one_by_one import Limits, combined, measure_one_by_one
+from benchmarks.sources import source_file
 from benchmarks.summary import GPU_COMMAND, GPU_ROWS, markdown
+from scratchlm.data.sources import DownloadError
 from scratchlm.run.files import read_json, write_json
 
 # Dense bfloat16, TFLOP per second, by torch's name of the GPU. Source: NVIDIA's data sheets, whose values for H100 and
@@ -95,6 +98,9 @@ def main() -> None:
         )
     card = torch.cuda.get_device_name() if on_card else "cpu"
     rows = gpu_rows(scale, Place(options.device, "inductor" if on_card else "eager", data))
+    with suppress(DownloadError):  # then the contenders that need the file say so
+        for source, name in [*data.files, *SAMPLES.files, ("sample-stories", "stories.txt")]:
+            source_file(source, name)  # now, since contenders prepare together
     origin = about("benchmarks.gpu", options.threads, machine) | {"size": options.size}
     folder, failed = results_folder(card), []
     for name in options.row or rows:

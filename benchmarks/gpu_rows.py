@@ -56,11 +56,15 @@ class Data(NamedTuple):
     instructions: str
     vocabulary: str
 
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """Source and name of each file."""
+        files = [(self.messages, "SMSSpamCollection"), (self.instructions, "instruction-data.json")]
+        return files + [(self.vocabulary, name) for name in VOCABULARY_FILES]
+
     def is_at_hand(self) -> bool:
         """Whether the files are here, so that no network is needed."""
-        files = [(self.messages, "SMSSpamCollection"), (self.instructions, "instruction-data.json")]
-        files += [(self.vocabulary, name) for name in VOCABULARY_FILES]
-        return all(is_at_hand(source, name) for source, name in files)
+        return all(is_at_hand(source, name) for source, name in self.files)
 
 
 BOOKS = Data("sms-spam", "instruction-data", "gpt2-124M")
