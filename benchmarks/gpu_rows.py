@@ -9,7 +9,7 @@ from benchmarks.flops import flops_per_token, in_tokens
 from benchmarks.harness import Contender, Row, matrix_products
 from benchmarks.rows import decoding, instruct, spam
 from benchmarks.rows.pretraining import Steps, book_recipe, huggingface, ours
-from benchmarks.setting import CAN_COMPILE, Setting
+from benchmarks.setting import Setting
 from benchmarks.sources import is_at_hand
 from scratchlm.data.catalogue import VOCABULARY_FILES
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
@@ -127,7 +127,7 @@ def per_token(size: SizeName, scale: Scale) -> int:
 def in_bfloat16(place: Place) -> dict[str, Setting]:
     """Ours by name: compiled, where the library can compile, and not."""
     setting = Setting("bfloat16", place.device)
-    return ({COMPILED: setting._replace(compiled=True)} if CAN_COMPILE else {}) | {OURS: setting}
+    return {COMPILED: setting._replace(compiled=True), OURS: setting}
 
 
 def pretrain_row(size: SizeName, n_windows: int, scale: Scale, place: Place, share_of_peak: float) -> Row:

@@ -6,13 +6,11 @@ import torch
 
 from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
-from scratchlm.run.device import DeviceParams, RuntimeParams
-
-CAN_COMPILE = "compile" in DeviceParams.model_fields
+from scratchlm.run.device import RuntimeParams
 
 
 class Setting(NamedTuple):
-    """compiled: with torch's compiler; only if CAN_COMPILE."""
+    """compiled: with torch's compiler."""
 
     precision: str = "float32"
     device: str = "cpu"
@@ -20,8 +18,8 @@ class Setting(NamedTuple):
 
     def values(self) -> dict[str, Any]:
         """The parameters of the device in params.yaml, with the threads of this process."""
-        values = {"device": self.device, "threads": torch.get_num_threads(), "precision": self.precision}
-        return values | ({"compile": self.compiled} if CAN_COMPILE else {})
+        threads = torch.get_num_threads()
+        return {"device": self.device, "threads": threads, "precision": self.precision, "compile": self.compiled}
 
     def start(self) -> Run:
         """Set this process up, as a stage does; return the context."""

@@ -19,7 +19,7 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.context import Run
-from scratchlm.run.device import DeviceParams, RuntimeParams
+from scratchlm.run.device import RuntimeParams
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
 from scratchlm.tasks.pretraining import pretraining_task
@@ -30,10 +30,9 @@ CONTEXT, VOCABULARY = 16, 97
 MICRO_BATCHES = 2
 EPOCHS = 2
 STEPS_OF_AN_EPOCH = 12
-COMPILES = "compile" in DeviceParams.model_fields
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-COMPILED = [False, *([pytest.param(True, marks=pytest.mark.long)] if COMPILES else [])]
+COMPILED = [False, pytest.param(True, marks=pytest.mark.slow)]
 on_every_device = pytest.mark.parametrize("device", DEVICES)
 compiled_or_not = pytest.mark.parametrize(
     "compiled", COMPILED, ids=lambda compiled: "compiled" if compiled else "plain"
@@ -52,7 +51,7 @@ def start(device: str, precision: str = "float32", compiled: bool = False, check
     """A run that computes in this way, as a stage starts it."""
     values: dict[str, Any] = {"device": device, "threads": 1, "precision": precision, "seed": 7}
     run = Run("test", checkpoint=checkpoint or Checkpoint())
-    set_up(run, RuntimeParams(**values | ({"compile": compiled} if COMPILES else {})))
+    set_up(run, RuntimeParams(**values, compile=compiled))
     return run
 
 
@@ -128,16 +127,15 @@ def test_losses_and_gradients_are_those_of_the_textbook_on_the_cpu(
 
 
 @on_every_device
-@compiled_or_not
 @pytest.mark.parametrize("precision", ["float32", "exact"])
-def test_greedy_tokens_are_those_of_the_textbook_on_the_cpu(device: str, compiled: bool, precision: str) -> None:
+def test_greedy_tokens_are_those_of_the_textbook_on_the_cpu(device: str, precision: str) -> None:
     """With prompts of different lengths, rows that end early, and rows that outgrow the context."""
     prompts = [[1], [5, 6, 7], [2] * 9, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], [11] * CONTEXT]
     start("cpu", precision)
     stopping = Stopping(CONTEXT, None, lambda row, token_ids: len(token_ids) == 20 - 3 * row)
     expected = generate(gpt(), prompts, stopping)
     assert len({len(found.token_ids) for found in expected}) > 2
-    run = start(device, precision, compiled and precision != "exact")
+    run = start(device, precision)
     with run.autocast():
         assert generate(for_inference(gpt(device)), prompts, stopping) == expected
 
@@ -210,8 +208,7 @@ def test_a_training_step_never_waits_for_the_card(
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.skipif(not COMPILES, reason="there is no parameter `compile`")
-@pytest.mark.long
+@pytest.mark.slow  # on the CPU: tests/unit/fast/test_compiler.py
 @on_every_device
 @on_both_tasks
 def test_nothing_is_compiled_again_after_the_first_epoch(
