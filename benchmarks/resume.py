@@ -35,7 +35,7 @@ def seconds_of(model: GPTModel, n_steps: int, checkpoint: Checkpoint) -> float:
     params = TrainingParams(
         epochs=1.0, batch_size=BATCH_SIZE, max_micro_batch_size=BATCH_SIZE, learning_rate=1e-5, min_learning_rate=1e-5,
         schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices", beta1=0.9, beta2=0.95,
-        max_grad_norm=1.0, evaluate_every_steps=n_steps,
+        max_grad_norm=1.0, evaluate_every_steps=n_steps, checkpoint_activations=False,
     )  # fmt: skip
     task = pretraining_task(windows, params, lambda model: {"loss": 0.0})
     start = time.perf_counter()

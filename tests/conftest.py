@@ -112,7 +112,7 @@ def training_values() -> dict[str, Any]:
     return {
         "epochs": 1.0, "batch_size": 4, "max_micro_batch_size": 4, "learning_rate": 0.01, "min_learning_rate": 0.001,
         "schedule": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "weight_decay_on": "matrices", "beta1": 0.9,
-        "beta2": 0.99, "max_grad_norm": 1.0, "evaluate_every_steps": 100,
+        "beta2": 0.99, "max_grad_norm": 1.0, "evaluate_every_steps": 100, "checkpoint_activations": False,
     }  # fmt: skip
 
 

@@ -65,13 +65,18 @@ GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.
 
 
 class Batches(NamedTuple):
-    """Settings that change no bit: sequences of a forward pass, in training and without gradients."""
+    """Settings that change no bit: sequences of a forward pass, in training and without gradients, and recomputing."""
 
     micro: int
     evaluation: int
+    checkpoint: bool = False
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {"max_micro_batch_size": self.micro, "checkpoint_activations": self.checkpoint}
 
 
-BATCHES = [Batches(4, 5), Batches(2, 2), Batches(1, 1)]
+BATCHES = [Batches(4, 5), Batches(2, 2, checkpoint=True), Batches(1, 1)]
 
 
 class QuietRun(Run):
@@ -108,7 +113,7 @@ def pretrain(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **change
 
 
 def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, Any]) -> tuple[Training, Any]:
-    params = PretrainParams(**TRAINING | PRETRAIN | changes, max_micro_batch_size=batches.micro)
+    params = PretrainParams(**TRAINING | PRETRAIN | changes | batches.training)
     tokens = {"train": np.array(integers(300, 1)), "val": np.array(integers(120, 2))}
     corpus: Any = SimpleNamespace(tokens=tokens.get)
     evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
@@ -146,7 +151,7 @@ def resumed(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 
 
 def spam(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
-    params = FinetuneSpamParams(**TRAINING | SPAM | changes, max_micro_batch_size=batches.micro)
+    params = FinetuneSpamParams(**TRAINING | SPAM | changes | batches.training)
     messages = {
         split: [{"label": i % 2, "token_ids": integers(1 + 5 * i % 19, i + n)} for i in range(n)]
         for split, n in (("train", 12), ("val", 7), ("test", 6))
@@ -165,7 +170,7 @@ def instructions(n: int, longest: int = 9) -> list[dict[str, Any]]:
 
 
 def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
-    params = instruct.FinetuneInstructParams(**TRAINING | INSTRUCT | changes, max_micro_batch_size=batches.micro)
+    params = instruct.FinetuneInstructParams(**TRAINING | INSTRUCT | changes | batches.training)
     splits = {"train": instructions(12), "val": instructions(5), "test": instructions(6)}
     tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
     evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))

@@ -40,6 +40,7 @@ TRAINING = PretrainParams(
     epochs=10.0,
     batch_size=8,
     max_micro_batch_size=8,
+    checkpoint_activations=False,
     learning_rate=2e-3,
     min_learning_rate=1e-4,
     schedule="cosine",

@@ -62,7 +62,7 @@ def training_steps(config: GPTConfig, work: Steps, micro_batch_size: int) -> Run
     params = TrainingParams(
         epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=LEARNING_RATE,
         min_learning_rate=0.0, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="all",
-        beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1,
+        beta1=0.9, beta2=0.999, max_grad_norm=None, evaluate_every_steps=1, checkpoint_activations=False,
     )  # fmt: skip
     context = work.setting.start()
     model = build_model(config, SEED).to(context.device).train()

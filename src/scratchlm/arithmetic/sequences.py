@@ -7,7 +7,7 @@ chosen by its sequence, its position, its column, the step, and how many dropout
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,22 @@ def rows_of(cu_seqlens: Sequence[int] | Tensor) -> Iterator[None]:
 def begin_forward(key: int, first: int) -> None:
     """Start a forward pass in training. key: of the step's dropout; first: its first sequence's number in the batch."""
     _state.key, _state.first, _state.n_dropouts = key, first, 0
+
+
+def forward_state() -> _State:
+    """The state of this module at this point of a forward pass, for `in_state`."""
+    return replace(_state)
+
+
+@contextmanager
+def in_state(state: _State) -> Iterator[None]:
+    """Within the block, this module is as it was when forward_state was called; afterwards as before the block."""
+    global _state
+    before, _state = _state, replace(state)
+    try:
+        yield
+    finally:
+        _state = before
 
 
 def next_dropout() -> tuple[int, int]:

@@ -9,6 +9,8 @@ Pays by how much the rows differ in length: a training step (`small`, float32, t
 blocks by their own submodules and give what GPTModel.hidden_states gives (tests/unit/fast/test_varlen.py).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -55,7 +57,8 @@ def last_token_states(
 ) -> Tensor:
     """GPTModel.hidden_states at each row's last token: (N, C) -> (B, C).
 
-    x: what `embed` and the first `n_blocks` blocks gave. cache: an empty one is filled by the other blocks.
+    x: what `embed` and the first `n_blocks` blocks gave. cache: an empty one is filled by the other blocks. The last
+    block's activations are kept in any case: the backward pass starts with them, so to recompute them saves nothing.
     """
     last = len(model.blocks) - 1
     if n_blocks > last:
@@ -92,12 +95,17 @@ def run_blocks(
     """Blocks `first` to `end` - 1 without padding: (N, C) -> (N, C). An empty cache is filled by them."""
     with rows_of(layout.cu_seqlens):
         for index in range(first, end):
-            block: TransformerBlock = model.blocks[index]  # type: ignore[assignment]
-            query, key, value = _heads(block, x, layout, cache.layers[index] if cache else None)
-            context = block.attention.attend(query, key, value)
-            x = x + block.dropout(block.attention.projection(layout.unpad(context)))
-            x = x + block.dropout(block.feed_forward(block.norm2(x)))
+            layer = cache.layers[index] if cache else None
+            x = model.run_block(partial(_block, model.blocks[index], layout, layer), x)  # type: ignore[arg-type]
     return x
+
+
+def _block(block: TransformerBlock, layout: VarlenLayout, cache: LayerCache | None, x: Tensor) -> Tensor:
+    """TransformerBlock.forward without padding: (N, C) -> (N, C)."""
+    query, key, value = _heads(block, x, layout, cache)
+    context = block.attention.attend(query, key, value)
+    x = x + block.dropout(block.attention.projection(layout.unpad(context)))
+    return x + block.dropout(block.feed_forward(block.norm2(x)))
 
 
 def _heads(block: TransformerBlock, x: Tensor, layout: VarlenLayout, cache: LayerCache | None) -> tuple[Tensor, ...]:

@@ -6,12 +6,14 @@ Letters: B batch, T time, C channels, V vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from scratchlm.arithmetic.checkpointing import checkpointed
 from scratchlm.arithmetic.functions import gelu, layer_norm
 from scratchlm.arithmetic.layers import Dropout, Embedding, Linear
 from scratchlm.arithmetic.random import drawing_from, fill_normal
@@ -89,6 +91,8 @@ class GPTModel(nn.Module):
     `torch`, untied head, GPT-2's parts, not precision exact).
     """
 
+    checkpoint_activations = False  # of the blocks; a training sets it
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
@@ -123,8 +127,14 @@ class GPTModel(nn.Module):
         positions = torch.arange(T, device=device).expand_as(token_ids) if cache is None else cache.advance(T, device)
         x = self.embed(token_ids, positions)
         for index, block in enumerate(self.blocks):
-            x = block(x, None if cache is None else cache.layers[index])
+            x = self.run_block(partial(block, cache=None if cache is None else cache.layers[index]), x)
         return self.final_norm(x)
+
+    def run_block(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """function(x), a block's work. With checkpoint_activations, the backward pass computes it a second time."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpointed(function, x, draws=self.config.dropout > 0)
+        return function(x)
 
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Token plus position embeddings: (…,) int64 each -> (…, C). With rope, positions enter in attention."""

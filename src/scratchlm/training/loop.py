@@ -18,6 +18,7 @@ from scratchlm.arithmetic.mode import compiler
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
 from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.fast.compiler import compiled
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
@@ -131,6 +132,9 @@ class TrainingState:
         self.device = next(model.parameters()).device
         self.loss = compiled(task.static_loss) if compiler() and task.static_loss else task.loss
         self.optimizer = build_optimizer(model, task.params)
+        for module in model.modules():
+            if isinstance(module, GPTModel):
+                module.checkpoint_activations = task.params.checkpoint_activations
         self.step, self.n_steps = 0, task.n_steps
         self.curve: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []

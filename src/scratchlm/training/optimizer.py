@@ -21,6 +21,7 @@ class TrainingParams(Section):
 
     epochs: passes over the training examples; a fraction stops within one. batch_size: sequences per optimizer
     step. max_micro_batch_size: sequences per forward pass; a larger batch is accumulated from several.
+    checkpoint_activations: compute each block's activations a second time in the backward pass instead of keeping them.
     weight_decay_on: `matrices` spares biases, norms and other vectors; `all` is torch's and the book's default.
     max_grad_norm: null does not clip. evaluate_every_steps: besides evaluations at step 0 and at the end.
     """
@@ -28,6 +29,7 @@ class TrainingParams(Section):
     epochs: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
     batch_size: Positive
     max_micro_batch_size: Positive
+    checkpoint_activations: bool
     learning_rate: Annotated[float, Field(ge=1e-12, le=1000, allow_inf_nan=False)]
     min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     schedule: Literal["constant", "cosine"]
