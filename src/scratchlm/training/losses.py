@@ -132,12 +132,15 @@ class _BlockwiseHeadLoss(torch.autograd.Function):
                 torch._foreach_add_(weight_gradients, gradients)
             else:
                 weight_gradients = gradients
+            del gradients  # the next block's logits need the memory
         ctx.gradients = (torch.cat(hidden_gradients), *weight_gradients)
         return total(torch.stack(losses))
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *torch._foreach_mul(ctx.gradients, factor)
+        gradients, ctx.gradients = ctx.gradients, None  # kept, they would exist until the step has ended
+        torch._foreach_mul_(gradients, factor)
+        return None, None, None, *gradients
 
 
 def _rows_at_once(model: GPTModel) -> int:
