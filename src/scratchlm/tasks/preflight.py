@@ -13,6 +13,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS
 from scratchlm.tasks.pretraining import varied_model
 from scratchlm.tasks.spam import varied
+from scratchlm.training.memory import Step, training_memory
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
 
@@ -181,25 +182,30 @@ def _ranks(params: Any) -> Iterator[str]:
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:
-    """No training may need more than the machine has, counting only what it certainly holds at once."""
+    """No training may need more than the machine has, counting only what it certainly holds at once.
+
+    A text to finetune on may have one token.
+    """
     available, models = memory_bytes(device), model_configs(params)
     spam, instruct = params.finetune_spam, params.finetune_instruct
-    padding = 1 if spam.padding == "longest" else spam.padding
     trainings = [
         *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
-        ("finetune_spam", spam.base, spam, padding, spam.trainable == "all" and not spam.lora),
+        ("finetune_spam", spam.base, spam, 1, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
     ]
     for section, base, p, n_tokens, all_train in trainings:
         if not (config := models.get(base)):
             continue
-        n_bytes = 4 * config.n_parameters
-        if all_train:  # gradients and AdamW's two moments; of each block at least 32 C bytes a token for the gradients
-            n_rows = min(p.batch_size, p.max_micro_batch_size)
-            n_bytes = 4 * n_bytes + 32 * config.n_layers * n_rows * n_tokens * config.emb_dim
+        if section == "finetune_spam":  # the classifier has no head of tokens
+            config = config.model_copy(update={"tied_head": True})
+        n_rows = min(p.batch_size, p.max_micro_batch_size)
+        keeps_little = p.checkpoint_activations or params.compile  # the compiler decides what to recompute
+        memory = training_memory(config, Step(n_rows, n_tokens, "bfloat16", keeps_little))
+        n_bytes = memory.least if all_train else memory.weights
         if n_bytes > available:
             model = f"{base} ({config.n_parameters:,} parameters)"
             yield (
                 f"{section} of {model} needs at least {n_bytes / 2**30:,.0f} GiB of memory, but {device} has "
                 f"{available / 2**30:,.0f}; lower the model's size, its context or max_micro_batch_size"
+                f"{', or set checkpoint_activations' if all_train and not p.checkpoint_activations else ''}"
             )

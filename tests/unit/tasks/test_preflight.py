@@ -273,3 +273,13 @@ def test_the_parameters_of_a_configuration_are_those_of_its_model(
 ) -> None:
     model = tiny_gpt(tied_head=tied_head, qkv_bias=qkv_bias, n_layers=3)
     assert model.config.n_parameters == parameter_count(model)
+
+
+def test_a_training_that_fits_only_with_recomputed_activations_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scratchlm.tasks.preflight.memory_bytes", lambda device: 2**30)
+    long = {"sources.corpus": "tiny-shakespeare", "model.context_length": 20_000, "pretrain.stride": 20_000}
+    with pytest.raises(
+        UserError, match=r"^pretrain of pretrain \(.*\) needs at least 4 GiB .* checkpoint_activations$"
+    ):
+        check(long | {"pretrain.warmup_steps": 1})
+    check(long | {"pretrain.warmup_steps": 1, "pretrain.checkpoint_activations": True})
