@@ -28,7 +28,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def embedding(ids: Tensor, weight: Tensor) -> Tensor:
     """Row `ids` of the table: (…,) int64, (V, C) -> (…, C)."""
-    return exact.embedding(ids, weight) if is_exact() else F.embedding(ids, weight)
+    if is_exact():
+        return exact.embedding(ids, weight)
+    if weight.device.type == "mps" and weight.requires_grad and torch.is_grad_enabled():
+        # on MPS, the gradient would add rows of the same token in any order (see training/repeatable.py)
+        return F.embedding(ids.cpu(), weight.cpu()).to(weight.device)
+    return F.embedding(ids, weight)
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from scratchlm.run.params import SHOWN_CHARACTERS
 from scratchlm.tasks.pretraining import varied_model
 from scratchlm.tasks.spam import varied
 from scratchlm.training.memory import Step, training_memory
+from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
 
@@ -23,6 +24,8 @@ def check_together(params: Any) -> None:
     device = resolve_device(params.device, params.precision)
     if params.compile:
         refuse_missing_compiler(device)
+    if device == "mps":
+        check_repeatable(device, params.precision)
     mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
