@@ -114,7 +114,7 @@ def test_a_prompt_costs_its_tokens_and_its_last_block_one(monkeypatch: pytest.Mo
     for module in (twin.token_embedding, twin.blocks[1].feed_forward):
         module.register_forward_pre_hook(lambda _, inputs: computed.append(tuple(inputs[0].shape)))
     generate(twin, [[1, 2], [7, 8, 9]], Stopping(2, None))
-    assert computed == [(5,), (2, 16), (2, 1), (2, 1, 16)]
+    assert computed == [(5,), (2, 16), (2, 1), (2, 16)]
 
 
 @torch.no_grad()
