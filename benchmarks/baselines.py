@@ -13,7 +13,8 @@ from typing import Any, Literal
 import requests
 import torch
 
-from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, byte_alphabet, save_byte_pairs
+from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, save_byte_pairs
+from scratchlm.data.hub_tokenizer import byte_alphabet
 from scratchlm.formats.conversion import their_tensors
 from scratchlm.formats.huggingface import WEIGHT_PREFIXES, huggingface_config
 from scratchlm.formats.names import HEAD, architecture

@@ -5,7 +5,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from scratchlm.data.byte_pairs import BytePairs, BytePairSettings, byte_alphabet, train_byte_pairs
+from scratchlm.data.byte_pairs import BytePairs, BytePairSettings, train_byte_pairs
+from scratchlm.data.hub_tokenizer import byte_alphabet
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>"]
 MISSING = [0x04, 0x1D, 0xC0, 0xF1, 0xFF]

@@ -72,7 +72,7 @@ def classify(
     classifier, padded_tokens = load_classifier(model)
     words = load_tokenizer(tokenizer)
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
-    texts = padded_texts([words.encode(text)], words.end_token_id, padded_tokens)
+    texts = padded_texts([words.begin_ids + words.encode(text)], words.end_token_id, padded_tokens)
     (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
     say(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
 
@@ -99,7 +99,7 @@ def export(
     template = text.pairs.settings.chat_template
     if style:
         check_style(style, text)
-        template = chat_template(style, text.pairs.settings.end_token)
+        template = chat_template(style, text.pairs.settings.end_token, text.pairs.settings.begin_token)
     if format == "huggingface":
         save_huggingface(output, gpt, text, template)
     else:

@@ -5,15 +5,24 @@ from GPT-2's.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tiktoken
 from pydantic import Field, ValidationError
 
+from scratchlm.data.hub_tokenizer import (
+    N_BYTES,
+    PATTERNS,
+    Rules,
+    byte_alphabet,
+    hub_tokenizer,
+    normalizer,
+    single_tokens,
+)
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, missing, read_json, write_json, write_text
 from scratchlm.run.params import Section
@@ -22,26 +31,19 @@ END_OF_TEXT = "<|endoftext|>"
 # White_Space is Python's \s without four control characters
 WHITE_SPACE = r"[^\S\x1c-\x1f]"
 LONGEST_TRAINED_WORD = 1000  # bytes; longer ones are divided, because the trainer's time grows with their square
-N_BYTES = 256
 SETTINGS_FILE = "settings.json"
-# How text is divided before its bytes are merged. No piece spans a place where white space follows other text.
-PATTERNS = {
-    # Radford et al. 2019, section 2.2: contractions, then runs of letters, digits or punctuation, each after at most
-    # one space, then white space
-    "gpt2": r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""",
-    # Allal et al. 2025 (SmolLM2): every digit is a piece, and GPT-2's pattern divides the text between them
-    "smollm": r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+""",
-}
 
 
 class BytePairSettings(Section):
     """How a byte-pair tokenizer differs from others with its vocabulary and merges.
 
-    end_token: one of special_tokens. special_tokens: text never becomes one of them. missing_bytes: bytes without a
-    token, which are left out of the text. chat_template: the model's own, in Jinja.
+    end_token: one of special_tokens, as is begin_token. special_tokens: text never becomes one of them. missing_bytes:
+    bytes without a token, which are left out of the text. chat_template: the model's own, in Jinja.
     """
 
-    pattern: Literal["gpt2", "smollm"]
+    pattern: Rules
+    # Stored only if there is one: settings without it keep their bytes
+    begin_token: Annotated[str | None, Field(exclude_if=lambda token: token is None)] = None
     end_token: str
     special_tokens: list[Annotated[str, Field(min_length=1)]]
     missing_bytes: list[Annotated[int, Field(ge=0, lt=N_BYTES)]]
@@ -56,7 +58,7 @@ GPT2_SETTINGS = BytePairSettings(
 class BytePairs(NamedTuple):
     """What makes a byte-pair tokenizer.
 
-    encoder: token, in GPT-2's printable alphabet, to id. merges: in order of priority.
+    encoder: token, in GPT-2's printable alphabet, to id; of SentencePiece, in its own. merges: in order of priority.
     """
 
     encoder: dict[str, int]
@@ -65,7 +67,7 @@ class BytePairs(NamedTuple):
 
 
 class BytePairTokenizer:
-    """GPT-2's encoding with any vocabulary in its two-file format, computed by tiktoken."""
+    """A byte-pair encoding with any vocabulary: computed by tiktoken if it is byte-level, else by `tokenizers`."""
 
     def __init__(
         self, encoder: dict[str, int], merges: Sequence[tuple[str, str]], settings: BytePairSettings = GPT2_SETTINGS
@@ -75,20 +77,16 @@ class BytePairTokenizer:
         _check_together(self.pairs)
         self.vocab_size = len(encoder)
         self.end_token_id = encoder[settings.end_token]
+        self.begin_ids = [encoder[settings.begin_token]] if settings.begin_token else []
         self.special_tokens = {token: encoder[token] for token in settings.special_tokens}
-        from_alphabet = {character: byte for byte, character in byte_alphabet().items()}
-        ranks = {
-            bytes(from_alphabet[character] for character in token): token_id
-            for token, token_id in encoder.items()
-            if token not in self.special_tokens
-        }
-        # tiktoken needs a rank for every byte; an id beyond the vocabulary shows that the text has a missing one
-        ranks |= {bytes([byte]): self.vocab_size + i for i, byte in enumerate(settings.missing_bytes)}
-        self.encoding = tiktoken.Encoding(
-            "scratchlm", pat_str=PATTERNS[settings.pattern], mergeable_ranks=ranks, special_tokens=self.special_tokens
-        )
+        self._normalizer = normalizer(settings.pattern)
+        self.encoding = _tiktoken_encoding(self.pairs) if settings.pattern in PATTERNS else None
 
     def encode(self, text: str) -> list[int]:
+        if self.encoding is None:
+            return self._encode_slowly(text)
+        if self._normalizer:
+            text = self._normalizer.normalize_str(_valid(text))
         try:
             token_ids = self.encoding.encode(text, allowed_special=set(), disallowed_special=())
         except ValueError:  # a million characters of white space, which overflow the stack of the regular expression
@@ -98,7 +96,7 @@ class BytePairTokenizer:
         return token_ids
 
     def encode_documents(self, text: str) -> np.ndarray:
-        if END_OF_TEXT not in self.special_tokens:
+        if self.encoding is None or self._normalizer or self.begin_ids or END_OF_TEXT not in self.special_tokens:
             return encode_parts(self, text)
         try:
             token_ids = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
@@ -108,53 +106,64 @@ class BytePairTokenizer:
 
     def _encode_slowly(self, text: str) -> list[int]:
         """Return the ids by Hugging Face's library: it takes any text, and drops missing bytes before merging."""
-        valid = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        token_ids: list[int] = self._hub.encode(valid).ids
+        token_ids: list[int] = self._hub.encode(_valid(text)).ids
         return token_ids
 
     @cached_property
     def _hub(self) -> Any:
-        return hub_tokenizer(self.pairs)
+        return hub_tokenizer(self.pairs.settings.pattern, self.pairs.encoder, self.pairs.merges)
 
     def decode(self, token_ids: Sequence[int]) -> str:
+        if self.encoding is None:
+            text: str = self._hub.decode(list(token_ids))
+            return text
         return self.encoding.decode(list(token_ids))
 
 
-def hub_tokenizer(pairs: BytePairs) -> Any:
-    """Return the same encoding in Hugging Face's library, without the special tokens."""
-    from tokenizers import Tokenizer as HubTokenizer
-    from tokenizers import models, pre_tokenizers
+def _valid(text: str) -> str:
+    """Return the text with each half of a surrogate pair replaced by U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
-    hub = HubTokenizer(models.BPE(vocab=pairs.encoder, merges=list(pairs.merges)))
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    hub.pre_tokenizer = {"gpt2": words, "smollm": pre_tokenizers.Sequence([digits, words])}[pairs.settings.pattern]
-    return hub
+
+def _tiktoken_encoding(pairs: BytePairs) -> tiktoken.Encoding:
+    encoder, _, settings = pairs
+    special_tokens = {token: encoder[token] for token in settings.special_tokens}
+    from_alphabet = {character: byte for byte, character in byte_alphabet().items()}
+    ranks = {
+        bytes(from_alphabet[character] for character in token): token_id
+        for token, token_id in encoder.items()
+        if token not in special_tokens
+    }
+    # tiktoken needs a rank for every byte; an id beyond the vocabulary shows that the text has a missing one
+    ranks |= {bytes([byte]): len(encoder) + i for i, byte in enumerate(settings.missing_bytes)}
+    return tiktoken.Encoding(
+        "scratchlm", pat_str=PATTERNS[settings.pattern], mergeable_ranks=ranks, special_tokens=special_tokens
+    )
 
 
 def _check_together(pairs: BytePairs) -> None:
     """Raise UserError unless bytes, merges and special tokens are the whole vocabulary."""
     encoder, merges, settings = pairs
-    single = [character for byte, character in byte_alphabet().items() if byte not in settings.missing_bytes]
-    known, merged = set(single), []
-    for pair in merges:
-        if len(pair) != 2 or not known.issuperset(pair):
-            break
-        merged.append("".join(pair))
-        known.add(merged[-1])
+    absent = {byte_alphabet()[byte] for byte in settings.missing_bytes}
+    single = single_tokens(settings.pattern, encoder) - absent - set(settings.special_tokens)
+    merged = ["".join(pair) for pair in merges]
+    known = single.union(merged)
+    named = {token for token in (settings.begin_token, settings.end_token) if token is not None}
     if (
-        len(merged) < len(merges)
+        not all(len(pair) == 2 and known.issuperset(pair) for pair in merges)
         or not all(type(token_id) is int for token_id in encoder.values())
-        or sorted(encoder) != sorted([*single, *merged, *settings.special_tokens])
+        or sorted(encoder) != sorted([*known, *settings.special_tokens])
         or sorted(encoder.values()) != list(range(len(encoder)))
-        or merged != sorted(merged, key=encoder.__getitem__)
-        or settings.end_token not in settings.special_tokens
+        # tiktoken merges by id
+        or (settings.pattern in PATTERNS and merged != sorted(merged, key=encoder.__getitem__))
+        or not named <= set(settings.special_tokens)
     ):
         special = settings.special_tokens
+        singles = f"{len(single)} single {'bytes' if settings.pattern in PATTERNS else 'bytes and characters'}"
         besides = special[0] if len(special) == 1 else f"{len(special)} special tokens"
         raise UserError(
             "vocabulary and merges do not belong together: each merge must have an id, in order, besides "
-            f"{len(single)} single bytes and {besides}; take both from one tokenizer"
+            f"{singles} and {besides}; take both from one tokenizer"
         )
 
 
@@ -162,7 +171,7 @@ def encode_parts(tokenizer: Any, text: str) -> np.ndarray:
     """Return what encode_documents returns, by `encode`. tokenizer: any with special_tokens."""
     first, *others = (tokenizer.encode(part) for part in text.split(END_OF_TEXT))
     end = tokenizer.special_tokens.get(END_OF_TEXT, tokenizer.end_token_id)
-    token_ids = [*first, *(token_id for part in others for token_id in (end, *part))]
+    token_ids = [*first, *(token_id for part in others for token_id in (end, *tokenizer.begin_ids, *part))]
     return np.array(token_ids, dtype=np.uint32)
 
 
@@ -240,15 +249,3 @@ def train_byte_pairs(texts: Iterable[str], vocab_size: int) -> tuple[dict[str, i
             "choose at most that many, or a larger corpus"
         )
     return {token: i for i, token in enumerate(tokens)}, merges
-
-
-def missing_bytes(encoder: Mapping[str, int]) -> list[int]:
-    """Return the bytes that are no token of a vocabulary, in order."""
-    return sorted(byte for byte, character in byte_alphabet().items() if character not in encoder)
-
-
-def byte_alphabet() -> dict[int, str]:
-    """Return GPT-2's character for each byte: its own if printable in Latin-1, else one from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(N_BYTES) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(N_BYTES + i) for i, byte in enumerate(hidden)}

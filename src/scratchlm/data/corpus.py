@@ -26,7 +26,8 @@ from scratchlm.run.params import Section
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
-UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)\S(?={WHITE_SPACE})")  # where white space follows other text
+# Where white space follows other text, but no end of a line follows punctuation: some tokenizers join these
+UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)(?:[^\W_](?={WHITE_SPACE})|\S(?=(?![\r\n]){WHITE_SPACE}))")
 COUNTS_FILE = "counts.json"
 SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
@@ -42,7 +43,8 @@ def text_chunks(path: Path) -> Iterator[str]:
     """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory.
 
     A piece ends where white space begins. No token of our tokenizers spans such a boundary, so the tokens of the
-    pieces are those of the whole text. Only text with no boundary in 16 pieces is divided elsewhere.
+    pieces are those of the whole text (of SentencePiece's kind, each piece has a space before it). Only text with no
+    boundary in 16 pieces is divided elsewhere.
     Raises UserError if the file is not UTF-8.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of the encoding at the start is no text

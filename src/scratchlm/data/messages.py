@@ -54,7 +54,7 @@ def write_messages(
     with atomic_folder(folder) as temporary:
         for name, split in splits.items():
             rows: list[dict[str, Any]] = split.to_dict("records")
-            encoded = (row | {"token_ids": tokenizer.encode(row["text"])} for row in rows)
+            encoded = (row | {"token_ids": tokenizer.begin_ids + tokenizer.encode(row["text"])} for row in rows)
             table = write_table(temporary / f"{name}.parquet", encoded, MESSAGE_SCHEMA)
             n_tokens = n_items(table["token_ids"])
             counts[name] = {"records": len(rows), "spam": int(split["label"].sum()), "tokens": n_tokens}

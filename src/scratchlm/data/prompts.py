@@ -1,6 +1,7 @@
 """The prompt templates: how an instruction is worded for the model."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Literal
 
 from scratchlm.data.tokenizer import Tokenizer
@@ -31,16 +32,16 @@ def format_prompt(entry: Mapping[str, str], style: PromptStyle) -> str:
 
 
 def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids of format_prompt's text, with its markers as special tokens.
+    """Return the token ids of format_prompt's text, after begin_ids, with its markers as special tokens.
 
     Raises UserError if the tokenizer lacks them.
     """
     check_style(style, tokenizer)
-    return [
-        token_id
+    parts = (
+        [tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part)
         for part in _parts(entry, style)
-        for token_id in ([tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part))
-    ]
+    )
+    return [*tokenizer.begin_ids, *chain.from_iterable(parts)]
 
 
 def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
@@ -68,19 +69,19 @@ def _parts(entry: Mapping[str, str], style: PromptStyle) -> list[str]:
     return [start, f"system\n{SYSTEM}", end, "\n", start, user, end, "\n", start, "assistant\n"]
 
 
-def chat_template(style: PromptStyle, end_token: str) -> str:
+def chat_template(style: PromptStyle, end_token: str, begin_token: str | None = None) -> str:
     """Return the Jinja template that words a list of messages as format_prompt does, for other programs.
 
-    An answer of the assistant ends with end_token, as in training. Messages of other roles are left out, but chatml
-    has them all.
+    The text begins with begin_token. An answer of the assistant ends with end_token, as in training. Messages of other
+    roles are left out, but chatml has them all.
     """
     if style == "chatml":
         role = "message['role'] == 'assistant'"
         ending = f"'{END}'" if end_token == END else f"('{end_token}' if {role} else '{END}')"
-        return CHATML_TEMPLATE.replace(f"+ '{END}' +", f"+ {ending} +")
+        return (begin_token or "") + CHATML_TEMPLATE.replace(f"+ '{END}' +", f"+ {ending} +")
     prompt = format_prompt({"instruction": "{{ message['content'] }}", "input": ""}, style)
     answer = "{{ message['content'] }}" + end_token
-    return (
+    return (begin_token or "") + (
         "{% for message in messages %}{% if message['role'] == 'user' %}" + prompt
         + "{% elif message['role'] == 'assistant' %}" + answer + "{% endif %}{% endfor %}"
     )  # fmt: skip

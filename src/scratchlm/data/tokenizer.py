@@ -52,14 +52,19 @@ TokenizerParams = Annotated[_AnyParams, Field(discriminator="kind")]
 
 
 class Tokenizer(Protocol):
-    """The interface of every tokenizer. special_tokens: to id; text never becomes one of them."""
+    """The interface of every tokenizer.
+
+    begin_ids: the token that a text of its own begins with, if the model has one. special_tokens: to id; text never
+    becomes one of them.
+    """
 
     vocab_size: int
+    begin_ids: list[int]
     end_token_id: int
     special_tokens: dict[str, int]
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids of plain text, in which `<|endoftext|>` is text and not the end token.
+        """Return token ids of plain text, without begin_ids; `<|endoftext|>` is text in it and not the end token.
 
         Half of a surrogate pair, which is not a character, is read as U+FFFD.
         """
@@ -67,7 +72,7 @@ class Tokenizer(Protocol):
     def encode_documents(self, text: str) -> np.ndarray:
         """Return token ids, (N,) uint32, of text in which `<|endoftext|>` is a token. Thread-safe.
 
-        It is the special token of that name, or the end token where there is none.
+        It is the special token of that name, or the end token where there is none; begin_ids follow it.
         """
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -82,6 +87,7 @@ class WordTokenizer:
         self.words = list(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         self.vocab_size = len(self.words)
+        self.begin_ids: list[int] = []
         self.end_token_id = self.ids[END_OF_TEXT]
         self.special_tokens = {END_OF_TEXT: self.end_token_id}
 

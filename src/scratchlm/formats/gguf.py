@@ -25,10 +25,12 @@ def save_gguf(
 ) -> None:  # fmt: skip
     """Write one file of weights, tokenizer and chat template. half: store matrices in float16 instead of float32.
 
-    Raises UserError if a weight is too large for float16, or llama.cpp has no such models.
+    Raises UserError if a weight is too large for float16, or llama.cpp has no such models or tokenizers.
     """
     import gguf
 
+    if tokenizer.pairs.settings.pattern not in PRE_TOKENIZERS:
+        raise UserError("GGUF stores scores in place of this tokenizer's merges; export with --format huggingface")
     config, kind = model.config, architecture(model.config)
     with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, kind)
@@ -87,6 +89,8 @@ def _add_tokenizer(writer: Any, tokenizer: BytePairTokenizer, template: str | No
     writer.add_token_types([gguf.TokenType.CONTROL if token in control else gguf.TokenType.NORMAL for token in tokens])
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_eos_token_id(tokenizer.end_token_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(bool(tokenizer.begin_ids))
+    for token_id in tokenizer.begin_ids:
+        writer.add_bos_token_id(token_id)
     if template:
         writer.add_chat_template(template)

@@ -8,8 +8,8 @@ import numpy as np
 
 from scratchlm.run.files import damaged, missing
 
-# tokenizer.ggml.pre of our patterns. Source: llama.cpp, src/llama-vocab.cpp
-PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm"}
+# tokenizer.ggml.pre of our patterns, with the model gpt2. Source: llama.cpp, src/llama-vocab.cpp
+PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm", "llama3": "llama-bpe", "qwen2": "qwen2"}
 
 
 class GGUFFile(gguf.GGUFReader):

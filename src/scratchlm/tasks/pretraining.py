@@ -100,7 +100,8 @@ class TextSampler:
     def sample(self, model: GPTModel) -> dict[str, str]:
         """text: the prompt and its continuation."""
         stopping = Stopping(self._n_tokens, self._tokenizer.end_token_id)
-        (continued,) = generate(for_inference(model), [self._prompt], stopping, self._sampling, [self._seed])
+        prompt = self._tokenizer.begin_ids + self._prompt
+        (continued,) = generate(for_inference(model), [prompt], stopping, self._sampling, [self._seed])
         return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
 
 

@@ -140,7 +140,10 @@ def test_a_merge_joins_bytes_and_earlier_merges_only(pair: tuple[str, str]) -> N
     ("content", "fault"),
     [
         ("[]", "expected an object of JSON, found list"),
-        ({"pattern": "llama"}, "pattern: input should be 'gpt2' or 'smollm'; correct it, or take a sound copy"),
+        (
+            {"pattern": "llama"},
+            "pattern: input should be 'gpt2', 'smollm', 'llama3', 'qwen2' or 'sentencepiece'; correct",
+        ),
         ({"missing_bytes": [256]}, "missing_bytes.0: input should be less than 256"),
         ({"special_tokens": [""]}, "special_tokens.0: string should have at least 1 character"),
         ({"more": 1}, "more: extra inputs are not permitted"),

@@ -4,6 +4,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import gguf
 import pytest
@@ -11,18 +12,20 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchlm.data.byte_pairs import BytePairs, BytePairTokenizer, save_byte_pairs, train_byte_pairs
+from scratchlm.data.byte_pairs import BytePairs, BytePairTokenizer, train_byte_pairs
+from scratchlm.formats import gguf as gguf_writer
 from scratchlm.formats.gguf import _add_tokenizer, save_gguf
 from scratchlm.formats.gguf_file import GGUFFile
 from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from tests import smollm
+from tests import llama, smollm
 from tests.unit.judge.ollama_stand_in import llama_server
 
 TEMPLATE = "{{ messages }} é"
 GPT2 = BytePairs(*train_byte_pairs([smollm.TEXT], 300))
 SMOLLM = smollm.tiny_pairs()
+LLAMA2, LLAMA3, QWEN2 = map(llama.tiny_pairs, llama.KINDS)
 
 
 def written(path: Path, pairs: BytePairs = SMOLLM, template: str | None = TEMPLATE, **fields: Any) -> Path:
@@ -41,7 +44,7 @@ def written(path: Path, pairs: BytePairs = SMOLLM, template: str | None = TEMPLA
     return path
 
 
-@pytest.mark.parametrize("pairs", [SMOLLM, GPT2])
+@pytest.mark.parametrize("pairs", [SMOLLM, GPT2, LLAMA3, QWEN2])
 @pytest.mark.parametrize("template", [TEMPLATE, None])
 def test_a_gguf_file_gives_the_tokenizer_back(tmp_path: Path, pairs: BytePairs, template: str | None) -> None:
     read = read_gguf_tokenizer(GGUFFile(written(tmp_path / "t.gguf", pairs, template)))
@@ -52,13 +55,16 @@ def test_a_gguf_file_gives_the_tokenizer_back(tmp_path: Path, pairs: BytePairs, 
     ("fields", "fault"),
     [
         (
-            {"model": "llama"},
-            "its tokenizer is 'llama' with 'smollm'; only byte-pair encoding (gpt2) with gpt-2 or",
+            {"model": "bert"},
+            "its tokenizer is 'bert' with 'smollm'; only byte-pair encoding (gpt2) with gpt-2, smollm, llama-bpe, qw",
         ),
-        ({"pre": "llama-bpe"}, "its tokenizer is 'gpt2' with 'llama-bpe'"),
+        ({"pre": "deepseek-llm"}, "its tokenizer is 'gpt2' with 'deepseek-llm'"),
         ({"pre": None}, "its tokenizer is 'gpt2' with None"),
-        ({"add_bos_token": True}, "its tokenizer adds a token before every text"),
-        ({"tokens": None}, "a tokenizer without tokens, their types, merges or end token; correct it, or take a sound"),
+        (
+            {"add_bos_token": True},
+            "a tokenizer without tokens, their types, merges or scores, or without end or begin tok",
+        ),
+        ({"tokens": None}, "a tokenizer without tokens, their types"),
         ({"token_type": [1]}, "a tokenizer without tokens, their types"),
         ({"merges": None}, "vocabulary and merges do not belong together"),
         ({"merges": [1]}, "a tokenizer without tokens, their types"),
@@ -110,16 +116,87 @@ def test_a_count_of_items_that_the_file_lacks_is_refused_at_once(tmp_path: Path)
         read_gguf_tokenizer(GGUFFile(path))
 
 
-def test_llama_cpp_splits_text_into_our_tokens(tiny_gpt: Callable[..., GPTModel], tmp_path: Path) -> None:
-    """It merges no bytes across a missing one, as Hugging Face's library does."""
-    save_byte_pairs(tmp_path / "t", *SMOLLM)
-    tokenizer = BytePairTokenizer(*SMOLLM)
+def add_scores(writer: Any, pairs: BytePairs, **fields: Any) -> None:
+    """Write a tokenizer of SentencePiece's kind as llama.cpp's converter does. fields: those that differ."""
+    tokens = list(pairs.encoder)
+    characters = [i for i, token in enumerate(tokens) if len(token) == 1]
+    scores = [-1e9 if not token.strip("▁") else -float(i) for i, token in enumerate(tokens)]
+    kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.BYTE] * 256
+    kinds += [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds))
+    assert tokens[258] == "<0xFF>" and characters[0] > 259
+    values = {"tokens": tokens, "scores": scores, "token_type": kinds, "eos_token_id": 2, "bos_token_id": 1} | fields
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    for name, add in (
+        ("tokens", writer.add_token_list), ("scores", writer.add_token_scores), ("token_type", writer.add_token_types),
+        ("eos_token_id", writer.add_eos_token_id), ("bos_token_id", writer.add_bos_token_id),
+        ("add_bos_token", writer.add_add_bos_token), ("add_space_prefix", writer.add_add_space_prefix),
+    ):  # fmt: skip
+        if values.get(name) is not None:
+            add(values[name])
+
+
+def scored(path: Path, **fields: Any) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    add_scores(writer, LLAMA2, **fields)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_scores_become_merges(tmp_path: Path) -> None:
+    found = read_gguf_tokenizer(GGUFFile(scored(tmp_path / "t.gguf")))
+    assert (found.encoder, found.settings) == (LLAMA2.encoder, LLAMA2.settings)
+    assert sorted(found.merges) == sorted(LLAMA2.merges)
+    runs = [pair for pair in found.merges if not "".join(pair).strip("▁")]
+    assert sorted(runs[:8]) == [("▁" * n, "▁" * n) for n in range(1, 9)]
+    silent = read_gguf_tokenizer(GGUFFile(scored(tmp_path / "t.gguf", add_bos_token=False)))
+    assert silent.settings.begin_token is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"add_space_prefix": False}, "its tokenizer is 'llama' with 'default'; only"),
+        ({"scores": None}, "a tokenizer without tokens, their types, merges or scores"),
+        (
+            {"bos_token_id": None},
+            "a tokenizer without tokens, their types, merges or scores, or without end or begin t",
+        ),
+        ({"token_type": [4] * len(LLAMA2.encoder)}, "its tokenizer has tokens that are neither text nor control"),
+        ({"token_type": [1] * len(LLAMA2.encoder)}, "vocabulary and merges do not belong together"),
+    ],
+)
+def test_scores_of_another_kind_are_refused(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
+    path = scored(tmp_path / "t.gguf", **fields)
+    with pytest.raises(UserError) as failure:
+        read_gguf_tokenizer(GGUFFile(path))
+    assert str(failure.value).startswith(f"{path}: {fault}")
+
+
+def test_merges_are_not_written_as_scores(tiny_gpt: Callable[..., GPTModel], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="GGUF stores scores in place of this tokenizer's merges; export with --form"):
+        save_gguf(tmp_path / "model.gguf", tiny_gpt(), BytePairTokenizer(*LLAMA2), half=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pairs", [SMOLLM, LLAMA2, LLAMA3, QWEN2])
+def test_llama_cpp_splits_text_into_our_tokens(
+    pairs: BytePairs, tiny_gpt: Callable[..., GPTModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It merges no bytes across a missing one, as Hugging Face's library does. It does not normalise Qwen2's text."""
     model = tiny_gpt(
-        vocab_size=tokenizer.vocab_size, context_length=256, n_heads=4, emb_dim=32, tied_head=True,
+        vocab_size=len(pairs.encoder), context_length=256, n_heads=4, emb_dim=32, tied_head=True,
         initialisation="gpt2", attention="sdpa",
     )  # fmt: skip
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    if pairs == LLAMA2:
+        monkeypatch.setattr(gguf_writer, "_add_tokenizer", lambda writer, *_: add_scores(writer, LLAMA2))
+    save_gguf(tmp_path / "model.gguf", model, BytePairTokenizer(*(SMOLLM if pairs == LLAMA2 else pairs)), half=False)
+    tokenizer = BytePairTokenizer(*read_gguf_tokenizer(GGUFFile(tmp_path / "model.gguf")))
+    assert set(tokenizer.pairs.merges) == set(pairs.merges)
     server = llama_server(tmp_path / "model.gguf", 256)
+    end, begin = pairs.settings.end_token, tokenizer.begin_ids
     for text in (
         smollm.TEXT,
         "  5",
@@ -128,9 +205,13 @@ def test_llama_cpp_splits_text_into_our_tokens(tiny_gpt: Callable[..., GPTModel]
         "I'll we'd 'S",
         "e\u0301 👩\u200d💻 \u00a0x",
         "a\x04b",
+        "so: \n\n\n  (12345)!\r\n 'LL",
+        "x" + " " * 3 + "y" + " " * 20 + "." + " " * 47,
+        "",
     ):
+        text = normalize("NFC", text) if pairs == QWEN2 else text
         for special in (False, True):
-            request = {"content": text + "<|im_end|>", "parse_special": special}
+            request = {"content": text + end, "parse_special": special, "add_special": special}
             reply = requests.post(f"{server.listening_address}/tokenize", json=request, timeout=60)
-            end = [tokenizer.end_token_id] if special else tokenizer.encode("<|im_end|>")
-            assert reply.json()["tokens"] == tokenizer.encode(text) + end, text
+            expected = [*begin, *tokenizer.encode(text), tokenizer.end_token_id]
+            assert reply.json()["tokens"] == (expected if special else tokenizer.encode(text + end)), text
