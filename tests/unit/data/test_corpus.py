@@ -1,4 +1,6 @@
+import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -14,9 +16,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from llms_from_scratch.ch02 import GPTDatasetV1
+from tokenizers.trainers import BpeTrainer
 
 from scratchlm.data import corpus
-from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, train_byte_pairs
+from scratchlm.data.byte_pairs import END_OF_TEXT, GPT2_SETTINGS, BytePairTokenizer, train_byte_pairs
 from scratchlm.data.corpus import (
     Corpus,
     CorpusParams,
@@ -26,6 +29,7 @@ from scratchlm.data.corpus import (
     write_corpus,
     write_shards,
 )
+from scratchlm.data.hub_tokenizer import byte_alphabet, hub_tokenizer
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, sha256_of
@@ -45,24 +49,33 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def greedy() -> BytePairTokenizer:
-    """Has tokens for whatever the byte-pair pattern lets stand together in the texts of these tests."""
+def greedy() -> list[BytePairTokenizer]:
+    """One of each pattern, with tokens for whatever it lets stand together in the texts of these tests."""
     source = random.Random(1)
     texts = ["".join(source.choices(SIGNS, k=25)) for _ in range(300)]
-    return BytePairTokenizer(*train_byte_pairs(texts, 1_200))
+    found = [BytePairTokenizer(*train_byte_pairs(texts, 1_200))]
+    for rules in ("llama3", "qwen2"):
+        hub = hub_tokenizer(rules, {}, [])
+        alphabet = sorted(byte_alphabet().values())
+        hub.train_from_iterator(texts, BpeTrainer(vocab_size=1_199, initial_alphabet=alphabet, show_progress=False))
+        merges = [tuple(pair) for pair in json.loads(hub.to_str())["model"]["merges"]]
+        assert ("!", "Ċ") in merges
+        settings = GPT2_SETTINGS.model_copy(update={"pattern": rules})
+        found.append(BytePairTokenizer(hub.get_vocab() | {END_OF_TEXT: hub.get_vocab_size()}, merges, settings))
+    return found
 
 
 @settings(deadline=None, max_examples=200)
 @given(TEXTS, st.integers(21, 100))
 def test_tokens_of_the_pieces_are_the_tokens_of_the_whole_text(
-    gpt2: BytePairTokenizer, greedy: BytePairTokenizer, scratch: Path, text: str, chunk_characters: int
+    gpt2: BytePairTokenizer, greedy: list[BytePairTokenizer], scratch: Path, text: str, chunk_characters: int
 ) -> None:
     scratch.write_bytes(text.encode("utf-8-sig" if text[0] == MARK else "utf-8"))
     words = WordTokenizer(collect_words(["word the aB1 .!"]))
     with mock.patch.object(corpus, "CHUNK_CHARACTERS", chunk_characters):
         chunks = list(text_chunks(scratch))
     assert "".join(chunks) == text
-    for tokenizer in (gpt2, greedy, words):
+    for tokenizer in (gpt2, *greedy, words):
         pieces = [token for chunk in chunks for token in tokenizer.encode_documents(chunk)]
         assert pieces == tokenizer.encode_documents(text).tolist()
 
@@ -87,7 +100,8 @@ def test_what_is_read_back_is_what_tiktoken_makes_of_the_whole_text_at_once(
 ) -> None:
     scratch.write_bytes(text.encode("utf-8-sig" if text[0] == MARK else "utf-8"))
     sizes = {"CHUNK_CHARACTERS": chunk_characters, "ROW_GROUP_TOKENS": row_group_tokens}
-    longest = max(map(len, text.split()), default=0)  # a run longer than sixteen pieces may be cut inside
+    runs = re.split(r"[^\S\x1c-\x1f\r\n]|(?<=[^\W_])[\r\n]", text)
+    longest = max(map(len, runs))  # a run longer than sixteen pieces may be cut inside
     assume(longest < 16 * chunk_characters)
     with mock.patch.multiple(corpus, **sizes):
         counts = write_shards(text_chunks(scratch), gpt2, scratch.parent / "read" / "train", shard_tokens)
@@ -135,6 +149,7 @@ def test_a_run_without_white_space_is_cut_after_sixteen_pieces(tmp_path: Path, m
         (6, ["aa bb", "  cc", " dd"]),
         (4, ["aaaa", " bbb"]),  # between what is read at once and what is read next
         (4, ["é", " xyyyyy"]),  # seen before there was enough for a piece
+        (4, ["aaaa", "\nbbb!\nc", " dd"]),  # punctuation and the end of its line can be one token
     ],
 )
 def test_a_piece_ends_where_white_space_begins(

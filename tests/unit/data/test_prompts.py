@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.instructions import InstructionsParams, write_instructions
+from scratchlm.data.messages import MessagesParams, write_messages
 from scratchlm.data.prompts import chat_template, check_style, encode_prompt, format_prompt
+from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_json
-from tests import smollm
+from tests import llama, smollm
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 REFUSAL = (
@@ -86,3 +89,27 @@ def test_an_answer_ends_with_the_tokenizers_end_token(end: str) -> None:
     (text,), _ = render_jinja_template([chat], chat_template=chat_template("chatml", end), add_generation_prompt=True)
     first = format_prompt(entry("Hi"), "chatml")
     assert text == f"{first}Ho{end}\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("kind", llama.KINDS)
+def test_a_prompt_starts_with_the_begin_token_where_the_model_has_one(kind: llama.Kind, tmp_path: Path) -> None:
+    tokenizer = BytePairTokenizer(*llama.tiny_pairs(kind))
+    begin, end = tokenizer.pairs.settings.begin_token, tokenizer.pairs.settings.end_token
+    style = "chatml" if kind == "qwen2" else "alpaca"
+    ids = encode_prompt(entry("Add.", "1"), style, tokenizer)
+    assert (
+        ids[: len(tokenizer.begin_ids)] == tokenizer.begin_ids == ([tokenizer.special_tokens[begin]] if begin else [])
+    )
+    save_huggingface_tokenizer(tmp_path, tokenizer, 64, chat_template(style, end, begin))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    chat = [{"role": "user", "content": "Add.\n1"}]
+    text = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert text == (begin or "") + format_prompt(entry("Add.\n1"), style)
+    found = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+    assert found == encode_prompt(entry("Add.\n1"), style, tokenizer)
+    (tmp_path / "sms").write_text("ham\ta\nham\tb\nham\tc\nspam\td\nspam\te\nspam\tf\n")
+    params = MessagesParams(reading="strict", balance=False, train_fraction=0.5, val_fraction=0.2)
+    write_messages(tmp_path / "sms", tokenizer, tmp_path / "messages", params, 2)
+    for row in read_table(tmp_path / "messages" / "train.parquet"):
+        assert row["token_ids"] == tokenizer.begin_ids + tokenizer.encode(row["text"])
