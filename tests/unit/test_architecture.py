@@ -125,6 +125,7 @@ def test_no_parameter_has_a_default_in_python():
         "norm",
         "feed_forward",
         "bias",
+        "rms_epsilon",
         "rope_base",
         "rope_scaling",
     )  # what a stored GPT-2 leaves out

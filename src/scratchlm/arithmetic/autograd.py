@@ -132,27 +132,28 @@ class _LayerNorm(torch.autograd.Function):
         return below.view(x.shape), None, None
 
 
-def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """(…, C), (C,) -> (…, C)."""
-    return _RMSNorm.apply(x, scale)
+    return _RMSNorm.apply(x, scale, epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.cu_seqlens = boundaries(x.shape)
+        ctx.cu_seqlens, ctx.epsilon = boundaries(x.shape), epsilon
         ctx.sum = GradientSum(scale, "norm") if ctx.needs_input_grad[1] else None
-        return operations_for(x).rms_norm(x.flatten(0, -2), scale).view(x.shape)
+        return operations_for(x).rms_norm(x.flatten(0, -2), scale, epsilon).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, scale = ctx.saved_tensors
         operations = operations_for(x)
-        below, scale_rows = operations.rms_norm_gradients(gradient.flatten(0, -2), x.flatten(0, -2), scale)
+        flat = gradient.flatten(0, -2)
+        below, scale_rows = operations.rms_norm_gradients(flat, x.flatten(0, -2), scale, ctx.epsilon)
         if ctx.sum:
             operations.add_column_sums(ctx.sum.view(), scale_rows, ctx.cu_seqlens)
-        return below.view(x.shape), None
+        return below.view(x.shape), None, None
 
 
 class _Pointwise(torch.autograd.Function):

@@ -48,9 +48,9 @@ def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.layer_norm(x, scale.shape, scale, shift, eps=1e-5)
 
 
-def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
-    """x / √(mean of x² + 1e-5) over the last dimension, scaled: (…, C), (C,). Source: Zhang and Sennrich 2019."""
-    return exact.rms_norm(x, scale) if is_exact() else F.rms_norm(x, scale.shape, scale, eps=1e-5)
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean of x² + ε) over the last dimension, scaled: (…, C), (C,). Source: Zhang and Sennrich 2019."""
+    return exact.rms_norm(x, scale, epsilon) if is_exact() else F.rms_norm(x, scale.shape, scale, eps=epsilon)
 
 
 def gelu(x: Tensor) -> Tensor:

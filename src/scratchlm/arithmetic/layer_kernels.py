@@ -64,28 +64,28 @@ def layer_norm_gradients(span, gradient, x, scale, found):
 
 
 @compiled()
-def reciprocal_of_size(row, squares):
+def reciprocal_of_size(row, epsilon, squares):
     """1 / √(mean of the squares + ε); `squares` is room for C numbers."""
     C = len(row)
     for c in range(C):
         squares[c] = np.float64(row[c]) * np.float64(row[c])
-    return 1.0 / math.sqrt(row_sum(squares) * (1.0 / C) + EPSILON)
+    return 1.0 / math.sqrt(row_sum(squares) * (1.0 / C) + epsilon)
 
 
 @compiled()
-def rms_norm(span, x, scale, y):
+def rms_norm(span, x, scale, epsilon, y):
     """reference.rms_norm."""
     start, end = span
     squares = np.empty(x.shape[1])
     for i in range(start, end):
         row, found = x[i], y[i]
-        reciprocal = reciprocal_of_size(row, squares)
+        reciprocal = reciprocal_of_size(row, epsilon, squares)
         for c in range(len(squares)):
             found[c] = np.float32(np.float64(row[c]) * reciprocal * np.float64(scale[c]))
 
 
 @compiled()
-def rms_norm_gradients(span, gradient, x, scale, found):
+def rms_norm_gradients(span, gradient, x, scale, epsilon, found):
     """reference.rms_norm_gradients."""
     start, end = span
     below, scale_rows = found
@@ -93,7 +93,7 @@ def rms_norm_gradients(span, gradient, x, scale, found):
     normal, inner, along = np.empty(C), np.empty(C), np.empty(C)
     for i in range(start, end):
         row, above, to, to_scale = x[i], gradient[i], below[i], scale_rows[i]
-        reciprocal = reciprocal_of_size(row, along)
+        reciprocal = reciprocal_of_size(row, epsilon, along)
         for c in range(C):
             normal[c] = np.float64(row[c]) * reciprocal
             inner[c] = np.float64(above[c]) * np.float64(scale[c])

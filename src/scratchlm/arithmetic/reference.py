@@ -14,7 +14,7 @@ from torch import Tensor
 from scratchlm.arithmetic.elementary import exp, log, sqrt
 from scratchlm.arithmetic.integers import CHUNK, LONGEST, exact_sum, product, quantise_for_sum, weighted_sum
 
-EPSILON = 1e-5  # of layer norm
+EPSILON = 1e-5  # of the norms of GPT-2, and of Llama's if nothing else is said
 GELU_SLOPE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
 CALL_FACTOR, ROW_FACTOR, COLUMN_FACTOR = 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51  # any odd
 IGNORED = -100  # a target that is not scored
@@ -89,23 +89,23 @@ def _normalise(x: Tensor) -> tuple[Tensor, Tensor]:
     return centred * reciprocal, reciprocal
 
 
-def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, epsilon: float = EPSILON) -> Tensor:
     """(N, C), (C,) -> (N, C)."""
-    return (x.double() * _reciprocal_of_size(x) * scale).float()
+    return (x.double() * _reciprocal_of_size(x, epsilon) * scale).float()
 
 
-def rms_norm_gradients(gradient: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def rms_norm_gradients(gradient: Tensor, x: Tensor, scale: Tensor, epsilon: float = EPSILON) -> tuple[Tensor, Tensor]:
     """Of the input, (N, C), and each row's part of the scale's, (N, C) float64."""
-    reciprocal = _reciprocal_of_size(x)
+    reciprocal = _reciprocal_of_size(x, epsilon)
     normal, inner = x.double() * reciprocal, gradient.double() * scale
     along = exact_sum(inner * normal) * (1.0 / x.shape[-1])
     return ((inner - normal * along) * reciprocal).float(), gradient.double() * normal
 
 
-def _reciprocal_of_size(x: Tensor) -> Tensor:
+def _reciprocal_of_size(x: Tensor, epsilon: float) -> Tensor:
     """1 / √(mean of x² + ε): (N, C) -> (N, 1) float64."""
     wide = x.double()
-    return 1.0 / sqrt(exact_sum(wide * wide) * (1.0 / x.shape[-1]) + EPSILON)
+    return 1.0 / sqrt(exact_sum(wide * wide) * (1.0 / x.shape[-1]) + epsilon)
 
 
 def gelu(x: Tensor) -> Tensor:

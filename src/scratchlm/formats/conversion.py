@@ -76,5 +76,6 @@ def their_tensors(model: GPTModel, format_: Format) -> Iterator[tuple[str, Tenso
 
 
 def _widths(model: GPTModel) -> dict[str, tuple[int, ...]]:
-    """The rows of each part, by the name of the weight that has several."""
-    return {f"{path}.weight": layer.parts for path, layer in model.named_modules() if isinstance(layer, Linear)}
+    """The rows of each part, by the name of the weight or bias that has several."""
+    layers = [(path, layer.parts) for path, layer in model.named_modules() if isinstance(layer, Linear)]
+    return {f"{path}.{tensor}": parts for path, parts in layers for tensor in ("weight", "bias")}

@@ -48,7 +48,7 @@ def save_gguf(
             writer.add_value_length(config.head_dim)
             writer.add_rope_dimension_count(config.head_dim)
             writer.add_rope_freq_base(config.rope_base)
-            writer.add_layer_norm_rms_eps(1e-5)
+            writer.add_layer_norm_rms_eps(config.rms_epsilon)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
         _add_tokenizer(writer, tokenizer, template)
         if config.rope_scaling:
@@ -70,8 +70,8 @@ def save_gguf(
 
 
 def turned_heads(name: str, config: GPTConfig) -> int:
-    """How many heads a tensor has whose rows rope turns: in GGUF a pair are neighbours, not D / 2 rows apart."""
-    if config.position != "rope":
+    """The heads of a tensor whose rows rope turns: in a Llama's file a pair are neighbours, not D / 2 rows apart."""
+    if architecture(config) != "llama":
         return 0
     return {"attn_q.weight": config.n_heads, "attn_k.weight": config.n_kv_heads}.get(name.split(".", 2)[-1], 0)
 

@@ -2,7 +2,7 @@
 
 import math
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import gguf
 import numpy as np
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scratchlm.formats.conversion import convert_weights
 from scratchlm.formats.gguf import ROPE_FACTORS, turned_heads
 from scratchlm.formats.gguf_file import GGUFFile
-from scratchlm.formats.names import HEAD, LLAMA
+from scratchlm.formats.names import HEAD, LLAMA, Architecture
 from scratchlm.formats.native import first_mistake
 from scratchlm.model.config import GPTConfig, RopeScaling
 from scratchlm.model.gpt import GPTModel
@@ -23,7 +23,7 @@ _LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "ori
 
 
 def load_gguf(file: GGUFFile) -> GPTModel:
-    """Return the Llama or GPT-2 of a file, quantised weights as the float32 numbers that they stand for.
+    """Return the GPT-2, Llama or Qwen2 of a file, quantised weights as the float32 numbers that they stand for.
 
     Raises UserError naming the file and what cannot be read.
     """
@@ -66,8 +66,8 @@ def _rope_scaling(file: GGUFFile, config: GPTConfig, factors: np.ndarray) -> Rop
 def _read_config(file: GGUFFile) -> GPTConfig:
     values, names = file.values, {tensor.name for tensor in file.tensors}
     kind = values.get("general.architecture")
-    if kind not in ("gpt2", "llama"):
-        raise UserError(f"{file.path}: a model of architecture {kind!r}; only gpt2 and llama can be read")
+    if kind not in get_args(Architecture):
+        raise UserError(f"{file.path}: a model of architecture {kind!r}; only gpt2, llama and qwen2 can be read")
     if f"{kind}.rope.scaling.type" in values:
         raise UserError(f"{file.path}: its rope is scaled; only models with plain rope or Llama 3.1's can be read")
     tokens = values.get("tokenizer.ggml.tokens")
@@ -80,18 +80,23 @@ def _read_config(file: GGUFFile) -> GPTConfig:
         "hidden_dim": values.get(f"{kind}.feed_forward_length"),
         "tied_head": HEAD.gguf not in names,
     }
+    name = f"{kind}.attention.layer_norm{'' if kind == 'gpt2' else '_rms'}_epsilon"
+    epsilon = values.get(name)
+    if not isinstance(epsilon, float) or (kind == "gpt2" and not math.isclose(epsilon, 1e-5, rel_tol=1e-3)):
+        raise UserError(
+            f"{file.path}: {name} is {epsilon}; only GPT-2 with 1e-05 and Llama and Qwen2 with any can be read"
+        )
     if kind == "gpt2":
         found |= {"dropout": 0.0, "qkv_bias": True, "initialisation": "gpt2", "attention": "sdpa"}
     else:
         found |= {
-            "n_kv_heads": values.get("llama.attention.head_count_kv"),
-            "head_dim": values.get("llama.attention.key_length"),
-            "rope_base": values.get("llama.rope.freq_base", 10_000.0),
+            "n_kv_heads": values.get(f"{kind}.attention.head_count_kv"),
+            "head_dim": values.get(f"{kind}.attention.key_length"),
+            "rope_base": values.get(f"{kind}.rope.freq_base", 10_000.0),
+            "rms_epsilon": float(f"{epsilon:.6g}"),  # a float32, which has no 1e-05
             **LLAMA,
+            "qkv_bias": kind == "qwen2",
         }
-    epsilon = values.get(f"{kind}.attention.layer_norm{'_rms' if kind == 'llama' else ''}_epsilon")
-    if not isinstance(epsilon, float) or not math.isclose(epsilon, 1e-5, rel_tol=1e-3):
-        raise UserError(f"{file.path}: the epsilon of its norms is {epsilon}; only models with 1e-05 can be read")
     try:
         return GPTConfig.model_validate(found)
     except ValidationError as error:

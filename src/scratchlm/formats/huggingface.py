@@ -1,4 +1,4 @@
-"""Hugging Face's folders of GPT-2 and Llama models, written and read: config, model.safetensors, tokenizer files."""
+"""Hugging Face's folders of GPT-2, Llama and Qwen2, written and read: config, model.safetensors, tokenizer files."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, write_json
 
-WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model."}  # of every tensor but the head
+WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
@@ -37,7 +37,7 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer: BytePairTokenizer
 
 
 def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
-    """Return the GPT-2 or Llama of a Hugging Face folder, in float32.
+    """Return the GPT-2, Llama or Qwen2 of a Hugging Face folder, in float32.
 
     vocab_size: the tokenizer's; rows of the embedding beyond it, which some add for speed, are left out.
     Raises UserError naming the file and the first tensor that does not fit.

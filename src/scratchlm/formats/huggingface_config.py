@@ -1,4 +1,4 @@
-"""config.json of Hugging Face's GPT-2 and Llama folders, from our configurations and back."""
+"""config.json of Hugging Face's GPT-2, Llama and Qwen2 folders, from our configurations and back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +21,8 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
     },
-    "llama": {
-        "hidden_act": ("silu",),
-        "rms_norm_eps": (1e-5,),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-    },
+    "llama": {"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+    "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
 }
 
 
@@ -47,7 +43,8 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
         "bos_token_id": end_token_id,
         "eos_token_id": end_token_id,
     }
-    if architecture(config) == "gpt2":
+    kind = architecture(config)
+    if kind == "gpt2":
         return shared | {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -66,10 +63,10 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
         scaling = config.rope_scaling.model_dump()
         rope = {"rope_type": "llama3"} | {theirs: scaling[ours] for ours, theirs in _ROPE_SCALING.items()}
         shared["rope_scaling"] = rope  # of versions below 5
-    return shared | {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
+    fixed = {key: values[0] for key, values in _FIXED[kind].items()}
+    return (shared | fixed) | {
+        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}[kind]],
+        "model_type": kind,
         "max_position_embeddings": config.context_length,
         "hidden_size": config.emb_dim,
         "intermediate_size": config.hidden_dim,
@@ -79,9 +76,7 @@ def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object
         "head_dim": config.head_dim,
         "rope_theta": config.rope_base,  # of versions below 5
         "rope_parameters": rope | {"rope_theta": config.rope_base},
-        "rms_norm_eps": 1e-5,
-        "attention_bias": False,
-        "mlp_bias": False,
+        "rms_norm_eps": config.rms_epsilon,
         "attention_dropout": 0.0,
     }
 
@@ -92,7 +87,7 @@ def read_config(folder: Path) -> GPTConfig:
     theirs = read_json(path)
     kind = theirs.get("model_type")
     if kind not in _FIXED:
-        raise UserError(f"{path}: model_type is {kind!r}; only gpt2 and llama can be read")
+        raise UserError(f"{path}: model_type is {kind!r}; only gpt2, llama and qwen2 can be read")
     for key, values in _FIXED[kind].items():
         if theirs.get(key, values[0]) not in values:
             allowed = " or ".join(map(repr, values))
@@ -137,5 +132,7 @@ def _llama(theirs: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "rope_base": rope.get("rope_theta", theirs.get("rope_theta", 10_000.0)),
         "rope_scaling": {ours: rope[name] for ours, name in _ROPE_SCALING.items()} if kind == "llama3" else None,
         "tied_head": theirs.get("tie_word_embeddings", False),
+        "rms_epsilon": theirs.get("rms_norm_eps", 1e-6),
         **LLAMA,
+        "qkv_bias": theirs["model_type"] == "qwen2",
     }

@@ -1,7 +1,7 @@
-"""One table of tensor names for all formats, for GPT-2 and for Llama: ours, OpenAI's, Hugging Face's and GGUF's.
+"""One table of tensor names for all formats, for GPT-2, Llama and Qwen2: ours, OpenAI's, Hugging Face's and GGUF's.
 
-Sources: github.com/openai/gpt-2, src/model.py; transformers, models/gpt2 and models/llama; llama.cpp, architectures
-`gpt2` and `llama`.
+Sources: github.com/openai/gpt-2, src/model.py; transformers, models/gpt2, llama and qwen2; llama.cpp, architectures
+`gpt2`, `llama` and `qwen2`.
 """
 
 import re
@@ -60,6 +60,7 @@ _LLAMA_MODEL = (
 _LLAMA_BLOCK = (
     TensorName("norm1.scale", "", "input_layernorm.weight", "attn_norm.weight"),
     TensorName("attention.qkv.weight", "", "self_attn.{q,k,v}_proj.weight", "attn_{q,k,v}.weight"),
+    TensorName("attention.qkv.bias", "", "self_attn.{q,k,v}_proj.bias", "attn_{q,k,v}.bias"),  # of Qwen2 alone
     TensorName("attention.projection.weight", "", "self_attn.o_proj.weight", "attn_output.weight"),
     TensorName("norm2.scale", "", "post_attention_layernorm.weight", "ffn_norm.weight"),
     TensorName("feed_forward.expansion.weight", "", "mlp.{gate,up}_proj.weight", "ffn_{gate,up}.weight"),
@@ -67,27 +68,28 @@ _LLAMA_BLOCK = (
 )
 
 
-# What every Llama has, as fields of GPTConfig
+Architecture = Literal["gpt2", "llama", "qwen2"]
+# What every Llama has, as fields of GPTConfig; Qwen2 has qkv_bias
 LLAMA = {
     "position": "rope", "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False, "bias": False, "dropout": 0.0,
     "initialisation": "gpt2", "attention": "sdpa",
 }  # fmt: skip
 
 
-def architecture(config: GPTConfig) -> Literal["gpt2", "llama"]:
+def architecture(config: GPTConfig) -> Architecture:
     """Return which architecture of other formats has these parts. Raises UserError if none has."""
     parts = (config.position, config.norm, config.feed_forward)
     widths = (config.n_kv_heads, config.n_heads * config.head_dim, config.hidden_dim)
     if parts == ("learned", "layer", "gelu") and config.bias:
         if widths == (config.n_heads, config.emb_dim, 4 * config.emb_dim):
             return "gpt2"
-    elif parts == ("rope", "rms", "swiglu") and not config.qkv_bias and not config.bias:
-        return "llama"
+    elif parts == ("rope", "rms", "swiglu") and not config.bias:
+        return "qwen2" if config.qkv_bias else "llama"
     raise UserError(
         f"no other format holds a model of position {config.position}, norm {config.norm}, feed_forward "
-        f"{config.feed_forward}, qkv_bias {str(config.qkv_bias).lower()}, bias {str(config.bias).lower()} and these "
-        "widths; only models built like GPT-2 (learned, layer, gelu, bias true, no custom widths) or like Llama (rope, "
-        "rms, swiglu, no biases) can be exported"
+        f"{config.feed_forward}, bias {str(config.bias).lower()} and these widths; only models built like GPT-2 "
+        "(learned, layer, gelu, bias true, no custom widths), Llama or Qwen2 (rope, rms, swiglu, bias false) can be "
+        "exported"
     )
 
 
@@ -97,7 +99,8 @@ def names_of(config: GPTConfig) -> Iterator[TensorName]:
         yield from tensor_names(config.n_layers)
     else:
         yield from _LLAMA_MODEL
-        yield from _blocks(_LLAMA_BLOCK, config.n_layers, "", "layers")
+        block = [name for name in _LLAMA_BLOCK if config.qkv_bias or not name.ours.endswith("bias")]
+        yield from _blocks(block, config.n_layers, "", "layers")
     if not config.tied_head:
         yield HEAD
 

@@ -13,6 +13,7 @@ SizeName = Literal["nano", "small", "124M", "355M", "774M", "1558M"]
 Probability = Annotated[float, Field(ge=0, le=0.9)]
 # Far above every published model: a configuration beyond them is a mistake, which would fail in hours or fill memory
 MAX_VOCAB_SIZE, MAX_CONTEXT_LENGTH, MAX_LAYERS, MAX_HEADS, MAX_EMB_DIM = 10_000_000, 1_000_000, 1_000, 1_000, 100_000
+RMS_EPSILON = 1e-5  # of Llama; Qwen2 has 1e-6
 Heads = Annotated[int, Field(ge=1, le=MAX_HEADS)]
 Width = Annotated[int, Field(ge=1, le=MAX_EMB_DIM)]
 HiddenWidth = Annotated[int, Field(ge=1, le=4 * MAX_EMB_DIM)]
@@ -128,7 +129,8 @@ class GPTConfig(ArchitectureParams, Shape):
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     bias: bool = True
     rope_base: Annotated[float, Field(gt=1, le=1e9)] = 10_000.0  # Su et al. 2021, section 3.2.2
-    # Stored only if there is one: configurations without it keep their bytes
+    # Stored only if they are others: configurations without them keep their bytes
+    rms_epsilon: Annotated[float, Field(gt=0, le=1e-2, exclude_if=lambda epsilon: epsilon == RMS_EPSILON)] = RMS_EPSILON
     rope_scaling: Annotated[RopeScaling | None, Field(exclude_if=lambda scaling: scaling is None)] = None
     n_kv_heads: Heads
     head_dim: Width

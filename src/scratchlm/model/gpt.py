@@ -42,7 +42,7 @@ class LayerNorm(nn.Module):
 
 def new_norm(config: GPTConfig) -> LayerNorm | RMSNorm:
     """The norm that the configuration names."""
-    return LayerNorm(config.emb_dim) if config.norm == "layer" else RMSNorm(config.emb_dim)
+    return LayerNorm(config.emb_dim) if config.norm == "layer" else RMSNorm(config.emb_dim, config.rms_epsilon)
 
 
 class GELU(nn.Module):

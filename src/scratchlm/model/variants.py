@@ -12,14 +12,14 @@ from scratchlm.model.config import RopeScaling
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + 1e-5) · scale over channels: (…, C) -> (…, C). Source: Zhang and Sennrich 2019."""
+    """x / √(mean(x²) + ε) · scale over channels: (…, C) -> (…, C). Source: Zhang and Sennrich 2019."""
 
-    def __init__(self, emb_dim: int) -> None:
+    def __init__(self, emb_dim: int, epsilon: float) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(emb_dim))
+        self.epsilon, self.scale = epsilon, nn.Parameter(torch.ones(emb_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.scale)
+        return rms_norm(x, self.scale, self.epsilon)
 
 
 class SwiGLU(nn.Module):

@@ -75,7 +75,8 @@ LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 KINDS = [
     {"tied_head": True}, {"tied_head": False}, {"tied_head": True, "qkv_bias": False},
     {"tied_head": False, "qkv_bias": False}, LLAMA, LLAMA | {"tied_head": False, "head_dim": 16, "rope_base": 500.0},
-    LLAMA | {"rope_scaling": LLAMA3, "rope_base": 5e5},
+    LLAMA | {"rope_scaling": LLAMA3, "rope_base": 5e5}, LLAMA | {"rms_epsilon": 0.01},
+    LLAMA | {"qkv_bias": True, "rms_epsilon": 1e-6}, LLAMA | {"qkv_bias": True, "n_kv_heads": 4, "tied_head": False},
 ]  # fmt: skip
 
 
@@ -164,7 +165,9 @@ def test_what_is_not_a_model_of_ours_is_refused(
     (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
     assert "not a whole GGUF file" in refusal(tmp_path / "cut.gguf")
     (tmp_path / "other.gguf").write_bytes(whole.replace(b"llama", b"lambs"))
-    assert refusal(tmp_path / "other.gguf").endswith("a model of architecture 'lambs'; only gpt2 and llama can be read")
+    assert refusal(tmp_path / "other.gguf").endswith(
+        "a model of architecture 'lambs'; only gpt2, llama and qwen2 can be read"
+    )
 
 
 @pytest.mark.parametrize("changes", [{"original_context_length": 4096}, {"low_freq_factor": 2.0}])

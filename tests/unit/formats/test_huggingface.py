@@ -9,7 +9,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    Qwen2ForCausalLM,
+)
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.prompts import PromptStyle, chat_template, format_prompt
@@ -177,7 +184,14 @@ SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "origi
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"head_dim": 12, "rope_base": 500.0}, {"n_kv_heads": 4, "hidden_dim": 20}, {"rope_scaling": SCALED}],
+    [
+        {"rms_epsilon": 1e-6},
+        {"head_dim": 12, "rope_base": 500.0},
+        {"n_kv_heads": 4, "hidden_dim": 20},
+        {"rope_scaling": SCALED},
+        {"qkv_bias": True},
+        {"qkv_bias": True, "rms_epsilon": 1e-6, "n_kv_heads": 4, "rope_base": 500.0},
+    ],
 )
 def test_a_llama_gives_transformers_logits_and_text_both_ways(
     changes: dict[str, Any], tied_head: bool, random_gpt: Build, tokenizer: BytePairTokenizer,
@@ -186,7 +200,7 @@ def test_a_llama_gives_transformers_logits_and_text_both_ways(
     ours = random_gpt(**LLAMA | changes, tied_head=tied_head)
     save_huggingface(tmp_path / "ours", ours, tokenizer)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
-    assert isinstance(theirs, LlamaForCausalLM)
+    assert isinstance(theirs, Qwen2ForCausalLM if ours.config.qkv_bias else LlamaForCausalLM)
     assert_same_logits(ours, theirs)
     assert_same_greedy_text(ours, theirs)
     perturbed(theirs, 0.05, seed=4).save_pretrained(tmp_path / "theirs")
@@ -213,7 +227,8 @@ def test_scaled_rope_is_read_as_older_and_newer_versions_store_it(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"rms_norm_eps": 1e-6}, "rms_norm_eps is 1e-06; only models with 1e-05 can be read"),
+        ({"rms_norm_eps": 0.0}, "rms_epsilon: Input should be greater than 0"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True; only models with False can"),
         ({"attention_bias": True}, "attention_bias is True; only models with False can be read"),
         (
             {"rope_parameters": {"rope_type": "yarn", "factor": 32.0}},
@@ -375,6 +390,16 @@ def test_an_untied_model_without_its_head_is_refused(exported: Path) -> None:
     assert "tensor lm_head.weight is missing" in refusal(exported)
 
 
+def test_an_epsilon_that_a_llama_does_not_store_is_transformers_default(
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    save_huggingface(tmp_path, random_gpt(**LLAMA), tokenizer)
+    rewrite_config(tmp_path, rms_norm_eps="absent")
+    ours = load_huggingface(tmp_path)
+    assert ours.config.rms_epsilon == 1e-6
+    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 def test_the_masks_that_older_versions_store_are_no_weights(exported: Path, tiny: GPTModel) -> None:
     mask = torch.ones(1, 1, 64, 64).tril()
     spoil(
@@ -406,7 +431,7 @@ def test_a_damaged_weights_file_is_named(exported: Path) -> None:
 
 def test_another_kind_of_model_is_refused(exported: Path) -> None:
     path = rewrite_config(exported, model_type="mistral")
-    assert refusal(exported) == f"{path}: model_type is 'mistral'; only gpt2 and llama can be read"
+    assert refusal(exported) == f"{path}: model_type is 'mistral'; only gpt2, llama and qwen2 can be read"
 
 
 def test_a_configuration_without_a_size_is_refused(exported: Path) -> None:

@@ -66,10 +66,11 @@ def model(request: pytest.FixtureRequest) -> GPTModel:
 # By hand
 
 
-def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
-    norm = RMSNorm(2)
+@pytest.mark.parametrize("epsilon", [1e-5, 3.5])
+def test_rms_norm_divides_by_the_root_of_the_mean_square(epsilon: float) -> None:
+    norm = RMSNorm(2, epsilon)
     norm.load_state_dict({"scale": torch.tensor([1.0, 2.0])})
-    size = math.sqrt(12.5 + 1e-5)  # (9 + 16) / 2
+    size = math.sqrt(12.5 + epsilon)  # (9 + 16) / 2
     torch.testing.assert_close(norm(torch.tensor([[3.0, 4.0]])), torch.tensor([[3 / size, 8 / size]]))
 
 
