@@ -14,7 +14,8 @@ from tests import smollm
 Kind = Literal["llama2", "llama3", "qwen2"]
 KINDS: tuple[Kind, ...] = ("llama2", "llama3", "qwen2")
 TEXT = (
-    smollm.TEXT + "I'LL we'Ve; so:\r\n\r\n  (1234567)...\n\n\tdef f(x):\n\t\treturn x ** 2  #!?\n cafe\u0301 한국\n" * 4
+    smollm.TEXT
+    + "I'LL we'Ve; so;\r\n x;\r\n\r\n  (1234567)...\n\n\tdef f(x):\n\t\treturn x ** 2  #!?\n cafe\u0301 한국\n" * 4
 )
 ODD = [
     *smollm.ODD, "\r\n", "'LL", "'\u017f", "!\n", "1234", "\u2581", "  ", " " * 17, "<0x41>", "<unk>", "<s>", "</s>",
@@ -41,8 +42,8 @@ def _by_character() -> dict[str, int]:
     hub.train_from_iterator([TEXT], trainers.BpeTrainer(vocab_size=160, show_progress=False))
     learnt = sorted(hub.get_vocab(), key=hub.get_vocab().__getitem__)
     spaces = ["▁" * n for n in range(2, 17) if "▁" * n not in learnt]
-    learnt = [token for token in learnt if not set(token) & set("\n\t\r7é")]  # which become bytes
-    longer = [token for token in learnt if len(token) > 1] + spaces
+    learnt = [token for token in learnt if not set(token) & set("\n\t7é")]  # which become bytes
+    longer = [token for token in learnt if len(token) > 1] + spaces + [";\r"]
     characters = [token for token in learnt if len(token) == 1]
     tokens = [*SPECIAL["llama2"], *(f"<0x{byte:02X}>" for byte in range(256)), *longer, *characters]
     return {token: i for i, token in enumerate(tokens)}

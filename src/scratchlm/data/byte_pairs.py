@@ -157,6 +157,7 @@ def _check_together(pairs: BytePairs) -> None:
         # tiktoken merges by id
         or (settings.pattern in PATTERNS and merged != sorted(merged, key=encoder.__getitem__))
         or not named <= set(settings.special_tokens)
+        or not set(" \n").isdisjoint("".join(merged))  # which separate tokens in vocab.bpe
     ):
         special = settings.special_tokens
         singles = f"{len(single)} single {'bytes' if settings.pattern in PATTERNS else 'bytes and characters'}"
@@ -196,7 +197,7 @@ def check_settings(values: dict[str, Any], path: Path) -> BytePairSettings:
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs of a vocab.bpe file in order of priority; its first line is a version comment."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().decode("utf-8").split("\n")  # read_text would make other ends of lines of \r
     except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
     except UnicodeDecodeError as error:

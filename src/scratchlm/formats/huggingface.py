@@ -32,7 +32,7 @@ def save_huggingface(folder: Path, model: GPTModel, tokenizer: BytePairTokenizer
     }
     with atomic_folder(folder) as temporary:
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id))
+        write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id, tokenizer.begin_ids))
         save_huggingface_tokenizer(temporary, tokenizer, config.context_length, template)
 
 

@@ -1,6 +1,6 @@
 """config.json of Hugging Face's GPT-2, Llama and Qwen2 folders, from our configurations and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,12 @@ _ROPE_SCALING = {
 }
 
 
-def huggingface_config(config: GPTConfig, end_token_id: int) -> dict[str, object]:
+def huggingface_config(config: GPTConfig, end_token_id: int, begin_ids: Sequence[int] = ()) -> dict[str, object]:
     """Return the content of their config.json for one of our configurations. Raises UserError if they have none."""
     shared: dict[str, object] = {
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tied_head,
-        "bos_token_id": end_token_id,
+        "bos_token_id": [*begin_ids, end_token_id][0],
         "eos_token_id": end_token_id,
     }
     kind = architecture(config)

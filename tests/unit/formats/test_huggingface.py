@@ -32,6 +32,7 @@ from scratchlm.model.config import SIZES, GPTConfig
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+from tests import llama
 from tests.conftest import Inputs
 from tests.perturbed import perturbed
 
@@ -61,10 +62,11 @@ def random_transformers_gpt(config: GPTConfig) -> GPT2LMHeadModel:
     return perturbed(model, 0.05, seed=4)
 
 
-def assert_same_logits(ours: GPTModel, theirs: GPT2LMHeadModel) -> None:
+def assert_same_logits(ours: GPTModel, theirs: GPT2LMHeadModel | GPTModel) -> None:
     token_ids = torch.randint(ours.config.vocab_size, (2, 48), generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        expected, found = theirs(token_ids).logits, ours(token_ids)
+        expected, found = theirs(token_ids), ours(token_ids)
+    expected = expected if isinstance(expected, torch.Tensor) else expected.logits
     assert expected.dtype == found.dtype == torch.float32
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
@@ -388,6 +390,23 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(exported: Path) -> None:
 def test_an_untied_model_without_its_head_is_refused(exported: Path) -> None:
     rewrite_config(exported, tie_word_embeddings=False)
     assert "tensor lm_head.weight is missing" in refusal(exported)
+
+
+@pytest.mark.parametrize("kind", llama.KINDS)
+def test_a_model_with_the_tokenizer_of_a_llama_comes_back(kind: llama.Kind, random_gpt: Build, tmp_path: Path) -> None:
+    tokenizer = BytePairTokenizer(*llama.tiny_pairs(kind))
+    n_tokens = tokenizer.vocab_size
+    ours = random_gpt(**LLAMA | {"qkv_bias": kind == "qwen2"}, vocab_size=n_tokens)
+    save_huggingface(tmp_path / "ours", ours, tokenizer)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    first, end = [*tokenizer.begin_ids, tokenizer.end_token_id][0], tokenizer.end_token_id
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (first, end)
+    theirs.resize_token_embeddings(n_tokens + 8, mean_resizing=False)
+    theirs.save_pretrained(tmp_path / "theirs")
+    llama.write(tmp_path / "theirs", kind)
+    pairs = load_huggingface_tokenizer(tmp_path / "theirs")
+    assert pairs == tokenizer.pairs
+    assert_same_logits(load_huggingface(tmp_path / "theirs", len(pairs.encoder)), ours)
 
 
 def test_an_epsilon_that_a_llama_does_not_store_is_transformers_default(
