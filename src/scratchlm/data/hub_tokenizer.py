@@ -6,6 +6,7 @@ from typing import Any, Literal
 Rules = Literal["gpt2", "smollm", "llama3", "qwen2", "sentencepiece"]
 N_BYTES = 256
 SPACE = "▁"  # SentencePiece's character for a space
+BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]  # its tokens of bytes
 _TIKTOKEN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
     r"""|\s+(?!\S)|\s+"""
@@ -62,7 +63,7 @@ def hub_tokenizer(rules: Rules, encoder: Mapping[str, int], merges: Sequence[tup
 def single_tokens(rules: Rules, encoder: Collection[str]) -> set[str]:
     """Return the tokens of a vocabulary that no merge makes: of all bytes, and of SentencePiece's characters."""
     if rules == "sentencepiece":
-        return {f"<0x{byte:02X}>" for byte in range(N_BYTES)} | {token for token in encoder if len(token) == 1}
+        return {*BYTE_TOKENS, *(token for token in encoder if len(token) == 1)}
     return set(byte_alphabet().values())
 
 
@@ -79,6 +80,21 @@ def merges_by_score(scores: Mapping[str, float]) -> list[tuple[str, str]]:
         if token[:i] in scores and token[i:] in scores
     ]
     return sorted(pairs, key=lambda pair: (-scores["".join(pair)], pair[0] != pair[1]))
+
+
+def scores_by_merge(merges: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Return scores that give these merges back: each token's is above those of the tokens that are made later.
+
+    Tokens whose merges stand between each other's, as those of runs of spaces do, have the same score.
+    """
+    ranks: dict[str, list[int]] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), []).append(rank)
+    scores, score, last = {}, 0.0, -1
+    for token, found in ranks.items():
+        score -= found[0] > last
+        scores[token], last = score, max(last, found[-1])
+    return scores
 
 
 def missing_bytes(encoder: Collection[str]) -> list[int]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
+from scratchlm.data.hub_tokenizer import BYTE_TOKENS, merges_by_score, scores_by_merge
 from scratchlm.formats.conversion import their_tensors
 from scratchlm.formats.gguf_file import PRE_TOKENIZERS
 from scratchlm.formats.names import architecture
@@ -29,8 +30,6 @@ def save_gguf(
     """
     import gguf
 
-    if tokenizer.pairs.settings.pattern not in PRE_TOKENIZERS:
-        raise UserError("GGUF stores scores in place of this tokenizer's merges; export with --format huggingface")
     config, kind = model.config, architecture(model.config)
     with atomic_write(path) as temporary:
         writer = gguf.GGUFWriter(temporary, kind)
@@ -81,13 +80,25 @@ def _add_tokenizer(writer: Any, tokenizer: BytePairTokenizer, template: str | No
     import gguf
 
     encoder, merges, settings = tokenizer.pairs
-    control = set(tokenizer.special_tokens)
-    tokens = sorted(encoder, key=encoder.__getitem__)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZERS[settings.pattern])
+    tokens, pre = sorted(encoder, key=encoder.__getitem__), PRE_TOKENIZERS.get(settings.pattern)
+    kinds = dict.fromkeys(tokens, gguf.TokenType.NORMAL)
+    kinds |= dict.fromkeys([] if pre else BYTE_TOKENS, gguf.TokenType.BYTE)
+    kinds |= dict.fromkeys(settings.special_tokens, gguf.TokenType.CONTROL)
+    writer.add_tokenizer_model("gpt2" if pre else "llama")
+    writer.add_tokenizer_pre(pre or "default")
     writer.add_token_list(tokens)
-    writer.add_token_types([gguf.TokenType.CONTROL if token in control else gguf.TokenType.NORMAL for token in tokens])
-    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_token_types([kinds[token] for token in tokens])
+    if pre:
+        writer.add_token_merges([" ".join(pair) for pair in merges])
+    else:
+        text = [token for token in tokens if kinds[token] == gguf.TokenType.NORMAL]
+        scores = dict.fromkeys(tokens, 0.0) | scores_by_merge(merges)
+        if set(merges_by_score({token: scores[token] for token in text})) != set(merges):
+            unequal = (
+                "its tokenizer makes a token of some pairs of its parts and not of others, for which GGUF has no form"
+            )
+            raise UserError(f"{unequal}; export with --format huggingface")
+        writer.add_token_scores([scores[token] for token in tokens])
     writer.add_eos_token_id(tokenizer.end_token_id)
     writer.add_add_bos_token(bool(tokenizer.begin_ids))
     for token_id in tokenizer.begin_ids:
