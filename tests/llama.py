@@ -3,7 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -11,8 +11,8 @@ from scratchlm.data.byte_pairs import BytePairs
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
 from tests import smollm
 
-Kind = Literal["llama2", "llama3", "qwen2"]
-KINDS: tuple[Kind, ...] = ("llama2", "llama3", "qwen2")
+Kind = Literal["llama2", "metaspace", "llama3", "qwen2"]  # metaspace: Llama 2's as transformers 5 saves it
+KINDS: tuple[Kind, ...] = get_args(Kind)
 TEXT = (
     smollm.TEXT
     + "I'LL we'Ve; so;\r\n x;\r\n\r\n  (1234567)...\n\n\tdef f(x):\n\t\treturn x ** 2  #!?\n cafe\u0301 한국\n" * 4
@@ -30,8 +30,9 @@ SPECIAL = {
     "llama3": ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved|>", "<|eot_id|>"],
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
 }  # fmt: skip
-BEGIN = {"llama2": "<s>", "llama3": "<|begin_of_text|>", "qwen2": None}
-END = {"llama2": "</s>", "llama3": "<|eot_id|>", "qwen2": "<|im_end|>"}
+SPECIAL["metaspace"] = SPECIAL["llama2"]
+BEGIN = {"llama2": "<s>", "metaspace": "<s>", "llama3": "<|begin_of_text|>", "qwen2": None}
+END = {"llama2": "</s>", "metaspace": "</s>", "llama3": "<|eot_id|>", "qwen2": "<|im_end|>"}
 
 
 def _by_character() -> dict[str, int]:
@@ -70,9 +71,10 @@ def _merges(encoder: dict[str, int], first: int) -> list[tuple[str, str]]:
 
 def tokenizer_json(kind: Kind) -> dict[str, Any]:
     """The content of a tokenizer.json."""
-    encoder = _by_character() if kind == "llama2" else _by_byte(kind)
-    merges = _merges(encoder, 259 if kind == "llama2" else 0)
-    first = 0 if kind == "llama2" else len(encoder)
+    by_character = kind in ("llama2", "metaspace")
+    encoder = _by_character() if by_character else _by_byte(kind)
+    merges = _merges(encoder, 259 if by_character else 0)
+    first = 0 if by_character else len(encoder)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     content: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
@@ -81,12 +83,15 @@ def tokenizer_json(kind: Kind) -> dict[str, Any]:
              "normalized": False, "special": True} for i, token in enumerate(SPECIAL[kind])
         ],
     }  # fmt: skip
-    if kind == "llama2":
+    if by_character:
         replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
         steps = [{"type": "Prepend", "prepend": "▁"}, replace]
         back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
         strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
         content["normalizer"], content["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
+        if kind == "metaspace":
+            metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+            content |= {"normalizer": None, "pre_tokenizer": metaspace}
         decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}, strip]
         content["decoder"] = {"type": "Sequence", "decoders": decoders}
     else:
@@ -102,11 +107,11 @@ def tokenizer_json(kind: Kind) -> dict[str, Any]:
         names = {begin: {"id": begin, "ids": ids, "tokens": [begin]}}
         template = {"type": "TemplateProcessing", "single": single, "pair": [*single, text], "special_tokens": names}
         sequence = {"type": "Sequence", "processors": [byte_level, template]}
-        content["post_processor"] = template if kind == "llama2" else sequence
+        content["post_processor"] = template if by_character else sequence
     content["model"] = {
         "type": "BPE", "dropout": None, "unk_token": "<unk>" if kind == "llama2" else None,
-        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": kind == "llama2",
-        "byte_fallback": kind == "llama2", "ignore_merges": kind == "llama3", "vocab": encoder, "merges": merges,
+        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": by_character,
+        "byte_fallback": by_character, "ignore_merges": kind == "llama3", "vocab": encoder, "merges": merges,
     }  # fmt: skip
     return content
 

@@ -58,7 +58,7 @@ GPT2_SETTINGS = BytePairSettings(
 class BytePairs(NamedTuple):
     """What makes a byte-pair tokenizer.
 
-    encoder: token, in GPT-2's printable alphabet, to id; of SentencePiece, in its own. merges: in order of priority.
+    encoder: token, in GPT-2's printable alphabet, to id; of SentencePiece, in characters. merges: in order of priority.
     """
 
     encoder: dict[str, int]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
-Rules = Literal["gpt2", "smollm", "llama3", "qwen2", "sentencepiece"]
+Rules = Literal["gpt2", "smollm", "llama3", "qwen2", "sentencepiece", "metaspace"]
 N_BYTES = 256
 SPACE = "▁"  # SentencePiece's character for a space
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(N_BYTES)]  # its tokens of bytes
@@ -23,7 +23,9 @@ PATTERNS = {
     "llama3": _TIKTOKEN,
     # Yang et al. 2024 (Qwen2): the same, but every digit is a piece, and the text is normalised first
     "qwen2": _TIKTOKEN.replace("{1,3}", ""),
-}  # SentencePiece (Kudo and Richardson 2018) divides no text, and merges its characters
+}
+# The other rules are SentencePiece's (Kudo and Richardson 2018): text is not divided, its characters are merged, and a
+# space is put before it; of `metaspace`, as transformers 5 saves Llama 2's, only if it does not start with one
 
 
 def normalizer(rules: Rules) -> Any:
@@ -42,12 +44,14 @@ def hub_tokenizer(rules: Rules, encoder: Mapping[str, int], merges: Sequence[tup
     from tokenizers import Regex, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as HubTokenizer
 
-    by_character = rules == "sentencepiece"
+    by_character = rules not in PATTERNS
     # Llama 3 takes a piece that is a token whole; in the others, its merges lead to the same token
     options = {"ignore_merges": rules == "llama3", "byte_fallback": by_character, "fuse_unk": by_character}
     hub = HubTokenizer(models.BPE(vocab=dict(encoder), merges=list(merges), **options))
     hub.normalizer = normalizer(rules)
     if by_character:
+        if rules == "metaspace":
+            hub.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=False)
         bytes_and_space = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         hub.decoder = decoders.Sequence([*bytes_and_space, decoders.Strip(" ", 1, 0)])
         return hub
@@ -62,7 +66,7 @@ def hub_tokenizer(rules: Rules, encoder: Mapping[str, int], merges: Sequence[tup
 
 def single_tokens(rules: Rules, encoder: Collection[str]) -> set[str]:
     """Return the tokens of a vocabulary that no merge makes: of all bytes, and of SentencePiece's characters."""
-    if rules == "sentencepiece":
+    if rules not in PATTERNS:
         return {*BYTE_TOKENS, *(token for token in encoder if len(token) == 1)}
     return set(byte_alphabet().values())
 

@@ -93,11 +93,9 @@ def _add_tokenizer(writer: Any, tokenizer: BytePairTokenizer, template: str | No
     else:
         text = [token for token in tokens if kinds[token] == gguf.TokenType.NORMAL]
         scores = dict.fromkeys(tokens, 0.0) | scores_by_merge(merges)
-        if set(merges_by_score({token: scores[token] for token in text})) != set(merges):
-            unequal = (
-                "its tokenizer makes a token of some pairs of its parts and not of others, for which GGUF has no form"
-            )
-            raise UserError(f"{unequal}; export with --format huggingface")
+        back = merges_by_score({token: scores[token] for token in text})
+        if settings.pattern != "sentencepiece" or set(back) != set(merges):
+            raise UserError("GGUF has no form of this tokenizer's rules or merges; export with --format huggingface")
         writer.add_token_scores([scores[token] for token in tokens])
     writer.add_eos_token_id(tokenizer.end_token_id)
     writer.add_add_bos_token(bool(tokenizer.begin_ids))

@@ -14,12 +14,15 @@ from scratchlm.data.byte_pairs import (
     read_merges,
     write_vocabulary,
 )
-from scratchlm.data.hub_tokenizer import Rules, hub_tokenizer, missing_bytes
+from scratchlm.data.hub_tokenizer import PATTERNS, Rules, hub_tokenizer, missing_bytes
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import damaged, read_json, write_json, write_text
 
 # Settings of tokenizer.json that change no token
-_WITHOUT_EFFECT = (("use_regex", True), ("trim_offsets", True), ("trim_offsets", False), ("invert", False))
+_WITHOUT_EFFECT = (
+    ("use_regex", True), ("trim_offsets", True), ("trim_offsets", False), ("invert", False),
+    ("prepend_scheme", "always"), ("prepend_scheme", "first"),  # which differ after a special token
+)  # fmt: skip
 _FLAGS = ("byte_fallback", "ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -64,7 +67,7 @@ def load_huggingface_tokenizer(folder: Path) -> BytePairs:
         encoder, merges, settings = _read_tokenizer(folder / "tokenizer.json", config.get("eos_token"), n_rows)
     else:
         encoder, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    if config.get("add_prefix_space") and settings.pattern != "sentencepiece":
+    if config.get("add_prefix_space") and settings.pattern in PATTERNS:
         raise UserError(f"{path}: add_prefix_space is true; only tokenizers without it can be read")
     pairs = BytePairs(encoder, merges, settings.model_copy(update={"chat_template": _chat_template(folder, config)}))
     try:
@@ -106,7 +109,7 @@ def _read_tokenizer(path: Path, end: Any, n_rows: Any) -> BytePairs:
         raise damaged(path, f"not the file of a byte-pair tokenizer ({error!r})") from None
     known = {rules: _rules(json.loads(hub_tokenizer(rules, {}, []).to_str())) for rules in get_args(Rules)}
     pattern = next((rules for rules in known if known[rules] == found), None)
-    missing = [] if pattern == "sentencepiece" else missing_bytes(encoder)
+    missing = missing_bytes(encoder) if pattern in PATTERNS else []
     if pattern is None or (missing and model.get("unk_token")):
         raise UserError(
             f"{path}: not a kind of tokenizer that can be read; its normalizer, pre_tokenizer or model's options "

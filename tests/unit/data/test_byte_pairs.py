@@ -142,7 +142,7 @@ def test_a_merge_joins_bytes_and_earlier_merges_only(pair: tuple[str, str]) -> N
         ("[]", "expected an object of JSON, found list"),
         (
             {"pattern": "llama"},
-            "pattern: input should be 'gpt2', 'smollm', 'llama3', 'qwen2' or 'sentencepiece'; correct",
+            "pattern: input should be 'gpt2', 'smollm', 'llama3', 'qwen2', 'sentencepiece' or 'metaspace'",
         ),
         ({"missing_bytes": [256]}, "missing_bytes.0: input should be less than 256"),
         ({"special_tokens": [""]}, "special_tokens.0: string should have at least 1 character"),

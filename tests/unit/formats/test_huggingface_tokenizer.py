@@ -147,8 +147,8 @@ def test_the_ids_of_a_llama_are_those_of_the_library(ours: BytePairTokenizer, th
 
 def test_text_comes_back_with_its_spaces(ours: BytePairTokenizer, kind: llama.Kind) -> None:
     for text in (llama.TEXT, " two  spaces ", "\n\nlines\n", "<s>", "Ḁ\u200d👩"):
-        expected = normalize("NFC", text) if kind == "qwen2" else text
-        assert ours.decode(ours.encode(text)) == expected
+        expected = text.removeprefix(" ") if kind == "metaspace" else text
+        assert ours.decode(ours.encode(text)) == (normalize("NFC", text) if kind == "qwen2" else expected)
 
 
 def test_documents_are_separated_by_the_end_and_begin_again(ours: BytePairTokenizer, kind: llama.Kind) -> None:
