@@ -113,7 +113,7 @@ def import_model(
     ],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
 ) -> None:
-    """Read a GPT-2 or a Llama that transformers or llama.cpp's tools wrote."""
+    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote."""
     from scratchlm.data.byte_pairs import save_byte_pairs
     from scratchlm.formats.gguf_file import GGUFFile
     from scratchlm.formats.gguf_reader import load_gguf
