@@ -37,6 +37,7 @@ GROUPS = {  # a module of src/scratchlm -> its tests, in tests/unit
         "data/splits.py": "data/test_messages.py data/test_instructions.py",
         "data/tokenizer.py": "data/test_tokenizer.py",
         "data/byte_pairs.py": "data/test_byte_pairs.py data/test_tokenizer.py",
+        "data/hub_tokenizer.py": "data/test_hub_tokenizer.py",
     },
     "resume": {
         "run/resume.py": "run/test_resume.py",

@@ -15,7 +15,7 @@ import httpx
 import pyarrow as pa
 
 from scratchlm.data.archive import read_member
-from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
+from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.messages import read_messages
@@ -41,7 +41,7 @@ from scratchlm.run.display import markdown, printable
 from scratchlm.run.files import read_csv, read_json, read_table, write_table
 from scratchlm.run.params import read_params
 from stages import preflight
-from tests import smollm
+from tests import llama, smollm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE = REPOSITORY / "data" / "sample"
@@ -105,12 +105,13 @@ def make_folder(folder: Path) -> dict[str, Target]:
     save_byte_pairs(folder / "smollm", *smollm.tiny_pairs())
     smollm_tokenizer: Any = load_tokenizer(folder / "smollm")
     save_huggingface_tokenizer(folder / "smollm", smollm_tokenizer, 4, "{{ messages }}")
-    llama: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "position": "rope", "norm": "rms", "feed_forward": "swiglu", "n_kv_heads": 1, "bias": False, "qkv_bias": False,
         "hidden_dim": 8, "vocab_size": smollm_tokenizer.vocab_size,
     }  # fmt: skip
-    grouped = build_model(GPTConfig(**config.model_dump() | llama), seed=1)
+    grouped = build_model(GPTConfig(**config.model_dump() | parts), seed=1)
     save_gguf(folder / "a.gguf", grouped, smollm_tokenizer, "{{ messages }}", half=True)
+    save_gguf(folder / "scores.gguf", grouped, BytePairTokenizer(*llama.tiny_pairs("llama2")), half=True)
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
     shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")
@@ -142,8 +143,14 @@ def make_folder(folder: Path) -> dict[str, Target]:
         "encoder": in_folder("tokenizer", "encoder.json", load_tokenizer),
         "merges": in_folder("tokenizer", "vocab.bpe", load_tokenizer),
         "settings": in_folder("smollm", "settings.json", load_tokenizer),
-        "huggingface-tokenizer": in_folder("smollm", "tokenizer.json", load_huggingface_tokenizer),
-        "gguf-tokenizer": Target("a.gguf", lambda f: read_gguf_tokenizer(GGUFFile(f / "a.gguf")), seeds("a.gguf")),
+        "huggingface-tokenizer": Target(
+            "smollm/tokenizer.json",
+            lambda f: load_huggingface_tokenizer(f / "smollm"),
+            seeds("smollm/tokenizer.json") + [json.dumps(llama.tokenizer_json(kind)).encode() for kind in llama.KINDS],
+        ),
+        "gguf-tokenizer": Target(
+            "a.gguf", lambda f: read_gguf_tokenizer(GGUFFile(f / "a.gguf")), seeds("a.gguf", "scores.gguf")
+        ),
         "words": Target(
             "words/words.json", lambda f: load_tokenizer(f / "words"), [b'["a", "<|endoftext|>", "<|unk|>"]']
         ),

@@ -63,7 +63,8 @@ def load_huggingface_tokenizer(folder: Path) -> BytePairs:
     config = read_json(path) if path.exists() else {}
     if (folder / "tokenizer.json").exists():
         model = folder / "config.json"
-        n_rows = read_json(model).get("vocab_size", math.inf) if model.exists() else math.inf
+        rows = read_json(model).get("vocab_size") if model.exists() else None
+        n_rows = rows if isinstance(rows, int) else math.inf
         encoder, merges, settings = _read_tokenizer(folder / "tokenizer.json", config.get("eos_token"), n_rows)
     else:
         encoder, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
@@ -87,7 +88,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _read_tokenizer(path: Path, end: Any, n_rows: Any) -> BytePairs:
+def _read_tokenizer(path: Path, end: Any, n_rows: float) -> BytePairs:
     """Return what a tokenizer.json holds. end: eos_token of tokenizer_config.json. n_rows: of the model's embedding.
 
     Source: tokenizers, models.BPE.
