@@ -158,7 +158,7 @@ class SingleRMSNorm(RMSNorm):
         if x.numel() != len(self.scale):
             return self.forward(x)
         row = x.view(-1)
-        return (x * (1 / math.sqrt(float(row @ row) / len(row) + 1e-5))) * self.scale
+        return (x * (1 / math.sqrt(float(row @ row) / len(row) + self.epsilon))) * self.scale
 
 
 class CastLinear(nn.Module):

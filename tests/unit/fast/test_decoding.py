@@ -22,6 +22,7 @@ def model(tied_head: bool = True, attention: str = "sdpa") -> GPTModel:
 
 LLAMA: dict[str, object] = {
     "position": "rope", "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False, "bias": False, "n_kv_heads": 2,
+    "rms_epsilon": 1e-3,
 }  # fmt: skip
 
 
