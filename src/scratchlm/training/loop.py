@@ -99,6 +99,8 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     if path := run.checkpoint.load():
         state.read(path)
         run.checkpoint.resumed(state.position())
+    if state.loss is not task.loss:
+        run.say("compile is true, so the first step of each shape takes half a minute")
     start, n_scored = time.perf_counter(), 0
     model.train()
     with (
