@@ -30,8 +30,8 @@ from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.formats.huggingface import load_huggingface, save_huggingface
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.judge.connection import ollama
-from scratchlm.judge.ollama import OllamaJudge
+from scratchlm.judge.asking import Attempts
+from scratchlm.judge.ollama import OllamaJudge, ollama
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import OllamaJudgeParams
 from scratchlm.model.classifier import GPTClassifier
@@ -75,6 +75,7 @@ def reply_reader() -> Callable[[Path], object]:
 
     def read(folder: Path) -> None:
         body.answer = (folder / "reply").read_bytes()
+        judge._attempts = Attempts(0, judge._error)
         judgement = judge.score({"instruction": "a", "input": "", "output": "b"}, "c")
         assert judgement.score is None or 0 <= judgement.score <= 100
         json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()

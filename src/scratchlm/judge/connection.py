@@ -1,8 +1,7 @@
-"""The connection below Ollama's client: bounded in time and size, around proxies for this machine, questions uncut."""
+"""The connection to a judge's server: bounded in time and size, around proxies for this machine."""
 
 import ipaddress
 import json
-import os
 import time
 from contextlib import closing, suppress
 from urllib.parse import urlsplit
@@ -12,16 +11,6 @@ from requests.utils import get_environ_proxies, select_proxy
 
 LIMIT_BYTES = 1 << 20  # of an answer
 QUOTED_CHARACTERS = 200  # of the server's own words
-UNCUT = {"truncate": False, "shift": False}  # Ollama refuses a chat that it would cut; its client has no such keys
-
-
-# The package makes a client when it is imported, which fails on a proxy, a host or certificates that it cannot use
-_names = [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith(("OLLAMA_", "SSL"))]
-_hidden = {name: os.environ.pop(name) for name in _names}
-try:
-    import ollama
-finally:
-    os.environ.update(_hidden)
 
 
 class Connection(httpx.HTTPTransport):
@@ -36,11 +25,9 @@ class Connection(httpx.HTTPTransport):
         self._timeout, self.answer = timeout_seconds, b""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Raises httpx.RequestError, or ollama.ResponseError for any status but success."""
+        """Raises httpx.RequestError."""
         end, content = time.monotonic() + self._timeout, bytearray()
-        if request.method == "POST":
-            body = json.dumps(json.loads(request.read()) | UNCUT).encode()
-            request.stream, request.headers["Content-Length"] = httpx.ByteStream(body), str(len(body))
+        self.answer = b""
         with closing(super().handle_request(request)) as response:
             for part in response.iter_bytes():
                 content += part
@@ -49,10 +36,8 @@ class Connection(httpx.HTTPTransport):
                 if len(content) > LIMIT_BYTES:
                     raise httpx.ReadError(f"it answered with more than {LIMIT_BYTES} bytes")
         self.answer = bytes(content)
-        if not response.is_success:
-            words = json.dumps({"error": _words(self.answer, response.headers.get("Location", ""))})
-            raise ollama.ResponseError(words, response.status_code)
-        return httpx.Response(response.status_code, content=self.answer)
+        moved = {"Location": response.headers["Location"]} if "Location" in response.headers else {}
+        return httpx.Response(response.status_code, headers=moved, content=self.answer)
 
 
 def environment_proxy(host: str) -> str | None:
@@ -67,9 +52,40 @@ def environment_proxy(host: str) -> str | None:
     return proxy if proxy is None or "://" in proxy else f"http://{proxy}"
 
 
-def _words(content: bytes, location: str) -> str:
-    """Return what an error says: Ollama's JSON, the new address, or the beginning of a page."""
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        return str(json.loads(content)["error"])[:QUOTED_CHARACTERS]
-    page = " ".join(content[: 4 * QUOTED_CHARACTERS].decode("utf-8", "replace").split())
+def behind(proxy: str | None, host: str, remedy: str) -> tuple[str, str]:
+    """Return what an error adds about a proxy, and the remedy: it is not known which of the two has the trouble."""
+    if proxy is None:
+        return "", remedy
+    named = "of the environment"
+    with suppress(ValueError):
+        parts = urlsplit(proxy)
+        named = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without its password
+    name = urlsplit(host).hostname
+    through = f", asked through the proxy {named},"
+    return through, f"if it needs no proxy, add {name} to NO_PROXY, else correct the proxy or {remedy}"
+
+
+def said(response: httpx.Response) -> str:
+    """Return what an error says: an error of JSON, the new address, or the beginning of a page."""
+    if error := error_of(response.content):
+        return error
+    page = " ".join(response.content[: 4 * QUOTED_CHARACTERS].decode("utf-8", "replace").split())
+    location = response.headers.get("Location", "")
     return f"moved to {location}" if location else page[:QUOTED_CHARACTERS] or "no further words"
+
+
+def error_of(content: bytes) -> str:
+    """Return the text of a JSON error, as Ollama or OpenAI words it, or ""."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        error = json.loads(content)["error"]
+        words = error.get("message", error) if isinstance(error, dict) else error
+        return str(words)[:QUOTED_CHARACTERS]
+    return ""
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the operating system's words for a failure, or those of the HTTP library."""
+    words, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
+    while cause:
+        words, cause = getattr(cause, "strerror", None) or words, cause.__cause__ or cause.__context__
+    return words[:QUOTED_CHARACTERS]

@@ -1,24 +1,46 @@
 """A judge that is a language model served by Ollama. Its prompt is in prompt.py, its connection in connection.py."""
 
-import time
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
-from scratchlm.judge.connection import QUOTED_CHARACTERS, Connection, environment_proxy, ollama
-from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
+from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
+from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
 from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
 from scratchlm.run.errors import UserError
 
-BACKOFF_SECONDS = 1.0  # before the second attempt at a busy server; doubled before each later one
-BAD_REQUEST, NO_MODEL, BUSY = 400, 404, 503
+BAD_REQUEST, NO_MODEL = 400, 404
 OUTAGES = (httpx.RequestError, OSError)  # the client turns a refused connection into ConnectionError, an OSError
 FOREIGN = (ValueError, TypeError, KeyError, RecursionError)  # raised for an answer that is not the protocol's
+UNCUT = {"truncate": False, "shift": False}  # Ollama refuses a chat that it would cut; its client has no such keys
+REMEDY = "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
+
+# The package makes a client when it is imported, which fails on a proxy, a host or certificates that it cannot use
+_names = [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith(("OLLAMA_", "SSL"))]
+_hidden = {name: os.environ.pop(name) for name in _names}
+try:
+    import ollama
+finally:
+    os.environ.update(_hidden)
 
 Answer = TypeVar("Answer")
+
+
+class _Connection(Connection):
+    """Below Ollama's client: questions are not cut, and any status but success is an ollama.ResponseError."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            body = json.dumps(json.loads(request.read()) | UNCUT).encode()
+            request.stream, request.headers["Content-Length"] = httpx.ByteStream(body), str(len(body))
+        response = super().handle_request(request)
+        if not response.is_success:
+            raise ollama.ResponseError(json.dumps({"error": said(response)}), response.status_code)
+        return response
 
 
 class OllamaJudge:
@@ -27,8 +49,9 @@ class OllamaJudge:
     def __init__(self, params: OllamaJudgeParams) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
         self._params, self._proxy = params, environment_proxy(params.host)
+        self._attempts = Attempts(params.retries, self._error)
         try:
-            self._connection = Connection(params.host, self._proxy, params.timeout_seconds)
+            self._connection = _Connection(params.host, self._proxy, params.timeout_seconds)
             self._client = ollama.Client(
                 host=params.host, timeout=params.timeout_seconds, follow_redirects=False, transport=self._connection
             )
@@ -43,41 +66,41 @@ class OllamaJudge:
         }
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
-        chat, failed, retries = messages(entry, response), Judgement(None, "", ""), self._params.retries
-        for attempt in range(retries + 1):
-            try:
-                failed = judgement = self._judgement(self._ask(chat, self._params.seed + attempt))
-                if judgement.score is not None or judgement.reason == QUESTION_CUT:
-                    return judgement
-            except ollama.ResponseError as refusal:
-                if refusal.status_code == NO_MODEL:
-                    raise UserError(self._no_model(self._params.model)) from None
-                if refusal.status_code == BAD_REQUEST and "context" in refusal.error:
-                    return Judgement(None, QUESTION_CUT, _words(refusal))
-                if refusal.status_code != BUSY:
-                    raise self._error(f"answered {_words(refusal)}") from None
-                failed = Judgement(None, "", _words(refusal))
-                if attempt < retries:
-                    time.sleep(BACKOFF_SECONDS * 2**attempt)
-            except httpx.TimeoutException:
-                if attempt == retries:
-                    raise UserError(
-                        f"Ollama at {self._params.host} gave no reply within {self._params.timeout_seconds} seconds, "
-                        f"{attempt + 1} times; raise judge.timeout_seconds or choose a smaller judge.model"
-                    ) from None
-            except OUTAGES as error:
-                raise self._error(f"cannot be reached ({_cause(error)})") from None
-            except FOREIGN:
-                failed = Judgement(None, "", self._connection.answer.decode("utf-8", "replace"))
-        return failed
+        """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
+        chat = messages(entry, response)
+        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
 
-    def _ask(self, chat: Sequence[Mapping[str, str]], seed: int) -> ollama.ChatResponse:
+    def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
+        try:
+            return self._read(self._ask(chat, n_unusable))
+        except ollama.ResponseError as refusal:
+            if refusal.status_code == NO_MODEL:
+                raise UserError(self._no_model(self._params.model)) from None
+            if refusal.status_code == BAD_REQUEST and "context" in refusal.error:
+                return Judgement(None, QUESTION_CUT, _words(refusal))
+            if refusal.status_code not in PASSING:
+                raise self._error(f"answered {_words(refusal)}") from None
+            raise NoReply(f"answered {_words(refusal)}") from None
+        except httpx.TimeoutException:
+            words = f"gave no reply within {self._params.timeout_seconds} seconds"
+            remedy = "raise judge.timeout_seconds or choose a smaller judge.model"
+            raise NoReply(words, remedy, wait=False) from None
+        except httpx.RequestError as error:
+            raise NoReply(f"broke off its reply ({cause_of(error)})") from None
+        except OSError as error:
+            raise self._error(f"cannot be reached ({cause_of(error)})") from None
+        except FOREIGN:
+            if words := error_of(self._connection.answer):  # under the status of success
+                raise NoReply(f"answered with an error ({words})") from None
+            return Judgement(None, "", self._connection.answer.decode("utf-8", "replace"))
+
+    def _ask(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> ollama.ChatResponse:
         """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
         sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
-        options, schema = GREEDY | sizes | {"seed": seed}, Verdict.model_json_schema()
+        options, schema = decoding(self._params.seed, n_unusable) | sizes, Verdict.model_json_schema()
         return self._client.chat(self._params.model, chat, format=schema, options=options, think=False)
 
-    def _judgement(self, reply: ollama.ChatResponse) -> Judgement:
+    def _read(self, reply: ollama.ChatResponse) -> Judgement:
         """Read a reply. A score of None: it breaks the schema, or the question or the reply was cut."""
         text, thoughts = reply.message.content or "", reply.message.thinking or ""
         if (reply.prompt_eval_count or 0) >= self._params.context_tokens - 1:  # an older server cuts all the same
@@ -105,24 +128,13 @@ class OllamaJudge:
         except ollama.ResponseError as refusal:
             raise self._error(f"answered {_words(refusal)}") from None
         except OUTAGES as error:
-            raise self._error(f"cannot be reached ({_cause(error)})") from None
+            raise self._error(f"cannot be reached ({cause_of(error)})") from None
         except FOREIGN:  # another program listens at this address
             raise self._error(f"did not {wanted}") from None
 
-    def _error(self, trouble: str) -> UserError:
-        """Return a sentence about the server. Behind a proxy, it is not known which of the two has the trouble."""
-        server = f"Ollama at {self._params.host}"
-        remedy = "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
-        if self._proxy is None:
-            return UserError(f"{server} {trouble}; {remedy}")
-        proxy = "of the environment"
-        with suppress(ValueError):
-            parts = urlsplit(self._proxy)
-            proxy = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without its password
-        return UserError(
-            f"{server}, asked through the proxy {proxy}, {trouble}; if it needs no proxy, "
-            f"add {urlsplit(self._params.host).hostname} to NO_PROXY, else correct the proxy or {remedy}"
-        )
+    def _error(self, trouble: str, remedy: str = "") -> UserError:
+        through, remedy = behind(self._proxy, self._params.host, remedy or REMEDY)
+        return UserError(f"Ollama at {self._params.host}{through} {trouble}; {remedy}")
 
     def _no_model(self, wanted: str, hint: str = "") -> str:
         pull = f"run `ollama pull {self._params.model}` or change judge.model"
@@ -141,11 +153,3 @@ def _full_name(model: str) -> str:
 
 def _words(refusal: ollama.ResponseError) -> str:
     return f"{refusal.status_code} ({refusal.error})"
-
-
-def _cause(error: BaseException) -> str:
-    """Return the operating system's words for a failure, or those of the HTTP library."""
-    words, cause = str(error) or type(error).__name__, error.__cause__ or error.__context__
-    while cause:
-        words, cause = getattr(cause, "strerror", None) or words, cause.__cause__ or cause.__context__
-    return words[:QUOTED_CHARACTERS]

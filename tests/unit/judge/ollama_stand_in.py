@@ -33,13 +33,19 @@ class RawAnswer(NamedTuple):
     status: int = 200
 
 
+class Cut(NamedTuple):
+    """A reply whose connection ends after a part of it."""
+
+    part: bytes
+
+
 class Reply(NamedTuple):
     """A chat reply with other fields than usual; `message` replaces the whole message."""
 
     fields: dict[str, Any]
 
 
-Answer = str | Refusal | RawAnswer | Reply
+Answer = str | Refusal | RawAnswer | Cut | Reply
 
 
 class OllamaStandIn(ThreadingHTTPServer):
@@ -83,7 +89,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(json.dumps(_chat_reply(request, "") | answer.fields))
         return self._send(json.dumps(_chat_reply(request, answer)) if isinstance(answer, str) else answer)
 
-    def _send(self, answer: str | Refusal | RawAnswer) -> None:
+    def _send(self, answer: str | Refusal | RawAnswer | Cut) -> None:
+        if isinstance(answer, Cut):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(answer.part)
+            self.close_connection = True
+            return
         if isinstance(answer, Refusal):
             self.send_response(answer.status)
             body = json.dumps({"error": answer.error}).encode()

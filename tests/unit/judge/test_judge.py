@@ -18,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.judge import connection, prompt
+from scratchlm.judge import asking, connection, prompt
 from scratchlm.judge import ollama as ollama_judge
+from scratchlm.judge.asking import ASKED_AGAIN
 from scratchlm.judge.ollama import OllamaJudge
 from scratchlm.judge.prompt import INSTRUCTIONS, prompt_sha256
 from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
@@ -409,8 +410,9 @@ def test_a_reply_that_breaks_the_schema_is_asked_for_again_and_then_counted_as_f
 ) -> None:
     server = serve(reply)
     verdict = judge_at(server, retries=2).score(ENTRY, "Paris")
-    assert verdict == Judgement(None, "", reply)
-    assert [body["options"]["seed"] for body in server.requests] == [123, 124, 125]
+    assert verdict == Judgement(None, "", ASKED_AGAIN.join([reply] * 3))
+    asked = [[body["options"][name] for name in ("seed", "temperature", "top_k")] for body in server.requests]
+    assert asked == [[123, 0, 1], [124, 0.5, 40], [125, 0.5, 40]]
     assert waits == []
 
 
@@ -436,7 +438,8 @@ def test_thoughts_alone_are_a_failure_that_shows_them(serve: Serve) -> None:
     server = serve(
         Reply({"message": {"role": "assistant", "content": "", "thinking": "Hmm, but"}, "done_reason": "length"})
     )
-    assert judge_at(server).score(ENTRY, "Paris") == Judgement(None, ollama_judge.REPLY_CUT, "Hmm, but")
+    verdict = judge_at(server, retries=0).score(ENTRY, "Paris")
+    assert verdict == Judgement(None, ollama_judge.REPLY_CUT, "Hmm, but")
 
 
 @pytest.mark.parametrize(
@@ -467,7 +470,8 @@ def test_both_ends_of_the_scale_are_scores(serve: Serve, score: int) -> None:
 
 def test_a_good_reply_after_a_bad_one_counts(serve: Serve) -> None:
     server = serve("nonsense", GOOD)
-    assert judge_at(server).score(ENTRY, "Paris") == Judgement(90.0, "It is right.", GOOD)
+    verdict = judge_at(server).score(ENTRY, "Paris")
+    assert verdict == Judgement(90.0, "It is right.", f"nonsense{ASKED_AGAIN}{GOOD}")
     assert len(server.requests) == 2
 
 
@@ -573,13 +577,15 @@ SHAPES = [
 ]  # of JSON, and none
 
 
-def test_a_busy_server_is_waited_for_longer_each_time(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_a_server_in_trouble_is_waited_for_longer_each_time(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, waits: list[float], status: int
 ) -> None:
-    monkeypatch.setattr(ollama_judge, "BACKOFF_SECONDS", 0.5)
-    busy = Refusal(503, "server busy, please try again.  maximum pending requests exceeded")
+    monkeypatch.setattr(asking, "BACKOFF_SECONDS", 0.5)
+    busy = Refusal(status, "server busy, please try again.  maximum pending requests exceeded")
     server = serve(busy, busy, GOOD)
-    assert judge_at(server).score(ENTRY, "Paris").score == 90
+    assert judge_at(server).score(ENTRY, "Paris") == Judgement(90.0, "It is right.", GOOD)
+    assert server.requests[2] == server.requests[0]  # trouble of the server changes no settings
     assert waits == [0.5, 1.0]
 
 
@@ -588,22 +594,32 @@ def test_a_server_that_stays_busy_is_a_failure_and_nobody_waits_after_the_last_a
 ) -> None:
     server = serve(Refusal(503, "server busy"))
     verdict = judge_at(server, retries=1).score(ENTRY, "Paris")
-    assert verdict.score is None
-    assert "503" in verdict.raw_reply and "server busy" in verdict.raw_reply
+    assert verdict == Judgement(None, "the server answered 503 (server busy)", "")
     assert len(server.requests) == 2
-    assert waits == [ollama_judge.BACKOFF_SECONDS]
+    assert waits == [asking.BACKOFF_SECONDS]
 
 
-def test_an_error_of_the_server_ends_the_run_with_its_own_words(serve: Serve) -> None:
-    server = serve(Refusal(500, "llama runner process has terminated"))
-    judge = judge_at(server)
+def test_trouble_with_three_questions_in_a_row_ends_the_run_with_the_servers_own_words(
+    serve: Serve, waits: list[float]
+) -> None:
+    trouble = Refusal(500, "llama runner process has terminated")
+    server = serve(trouble, trouble, GOOD, trouble)
+    judge = judge_at(server, retries=0)
+    scores = [judge.score(ENTRY, "Paris").score for _ in range(5)]
+    assert scores == [None, None, 90, None, None]
     with pytest.raises(UserError) as failure:
         judge.score(ENTRY, "Paris")
-    assert str(failure.value).startswith(f"Ollama at {server.host} answered 500 (")
-    assert "llama runner process has terminated" in str(failure.value)
-    assert str(failure.value).endswith(
-        "; start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
+    assert str(failure.value) == (
+        f"Ollama at {server.host} answered 500 (llama runner process has terminated), and so for 3 questions in a row; "
+        "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
     )
+    assert len(server.requests) == 6
+
+
+def test_a_request_that_the_server_refuses_ends_the_run_at_once(serve: Serve) -> None:
+    server = serve(Refusal(401, "unauthorized"))
+    with pytest.raises(UserError, match=r"^Ollama at \S+ answered 401 \(unauthorized\); start it with"):
+        judge_at(server).score(ENTRY, "Paris")
     assert len(server.requests) == 1
 
 
@@ -664,11 +680,15 @@ def test_a_server_that_does_not_answer_in_time_is_said_with_the_parameter(serve:
 
     server = serve(slow)
     judge = judge_at(server, timeout_seconds=0.2, retries=1)
+    for _ in range(2):
+        verdict = judge.score(ENTRY, "Paris")
+        assert verdict == Judgement(None, "the server gave no reply within 0.2 seconds", "")
     with pytest.raises(UserError) as failure:
         judge.score(ENTRY, "Paris")
     released.set()
+    assert len(server.requests) == 6
     assert str(failure.value) == (
-        f"Ollama at {server.host} gave no reply within 0.2 seconds, 2 times; "
+        f"Ollama at {server.host} gave no reply within 0.2 seconds, and so for 3 questions in a row; "
         "raise judge.timeout_seconds or choose a smaller judge.model"
     )
 
@@ -705,15 +725,14 @@ def test_an_error_in_place_of_the_version_is_said(serve: Serve) -> None:
 
 
 def test_a_reply_that_is_not_the_protocols_is_a_failure(serve: Serve) -> None:
-    judge = judge_at(serve(RawAnswer(b"<html>"), RawAnswer(b"{}")))
-    assert judge.score(ENTRY, "Paris") == Judgement(None, "", "{}")
+    judge = judge_at(serve(RawAnswer(b"<html>"), RawAnswer(b"{}")), retries=1)
+    assert judge.score(ENTRY, "Paris") == Judgement(None, "", f"<html>{ASKED_AGAIN}{{}}")
 
 
 @pytest.mark.parametrize("body", SHAPES)
 def test_an_error_of_any_shape_is_said_with_its_status(serve: Serve, body: bytes) -> None:
-    server = serve(RawAnswer(body, 502))
-    with pytest.raises(UserError, match=rf"^Ollama at {server.host} answered 502 \(.{{1,200}}\); start it with"):
-        judge_at(server).score(ENTRY, "Paris")
+    judge = judge_at(serve(RawAnswer(body, 502)), retries=0)
+    assert re.fullmatch(r"the server answered 502 \(.{1,200}\)", judge.score(ENTRY, "Paris").reason)
 
 
 def test_a_redirect_is_not_followed_but_said(serve: Serve) -> None:
