@@ -17,16 +17,14 @@ class Params(Section):
     judge: JudgeParams
 
 
-def main(run: Run, *, params: Path, responses: Path, judgements: Path, metrics: Path, scores: Path) -> None:
+def main(
+    run: Run, *, params: Path, responses: Path, replies: Path, judgements: Path, metrics: Path, scores: Path
+) -> None:
     p = read_params(params, Params)
-    judge = build_judge(p.judge)
+    judge = build_judge(p.judge, replies)
     records = read_table(responses)
     records += control_records(records, p.judge.controls)
-    run.checkpoint.require(judge.identity)
-    judged = run.checkpoint.load_rows(len(records))
-    with run.checkpoint.saving_rows(judged, JUDGEMENT_SCHEMA) as save_if_due:
-        for _ in judge_records(judge, records, judged):
-            save_if_due()
+    judged = list(judge_records(judge, records))
     found = judge_scores(judged, p.seed)
     check_trust(judged, found)
     for sentence in failures(judged):

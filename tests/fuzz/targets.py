@@ -34,6 +34,7 @@ from scratchlm.judge.asking import Attempts
 from scratchlm.judge.ollama import OllamaJudge, ollama
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import OllamaJudgeParams
+from scratchlm.judge.replies import Replies
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import build_model
@@ -75,7 +76,7 @@ def reply_reader() -> Callable[[Path], object]:
 
     def read(folder: Path) -> None:
         body.answer = (folder / "reply").read_bytes()
-        judge._attempts = Attempts(0, judge._error)
+        judge._attempts, judge._replies, judge.identity = Attempts(0, judge._error), Replies(None), {}
         judgement = judge.score({"instruction": "a", "input": "", "output": "b"}, "c")
         assert judgement.score is None or 0 <= judgement.score <= 100
         json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()

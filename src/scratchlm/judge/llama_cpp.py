@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
 from scratchlm.judge.protocol import Judgement, LlamaCppJudgeParams
+from scratchlm.judge.replies import Replies
 from scratchlm.run.context import available_cores
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
@@ -30,9 +32,9 @@ class LlamaCppJudge:
     The same file gives the same bits on one processor, whatever the number of threads and the order of the questions.
     """
 
-    def __init__(self, params: LlamaCppJudgeParams) -> None:
+    def __init__(self, params: LlamaCppJudgeParams, replies: Replies) -> None:
         """Raises UserError as check_model, or if llama.cpp cannot run the model."""
-        self._params, self._control_tokens = params, _control_tokens(check_model(params))
+        self._params, self._replies, self._control_tokens = params, replies, _control_tokens(check_model(params))
         # Spinning threads are 20 times slower where another process computes. Read when the package is first imported
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import xllamacpp
@@ -66,7 +68,11 @@ class LlamaCppJudge:
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
         defused = {key: self._defused(entry[key]) for key in ("instruction", "input", "output")}
-        reply = self._ask(messages(defused, self._defused(response)), self._params.max_new_tokens)
+        chat, n_new = messages(defused, self._defused(response)), self._params.max_new_tokens
+        question = [self.identity, chat, self._params.context_tokens, n_new, GREEDY]
+        body = self._replies.get(question) or json.dumps(self._ask(chat, n_new))
+        self._replies.put(question, body)
+        reply = json.loads(body)
         if "error" in reply:
             return Judgement(None, QUESTION_CUT, reply["error"]["message"])
         choice, cut = reply["choices"][0], ""

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -11,6 +11,7 @@ from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
 from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
+from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
 
 BAD_REQUEST, NO_MODEL = 400, 404
@@ -46,10 +47,10 @@ class _Connection(Connection):
 class OllamaJudge:
     """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema."""
 
-    def __init__(self, params: OllamaJudgeParams) -> None:
+    def __init__(self, params: OllamaJudgeParams, replies: Replies) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
         self._params, self._proxy = params, environment_proxy(params.host)
-        self._attempts = Attempts(params.retries, self._error)
+        self._attempts, self._replies = Attempts(params.retries, self._error), replies
         try:
             self._connection = _Connection(params.host, self._proxy, params.timeout_seconds)
             self._client = ollama.Client(
@@ -71,13 +72,34 @@ class OllamaJudge:
         return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
 
     def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
+        """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
+        sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
+        options, schema = decoding(self._params.seed, n_unusable) | sizes, Verdict.model_json_schema()
+        request = {"messages": chat, "format": schema, "options": options, "think": False}
+        question = [self.identity, request | UNCUT]
         try:
-            return self._read(self._ask(chat, n_unusable))
+            body = self._replies.get(question) or self._ask(request)
+        except ollama.ResponseError as refusal:  # for a question that does not fit
+            return Judgement(None, QUESTION_CUT, _words(refusal))
+        try:
+            reply = ollama.ChatResponse(**json.loads(body))
+        except FOREIGN:
+            return Judgement(None, "", body)
+        self._replies.put(question, body)
+        return self._read(reply)
+
+    def _ask(self, request: Mapping[str, Any]) -> str:
+        """Return the body of a reply. Raises NoReply, or UserError if no other question would get one.
+
+        Raises ollama.ResponseError for a question that does not fit.
+        """
+        try:
+            self._client.chat(self._params.model, **request)
         except ollama.ResponseError as refusal:
             if refusal.status_code == NO_MODEL:
                 raise UserError(self._no_model(self._params.model)) from None
             if refusal.status_code == BAD_REQUEST and "context" in refusal.error:
-                return Judgement(None, QUESTION_CUT, _words(refusal))
+                raise
             if refusal.status_code not in PASSING:
                 raise self._error(f"answered {_words(refusal)}") from None
             raise NoReply(f"answered {_words(refusal)}") from None
@@ -92,13 +114,7 @@ class OllamaJudge:
         except FOREIGN:
             if words := error_of(self._connection.answer):  # under the status of success
                 raise NoReply(f"answered with an error ({words})") from None
-            return Judgement(None, "", self._connection.answer.decode("utf-8", "replace"))
-
-    def _ask(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> ollama.ChatResponse:
-        """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
-        sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
-        options, schema = decoding(self._params.seed, n_unusable) | sizes, Verdict.model_json_schema()
-        return self._client.chat(self._params.model, chat, format=schema, options=options, think=False)
+        return self._connection.answer.decode("utf-8", "replace")
 
     def _read(self, reply: ollama.ChatResponse) -> Judgement:
         """Read a reply. A score of None: it breaks the schema, or the question or the reply was cut."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from tqdm import tqdm
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import Judge, JudgeParams, LlamaCppJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
+from scratchlm.judge.replies import Replies
 from scratchlm.judge.trust import no_scores
 from scratchlm.tasks.intervals import mean_interval
 
@@ -18,9 +20,10 @@ MAX_FAILED = 20
 JUDGEMENT_SCHEMA = pa.schema([(name, pa.float64() if name == "score" else pa.string()) for name in _COLUMNS])
 
 
-def build_judge(params: JudgeParams) -> Judge:
+def build_judge(params: JudgeParams, replies: Path | None = None) -> Judge:
     """Return the judge that the parameters name, ready to answer.
 
+    replies: the folder where the replies of a language model are kept.
     Raises UserError if its server cannot be reached or does not have the model, or as check_model.
     """
     if isinstance(params, ReferenceJudgeParams):
@@ -28,10 +31,10 @@ def build_judge(params: JudgeParams) -> Judge:
     if isinstance(params, LlamaCppJudgeParams):
         from scratchlm.judge.llama_cpp import LlamaCppJudge
 
-        return LlamaCppJudge(params)
+        return LlamaCppJudge(params, Replies(replies))
     from scratchlm.judge.ollama import OllamaJudge  # its HTTP clients take 0.25 seconds to import
 
-    return OllamaJudge(params)
+    return OllamaJudge(params, Replies(replies))
 
 
 def check_judge(params: JudgeParams) -> None:
@@ -73,22 +76,16 @@ def _next_different(answers: Sequence[str]) -> list[int | None]:
     return following
 
 
-def judge_records(
-    judge: Judge, records: Sequence[Mapping[str, Any]], judged: list[dict[str, Any]] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield a record of JUDGEMENT_SCHEMA for each response, once it is judged, and put it into `judged`.
+def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield a record of JUDGEMENT_SCHEMA for each response, once it is judged.
 
-    judged: the first records of an unfinished run; those without a score are judged again.
     Raises UserError if MAX_FAILED responses in a row have no score: the others would hardly have one.
     """
-    judged = [] if judged is None else judged
-    waiting = [i for i in range(len(records)) if i >= len(judged) or judged[i]["score"] is None]
     failed = 0
-    for i in tqdm(waiting, total=len(records), initial=len(records) - len(waiting), desc="judge", unit="response"):
-        verdict = judge.score(records[i], records[i]["response"])
-        named = {field: records[i][field] for field in ("id", "model", "response")}
+    for record in tqdm(records, desc="judge", unit="response"):
+        verdict = judge.score(record, record["response"])
+        named = {field: record[field] for field in ("id", "model", "response")}
         row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
-        judged[i : i + 1] = [row]
         yield row
         failed = failed + 1 if verdict.score is None else 0
         if failed == MAX_FAILED:
