@@ -1,15 +1,18 @@
-"""A real language model judges in this process: SmolLM2-135M, which is too small for it."""
+"""A real language model judges, in this process and behind a server: SmolLM2-135M, which is too small for it."""
 
 import json
 from pathlib import Path
 
 import pytest
+import requests
 
-from scratchlm.judge.protocol import LlamaCppJudgeParams
+from scratchlm.judge.prompt import QUESTION_CUT
+from scratchlm.judge.protocol import LlamaCppJudgeParams, OpenAIJudgeParams
 from scratchlm.judge.scoring import build_judge, check_judge, control_records, judge_records, judge_scores
 from scratchlm.judge.trust import check_trust
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
+from tests.unit.judge.ollama_stand_in import llama_server
 
 N_TASKS = 12
 
@@ -31,3 +34,30 @@ def test_smollm2_judges_and_does_not_separate_its_controls(smollm2: Path, real: 
     with pytest.raises(UserError, match="the judge does not separate its controls"):
         check_trust(judged, scores)
     assert judge.score(tasks[0], tasks[0]["output"]).raw_reply == judged[0]["raw_reply"]
+
+
+@pytest.mark.slow
+def test_smollm2_behind_openais_api_gives_a_verdict_for_every_answer(smollm2: Path, real: Path, tmp_path: Path) -> None:
+    """llama.cpp's own server over HTTP. The second run asks nothing, and the server's identity is recorded."""
+    server = llama_server(smollm2, 2048)
+    url = f"{server.listening_address}/v1"
+    listed = requests.get(f"{url}/models", timeout=60).json()["data"][0]["id"]
+    settings = {"base_url": url, "key_variable": None, "timeout_seconds": 300.0, "retries": 1, "seed": 1}
+    params = OpenAIJudgeParams(backend="openai", model=listed, controls=2, max_new_tokens=128, **settings)
+    tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:2]
+    records = [{"id": f"{i}", "model": "after", "response": "", **task} for i, task in enumerate(tasks)]
+    runs = []
+    for _ in range(2):
+        judge = build_judge(params, tmp_path)
+        runs.append((list(judge_records(judge, control_records(records, 2))), judge.identity))
+    assert runs[0] == runs[1]
+    rows, identity = runs[0]
+    assert len(rows) == len({row["id"] + row["model"] for row in rows}) == 6
+    assert sum(row["score"] is None for row in rows) <= 1
+    assert identity["model"] == listed and identity["owned_by"] == "llamacpp"
+    assert identity["meta"]["n_params"] == 134_515_008
+    print(identity)
+    long = judge.score({"instruction": "word " * 4000, "input": "", "output": "b"}, "c")
+    assert (long.score, long.reason) == (None, QUESTION_CUT)
+    with pytest.raises(UserError, match="has no model 'gpt-4'"):
+        build_judge(params.model_copy(update={"model": "gpt-4"}))

@@ -240,7 +240,7 @@ def test_what_comes_from_outside_is_known_with_what_follows_from_it(clone):
     (clone / "params.yaml").write_text(yaml.safe_dump(params))
     commit(clone, "Judge with Ollama")
     assert external() == ["judge"]
-    replace(clone / "dvc.yaml", r"\[ollama, llama.cpp\]", "ollama")
+    replace(clone / "dvc.yaml", r"\[ollama, openai, llama.cpp\]", "ollama")
     commit(clone, "As before there were two")
     assert external() == ["judge"]
     set_parameter(clone, "judge.backend", "llama.cpp")

@@ -30,7 +30,7 @@ QUESTION = """<task>
 {response}
 </response>"""
 GREEDY = {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0}
-QUESTION_CUT = "the question does not fit into judge.context_tokens"
+QUESTION_CUT = "the question does not fit into the context"
 REPLY_CUT = "the reply was cut at judge.max_new_tokens"
 
 

@@ -30,6 +30,16 @@ def server_address(host: str) -> str:
     raise ValueError("must be http:// or https://, a host name and perhaps a port, such as http://localhost:11434")
 
 
+def api_address(url: str) -> str:
+    """Return `url` if an API can have this address: server_address and a path. Raises ValueError."""
+    found = re.fullmatch(r"(https?://[^/]*)(?:/[A-Za-z0-9._~-]+)*/?", url)
+    if found:
+        with suppress(ValueError):
+            server_address(found[1])
+            return url
+    raise ValueError("must be http:// or https://, a host name and perhaps a path, such as http://localhost:8000/v1")
+
+
 def path_anywhere(path: str) -> str:
     """Return `path` if it names the same file from every folder. Raises ValueError: clones would not have the file."""
     if path.startswith(("/", "~/")):
@@ -45,14 +55,16 @@ class ReferenceJudgeParams(Section):
 
 
 class LanguageModelParams(Section):
-    """A language model as a judge.
-
-    context_tokens, max_new_tokens: sizes of question and reply together, and of the reply.
-    """
+    """A language model as a judge. max_new_tokens: size of a reply."""
 
     controls: Annotated[int, Field(ge=0)]
-    context_tokens: Annotated[int, Field(ge=256, le=MAX_CONTEXT_TOKENS)]
     max_new_tokens: Annotated[int, Field(ge=16)]
+
+
+class ContextParams(LanguageModelParams):
+    """A language model whose context is set here. context_tokens: size of question and reply together."""
+
+    context_tokens: Annotated[int, Field(ge=256, le=MAX_CONTEXT_TOKENS)]
 
     @model_validator(mode="after")
     def _leave_room_for_the_question(self) -> Self:
@@ -64,21 +76,37 @@ class LanguageModelParams(Section):
         return self
 
 
-class OllamaJudgeParams(LanguageModelParams):
-    """A language model served by Ollama.
+class ServedModelParams(LanguageModelParams):
+    """A language model behind a server.
 
-    retries: further attempts after a reply that breaks the schema, a timeout or a busy server.
+    retries: further attempts after a reply that breaks the schema, a timeout or trouble of the server.
     """
 
-    backend: Literal["ollama"]
     model: Annotated[str, Field(min_length=1)]
-    host: Annotated[str, AfterValidator(server_address)]
     timeout_seconds: Annotated[float, Field(gt=0, le=DAY_SECONDS)]
     retries: Annotated[int, Field(ge=0, le=10)]
     seed: Seed
 
 
-class LlamaCppJudgeParams(LanguageModelParams):
+class OllamaJudgeParams(ServedModelParams, ContextParams):
+    """A language model served by Ollama."""
+
+    backend: Literal["ollama"]
+    host: Annotated[str, AfterValidator(server_address)]
+
+
+class OpenAIJudgeParams(ServedModelParams):
+    """A language model behind OpenAI's chat API.
+
+    key_variable: the environment variable that has the key, or None for a server that needs none.
+    """
+
+    backend: Literal["openai"]
+    base_url: Annotated[str, AfterValidator(api_address)]
+    key_variable: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None
+
+
+class LlamaCppJudgeParams(ContextParams):
     """A language model in a GGUF file, run in this process. Greedy decoding always gives the same: no seed, no retries.
 
     model: the path of the file. sha256: of its content.
@@ -89,7 +117,9 @@ class LlamaCppJudgeParams(LanguageModelParams):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-JudgeParams = Annotated[ReferenceJudgeParams | OllamaJudgeParams | LlamaCppJudgeParams, Field(discriminator="backend")]
+JudgeParams = Annotated[
+    ReferenceJudgeParams | OllamaJudgeParams | OpenAIJudgeParams | LlamaCppJudgeParams, Field(discriminator="backend")
+]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from scratchlm.judge.overlap import normalise
-from scratchlm.judge.protocol import Judge, JudgeParams, LlamaCppJudgeParams, ReferenceJudgeParams
+from scratchlm.judge.protocol import Judge, JudgeParams, LlamaCppJudgeParams, OpenAIJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.trust import no_scores
@@ -32,6 +32,10 @@ def build_judge(params: JudgeParams, replies: Path | None = None) -> Judge:
         from scratchlm.judge.llama_cpp import LlamaCppJudge
 
         return LlamaCppJudge(params, Replies(replies))
+    if isinstance(params, OpenAIJudgeParams):
+        from scratchlm.judge.openai import OpenAIJudge
+
+        return OpenAIJudge(params, Replies(replies))
     from scratchlm.judge.ollama import OllamaJudge  # its HTTP clients take 0.25 seconds to import
 
     return OllamaJudge(params, Replies(replies))
@@ -43,6 +47,10 @@ def check_judge(params: JudgeParams) -> None:
         from scratchlm.judge.llama_cpp import check_model
 
         check_model(params)
+    if isinstance(params, OpenAIJudgeParams):
+        from scratchlm.judge.openai import api_key
+
+        api_key(params)
 
 
 def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:

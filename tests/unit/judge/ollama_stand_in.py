@@ -1,8 +1,9 @@
-"""An HTTP server in place of Ollama's, and llama.cpp's own server, which can stand behind it.
+"""An HTTP server in place of Ollama's or of OpenAI's API, and llama.cpp's own server, which can stand behind it.
 
 Ollama itself cannot run in a test. The stand-in speaks the part of its protocol that the judge uses
-(/api/version, /api/tags, /api/chat without streaming); what it answers comes from the test.
-Source of the protocol: github.com/ollama/ollama, docs/api.md.
+(/api/version, /api/tags, /api/chat without streaming), and that of OpenAI's (/v1/models, /v1/chat/completions);
+what it answers comes from the test.
+Sources of the protocols: github.com/ollama/ollama, docs/api.md; github.com/openai/openai-openapi.
 """
 
 import json
@@ -60,6 +61,7 @@ class OllamaStandIn(ThreadingHTTPServer):
         self.tags: str | Refusal | RawAnswer | None = None  # instead of the list of `models`
         self.models = {"llama3:latest": "365c0bd3c000", "llama3:70b": "786f3184aec0"}  # name with tag -> digest
         self.requests: list[Request] = []
+        self.keys: list[str | None] = []  # of every call
 
     @property
     def host(self) -> str:
@@ -70,7 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: OllamaStandIn
 
     def do_GET(self) -> None:
-        if self.path == "/api/version":
+        self.server.keys.append(self.headers["Authorization"])
+        if self.path == "/v1/models":
+            listed = [{"id": name, "object": "model", "owned_by": "stand-in"} for name in self.server.models]
+            self._send(self.server.tags or json.dumps({"object": "list", "data": listed}))
+        elif self.path == "/api/version":
             self._send(self.server.version)
         elif self.path == "/api/tags":
             self._send(self.server.tags or json.dumps({"models": [_tag(*item) for item in self.server.models.items()]}))
@@ -80,6 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
+        self.server.keys.append(self.headers["Authorization"])
+        if self.path == "/v1/chat/completions":
+            answer = self.server.handler(request)
+            if isinstance(answer, str | Reply):
+                return self._send(json.dumps(_completion(request, answer)))
+            return self._send(answer)
         if self.path != "/api/chat":
             return self._send(Refusal(404, "404 page not found"))
         if _with_tag(request["model"]) not in self.server.models:
@@ -168,4 +180,22 @@ def _chat_reply(request: Request, content: str) -> dict[str, Any]:
         "total_duration": 1,
         "prompt_eval_count": 1,
         "eval_count": 1,
+    }
+
+
+def _completion(request: Request, answer: str | Reply) -> dict[str, Any]:
+    """Return an answer in OpenAI's form. A Reply has Ollama's fields."""
+    fields = answer.fields if isinstance(answer, Reply) else {"message": {"content": answer}}
+    message = {"role": "assistant", **fields["message"]}
+    if "thinking" in message:
+        message["reasoning_content"] = message.pop("thinking")
+    choice = {"index": 0, "message": message, "finish_reason": fields.get("done_reason", "stop")}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": f"{request['model']}-0613",
+        "system_fingerprint": "fp_1",
+        "choices": [choice],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
     }

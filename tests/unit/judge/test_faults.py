@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
-from scratchlm.judge.protocol import OllamaJudgeParams
+from scratchlm.judge.protocol import JudgeParams
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, judge_records
 from scratchlm.run.files import read_table, write_table
 from tests.unit.judge.ollama_stand_in import Answer, Cut, RawAnswer, Refusal, Reply, ollama_stand_in
@@ -57,8 +58,9 @@ FAULTS: dict[str, tuple[Answer | Callable[[dict[str, Any]], Answer], float | Non
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("backend", ["ollama", "openai"])
 def test_every_response_has_a_record_whatever_the_server_does(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     fault, score, words = FAULTS[name]
@@ -69,9 +71,13 @@ def test_every_response_has_a_record_whatever_the_server_does(
         return fault(request) if callable(fault) else fault
 
     with ollama_stand_in(handler) as server:
-        sizes = {"context_tokens": 2048, "max_new_tokens": 128, "controls": 0}
-        settings = {"host": server.host, "model": "llama3", "timeout_seconds": 0.3, "retries": 1, "seed": 1}
-        judge = build_judge(OllamaJudgeParams(backend="ollama", **settings, **sizes))
+        settings: dict[str, Any] = {"model": "llama3:latest", "timeout_seconds": 0.3, "retries": 1, "seed": 1}
+        settings |= {"max_new_tokens": 128, "controls": 0}
+        if backend == "ollama":
+            settings |= {"host": server.host, "context_tokens": 2048}
+        else:
+            settings |= {"base_url": f"{server.host}/v1", "key_variable": None}
+        judge = build_judge(TypeAdapter(JudgeParams).validate_python({"backend": backend, **settings}))
         task = {"model": "after", "instruction": "a", "input": "", "output": "b"}
         records = [task | {"id": str(i), "response": f"answer {i}"} for i in range(N)]
         rows = list(judge_records(judge, records))
@@ -80,5 +86,4 @@ def test_every_response_has_a_record_whatever_the_server_does(
     assert [row["id"] for row in rows] == [record["id"] for record in records]
     assert [row["score"] for row in rows] == [score if i == FAULTY else 90.0 for i in range(N)]
     assert words in rows[FAULTY]["reason"] + rows[FAULTY]["raw_reply"]
-    expected = N + (score is None)
-    assert len(server.requests) == expected
+    assert len(server.requests) == N + (score is None)
