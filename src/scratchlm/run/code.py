@@ -8,7 +8,7 @@ import ast
 import importlib.metadata
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -75,13 +75,13 @@ def imported_names(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def data_files(module: Path) -> Iterator[Path]:
+@cache
+def data_files(module: Path) -> frozenset[Path]:
     """The files beside a module that it names as a text, such as a page's template."""
     nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    for path in module.parent.iterdir():
-        if path.is_file() and path.suffix != ".py" and path.name in texts:
-            yield path
+    beside = (path for path in module.parent.iterdir() if path.is_file() and path.suffix != ".py")
+    return frozenset(path for path in beside if path.name in texts)
 
 
 def locked_versions(lock: str) -> dict[str, str]:
@@ -134,6 +134,7 @@ def installed_version(package: str) -> str:
     return "none"
 
 
+@cache
 def _module_file(name: str, roots: tuple[Path, ...]) -> Path | None:
     paths = (root.joinpath(*name.split(".")).with_suffix(".py") for root in roots)
     return next((path for path in paths if path.is_file()), None)
