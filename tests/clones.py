@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
 # Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns.
 # In float32, which is faster, and whose results depend on the processor
-FEW_STEPS = {
+FEW_STEPS: dict[str, object] = {
     "precision": "float32",
     "threads": 2,
     "pretrain.epochs": 0.05,
@@ -27,6 +27,8 @@ FEW_STEPS = {
     "generate.max_new_tokens": 4,
     "generate.before": False,
 }
+# The base is the model that `pretrain` makes: no TensorFlow has to start
+WITHOUT_GPT2 = {"gpt2_sizes": [], "finetune_spam.base": "pretrain", "finetune_instruct.base": "pretrain"}
 
 
 def environment(clone: Path, **changes: str) -> dict[str, str]:
@@ -52,6 +54,14 @@ def make_clone(folder: Path, changes: dict[str, object] | None = None) -> Path:
             set_parameter(folder, key, value)
         commit(folder, "Change parameters")
     return folder
+
+
+def keep_stages(clone: Path, *names: str) -> None:
+    """Cut the pipeline down to some stages, of which none is built: for tests that need no other. Not committed."""
+    pipeline = yaml.safe_load((clone / "dvc.yaml").read_text())
+    stages = {name: pipeline["stages"][name] for name in names}
+    (clone / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    (clone / "dvc.lock").unlink()
 
 
 def lend_environment(clone: Path) -> None:

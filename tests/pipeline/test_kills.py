@@ -6,14 +6,17 @@ import subprocess
 
 import pytest
 
-from tests.clones import make_clone, run, set_parameter
+from tests.clones import WITHOUT_GPT2, make_clone, run, set_parameter
 from tests.pipeline.kills import SOME_STEPS, Clone, kill, wait_for
+
+FEWER_STEPS = {"pretrain.epochs": 0.15, "finetune_spam.epochs": 2, "finetune_instruct.epochs": 0.5}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """Built once without a kill."""
     folder = tmp_path_factory.mktemp("kills")
-    make_clone(folder / "clone", SOME_STEPS)
+    make_clone(folder / "clone", SOME_STEPS | FEWER_STEPS | WITHOUT_GPT2)
     clone = Clone(folder)
     clone.build()
     return clone

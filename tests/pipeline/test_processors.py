@@ -13,15 +13,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from scratchlm.run.files import read_json, write_json
 from scratchlm.verify.status import status
-from tests.clones import FEW_STEPS, IDENTITY, commit, make_clone, run, set_parameter, stages_run
+from tests.clones import (
+    FEW_STEPS,
+    IDENTITY,
+    WITHOUT_GPT2,
+    commit,
+    keep_stages,
+    make_clone,
+    run,
+    set_parameter,
+    stages_run,
+)
 
 OTHER = {"ATEN_CPU_CAPABILITY": "default"}
-STAGES = ["code", "preflight", "download", "tokenize", "load_gpt2@nano", "finetune_spam"]
-ROWS = 9  # that `compare` gives a verdict: three of load_gpt2, six of finetune_spam
+STAGES = ["code", "preflight", "download", "tokenize", "pretrain", "finetune_spam"]
+ROWS = 9  # that `compare` gives a verdict: three of pretrain, six of finetune_spam
 
 
 def fingerprint(**variables: str) -> str:
@@ -62,12 +71,12 @@ def committer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the cut pipeline, built and committed in float32 on this processor."""
     if fingerprint() == fingerprint(**OTHER):
         pytest.skip("this processor computes the same in both ways")
-    clone = make_clone(tmp_path_factory.mktemp("committer") / "scratchlm", FEW_STEPS)
+    clone = make_clone(
+        tmp_path_factory.mktemp("committer") / "scratchlm",
+        FEW_STEPS | WITHOUT_GPT2,
+    )
     run(clone, "git", "switch", "-qC", "main")
-    pipeline = yaml.safe_load((clone / "dvc.yaml").read_text())
-    stages = {name: pipeline["stages"][name] for name in (stage.partition("@")[0] for stage in STAGES)}
-    (clone / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
-    (clone / "dvc.lock").unlink()
+    keep_stages(clone, *STAGES)
     assert stages_run(run(clone, "dvc", "repro")) == STAGES
     commit(clone, "Build")
     return clone
@@ -141,7 +150,7 @@ def test_results_of_the_other_processor_at_hand_do_not_stand_in_the_way(
 
 def test_switching_back_runs_no_stage_and_raises_no_false_alarm(newcomer: Path) -> None:
     run(newcomer, "git", "switch", "-q", "main")
-    result = json.loads(scratchlm(newcomer, "verify", "--stages", "load_gpt2", "--format", "json").stdout)
+    result = json.loads(scratchlm(newcomer, "verify", "--stages", "pretrain", "--format", "json").stdout)
     assert {finding["verdict"] for finding in result["findings"]} == {"identical", "within tolerance", "not compared"}
     assert any("belong to another build" in remark for remark in result["remarks"])
     assert re.fullmatch(r"baseline kernels \(.+\)", result["machines"][1])
