@@ -16,6 +16,7 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import build_model
 from scratchlm.run.files import read_json
 from tests.clones import REPOSITORY
+from tests.commands import scratchlm
 
 TOKENIZER = "data/tokens/finetuning_tokenizer"
 CONFIG = GPTConfig(
@@ -41,11 +42,6 @@ def home(tmp_path_factory) -> Path:
         home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 2, "last_real"), padded_tokens=32
     )
     return home
-
-
-def scratchlm(home: Path, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scratchlm.cli.main", *words]
-    return subprocess.run(command, cwd=home, input=given, env={**os.environ}, capture_output=True, text=True)
 
 
 def test_classify_names_the_class_and_its_probability(home):
