@@ -24,6 +24,7 @@ from scratchlm.verify.findings import Finding, Verification, verification_json, 
 from scratchlm.verify.rebuild import failure_in
 from scratchlm.verify.verify import verify
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
+from tests.commands import scratchlm
 
 OTHER_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
@@ -134,7 +135,7 @@ def test_a_changed_parameter_is_named_and_what_follows_from_it_is_measured(clone
     result = verify(clone, "HEAD", ["pretrain"])
     found = {(fault.stage, fault.path): fault for fault in result.faults}
     assert found["tokenize", "params.yaml"].detail == (
-        "built with tokenize.corpus.train_fraction 0.9, params.yaml says 0.8"
+        "built with tokenize.corpus.train_fraction 0.98, params.yaml says 0.8"
     )
     assert found["preflight", "params.yaml"].verdict == "stale"
     assert ("pretrain", "params.yaml") not in found
@@ -280,18 +281,15 @@ def test_an_interrupted_verification_leaves_nothing(clone, tmp_path, how):
     ],
 )
 def test_a_mistake_in_the_command_is_one_sentence(clone, options, sentence):
-    done = run(clone, sys.executable, "-m", "scratchlm.cli.main", "verify", *options, ok=False)
+    done = scratchlm(clone, "verify", *options)
     assert done.stderr.startswith(f"scratchlm: {sentence}")
     assert done.stderr.count("\n") == 1
     assert done.returncode == 1
 
 
-def test_outside_a_repository_is_one_sentence(clone, tmp_path):
-    command = [sys.executable, "-m", "scratchlm.cli.main", "verify"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(clone), capture_output=True, text=True)
-    assert re.fullmatch(
-        f"scratchlm: {tmp_path} is not in a clone of the project; run scratchlm inside one\n", done.stderr
-    )
+def test_outside_a_repository_is_one_sentence(tmp_path):
+    said = scratchlm(tmp_path, "verify").stderr
+    assert re.fullmatch(f"scratchlm: {tmp_path} is not in a clone of the project; run scratchlm inside one\n", said)
 
 
 RUN = "ERROR: failed to reproduce 'tokenize': failed to run: python -m stages.tokenize --params p.yaml, exited with"
