@@ -4,8 +4,6 @@ It tests what is committed: commit before you run it.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,8 @@ import pytest
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, Comparison, Row, compare_revisions
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
-from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
+from tests.clones import FEW_STEPS, commit, make_clone, run, set_parameter
+from tests.commands import scratchlm
 
 SPAM = [f"finetune_spam.test.{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "loss")]
 BASELINE = [name.replace("finetune_spam", "baseline_spam") for name in SPAM]
@@ -81,12 +80,6 @@ def rows(found: Comparison) -> dict[str, Row]:
 
 def verdicts(found: Comparison) -> dict[str, str]:
     return {row.metric: row.verdict for row in found.rows if row.verdict}
-
-
-def scratchlm(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    root = next(path for path in (folder, *folder.parents) if (path / ".dvc").exists())
-    command = [sys.executable, "-m", "scratchlm.cli.main", *words]
-    return subprocess.run(command, cwd=folder, env=environment(root), capture_output=True, text=True)
 
 
 def test_more_training_is_better_and_leaves_the_rest_the_same(there: Path) -> None:
