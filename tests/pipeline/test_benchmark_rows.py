@@ -25,7 +25,7 @@ from scratchlm.tasks.spam import padded_texts, padded_width
 from scratchlm.training.loop import batch_indices
 
 ROWS = all_rows("TINY")
-NAME = "pretrain_float32"
+NAME = "exact_decode_1"
 
 
 def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
