@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
-from scipy import stats
 
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import fetch_refs, git, must_run_dvc
@@ -100,6 +99,8 @@ def spread(values: Sequence[float]) -> Spread:
 
 def difference_factor(n: int) -> float:
     """Return t(n - 1) · √2, the minimum detectable difference in standard deviations estimated from n values."""
+    from scipy import stats  # half a second, and compare, which imports this module, needs it not
+
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(2)
 
 
