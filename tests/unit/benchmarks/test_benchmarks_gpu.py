@@ -27,6 +27,10 @@ from tests.clones import REPOSITORY
 MISSING = "dvc gguf keras ollama ruamel tensorflow xllamacpp"  # on machines with a GPU, usually
 EVERY_ROW = f"""
 import json, sys, torch
+from functools import partial
+from pathlib import Path
+if sys.argv[1] == "cpu":  # generating C++ takes a minute; tests/unit/fast/test_compiler.py does so
+    torch.compile = partial(torch.compile, backend="eager")
 class Without:
     def __init__(self, finder):
         self.finder = finder
@@ -35,9 +39,9 @@ class Without:
     def find_spec(self, name, *others):
         return None if name.partition(".")[0] in {MISSING.split()} else self.finder.find_spec(name, *others)
 sys.meta_path[:] = map(Without, sys.meta_path)
-from benchmarks.baselines import our_config
-from benchmarks.flops import flops_per_token
+from benchmarks import sample
 from benchmarks.gpu_rows import NANO, SAMPLES, Place, gpu_rows
+sample.PARAMS = Path(sys.argv[2])
 for name, row in gpu_rows(NANO, Place(sys.argv[1], "eager", SAMPLES)).items():
     for contender, work in row.contenders.items():
         torch.use_deterministic_algorithms(False)  # the baselines have processes of their own elsewhere
@@ -73,10 +77,13 @@ def test_a_row_has_the_same_contenders_and_targets_at_both_sizes() -> None:
 @pytest.mark.parametrize(
     "device", [pytest.param("cpu", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
-def test_every_contender_works_where_dvc_and_tensorflow_are_missing(device: str) -> None:
+def test_every_contender_works_where_dvc_and_tensorflow_are_missing(device: str, tmp_path: Path) -> None:
+    params = load_yaml(REPOSITORY / "params.yaml")  # of the row `sample`, whose evaluations take every row
+    params["model"] |= {"size": "custom", "custom": {"n_layers": 1, "n_heads": 1, "emb_dim": 8}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     variables = {key: value for key, value in os.environ.items() if key != "SCRATCHLM_MIRROR"}
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_ROW, device],
+        [sys.executable, "-c", EVERY_ROW, device, str(tmp_path / "params.yaml")],
         cwd=REPOSITORY, env=variables | {"PYTHONPATH": f"src{os.pathsep}."}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
