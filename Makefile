@@ -32,7 +32,7 @@ verify: $(READY)  ## rebuild the last commit in a clean clone and compare every 
 test test-quick: export OMP_WAIT_POLICY := passive
 
 test: test-quick  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
-	python -m pytest --numprocesses 2 --dist loadfile -m "long and not slow and not gpu"
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "long and not slow and not gpu"
 
 test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
 	python -m pytest --numprocesses 2 -m "not long and not slow and not gpu"
