@@ -99,7 +99,7 @@ def spread(values: Sequence[float]) -> Spread:
 
 def difference_factor(n: int) -> float:
     """Return t(n - 1) · √2, the minimum detectable difference in standard deviations estimated from n values."""
-    from scipy import stats  # half a second, and compare, which imports this module, needs it not
+    from scipy import stats  # takes half a second, and `compare` imports this module without calling this
 
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(2)
 
