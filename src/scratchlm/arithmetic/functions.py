@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scratchlm.arithmetic import autograd as exact
+from scratchlm.arithmetic import reference
 from scratchlm.arithmetic.mode import is_exact
 
 
@@ -110,6 +111,19 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "s
         return summed if reduction == "sum" else summed / (targets != exact.IGNORED).sum()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, reduction=reduction)
+
+
+def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """KL(softmax(logits) ‖ softmax(other)) of each row in nats, without gradients: (N, V) twice -> (N,) float64."""
+    if is_exact():
+        return reference.kl_divergence(logits, other)
+    log_p, log_q = (wide(x).log_softmax(dim=-1) for x in (logits, other))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64, which MPS lacks: then on the CPU."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def total(x: Tensor, dim: int | None = None) -> Tensor:

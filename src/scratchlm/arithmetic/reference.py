@@ -214,6 +214,17 @@ def cross_entropy_gradient(gradient: Tensor, logits: Tensor, targets: Tensor) ->
     return slope.masked_fill((targets == IGNORED)[:, None], 0.0).float()
 
 
+def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """Σ p (ln p - ln q) for the softmaxes p and q: (N, V) twice -> (N,) float64."""
+    log_p, log_q = _log_softmax(logits), _log_softmax(other)
+    return exact_sum(exp(log_p) * (log_p - log_q)).squeeze(-1)
+
+
+def _log_softmax(x: Tensor) -> Tensor:
+    shifted = x.double() - x.double().amax(-1, keepdim=True)
+    return shifted - log(exact_sum(exp(shifted)))
+
+
 def dropout_start(key: int, n_before: int) -> int:
     """Where the hashes of one dropout begin, as a signed 64-bit integer."""
     start = (key + (n_before + 1) * CALL_FACTOR) % 2**64
