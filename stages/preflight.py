@@ -14,6 +14,7 @@ from stages import (
     ablate_spam,
     download,
     finetune_instruct,
+    finetune_preference,
     finetune_spam,
     generate,
     judge,
@@ -26,7 +27,8 @@ from stages import (
 
 class Params(
     download.Params, tokenize.Params, pretrain.Params, ablate_pretrain.Params, load_gpt2.Params, load_pretrained.Params,
-    finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, generate.Params, judge.Params,
+    finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, finetune_preference.Params, generate.Params,
+    judge.Params,
 ):  # fmt: skip
     """Every parameter that some stage reads."""
 

@@ -1,10 +1,11 @@
-"""Turn the raw corpus, messages and instructions into token ids in Parquet."""
+"""Turn the raw corpus, messages, instructions and preferences into token ids in Parquet."""
 
 from pathlib import Path
 
 from scratchlm.data.corpus import split_chunks, write_corpus
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
+from scratchlm.data.preferences import write_preferences
 from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
 from scratchlm.formats.pretrained import vocabulary_folder
@@ -21,8 +22,9 @@ class Params(Section):
 
 
 def main(
-    run: Run, *, params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, tokenizer: Path,
-    finetuning_tokenizer: Path, corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path, metrics: Path,
+    run: Run, *, params: Path, vocabulary: Path, corpus: Path, messages: Path, instructions: Path, preferences: Path,
+    tokenizer: Path, finetuning_tokenizer: Path, corpus_tokens: Path, message_tokens: Path, instruction_tokens: Path,
+    preference_tokens: Path, metrics: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     text = only_file(corpus)
@@ -39,6 +41,9 @@ def main(
         "corpus": write_corpus(text, made, corpus_tokens, p.tokenize.corpus),
         "messages": write_messages(only_file(messages), finetuning, message_tokens, p.tokenize.messages, p.seed),
         "instructions": write_instructions(only_file(instructions), finetuning, instruction_tokens, instruct),
+        "preferences": write_preferences(
+            only_file(preferences), finetuning, preference_tokens, p.tokenize.preferences, instruct.prompt_style
+        ),
     }
     write_json(metrics, report)
 

@@ -26,6 +26,8 @@ FEW_STEPS: dict[str, object] = {
     "finetune_spam.warmup_steps": 1,
     "finetune_instruct.epochs": 0.2,
     "finetune_instruct.warmup_steps": 1,
+    "finetune_preference.epochs": 0.1,
+    "finetune_preference.warmup_steps": 1,
     "generate.max_new_tokens": 4,
     "generate.before": False,
 }

@@ -36,7 +36,7 @@ from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.resume import Checkpoint
-from scratchlm.tasks import instruct
+from scratchlm.tasks import instruct, preference
 from scratchlm.tasks.generation import GenerateParams, Responder
 from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
 from scratchlm.tasks.settings import EvaluationParams
@@ -61,6 +61,7 @@ SPAM = {
     "dropout": 0.0, "lora": None,
 }  # fmt: skip
 INSTRUCT = {"base": "a", "mask_instruction": False, "dropout": 0.0, "lora": None}
+PREFERENCE = {"loss": "dpo", "beta": 0.5, "label_smoothing": 0.0, "dropout": 0.0, "lora": None}
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -182,6 +183,29 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
 
 
+def pairs(n: int) -> list[dict[str, Any]]:
+    return [
+        row | {"chosen_token_ids": row["response_token_ids"], "rejected_token_ids": integers(1 + 5 * i % 8, i + n)}
+        for i, row in enumerate(instructions(n))
+    ]
+
+
+def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    params = preference.FinetunePreferenceParams(**TRAINING | PREFERENCE | changes | batches.training)
+    splits = {"train": pairs(12), "val": pairs(5), "test": pairs(6)}
+    given = preference.Preferences(splits, TOKENIZER.end_token_id, CONTEXT_LENGTH)
+    evaluation = preference.PairEvaluation(given, params, evaluation_params(batches))
+    shape = {"dropout": params.dropout, "tied_head": True, "initialisation": "gpt2"}
+    gpt, assistant = model(run, **shape), model(run, **shape)
+    evaluation.measure_reference(assistant, run)
+    preference.prepare_policy(gpt, params, run.seed)
+    training = train(gpt, preference.preference_task(given, params, evaluation), run)
+    adapter = adapter_state(gpt)
+    merge_lora(gpt)
+    scores = evaluation.full(gpt, assistant)
+    return [gpt, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
+
+
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
     """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
     gpt, stop = gpt or model(run, **changes.pop("shape", {})), changes.pop("stop", [])
@@ -293,6 +317,8 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "instruct_masked": (finetune_instruct, {"mask_instruction": True, "dropout": 0.1}),
     "instruct_lora_feed_forward": (finetune_instruct, {"lora": lora("feed_forward")}),
     "instruct_lora_blocks": (finetune_instruct, {"lora": lora("blocks"), "dropout": 0.1, "mask_instruction": True}),
+    "preference": (finetune_preference, {"label_smoothing": 0.1, "dropout": 0.1}),
+    "preference_ipo_lora": (finetune_preference, {"loss": "ipo", "lora": lora("blocks")}),
     "greedy": (decode, {}),
     "greedy_stop": (decode, {"stop": ["w7", "w3 w"]}),
     "sampled": (decode, {"temperature": 0.8}),

@@ -2,8 +2,8 @@
 
     python3 tools/make_text.py [--out DIR]
 
-writes stories.txt, sms+spam+collection.zip and instruction-data.json. It needs nothing
-but the standard library. Every draw comes from `random.Random.random`, the one method
+writes stories.txt, sms+spam+collection.zip, instruction-data.json and preference-data.json.
+It needs nothing but the standard library. Every draw comes from `random.Random.random`, the one method
 whose sequence the Python documentation promises to keep for a seed, so every Python
 version writes the same text.
 """
@@ -33,6 +33,7 @@ HAM_COUNT, SPAM_COUNT = 2425, 375
 HAM_REPEATS, SPAM_REPEATS = 14, 3  # exact duplicates, as the real collection has some
 MESSAGE_CHARACTERS = 160
 TASK_COUNT = 1100
+PAIR_COUNT = 560
 
 T = TypeVar("T")
 
@@ -260,16 +261,49 @@ def unused_item(dice: Dice, name: str, used: set[tuple[str, Item]]) -> Item:
 
 
 def make_tasks(dice: Dice, used: set[tuple[str, Item]]) -> list[tuple[str, dict[str, str]]]:
-    """TASK_COUNT pairs of kind and entry, in rounds of one of each kind, so that any
+    """TASK_COUNT pairs of kind and entry; see make_rounds."""
+    return [
+        (name, {"instruction": instruction, "input": item.input, "output": item.output})
+        for name, instruction, item in make_rounds(dice, used, TASK_COUNT)
+    ]
+
+
+def make_rounds(dice: Dice, used: set[tuple[str, Item]], count: int) -> list[tuple[str, str, Item]]:
+    """Kind, instruction and item of new tasks, in rounds of one of each kind, so that any
     stretch of the file, and so each split by position, has every kind equally often."""
-    tasks: list[tuple[str, dict[str, str]]] = []
-    while len(tasks) < TASK_COUNT:
+    tasks: list[tuple[str, str, Item]] = []
+    while len(tasks) < count:
         for name in dice.shuffled(list(KINDS)):
             item = unused_item(dice, name, used)
-            instruction = dice.pick(KINDS[name].wordings).format(*item.slots)
-            entry = {"instruction": instruction, "input": item.input, "output": item.output}
-            tasks.append((name, entry))
-    return tasks[:TASK_COUNT]
+            tasks.append((name, dice.pick(KINDS[name].wordings).format(*item.slots), item))
+    return tasks[:count]
+
+
+def wrong_answer(dice: Dice, name: str, item: Item) -> str:
+    """A plausible mistake: the input unchanged, the other fact or word, or a word less."""
+    if name in ("repeat", "compose"):
+        given = item.output.split()
+        given.pop(1 + dice.below(len(given) - 2) if name == "repeat" else -2)
+        return " ".join(given)
+    if name in ("first_word", "last_word"):
+        return item.input.rstrip(".").split()[-1 if name == "first_word" else 0]
+    if name in ("who_has", "what_colour", "where_did"):
+        return next(f"{fact}." for fact in item.input.rstrip(".").split(". ") if f"{fact}." != item.output)
+    if name == "which_animal":
+        return dice.pick([option for option in item.slots if option != item.output])
+    if name == "plural":
+        return item.slots[1].replace("one", item.slots[0], 1)
+    return item.input
+
+
+def make_pairs(dice: Dice, used: set[tuple[str, Item]]) -> list[tuple[str, dict[str, str]]]:
+    """PAIR_COUNT pairs of kind and entry: tasks of no other file, each with its right answer
+    (chosen) and a plausible wrong one (rejected)."""
+    return [
+        (name, {"instruction": instruction, "input": item.input, "chosen": item.output,
+                "rejected": wrong_answer(dice, name, item)})
+        for name, instruction, item in make_rounds(dice, used, PAIR_COUNT)
+    ]  # fmt: skip
 
 
 # --- Stories -------------------------------------------------------------------------
@@ -534,9 +568,11 @@ def main() -> None:
     tasks = [entry for _, entry in make_tasks(Dice(SEED), used)]
     stories = make_stories(Dice(SEED + 1), used)
     messages = make_messages(Dice(SEED + 2))
+    pairs = [entry for _, entry in make_pairs(Dice(SEED + 3), used)]
 
-    text = json.dumps(tasks, indent=2, ensure_ascii=False) + "\n"
-    (out / "instruction-data.json").write_bytes(text.encode())
+    for name, entries in {"instruction-data.json": tasks, "preference-data.json": pairs}.items():
+        text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+        (out / name).write_bytes(text.encode())
     (out / "stories.txt").write_bytes((STORY_SEPARATOR.join(stories) + "\n").encode())
     collection = "".join(f"{label}\t{message}\n" for label, message in messages)
     members = {"SMSSpamCollection": collection, "readme": words.MESSAGES_README}

@@ -38,6 +38,7 @@ from stages import (
     ablate_spam,
     download,
     finetune_instruct,
+    finetune_preference,
     finetune_spam,
     generate,
     judge,
@@ -50,8 +51,8 @@ from tests.fuzz.findings import Findings, place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = (
-    download, tokenize, pretrain, ablate_pretrain, load_gpt2, finetune_spam, ablate_spam, finetune_instruct, generate,
-    judge,
+    download, tokenize, pretrain, ablate_pretrain, load_gpt2, finetune_spam, ablate_spam, finetune_instruct,
+    finetune_preference, generate, judge,
 )  # fmt: skip
 PIPELINE = load_yaml(REPOSITORY / "dvc.yaml")
 LONGEST_SENTENCE = 1500
@@ -117,6 +118,7 @@ for line in sum(PROFILES, []):
 VARIED = {  # by section of variants, the keys that they change
     "pretrain_ablations": list(ModelParams.model_fields),
     "spam_ablations": list(finetune_spam.spam.FinetuneSpamParams.model_fields),
+    "preference_runs": list(finetune_preference.preference.FinetunePreferenceParams.model_fields),
 }
 
 
@@ -223,7 +225,7 @@ def use(values: Any, params: Any, repo: Repo) -> None:
     sampling = params.generate.sampling
     penalised = penalise_repetition(logits, logits > 0, sampling.repetition_penalty)
     assert int(sample_tokens(penalised, sampling, draws).min()) >= 0
-    for section in (params.pretrain, params.finetune_spam, params.finetune_instruct):
+    for section in (params.pretrain, params.finetune_spam, params.finetune_instruct, params.finetune_preference):
         rates_are_sound(section)
     for model in pretrained_models(params).values():
         assert model.config(300).n_parameters > 0

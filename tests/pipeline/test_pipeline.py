@@ -15,9 +15,10 @@ from dvc.repo import Repo
 from tests.clones import REPOSITORY, commit, make_clone, results, run, set_parameter, stages_run
 
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
+PREFERENCE = "finetune_preference@dpo"
 STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
-    "finetune_instruct", "generate", "judge", "report",
+    "finetune_instruct", PREFERENCE, "generate", "judge", "report",
 ]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
@@ -87,6 +88,7 @@ def test_every_stage_visibly_learns(clone):
     assert pretrained["untrained_val_loss"] - pretrained["val"]["loss"] >= 2
     assert metrics(clone, "load_gpt2/nano")["val"]["loss"] < pretrained["val"]["loss"]
     assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
+    assert metrics(clone, "finetune_preference/dpo")["test"]["accuracy"] >= 0.8
     judged = metrics(clone, "judge")
     assert judged["before"]["mean_score"] <= 10
     assert judged["after"]["mean_score"] >= 60
@@ -104,14 +106,15 @@ CONCERNED = [
     ("tokenize.messages.balance", False, {"tokenize"}),
     ("pretrain.learning_rate", 0.001, {"pretrain"}),
     ("model.dropout", 0.1, {"pretrain"}),
-    ("evaluation.max_rows", 8, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct"}),
+    ("evaluation.max_rows", 8, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE}),
     ("finetune_spam.position", "mean", {"finetune_spam"}),
     ("finetune_spam.base", "pretrain", {"finetune_spam"}),
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
+    ("finetune_preference.beta", 0.2, {PREFERENCE}),
     ("generate.max_new_tokens", 16, {"generate"}),
     ("judge.controls", 3, {"judge"}),
-    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", "generate", "judge"}),
-    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", "generate"}),
+    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, "generate", "judge"}),
+    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE, "generate"}),
 ]
 
 

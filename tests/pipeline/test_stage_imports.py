@@ -28,6 +28,7 @@ IMPORTS = {
     "baseline_spam": {"pyarrow"},
     "ablate_spam": MODELS,
     "finetune_instruct": MODELS,
+    "finetune_preference": MODELS,
     "generate": MODELS,
     "judge": {"pyarrow"},
     "report": {"jinja2", "matplotlib", "pyarrow"},

@@ -48,6 +48,8 @@ TINY: dict[str, Any] = {
     "judge": {"controls": 2},
     "pretrain_ablations": {"same": {}, "rope": {"position": "rope"}},
     "spam_ablations": {"first": {"position": "first"}},
+    "finetune_preference": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
+    "preference_runs": {"dpo": {}, "ipo": {"loss": "ipo"}},
 }
 Call = Callable[..., None]
 
@@ -83,7 +85,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"spam\tWin prize {n} now, call 0{n}!\nham\tSee you at {n} then, ok?\nham\tI am late {n}\n" for n in range(40)
     )
     tasks = [{"instruction": f"Say {n}.", "input": "" if n % 2 else "x", "output": f"{n}."} for n in range(60)]
-    for kind, text in {"stories": stories, "messages": messages, "instructions": json.dumps(tasks)}.items():
+    pairs = [{**task, "chosen": task["output"], "rejected": f"{n}!"} for n, task in enumerate(tasks)]
+    texts = {"stories": stories, "messages": messages}
+    texts |= {"instructions": json.dumps(tasks), "preferences": json.dumps(pairs)}
+    for kind, text in texts.items():
         folder = place / "data" / "raw" / f"sample-{kind}"
         folder.mkdir(parents=True)
         (folder / "file").write_text(text)
@@ -107,7 +112,7 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
 def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam")
+    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference")
     loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
     leftovers = [loaded / "124M.json", *(folder / "x.json" for folder in others)]
@@ -127,7 +132,9 @@ def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeyp
     monkeypatch.delenv("SCRATCHLM_MIRROR", raising=False)
     caller(tmp_path)("download", params=REPOSITORY / "params.yaml")
     metrics = read_json(tmp_path / "metrics" / "download.json")
-    assert sorted(metrics) == ["gpt2-nano", "sample-instructions", "sample-messages", "sample-stories"]
+    assert sorted(metrics) == [
+        "gpt2-nano", "sample-instructions", "sample-messages", "sample-preferences", "sample-stories",
+    ]  # fmt: skip
     assert metrics["gpt2-nano"]["files"] == 5
     for source, entry in metrics.items():
         files = list((tmp_path / "data" / "raw" / source).iterdir())
@@ -195,6 +202,20 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     tasks = [row["id"] for row in read_splits(tokens / "instructions")["test"]]
     assert [row["id"].rpartition("-")[0] for row in answers] == tasks
     assert load_gpt(models / "finetune_instruct").config == load_gpt(models / "pretrain").config
+
+    call("finetune_preference@dpo")
+    preferred, pairs = metrics / "finetune_preference" / "dpo.json", data / "losses" / "finetune_preference"
+    curve = read_csv(metrics / "plots" / "finetune_preference" / "dpo.csv")
+    assert {float(curve[0][f"{split}_loss"]) for split in ("train", "val")} == {round(math.log(2), 6)}
+    assert float(curve[-1]["train_loss"]) < float(curve[0]["train_loss"])
+    scores, rows = read_json(preferred)["test"], read_table(pairs / "dpo.parquet")
+    assert sum(row["loss"] for row in rows) / len(rows) == pytest.approx(scores["loss"], rel=1e-5)
+    assert [row["id"].rpartition("-")[0] for row in rows] == [
+        row["id"] for row in read_splits(tokens / "preferences")["test"]
+    ]
+    assert load_gpt(models / "finetune_preference" / "dpo").config == load_gpt(models / "finetune_instruct").config
+    call("finetune_preference@ipo")
+    assert read_json(preferred.with_name("ipo.json"))["test"]["loss"] != scores["loss"]
 
     call("generate")
     assert [row["model"] for row in read_table(responses / "generate.parquet")] == ["before"] * 6 + ["after"] * 6

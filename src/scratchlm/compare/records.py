@@ -137,6 +137,21 @@ def _classification(columns: Columns, tracked: Mapping[str, float]) -> dict[str,
     }
 
 
+def _pairs(revision: Revision, family: Family) -> Records:
+    """Records of PAIR_SCHEMA; an id includes a hash of its content."""
+    table = revision.table(family.paths[0])
+    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "loss", "chosen_reward", "rejected_reward"))
+
+
+def _preferences(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    margins, ones = columns["chosen_reward"] - columns["rejected_reward"], np.ones_like(columns["loss"])
+    return {
+        "loss": Ratio(columns["loss"], ones),
+        "accuracy": Ratio(np.heaviside(margins, 0.5), ones, proportion=True),
+        "margin": Ratio(margins, ones),
+    }
+
+
 def _responses(revision: Revision, family: Family) -> Records:
     rows = family.rows(revision, RESPONSES)
     exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
@@ -185,6 +200,10 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
         r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",
         f"{TASKS}, tokenizer and length of context", _losses,
         lambda columns, _: {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])},
+    ),
+    Family(
+        r"finetune_preference/(.+)\.test", (r"data/losses/finetune_preference/\1.parquet",),
+        ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences", _pairs, _preferences,
     ),
     Family(
         r"generate\.(before|after)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,

@@ -73,6 +73,7 @@ class SourcesParams(Section):
     corpus: Literal["sample-stories", "the-verdict", "tiny-shakespeare"]
     messages: Literal["sample-messages", "sms-spam"]
     instructions: Literal["sample-instructions", "instruction-data"]
+    preferences: Literal["sample-preferences", "instruction-preference"]
     vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m", "smollm2-360m"]
 
 
@@ -83,8 +84,12 @@ def wanted_files(
 
     Of a GPT-2 that is only the `vocabulary`, these are VOCABULARY_FILES.
     """
-    whole = {sources.corpus, sources.messages, sources.instructions, *(f"gpt2-{size}" for size in gpt2_sizes)}
-    whole |= {*pretrained, *({sources.vocabulary} & set(get_args(PretrainedName)))}
+    whole: set[str] = {sources.corpus, sources.messages, sources.instructions, sources.preferences}
+    whole |= {
+        *(f"gpt2-{size}" for size in gpt2_sizes),
+        *pretrained,
+        *({sources.vocabulary} & set(get_args(PretrainedName))),
+    }
     return [
         (source, file)
         for source in CATALOGUE.values()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
-from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
@@ -63,14 +63,11 @@ def read_instructions(path: Path) -> list[dict[str, str]]:
     return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
 
 
-def split_instructions(entries: list[dict[str, str]], params: InstructionsParams) -> dict[str, list[dict[str, str]]]:
-    """Return the entries in file order: the first are train, the next test, the rest val (the book's section 7.2).
-
-    Raises UserError if a split would be empty.
-    """
-    train_end = int(len(entries) * params.train_fraction)
-    test_end = train_end + int(len(entries) * params.test_fraction)
-    splits = {"train": entries[:train_end], "val": entries[test_end:], "test": entries[train_end:test_end]}
+def split_instructions(
+    entries: Sequence[dict[str, str]], params: InstructionsParams
+) -> dict[str, Sequence[dict[str, str]]]:
+    """Return the entries by split; see split_in_order. Raises UserError if a split would be empty."""
+    splits = split_in_order(entries, params)
     refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.instructions")
     return splits
 

@@ -1,11 +1,22 @@
 """Checks of every division into train, val and test."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from scratchlm.run.errors import UserError
 
 Params = TypeVar("Params")
+Record = TypeVar("Record")
+
+
+class Fractions(Protocol):
+    """Parameters of a division by position."""
+
+    @property
+    def train_fraction(self) -> float: ...
+
+    @property
+    def test_fraction(self) -> float: ...
 
 
 def check_fractions(params: Params, first: float, second: float) -> Params:
@@ -13,6 +24,13 @@ def check_fractions(params: Params, first: float, second: float) -> Params:
     if first + second >= 1:
         raise ValueError(f"fractions {first} and {second} leave nothing for the third split; their sum must be below 1")
     return params
+
+
+def split_in_order(records: Sequence[Record], params: Fractions) -> dict[str, Sequence[Record]]:
+    """Return records in file order: the first are train, the next test, the rest val (the book's section 7.2)."""
+    train_end = int(len(records) * params.train_fraction)
+    test_end = train_end + int(len(records) * params.test_fraction)
+    return {"train": records[:train_end], "val": records[test_end:], "test": records[train_end:test_end]}
 
 
 def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:

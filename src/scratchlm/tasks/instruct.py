@@ -47,13 +47,7 @@ class Instructions:
     def __init__(self, splits: Mapping[str, Rows], tokenizer: Tokenizer, context_length: int) -> None:
         """Raises UserError naming the tasks whose prompts leave no room for a response: it would never be scored."""
         self.splits, self.tokenizer, self._context_length = splits, tokenizer, context_length
-        full = [row["id"] for rows in splits.values() for row in rows if len(row["prompt_token_ids"]) > context_length]
-        if full:
-            names = ", ".join(full[:5]) + (", …" if len(full) > 5 else "")
-            raise UserError(
-                f"{len(full)} instructions have prompts longer than the model's context of {context_length} tokens, "
-                f"so no response to them can be scored ({names}); shorten or remove them, or use a longer context"
-            )
+        refuse_long_prompts(splits, context_length)
 
     def n_cut(self, split: str) -> int:
         """How many responses of a split are longer than the rest of the context and are cut."""
@@ -70,6 +64,17 @@ class Instructions:
         n_more = padded_length(inputs.shape[1], self._context_length) - inputs.shape[1]
         return pad(inputs, (0, n_more), value=self.tokenizer.end_token_id), pad(
             targets, (0, n_more), value=IGNORE_INDEX
+        )
+
+
+def refuse_long_prompts(splits: Mapping[str, Rows], context_length: int) -> None:
+    """Raises UserError naming the rows whose prompts leave no room for a response."""
+    full = [row["id"] for rows in splits.values() for row in rows if len(row["prompt_token_ids"]) > context_length]
+    if full:
+        names = ", ".join(full[:5]) + (", …" if len(full) > 5 else "")
+        raise UserError(
+            f"{len(full)} instructions have prompts longer than the model's context of {context_length} tokens, "
+            f"so no response to them can be scored ({names}); shorten or remove them, or use a longer context"
         )
 
 

@@ -19,7 +19,7 @@ def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def share_interval(successes: int, n: int) -> tuple[float, float]:
+def share_interval(successes: float, n: int) -> tuple[float, float]:
     """A 95 % interval of a share, such as an accuracy. Wilson 1927."""
     share, pull = successes / n, QUANTILE**2 / n
     middle = (share + pull / 2) / (1 + pull)

@@ -11,6 +11,7 @@ from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS
+from scratchlm.tasks.preference import FinetunePreferenceParams, preference_run
 from scratchlm.tasks.pretraining import varied_model
 from scratchlm.tasks.spam import varied
 from scratchlm.training.memory import Step, training_memory
@@ -30,6 +31,7 @@ def check_together(params: Any) -> None:
     mistakes += [*_ranks(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
     mistakes += [*_names("spam_ablations", params.spam_ablations)]
+    mistakes += [*_names("preference_runs", params.preference_runs)]
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -44,6 +46,7 @@ def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
         "load_pretrained": params.pretrained,
         "ablate_pretrain": params.pretrain_ablations,
         "ablate_spam": params.spam_ablations,
+        "finetune_preference": params.preference_runs,
     }
     return [
         path
@@ -177,11 +180,19 @@ def pretraining_steps(params: Any) -> int:
 
 def _ranks(params: Any) -> Iterator[str]:
     """A LoRA matrix of a rank above the width holds more numbers than the weight that it adapts."""
-    for section in ("finetune_spam", "finetune_instruct"):
-        p = getattr(params, section)
-        base = model_configs(params).get(p.base)
-        if p.lora and base and p.lora.rank > base.emb_dim:
-            yield f"{section}.lora.rank is {p.lora.rank}, but {p.base} has a width of {base.emb_dim}; lower it"
+    spam, instruct = params.finetune_spam, params.finetune_instruct
+    trainings = [("finetune_spam", spam.base, spam), ("finetune_instruct", instruct.base, instruct)]
+    for section, base, p in [*trainings, *_preference_trainings(params)]:
+        config = model_configs(params).get(base)
+        if p.lora and config and p.lora.rank > config.emb_dim:
+            yield f"{section}.lora.rank is {p.lora.rank}, but {base} has a width of {config.emb_dim}; lower it"
+
+
+def _preference_trainings(params: Any) -> list[tuple[str, str, FinetunePreferenceParams]]:
+    """The section, the base of the assistant and the parameters of each run; without any, of the section itself."""
+    base, section, runs = params.finetune_instruct.base, params.finetune_preference, params.preference_runs
+    found = [(f"preference_runs.{name}", base, preference_run(section, runs, name)) for name in runs]
+    return found or [("finetune_preference", base, section)]
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:
@@ -195,6 +206,7 @@ def _memory(params: Any, device: str) -> Iterator[str]:
         *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
         ("finetune_spam", spam.base, spam, 1, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
+        *((name, base, p, 1, not p.lora) for name, base, p in _preference_trainings(params) if params.preference_runs),
     ]
     for section, base, p, n_tokens, all_train in trainings:
         if not (config := models.get(base)):

@@ -11,6 +11,7 @@ from scratchlm.judge.overlap import normalise
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
+from scratchlm.tasks.preference import PAIR_SCHEMA, PairScores
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores
 
 
@@ -84,6 +85,9 @@ METRICS = [
     "ablate_pretrain/rope.kv_cache_bytes_per_token",
     "ablate_spam/first.test.auroc",
     "ablate_spam/first.val.auroc",
+    "finetune_preference/dpo.test.accuracy",
+    "finetune_preference/dpo.val.accuracy",
+    "finetune_preference/dpo.test.kl_per_token",
     "finetune_spam.test.loss",
     "load_gpt2/nano.val.loss",
     "load_gpt2/124M.val.loss",
@@ -102,6 +106,7 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
         ("finetune_spam.test", ("data/predictions/finetune_spam.parquet",), "messages"),
         ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",), "messages"),
         ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",), "responses"),
+        ("finetune_preference/dpo.test", ("data/losses/finetune_preference/dpo.parquet",), "pairs"),
         ("generate.before", ("data/responses/generate.parquet",), "responses"),
         ("generate.after", ("data/responses/generate.parquet",), "responses"),
         ("judge.after", ("data/responses/generate.parquet", "data/responses/judge.parquet"), "responses"),
@@ -137,6 +142,7 @@ def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
     ("metric", "up_is_better"),
     [("pretrain.val.loss", False), ("pretrain.val.perplexity", False), ("pretrain.val.bits_per_byte", False),
      ("finetune_instruct.after.test_loss", False), ("finetune_spam.test.accuracy", True),
+     ("finetune_preference/dpo.test.margin", True), ("finetune_preference/dpo.test.loss", False),
      ("generate.after.finished", True), ("judge.after.mean_score", True)],
 )  # fmt: skip
 def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_better: bool) -> None:
@@ -154,6 +160,17 @@ def test_predictions_give_the_scores_that_the_stage_tracks() -> None:
     found = values("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)))
     assert found == pytest.approx({name: expected[name] for name in found})
     assert set(found) == set(family("finetune_spam.test.loss").names)
+
+
+def test_pairs_give_the_scores_that_the_stage_tracks() -> None:
+    source = np.random.default_rng(2)
+    rewards, losses = source.normal(size=(20, 2)), source.random(20)
+    rewards[3] = 0.5  # equal rewards count half
+    scores = PairScores(rewards, rewards, losses, losses, np.full(20, 5))
+    held = Held("main", dpo=(scores.rows([f"pair-{i}" for i in range(20)]), PAIR_SCHEMA))
+    found, expected = values("finetune_preference/dpo.test.loss", held), scores.metrics()
+    assert found == pytest.approx({name: expected[name] for name in found})
+    assert set(found) == set(family("finetune_preference/dpo.test.loss").names)
 
 
 def test_a_certain_mistake_costs_what_scikit_learn_says() -> None:

@@ -12,10 +12,12 @@ from scratchlm.run.params import check_params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = SourcesParams(
-    corpus="sample-stories", messages="sample-messages", instructions="sample-instructions", vocabulary="gpt2-nano"
-)
+    corpus="sample-stories", messages="sample-messages", instructions="sample-instructions",
+    preferences="sample-preferences", vocabulary="gpt2-nano",
+)  # fmt: skip
 REAL = SourcesParams(
-    corpus="the-verdict", messages="sms-spam", instructions="instruction-data", vocabulary="gpt2-124M"
+    corpus="the-verdict", messages="sms-spam", instructions="instruction-data", preferences="instruction-preference",
+    vocabulary="gpt2-124M",
 )  # fmt: skip
 
 
@@ -26,13 +28,13 @@ def names(sources: SourcesParams, sizes: list) -> list[str]:
 def test_of_a_vocabulary_only_its_two_files_are_wanted() -> None:
     assert names(REAL, []) == [
         "the-verdict/the-verdict.txt", "sms-spam/SMSSpamCollection", "instruction-data/instruction-data.json",
-        "gpt2-124M/encoder.json", "gpt2-124M/vocab.bpe",
+        "instruction-preference/instruction-data-with-preference.json", "gpt2-124M/encoder.json", "gpt2-124M/vocab.bpe",
     ]  # fmt: skip
 
 
 def test_a_checkpoint_is_wanted_once_with_its_vocabulary() -> None:
     files = names(SAMPLE, ["nano", "355M"])
-    assert len(files) == len(set(files)) == 3 + 5 + 5
+    assert len(files) == len(set(files)) == 4 + 5 + 5
     assert "gpt2-nano/vocab.bpe" in files
     assert "gpt2-355M/model.ckpt.data-00000-of-00001" in files
 
@@ -73,6 +75,7 @@ def test_the_catalogue_holds_what_the_profiles_name() -> None:
         *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
         *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m", "smollm2-360m"),
         *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
+        *("sample-preferences", "instruction-preference"),
     }
 
 

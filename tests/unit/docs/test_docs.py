@@ -154,7 +154,9 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
     for block in blocks(page):
         if block.language == "yaml":
             keys = set(flat(yaml.safe_load(block.text)))
-            free = {key for key in keys if key.startswith(("pretrain_ablations.", "spam_ablations."))}
+            free = {
+                key for key in keys if key.startswith(("pretrain_ablations.", "spam_ablations.", "preference_runs."))
+            }
             assert keys - free <= parameters(), block.text
 
 

@@ -44,6 +44,8 @@ def check(changes: dict[str, Any]) -> None:
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "smollm2-135m"},
         {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
+        {"preference_runs": {}},
+        {"preference_runs": {"ipo": {"loss": "ipo", "beta": 0.01}, "smooth": {"label_smoothing": 0.1}}},
         {"pretrain_ablations": {"llama": {"position": "rope", "norm": "rms", "feed_forward": "swiglu"}, "same": {}}},
     ],
 )  # fmt: skip
@@ -84,6 +86,18 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"pretrain_ablations": {"a/b": {}}},
             "pretrain_ablations has a variant 'a/b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"preference_runs": {"": {}}},
+            "preference_runs has a variant ''; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"preference_runs": {"ipo": {"loss": "ipo", "label_smoothing": 0.1}}},
+            "preference_runs.ipo: label_smoothing is 0.1, but loss ipo has none; set it to 0.0",
+        ),
+        (
+            {"preference_runs": {"thin": {"lora": {"rank": 129, "alpha": 1.0, "layers": "all"}}}},
+            "preference_runs.thin.lora.rank is 129, but gpt2-nano has a width of 128; lower it",
         ),
         (
             {"pretrain_ablations": {"rope": {"positon": "rope"}}},

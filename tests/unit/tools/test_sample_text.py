@@ -16,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[3]
 SAMPLE, TOOLS = REPOSITORY / "data" / "sample", REPOSITORY / "tools"
 ARCHIVE = "sms+spam+collection.zip"
-INSTRUCTIONS = "instruction-data.json"
+INSTRUCTIONS, PREFERENCES = "instruction-data.json", "preference-data.json"
 sys.path.insert(0, str(TOOLS))
 
 import make_text  # noqa: E402
@@ -55,7 +55,7 @@ def of_kind(kind: str, tasks: list[dict[str, str]], kinds: list[str]) -> list[di
 
 def test_making_the_texts_again_gives_the_committed_bytes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, TOOLS / "make_text.py", "--out", tmp_path], check=True)
-    for name in ("stories.txt", INSTRUCTIONS):
+    for name in ("stories.txt", INSTRUCTIONS, PREFERENCES):
         assert (tmp_path / name).read_bytes() == (SAMPLE / name).read_bytes(), name
     with zipfile.ZipFile(tmp_path / ARCHIVE) as made, zipfile.ZipFile(SAMPLE / ARCHIVE) as kept:
         assert made.namelist() == kept.namelist() == ["SMSSpamCollection", "readme"]
@@ -70,6 +70,7 @@ def test_the_files_have_the_sizes_that_the_data_card_names(
     assert 1_000_000 <= (SAMPLE / "stories.txt").stat().st_size < 1_010_000
     assert (SAMPLE / ARCHIVE).stat().st_size < 100_000
     assert (SAMPLE / INSTRUCTIONS).stat().st_size < 200_000
+    assert (SAMPLE / PREFERENCES).stat().st_size < 100_000
     vocabulary = set(re.findall(r"\w+", " ".join(stories).lower()))
     for count in (len(stories), len(messages), len(tasks), len(vocabulary)):
         assert f"{count:,}" in card
@@ -240,6 +241,21 @@ def test_the_animal_is_the_only_animal_among_the_three_words(tasks: list[dict[st
     for task in of_kind("which_animal", tasks, kinds):
         options = re.findall(r"\w+", task["instruction"].split(": ")[1])
         assert [word for word in options if word in words.ANIMALS] == [task["output"]]
+
+
+def test_pairs_are_other_tasks_each_with_the_right_answer_and_a_wrong_one(
+    tasks: list[dict[str, str]], stories: list[str]
+) -> None:
+    pairs = json.loads((SAMPLE / PREFERENCES).read_text("utf-8"))
+    assert len(pairs) == make_text.PAIR_COUNT
+    assert all(set(pair) == {"instruction", "input", "chosen", "rejected"} for pair in pairs)
+    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
+    asked = {(task["instruction"], task["input"]) for task in tasks}
+    assert len({(pair["instruction"], pair["input"]) for pair in pairs} - asked) == len(pairs)
+    known = set(re.findall(r"\w+", " ".join(stories)))
+    assert not {word for pair in pairs for text in pair.values() for word in re.findall(r"\w+", text)} - known
+    words_of = [{side: pair[side].split() for side in ("chosen", "rejected")} for pair in pairs]
+    assert {len(found["rejected"]) for found in words_of} <= set(range(1, 13))
 
 
 def test_no_lesson_in_the_stories_gives_a_task_away(

@@ -34,6 +34,8 @@ def beyond(committed: dict, rebuilt: dict) -> list[str]:
         ({"exact_matches": 1, "responses": 6}, {"exact_matches": 2, "responses": 6}, []),
         (CONFUSION, CONFUSION | {"ham_as_spam": 4, "ham_as_ham": 74}, []),
         (CONFUSION, CONFUSION | {"ham_as_spam": 5}, ["ham_as_spam"]),
+        ({"test": {"margin": 0.9, "kl_per_token": 0.3}}, {"test": {"margin": 0.94, "kl_per_token": 0.26}}, []),
+        ({"test": {"chosen_reward": -0.2}}, {"test": {"chosen_reward": -0.26}}, ["test.chosen_reward"]),
         ({"tokens": 239094}, {"tokens": 239095}, ["tokens"]),
         ({"bytes_per_token": 3.76481}, {"bytes_per_token": 3.76482}, ["bytes_per_token"]),
         ({"sha256": {"a": "x"}}, {"sha256": {"a": "y"}}, ["sha256.a"]),
@@ -55,7 +57,7 @@ def test_every_measured_metric_of_the_sample_has_a_tolerance_or_is_a_count_of_da
     exact = {
         "parameters", "tensors_mapped", "trainable_parameters", "padded_tokens", "responses", "version",
         "tokens", "documents", "bytes", "records", "spam", "read", "vocab_size", "duplicates_across_splits", "files",
-        "bytes_per_token", "finetuning_vocab_size", "strength",
+        "bytes_per_token", "finetuning_vocab_size", "strength", "same_responses",
     }  # fmt: skip
     numbers = set()
     for path in (REPOSITORY / "metrics").rglob("*.json"):

@@ -1,0 +1,77 @@
+"""Preferences: to each instruction a better and a worse response. The book's bonus code to chapter 7."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
+from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
+from scratchlm.run.params import Section
+
+FIELDS = ("instruction", "input", "chosen", "rejected")
+TOKENS = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
+PREFERENCE_SCHEMA = pa.schema(
+    [(text, pa.string()) for text in ("id", *FIELDS, "prompt")] + [(ids, pa.list_(pa.int32())) for ids in TOKENS]
+)
+
+
+class PreferencesParams(Section):
+    """How the pairs are split; val is the rest. Their prompts have the style of tokenize.instructions."""
+
+    train_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leaves_a_rest(self) -> "PreferencesParams":
+        return check_fractions(self, self.train_fraction, self.test_fraction)
+
+
+def write_preferences(
+    path: Path, tokenizer: Tokenizer, folder: Path, params: PreferencesParams, style: PromptStyle
+) -> dict[str, Any]:
+    """Read, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
+    entries = read_preferences(path)
+    pairs = {name: [pair for pair in split if differ(pair)] for name, split in split_in_order(entries, params).items()}
+    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences")
+    counts: dict[str, Any] = {"read": len(entries), "same_responses": sum(not differ(pair) for pair in entries)}
+    with atomic_folder(folder) as temporary:
+        for name, split in pairs.items():
+            rows = (_tokenized(pair, tokenizer, style) for pair in split)
+            table = write_table(temporary / f"{name}.parquet", rows, PREFERENCE_SCHEMA)
+            counts[name] = {"records": len(split), "tokens": sum(n_items(table[field]) for field in TOKENS)}
+    asked = {name: [(pair["instruction"], pair["input"]) for pair in split] for name, split in pairs.items()}
+    return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
+
+
+def read_preferences(path: Path) -> list[dict[str, str]]:
+    """Return the pairs of a JSON list, each with an `id` (`pair-` and its index).
+
+    Raises UserError naming the file and the first entry that lacks a field, or if no entry has two responses.
+    """
+    entries = read_json(path, list)
+    if not entries:
+        raise damaged(path, f"no entry; expected entries with the texts {', '.join(FIELDS)}")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
+            raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
+    if not any(map(differ, entries)):
+        raise UserError(
+            f"{path}: chosen and rejected are equal in each of its {len(entries)} entries, so none says what is better;"
+            " correct them"
+        )
+    return [{"id": f"pair-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
+
+
+def differ(pair: dict[str, str]) -> bool:
+    """Whether a pair has two responses. Equal ones have no gradient, and no model can tell them apart."""
+    return pair["chosen"] != pair["rejected"]
+
+
+def _tokenized(pair: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
+    texts = {"prompt": format_prompt(pair, style), "prompt_token_ids": encode_prompt(pair, style, tokenizer)}
+    return pair | texts | {f"{side}_token_ids": tokenizer.encode(pair[side]) for side in ("chosen", "rejected")}
