@@ -16,7 +16,9 @@ STAGES = (
 )  # fmt: skip
 TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
-VARIED = {"ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations"}  # stage -> section of its variants
+VARIED = {  # stage -> section of its variants
+    "ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations", "finetune_preference": "preference_runs",
+}  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -77,13 +79,18 @@ def collect(inputs: Inputs) -> Report:
             for stage, section in VARIED.items()
         },
         losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
-        curves={stage: _curve(plots / f"{stage}.csv") for stage in TRAINED},
+        curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params)]},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         classes=read_csv(plots / "finetune_spam_confusion.csv"),
         responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
         models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
     )
+
+
+def preference_stages(params: Mapping[str, Any]) -> list[str]:
+    """Return finetune_preference/NAME for each run: the names of its metrics and its curve."""
+    return [f"finetune_preference/{name}" for name in params["preference_runs"]]
 
 
 def _losses(folder: Path, names: Iterable[str]) -> list[Rows]:

@@ -13,7 +13,7 @@ from scratchlm.model.config import ModelParams
 from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
-from scratchlm.report.inputs import VARIED, Report, Rows
+from scratchlm.report.inputs import VARIED, Report, Rows, preference_stages
 from scratchlm.report.tables import (
     format_change,
     format_number,
@@ -32,7 +32,7 @@ from scratchlm.tasks.scores import accuracy_difference
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABULATED = (
     "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
-    "generate", "judge",
+    "finetune_preference", "generate", "judge",
 )  # fmt: skip
 CONTROLS = {
     "control_reference": "the reference answer",
@@ -60,7 +60,8 @@ def render(report: Report) -> str:
     loaded: dict[str, dict] = {"load_gpt2": {}, "load_pretrained": {}}
     for name, found in report.loaded.items():
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
-    tables = {**metrics, **loaded, "judge": judged}
+    preferences = report.ablations["finetune_preference"]
+    tables = {**metrics, **loaded, "finetune_preference": preferences, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         params=report.params,
@@ -101,6 +102,11 @@ def charts(report: Report) -> dict[str, Markup]:
         loss = Panel(f"loss, nats per {unit}", {"train": "train_loss", "val": "val_loss"}, 2.3)
         panels = [loss, accuracy, rate] if stage == "finetune_spam" else [loss, rate]
         drawn[stage] = curve_chart(stage, report.curves[stage], panels)
+    for stage in preference_stages(report.params):
+        margin = Panel("margin, nats", {"train": "train_margin", "val": "val_margin"}, 1.8)
+        loss = Panel("loss per pair", {"train": "train_loss", "val": "val_loss"}, 2.3)
+        panels = [loss, accuracy._replace(label="reward accuracy"), margin]
+        drawn[stage] = curve_chart(stage.replace("/", "-"), report.curves[stage], panels)
     classes = sorted({row[side] for row in report.classes for side in ("actual", "predicted")} | {"ham", "spam"})
     pairs = [(row["actual"], row["predicted"]) for row in report.classes]
     counts = {(a, p): pairs.count((a, p)) for a in classes for p in classes}

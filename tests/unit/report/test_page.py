@@ -68,6 +68,7 @@ def make_project(root: Path) -> Path:
     write_json(metrics / "finetune_instruct.json", {"before": losses, "after": dict.fromkeys(losses, 0.61239)})
     for stage in ("pretrain", "finetune_instruct"):
         write_csv(metrics / "plots" / f"{stage}.csv", curve())
+    write_preferences(root, "dpo")
     asked = {"id": "task-9", "instruction": "Name a bird.", "input": "", "output": "A heron.", "finished": True}
     figures = {"train_loss": 2.0, "val_loss": 2.5}
     write_json(
@@ -134,6 +135,13 @@ def write_spam(root: Path) -> None:
     gain = {"accuracy": 0.2, "accuracy_low": -0.15, "accuracy_high": 0.4123}
     baseline = {**dict.fromkeys(SPLITS, scores), "strength": 10.0, "trainable_parameters": 1_234}
     write_json(root / "metrics" / "baseline_spam.json", baseline | {"gain_of_finetune_spam": gain})
+
+
+def write_preferences(root: Path, name: str) -> None:
+    scores = {"loss": 0.40123, "accuracy": 0.87654, "margin": 1.23456, "kl_per_token": 0.22222}
+    write_json(root / "metrics" / "finetune_preference" / f"{name}.json", dict.fromkeys(SPLITS, scores))
+    measured = {f"{split}_{score}": 0.5 for split in ("train", "val") for score in ("accuracy", "margin")}
+    write_csv(root / "metrics" / "plots" / "finetune_preference" / f"{name}.csv", [row | measured for row in curve()])
 
 
 def curve() -> list[dict[str, float]]:
@@ -305,7 +313,7 @@ def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
         )
         pages.append(target.read_bytes())
     assert pages[0] == pages[1]
-    assert pages[0].count(b"<svg") == 6
+    assert pages[0].count(b"<svg") == 7
 
 
 def test_the_page_tells_nothing_of_time_place_and_versions(page: str, tmp_path: Path) -> None:
@@ -375,6 +383,23 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
     assert shared[:2] == ["shared", "size custom, custom.n_kv_heads 1"]
     assert shared[2:] == ["1,000,009", "1,536", "2.4", "−0.250", "−0.250 to −0.250", "0.85"]  # of every window
     assert other[5:7] == ["+0.417", "+0.250 to +0.750"]  # the mean of 0.25, 0.75 and 0.25, and their extremes
+
+
+def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> None:
+    change_params(project, preference_runs={"dpo": {}, "ipo": {"loss": "ipo"}})
+    with pytest.raises(UserError, match=r"finetune_preference/ipo\.json"):
+        page_of(project)
+    write_preferences(project, "ipo")
+    page = page_of(project)
+    assert page.count("87.7\N{NO-BREAK SPACE}%") == 2 * 3
+    for name in ("dpo", "ipo"):
+        assert f"<figcaption>finetune_preference/{name}</figcaption>" in page
+        assert f"finetune_preference@{name}" in page
+    Checker(page)
+    values = load_yaml(project / "params.yaml") | {"preference_runs": {}}
+    (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    without = page_of(project)
+    assert "finetune_preference/" not in without and "finetune_preference@" not in without
 
 
 def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) -> None:
