@@ -33,6 +33,7 @@ from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.judge.asking import Attempts
 from scratchlm.judge.ollama import OllamaJudge, ollama
 from scratchlm.judge.overlap import normalise
+from scratchlm.judge.prompt import load_prompt
 from scratchlm.judge.protocol import OllamaJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.model.classifier import GPTClassifier
@@ -67,9 +68,10 @@ def member(folder: Path) -> None:
 def reply_reader() -> Callable[[Path], object]:
     judge, body = OllamaJudge.__new__(OllamaJudge), SimpleNamespace(answer=b"")
     judge._params = OllamaJudgeParams(
-        backend="ollama", controls=0, model="m", host="http://localhost", timeout_seconds=1.0, retries=0, seed=0,
-        context_tokens=256, max_new_tokens=16,
+        backend="ollama", controls=0, prompt="anchored", model="m", host="http://localhost", timeout_seconds=1.0,
+        retries=0, seed=0, context_tokens=256, max_new_tokens=16,
     )  # fmt: skip
+    judge._prompt = load_prompt("anchored")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))
     judge._connection, judge._proxy = body, None  # type: ignore[assignment]
     judge._client = ollama.Client(host="http://localhost", transport=transport)

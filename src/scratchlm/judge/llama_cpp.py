@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
+from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, LlamaCppJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.context import available_cores
@@ -35,6 +35,7 @@ class LlamaCppJudge:
     def __init__(self, params: LlamaCppJudgeParams, replies: Replies) -> None:
         """Raises UserError as check_model, or if llama.cpp cannot run the model."""
         self._params, self._replies, self._control_tokens = params, replies, _control_tokens(check_model(params))
+        self._prompt = load_prompt(params.prompt)
         # Spinning threads are 20 times slower where another process computes. Read when the package is first imported
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         import xllamacpp
@@ -57,18 +58,20 @@ class LlamaCppJudge:
                 "cannot be loaded by llama.cpp: too little memory, an unknown architecture or a faulty chat template"
             ) from None
         self._server.handle_completions({"prompt": "a", "max_tokens": 1})  # its end hangs if its loop has not begun
-        self._ask(messages({"instruction": "", "input": "", "output": ""}, ""), 1)  # does the template fail?
+        self._ask(
+            self._prompt.messages({"instruction": "", "input": "", "output": ""}, ""), 1
+        )  # does the template fail?
         self.identity = {
             "backend": "llama.cpp",
             "model": _path(params).name,
             "model_sha256": params.sha256,
             "xllamacpp_version": importlib.metadata.version("xllamacpp"),
-            "prompt_sha256": prompt_sha256(),
+            "prompt_sha256": self._prompt.sha256,
         }
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
         defused = {key: self._defused(entry[key]) for key in ("instruction", "input", "output")}
-        chat, n_new = messages(defused, self._defused(response)), self._params.max_new_tokens
+        chat, n_new = self._prompt.messages(defused, self._defused(response)), self._params.max_new_tokens
         question = [self.identity, chat, self._params.context_tokens, n_new, GREEDY]
         body = self._replies.get(question) or json.dumps(self._ask(chat, n_new))
         self._replies.put(question, body)
@@ -80,15 +83,17 @@ class LlamaCppJudge:
             whole = reply["usage"]["completion_tokens"] >= self._params.max_new_tokens
             cut = REPLY_CUT if whole else QUESTION_CUT  # no room was left for the reply
         message = choice["message"]
-        return read_reply(message.get("content") or "", message.get("reasoning_content") or "", cut)
+        return self._prompt.read(message.get("content") or "", message.get("reasoning_content") or "", cut)
 
     def _ask(self, chat: Sequence[Mapping[str, str]], max_new_tokens: int) -> dict[str, Any]:
         """Return an answer of llama.cpp's server: a chat completion, or `error` for a question that does not fit.
 
         A cached prompt would make the last bits depend on the questions before. Raises UserError for other errors.
         """
-        schema = {"type": "json_schema", "json_schema": {"name": "verdict", "schema": Verdict.model_json_schema()}}
-        rest = {"cache_prompt": False, "chat_template_kwargs": {"enable_thinking": False}, "response_format": schema}
+        rest: dict[str, Any] = {"cache_prompt": False, "chat_template_kwargs": {"enable_thinking": False}}
+        if schema := self._prompt.schema:
+            named = {"name": "verdict", "schema": schema}
+            rest["response_format"] = {"type": "json_schema", "json_schema": named}
         try:
             reply = self._server.handle_chat_completions(
                 {"messages": chat, "max_tokens": max_new_tokens, **GREEDY, **rest}

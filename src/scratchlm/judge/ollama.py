@@ -9,7 +9,7 @@ import httpx
 
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
-from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
@@ -50,6 +50,7 @@ class OllamaJudge:
     def __init__(self, params: OllamaJudgeParams, replies: Replies) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
         self._params, self._proxy = params, environment_proxy(params.host)
+        self._prompt = load_prompt(params.prompt)
         self._attempts, self._replies = Attempts(params.retries, self._error), replies
         try:
             self._connection = _Connection(params.host, self._proxy, params.timeout_seconds)
@@ -63,18 +64,18 @@ class OllamaJudge:
             "model": params.model,
             "model_digest": self._model_digest(),
             "server_version": self._about(self._version, "report its version"),
-            "prompt_sha256": prompt_sha256(),
+            "prompt_sha256": self._prompt.sha256,
         }
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
         """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
-        chat = messages(entry, response)
+        chat = self._prompt.messages(entry, response)
         return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
 
     def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
         """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
         sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
-        options, schema = decoding(self._params.seed, n_unusable) | sizes, Verdict.model_json_schema()
+        options, schema = decoding(self._params.seed, n_unusable) | sizes, self._prompt.schema
         request = {"messages": chat, "format": schema, "options": options, "think": False}
         question = [self.identity, request | UNCUT]
         try:
@@ -121,7 +122,7 @@ class OllamaJudge:
         text, thoughts = reply.message.content or "", reply.message.thinking or ""
         if (reply.prompt_eval_count or 0) >= self._params.context_tokens - 1:  # an older server cuts all the same
             return Judgement(None, QUESTION_CUT, text or thoughts)
-        return read_reply(text, thoughts, REPLY_CUT if reply.done_reason == "length" else "")
+        return self._prompt.read(text, thoughts, REPLY_CUT if reply.done_reason == "length" else "")
 
     def _model_digest(self) -> str:
         models = self._about(self._client.list, "answer with a list of models").models

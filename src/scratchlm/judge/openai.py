@@ -11,7 +11,7 @@ import httpx
 
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
-from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, Verdict, messages, prompt_sha256, read_reply
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, OpenAIJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
@@ -47,6 +47,7 @@ class OpenAIJudge:
     def __init__(self, params: OpenAIJudgeParams, replies: Replies) -> None:
         """Raises UserError as api_key, or if the server cannot be reached, refuses, or does not have the model."""
         self._params, self._replies, self._url = params, replies, params.base_url.rstrip("/")
+        self._prompt = load_prompt(params.prompt)
         self._proxy, self._attempts = environment_proxy(params.base_url), Attempts(params.retries, self._error)
         key = api_key(params)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -56,25 +57,28 @@ class OpenAIJudge:
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # a bad proxy or certificate file
             raise self._error(f"cannot be reached ({error})") from None
         about = {"base_url": self._url, "model": params.model, **self._about_model()}
-        self._server = {"backend": "openai", **about, "prompt_sha256": prompt_sha256()}
+        self._server = {"backend": "openai", **about, "prompt_sha256": self._prompt.sha256}
         self.identity: dict[str, Any] = dict(self._server)  # and what replies say of themselves
 
     def score(self, entry: Mapping[str, str], response: str) -> Judgement:
         """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
-        chat = messages(entry, response)
+        chat = self._prompt.messages(entry, response)
         return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
 
     def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
-        settings, schema = decoding(self._params.seed, n_unusable), Verdict.model_json_schema()
-        verdict = {"name": "verdict", "strict": True, "schema": schema | {"additionalProperties": False}}
+        settings, form = decoding(self._params.seed, n_unusable), {}
+        if self._prompt.schema:
+            schema = self._prompt.schema | {"additionalProperties": False}
+            verdict = {"name": "verdict", "strict": True, "schema": schema}
+            form = {"response_format": {"type": "json_schema", "json_schema": verdict}}
         request = {
             "model": self._params.model,
             "messages": chat,
             "max_tokens": self._params.max_new_tokens,
             "temperature": settings["temperature"],
             "seed": settings["seed"],
-            "response_format": {"type": "json_schema", "json_schema": verdict},
             "stream": False,
+            **form,
         }
         question = [self._server, request]
         body = self._replies.get(question)
@@ -99,7 +103,7 @@ class OpenAIJudge:
         message = choice["message"]
         text = message.get("content") or message.get("refusal") or ""
         thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
-        found = read_reply("" + text, "" + thoughts, UNFINISHED.get(choice.get("finish_reason"), ""))
+        found = self._prompt.read("" + text, "" + thoughts, UNFINISHED.get(choice.get("finish_reason"), ""))
         for name in ("model", "system_fingerprint"):
             if isinstance(value := reply.get(name), str):
                 seen = self.identity.setdefault(f"replies_{name}", [])

@@ -55,9 +55,10 @@ class ReferenceJudgeParams(Section):
 
 
 class LanguageModelParams(Section):
-    """A language model as a judge. max_new_tokens: size of a reply."""
+    """A language model as a judge. prompt: a template of prompt.py. max_new_tokens: size of a reply."""
 
     controls: Annotated[int, Field(ge=0)]
+    prompt: Literal["anchored", "book"]
     max_new_tokens: Annotated[int, Field(ge=16)]
 
 

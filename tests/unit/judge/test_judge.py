@@ -13,16 +13,17 @@ from typing import Any
 
 import pytest
 import requests
+from llms_from_scratch.ch07 import format_input
 from pydantic import TypeAdapter, ValidationError
 
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.gguf import save_gguf
-from scratchlm.judge import asking, connection, prompt
+from scratchlm.judge import asking, connection
 from scratchlm.judge import ollama as ollama_judge
 from scratchlm.judge.asking import ASKED_AGAIN
 from scratchlm.judge.ollama import OllamaJudge
-from scratchlm.judge.prompt import INSTRUCTIONS, prompt_sha256
+from scratchlm.judge.prompt import TEMPLATES, load_prompt
 from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
@@ -53,6 +54,7 @@ from tests.unit.judge.ollama_stand_in import (
 )
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
+PROMPT = load_prompt("anchored")
 GOOD = '{"reason": "It is right.", "score": 90}'
 
 Serve = Callable[..., OllamaStandIn]
@@ -62,6 +64,7 @@ def ollama_params(**changes: Any) -> OllamaJudgeParams:
     given = {
         "backend": "ollama",
         "controls": 0,
+        "prompt": "anchored",
         "model": "llama3",
         "host": "http://127.0.0.1:11434",
         "timeout_seconds": 20.0,
@@ -339,7 +342,7 @@ def test_the_question_holds_task_reference_and_response_each_between_tags(serve:
     server = serve()
     judge_at(server).score(ENTRY, "It is {Paris}")
     system, user = server.requests[0]["messages"]
-    assert system == {"role": "system", "content": INSTRUCTIONS}
+    assert system == {"role": "system", "content": PROMPT.system}
     assert user == {
         "role": "user",
         "content": "<task>\nName the capital.\nFrance\n</task>\n<reference>\nParis.\n</reference>\n"
@@ -864,7 +867,7 @@ def test_a_bare_name_is_the_latest_tag(serve: Serve, model: str, digest: str) ->
     assert server.requests[0]["model"] == model
 
 
-def test_identity_says_which_server_model_and_prompt_judged(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_says_which_server_model_and_prompt_judged(serve: Serve) -> None:
     server = serve()
     identity = judge_at(server).identity
     assert set(identity) == {"backend", "model", "model_digest", "server_version", "prompt_sha256"}
@@ -872,14 +875,45 @@ def test_identity_says_which_server_model_and_prompt_judged(serve: Serve, monkey
     assert re.fullmatch("[0-9a-f]{64}", identity["prompt_sha256"])
     assert judge_at(server, seed=4, timeout_seconds=7.0).identity == identity
     assert ollama_judge_of(host=server.host + "/").identity == identity
-    for name in ("INSTRUCTIONS", "QUESTION"):
-        with monkeypatch.context() as patch:
-            patch.setattr(prompt, name, getattr(prompt, name) + " ")
-            assert judge_at(server).identity["prompt_sha256"] != identity["prompt_sha256"]
+    assert judge_at(server, prompt="book").identity["prompt_sha256"] == load_prompt("book").sha256
 
 
-def test_the_prompt_is_the_one_under_which_published_scores_were_given() -> None:
-    assert prompt_sha256() == "61637d3385e148ab89ca02688eddcc295228b9206006e2add6386d143279890a"
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("anchored", "61637d3385e148ab89ca02688eddcc295228b9206006e2add6386d143279890a"),
+        ("book", "7a1e175cd4f19c979d733283e5721c9cd09e3ba9d9fc43fb552239714154f6e6"),
+    ],
+)
+def test_the_prompt_is_the_one_under_which_published_scores_were_given(name: str, sha256: str) -> None:
+    assert load_prompt(name).sha256 == sha256
+    assert set(TEMPLATES) == {"anchored", "book"}
+
+
+@pytest.mark.parametrize("given", ["France", ""])
+def test_the_books_prompt_is_the_books(given: str) -> None:
+    """Source: the book's section 7.8, generate_model_scores."""
+    entry = {**ENTRY, "input": given}
+    assert load_prompt("book").messages(entry, "It is {Paris}") == [
+        {
+            "role": "user",
+            "content": f"Given the input `{format_input(entry)}` and correct output `Paris.`, score the model response "
+            "`It is {Paris}` on a scale from 0 to 100, where 100 is the best score. Respond with the integer number "
+            "only.",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("reply", "score"), [("90", 90), (" 0\n", 0), ("<think>50</think>100", 100)])
+def test_the_books_prompt_takes_a_whole_number(serve: Serve, reply: str, score: float) -> None:
+    server = serve(reply)
+    assert judge_at(server, prompt="book").score(ENTRY, "Paris") == Judgement(score, "", reply)
+    assert server.requests[0].get("format") is None
+
+
+@pytest.mark.parametrize("reply", ["", "101", "-1", "90.5", "Score: 90", "90/100", GOOD, "٩٠", "1e1"])
+def test_the_books_prompt_takes_nothing_else(serve: Serve, reply: str) -> None:
+    assert judge_at(serve(reply), prompt="book", retries=0).score(ENTRY, "Paris") == Judgement(None, "", reply)
 
 
 def test_build_judge_asks_the_server_before_the_first_question(serve: Serve) -> None:
@@ -894,7 +928,7 @@ def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(
     serve: Serve, tiny_gpt: Callable[..., GPTModel], tmp_path: Path
 ) -> None:
     """The stand-in passes the question on to llama.cpp, which runs a random model of ours under the judge's schema."""
-    encoder, merges = train_byte_pairs([INSTRUCTIONS, '{"reason": "It is right.", "score": 90}'] * 3, 300)
+    encoder, merges = train_byte_pairs([PROMPT.system, '{"reason": "It is right.", "score": 90}'] * 3, 300)
     save_byte_pairs(tmp_path / "tokenizer", encoder, merges)
     size = {"vocab_size": 300, "context_length": 2048, "n_layers": 1, "emb_dim": 16}
     model = perturbed(tiny_gpt(**size, tied_head=True, initialisation="gpt2", attention="sdpa"), 0.3)

@@ -16,7 +16,7 @@ from scratchlm.data.tokenizer import END_OF_TEXT, load_tokenizer, save_byte_pair
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.judge import llama_cpp
 from scratchlm.judge.llama_cpp import LlamaCppJudge, check_model
-from scratchlm.judge.prompt import INSTRUCTIONS, QUESTION_CUT, REPLY_CUT, prompt_sha256
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, JudgeParams, LlamaCppJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.scoring import build_judge, check_judge
@@ -28,6 +28,7 @@ from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from stages import judge as stage
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
+PROMPT = load_prompt("anchored")
 TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
 CONTEXT_LENGTH, VOCABULARY = 2048, 258  # a token for each byte, the end token, and one merge: llama.cpp wants one
 
@@ -35,7 +36,7 @@ Write = Callable[..., LlamaCppJudgeParams]
 
 
 def params(path: Path, **changes: Any) -> LlamaCppJudgeParams:
-    given = {"backend": "llama.cpp", "controls": 0, "model": str(path), "sha256": sha256_of(path)}
+    given = {"backend": "llama.cpp", "controls": 0, "prompt": "anchored", "model": str(path), "sha256": sha256_of(path)}
     return LlamaCppJudgeParams(**given | {"context_tokens": CONTEXT_LENGTH, "max_new_tokens": 64} | changes)
 
 
@@ -46,7 +47,7 @@ def write(tiny_gpt: Callable[..., GPTModel], tmp_path_factory: pytest.TempPathFa
     Its last normalisation gives a constant, and the head the preferences.
     """
     folder = tmp_path_factory.mktemp("judges")
-    encoder, merges = train_byte_pairs([INSTRUCTIONS], VOCABULARY)
+    encoder, merges = train_byte_pairs([PROMPT.system], VOCABULARY)
     save_byte_pairs(folder / "tokenizer", encoder, merges)
     tokenizer = load_tokenizer(folder / "tokenizer")
 
@@ -137,7 +138,7 @@ def test_the_question_is_the_judges_prompt_in_the_models_own_template(
 ) -> None:
     LlamaCppJudge(seven, Replies(None)).score(ENTRY, "London")
     system, user = asked[-1]["messages"]
-    assert system == {"role": "system", "content": INSTRUCTIONS}
+    assert system == {"role": "system", "content": PROMPT.system}
     assert "<response>\nLondon\n</response>" in user["content"]
     assert asked[-1]["temperature"] == 0
     assert asked[-1]["cache_prompt"] is False
@@ -169,7 +170,7 @@ def test_identity_says_which_file_engine_and_prompt_judged(seven: LlamaCppJudgeP
         "model": Path(seven.model).name,
         "model_sha256": sha256_of(Path(seven.model)),
         "xllamacpp_version": importlib.metadata.version("xllamacpp"),
-        "prompt_sha256": prompt_sha256(),
+        "prompt_sha256": PROMPT.sha256,
     }
 
 
@@ -180,7 +181,13 @@ def test_a_judge_that_was_asked_nothing_can_be_deleted(seven: LlamaCppJudgeParam
 
 def test_the_stage_judges_with_it(write: Write, tmp_path: Path) -> None:
     given = write('"}7')
-    named = [("backend", "llama.cpp"), ("controls", 0), ("model", given.model), ("sha256", f"'{given.sha256}'")]
+    named = [
+        ("backend", "llama.cpp"),
+        ("controls", 0),
+        ("prompt", "anchored"),
+        ("model", given.model),
+        ("sha256", f"'{given.sha256}'"),
+    ]
     section = [*named, ("context_tokens", 2048), ("max_new_tokens", 64)]
     write_text(tmp_path / "params.yaml", "seed: 1\njudge:\n" + "".join(f"  {k}: {v}\n" for k, v in section))
     rows = [{"id": name, "model": "after", "response": "?", "finished": True, **ENTRY} for name in "ab"]

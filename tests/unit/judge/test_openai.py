@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from scratchlm.judge.openai import OpenAIJudge
-from scratchlm.judge.prompt import INSTRUCTIONS, QUESTION_CUT, prompt_sha256
+from scratchlm.judge.prompt import QUESTION_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, OpenAIJudgeParams
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.scoring import check_judge
@@ -25,13 +25,21 @@ from tests.clones import REPOSITORY
 from tests.unit.judge.ollama_stand_in import OllamaStandIn, RawAnswer, Refusal, Reply, ollama_stand_in
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
+PROMPT = load_prompt("anchored")
 GOOD = '{"reason": "It is right.", "score": 90}'
 SECRET = "sk-0/secret+key=="
 Serve = Callable[..., OllamaStandIn]
 
 
 def params(base_url: str, **changes: Any) -> OpenAIJudgeParams:
-    given = {"backend": "openai", "controls": 0, "model": "llama3:latest", "base_url": base_url, "key_variable": None}
+    given = {
+        "backend": "openai",
+        "controls": 0,
+        "prompt": "anchored",
+        "model": "llama3:latest",
+        "base_url": base_url,
+        "key_variable": None,
+    }
     sizes = {"timeout_seconds": 20.0, "retries": 1, "seed": 123, "max_new_tokens": 128}
     return OpenAIJudgeParams(**given | sizes | changes)
 
@@ -73,7 +81,7 @@ def test_the_request_is_the_apis_and_the_reason_comes_before_the_score(serve: Se
     assert {key: body[key] for key in set(body) - {"messages"}} == {
         "model": "llama3:latest", "max_tokens": 128, "temperature": 0, "seed": 123, "stream": False
     }  # fmt: skip
-    assert body["messages"][0] == {"role": "system", "content": INSTRUCTIONS}
+    assert body["messages"][0] == {"role": "system", "content": PROMPT.system}
     assert "<response>\nParis\n</response>" in body["messages"][1]["content"]
     verdict = schema["json_schema"]
     assert (schema["type"], verdict["strict"], verdict["schema"]["additionalProperties"]) == (
@@ -94,11 +102,11 @@ def test_identity_is_what_the_server_and_its_replies_say(serve: Serve) -> None:
     server = serve()
     judge = judge_at(server)
     known = {"backend": "openai", "base_url": f"{server.host}/v1", "model": "llama3:latest", "owned_by": "stand-in"}
-    assert judge.identity == known | {"prompt_sha256": prompt_sha256()}
+    assert judge.identity == known | {"prompt_sha256": PROMPT.sha256}
     for _ in range(2):
         judge.score(ENTRY, "Paris")
     said = {"replies_model": ["llama3:latest-0613"], "replies_system_fingerprint": ["fp_1"]}
-    assert judge.identity == known | {"prompt_sha256": prompt_sha256()} | said
+    assert judge.identity == known | {"prompt_sha256": PROMPT.sha256} | said
 
 
 def test_replies_are_kept_with_what_they_say_of_their_model(serve: Serve, tmp_path: Path) -> None:

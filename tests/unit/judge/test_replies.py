@@ -25,7 +25,14 @@ RECORDS = [TASK | {"id": str(i), "response": f"answer {i}"} for i in range(8)]
 
 
 def params(host: str, **changes: Any) -> dict[str, Any]:
-    given = {"backend": "ollama", "controls": 0, "model": "llama3", "host": host, "timeout_seconds": 20.0}
+    given = {
+        "backend": "ollama",
+        "controls": 0,
+        "prompt": "anchored",
+        "model": "llama3",
+        "host": host,
+        "timeout_seconds": 20.0,
+    }
     sizes = {"context_tokens": 2048, "max_new_tokens": 128}
     return given | {"retries": 1, "seed": 1} | sizes | changes
 
