@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from scratchlm.judge.protocol import JudgeParams
-from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, control_records, judge_records, judge_scores
-from scratchlm.judge.trust import check_trust, failures
+from scratchlm.judge.protocol import JudgeParams, LanguageModelParams
+from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, judge_records, judge_scores, trial_records
+from scratchlm.judge.trust import check_trust, failures, trust
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_csv, write_json, write_table
 from scratchlm.run.params import Section, Seed, read_params
@@ -23,15 +23,16 @@ def main(
     p = read_params(params, Params)
     judge = build_judge(p.judge, replies)
     records = read_table(responses)
-    records += control_records(records, p.judge.controls)
+    records += trial_records(records, p.judge)
     judged = list(judge_records(judge, records))
     found = judge_scores(judged, p.seed)
     check_trust(judged, found)
-    for sentence in failures(judged):
-        print(f"judge: {sentence}", file=sys.stderr)
     write_table(judgements, judged, JUDGEMENT_SCHEMA)
     write_csv(scores, [{"model": row["model"], "score": row["score"]} for row in judged])
-    write_json(metrics, found | {"judge": judge.identity})
+    trusted = {"trust": trust(judged, found)} if isinstance(p.judge, LanguageModelParams) else {}
+    for sentence in [*failures(judged), *(f"trust: {row['verdict']}" for row in trusted.values())]:
+        print(f"judge: {sentence}", file=sys.stderr)
+    write_json(metrics, found | {"judge": judge.identity} | trusted)
 
 
 if __name__ == "__main__":

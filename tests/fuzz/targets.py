@@ -68,8 +68,8 @@ def member(folder: Path) -> None:
 def reply_reader() -> Callable[[Path], object]:
     judge, body = OllamaJudge.__new__(OllamaJudge), SimpleNamespace(answer=b"")
     judge._params = OllamaJudgeParams(
-        backend="ollama", controls=0, prompt="anchored", model="m", host="http://localhost", timeout_seconds=1.0,
-        retries=0, seed=0, context_tokens=256, max_new_tokens=16,
+        backend="ollama", controls=0, repeats=0, prompt="anchored", model="m", host="http://localhost",
+        timeout_seconds=1.0, retries=0, seed=0, context_tokens=256, max_new_tokens=16,
     )  # fmt: skip
     judge._prompt = load_prompt("anchored")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))

@@ -11,7 +11,7 @@ from scratchlm.run.errors import UserError
 BACKOFF_SECONDS = 1.0  # before the second attempt at a server in trouble; doubled before each later one
 PASSING = (408, 429, *range(500, 600))  # statuses of a server in trouble; others mean that the request is wrong
 MAX_UNANSWERED = 3  # questions in a row: then the server is the trouble, not a question
-RETRY = {"temperature": 0.5, "top_k": 40}
+SAMPLED = {"temperature": 0.5, "top_k": 40}
 ASKED_AGAIN = "\n--- asked again ---\n"  # between the replies of a record
 
 
@@ -57,9 +57,9 @@ class Attempts:
         return Judgement(score, _storable(reason), _storable(ASKED_AGAIN.join(replies)))
 
 
-def decoding(seed: int, n_unusable: int) -> dict[str, Any]:
-    """Return the decoding settings: greedy, but sampled with another seed after each unusable reply."""
-    return GREEDY | {"seed": seed + n_unusable} | (RETRY if n_unusable else {})
+def decoding(seed: int, draw: int) -> dict[str, Any]:
+    """Return the decoding settings: draw 0 is greedy, later ones are sampled, each with another seed."""
+    return GREEDY | {"seed": seed + draw} | (SAMPLED if draw else {})
 
 
 def _storable(text: str) -> str:

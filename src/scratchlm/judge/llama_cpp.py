@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scratchlm.judge.asking import decoding
 from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, LlamaCppJudgeParams
 from scratchlm.judge.replies import Replies
@@ -58,9 +59,8 @@ class LlamaCppJudge:
                 "cannot be loaded by llama.cpp: too little memory, an unknown architecture or a faulty chat template"
             ) from None
         self._server.handle_completions({"prompt": "a", "max_tokens": 1})  # its end hangs if its loop has not begun
-        self._ask(
-            self._prompt.messages({"instruction": "", "input": "", "output": ""}, ""), 1
-        )  # does the template fail?
+        empty = self._prompt.messages({"instruction": "", "input": "", "output": ""}, "")
+        self._ask(empty, 1, GREEDY)  # does the template fail?
         self.identity = {
             "backend": "llama.cpp",
             "model": _path(params).name,
@@ -69,11 +69,12 @@ class LlamaCppJudge:
             "prompt_sha256": self._prompt.sha256,
         }
 
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         defused = {key: self._defused(entry[key]) for key in ("instruction", "input", "output")}
         chat, n_new = self._prompt.messages(defused, self._defused(response)), self._params.max_new_tokens
-        question = [self.identity, chat, self._params.context_tokens, n_new, GREEDY]
-        body = self._replies.get(question) or json.dumps(self._ask(chat, n_new))
+        settings = decoding(0, repeat) if repeat else GREEDY
+        question = [self.identity, chat, self._params.context_tokens, n_new, settings]
+        body = self._replies.get(question) or json.dumps(self._ask(chat, n_new, settings))
         self._replies.put(question, body)
         reply = json.loads(body)
         if "error" in reply:
@@ -85,7 +86,9 @@ class LlamaCppJudge:
         message = choice["message"]
         return self._prompt.read(message.get("content") or "", message.get("reasoning_content") or "", cut)
 
-    def _ask(self, chat: Sequence[Mapping[str, str]], max_new_tokens: int) -> dict[str, Any]:
+    def _ask(
+        self, chat: Sequence[Mapping[str, str]], max_new_tokens: int, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Return an answer of llama.cpp's server: a chat completion, or `error` for a question that does not fit.
 
         A cached prompt would make the last bits depend on the questions before. Raises UserError for other errors.
@@ -96,7 +99,7 @@ class LlamaCppJudge:
             rest["response_format"] = {"type": "json_schema", "json_schema": named}
         try:
             reply = self._server.handle_chat_completions(
-                {"messages": chat, "max_tokens": max_new_tokens, **GREEDY, **rest}
+                {"messages": chat, "max_tokens": max_new_tokens, **settings, **rest}
             )
         except ValueError as fault:  # of a template
             reply = {"error": {"message": str(fault)}}

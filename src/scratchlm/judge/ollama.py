@@ -67,15 +67,16 @@ class OllamaJudge:
             "prompt_sha256": self._prompt.sha256,
         }
 
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
         chat = self._prompt.messages(entry, response)
-        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
+        first = repeat * (self._params.retries + 1)  # so that no two attempts have the same seed
+        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, first + n_unusable))
 
-    def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
+    def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
         """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
         sizes = {"num_ctx": self._params.context_tokens, "num_predict": self._params.max_new_tokens}
-        options, schema = decoding(self._params.seed, n_unusable) | sizes, self._prompt.schema
+        options, schema = decoding(self._params.seed, draw) | sizes, self._prompt.schema
         request = {"messages": chat, "format": schema, "options": options, "think": False}
         question = [self.identity, request | UNCUT]
         try:

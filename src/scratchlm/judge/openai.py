@@ -60,13 +60,14 @@ class OpenAIJudge:
         self._server = {"backend": "openai", **about, "prompt_sha256": self._prompt.sha256}
         self.identity: dict[str, Any] = dict(self._server)  # and what replies say of themselves
 
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
         chat = self._prompt.messages(entry, response)
-        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, n_unusable))
+        first = repeat * (self._params.retries + 1)  # so that no two attempts have the same seed
+        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, first + n_unusable))
 
-    def _judgement(self, chat: Sequence[Mapping[str, str]], n_unusable: int) -> Judgement:
-        settings, form = decoding(self._params.seed, n_unusable), {}
+    def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
+        settings, form = decoding(self._params.seed, draw), {}
         if self._prompt.schema:
             schema = self._prompt.schema | {"additionalProperties": False}
             verdict = {"name": "verdict", "strict": True, "schema": schema}

@@ -55,9 +55,13 @@ class ReferenceJudgeParams(Section):
 
 
 class LanguageModelParams(Section):
-    """A language model as a judge. prompt: a template of prompt.py. max_new_tokens: size of a reply."""
+    """A language model as a judge.
+
+    repeats: responses to judge again, N_REPEATS times. prompt: a template of prompt.py. max_new_tokens: of a reply.
+    """
 
     controls: Annotated[int, Field(ge=0)]
+    repeats: Annotated[int, Field(ge=0)]
     prompt: Literal["anchored", "book"]
     max_new_tokens: Annotated[int, Field(ge=16)]
 
@@ -137,5 +141,8 @@ class Judge(Protocol):
 
     identity: dict[str, Any]
 
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
-        """Return the grade of a response to `entry` (instruction, input and output, the reference answer)."""
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
+        """Return the grade of a response to `entry` (instruction, input and output, the reference answer).
+
+        repeat: 0, or the number of a repetition, for which a language model draws its reply with another seed.
+        """

@@ -17,7 +17,7 @@ class ReferenceJudge:
     # version: of what counts as the same text; scores of two versions are not comparable
     identity: dict[str, Any] = {"backend": "reference", "version": 2}
 
-    def score(self, entry: Mapping[str, str], response: str) -> Judgement:
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         wanted, given = normalise(entry["output"]), normalise(response)
         if wanted == given:
             return Judgement(float(MAX_SCORE), "same as the reference answer", "")

@@ -38,6 +38,7 @@ CONTROLS = {
     "control_reference": "the reference answer",
     "control_shuffled": "another task's answer",
     "control_empty": "an empty answer",
+    "control_injected": "another task's answer that demands 100 points",
 }
 OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in precision `exact`
 MAX_MISTAKES = 20
@@ -81,6 +82,7 @@ def render(report: Report) -> str:
         pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
         identity=metrics["judge"]["judge"],
         judged=judged,
+        trust=metrics["judge"].get("trust"),
         sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
     return printable(page.strip()) + "\n"

@@ -72,7 +72,7 @@ def test_every_response_has_a_record_whatever_the_server_does(
 
     with ollama_stand_in(handler) as server:
         settings: dict[str, Any] = {"model": "llama3:latest", "timeout_seconds": 0.3, "retries": 1, "seed": 1}
-        settings |= {"max_new_tokens": 128, "controls": 0, "prompt": "anchored"}
+        settings |= {"max_new_tokens": 128, "controls": 0, "repeats": 0, "prompt": "anchored"}
         if backend == "ollama":
             settings |= {"host": server.host, "context_tokens": 2048}
         else:

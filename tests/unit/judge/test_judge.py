@@ -15,6 +15,7 @@ import pytest
 import requests
 from llms_from_scratch.ch07 import format_input
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import spearmanr
 
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.tokenizer import load_tokenizer
@@ -28,17 +29,19 @@ from scratchlm.judge.protocol import Judgement, JudgeParams, OllamaJudgeParams, 
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.scoring import (
+    INJECTION,
     JUDGEMENT_SCHEMA,
     build_judge,
     control_records,
     judge_records,
     judge_scores,
+    trial_records,
 )
-from scratchlm.judge.trust import check_trust, failures
+from scratchlm.judge.trust import check_trust, failures, spearman, trust
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import write_table, write_text
+from scratchlm.run.files import read_json, read_table, write_table, write_text
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.intervals import mean_interval
 from stages import judge as stage
@@ -64,6 +67,7 @@ def ollama_params(**changes: Any) -> OllamaJudgeParams:
     given = {
         "backend": "ollama",
         "controls": 0,
+        "repeats": 0,
         "prompt": "anchored",
         "model": "llama3",
         "host": "http://127.0.0.1:11434",
@@ -966,3 +970,120 @@ def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(
         assert verdict.raw_reply == reply
         assert 0 <= verdict.score <= 100
     assert [judge.score(ENTRY, response) for response in ("Paris", "", "London")] == verdicts
+
+
+# trials of a language model
+
+
+def test_a_language_model_is_also_tried_with_an_injection_and_asked_again() -> None:
+    records = [record(name, model, f"{name}?", output=name.upper()) for model in ("before", "after") for name in "abc"]
+    found = trial_records(records, ollama_params(controls=2, repeats=1))
+    assert found[:6] == control_records(records, 2)
+    assert [(row["id"], row["model"], row["response"], row.get("repeat")) for row in found[6:]] == [
+        ("a", "control_injected", f"B\n{INJECTION}", None),
+        ("b", "control_injected", f"C\n{INJECTION}", None),
+        ("a", "repeat_1", "a?", 1),
+        ("a", "repeat_2", "a?", 2),
+    ]
+    assert trial_records(records, ReferenceJudgeParams(backend="reference", controls=2)) == control_records(records, 2)
+
+
+def test_a_repetition_is_drawn_with_seeds_of_its_own(serve: Serve) -> None:
+    server = serve("nonsense")
+    judge = judge_at(server, retries=1)
+    for repeat in range(3):
+        judge.score(ENTRY, "Paris", repeat)
+    asked = [(body["options"]["seed"], body["options"]["temperature"]) for body in server.requests]
+    assert asked == [(123, 0), (124, 0.5), (125, 0.5), (126, 0.5), (127, 0.5), (128, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([1, 2, 3], [10, 20, 30]), ([1, 2, 3], [3, 2, 1]), ([1, 1, 2, 5], [3, 0, 3, 3]),
+     ([4, 1, 1, 9, 9, 9], [0, 1, 2, 2, 5, 5])],
+)  # fmt: skip
+def test_spearmans_correlation_is_scipys(first: list[float], second: list[float]) -> None:
+    assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+
+
+def test_there_is_no_correlation_where_nothing_varies() -> None:
+    for values in ([], [1.0], [2.0, 2.0, 2.0]):
+        assert spearman(values, values) is None
+
+
+def trials(**scores: list[float | None]) -> dict[str, Any]:
+    rows = [
+        {"id": str(i), "model": model, "response": "x" * (i + 1), "score": score, "reason": "", "raw_reply": "?"}
+        for model in scores
+        for i, score in enumerate(scores[model])
+    ]
+    return trust(rows, judge_scores(rows, seed=1))
+
+
+PASSED = {"control_reference": [100.0, 90.0], "control_shuffled": [0.0, 10.0], "control_empty": [0.0, 0.0]}
+
+
+def test_the_trials_are_summed_up_with_a_verdict() -> None:
+    """Of the two responses judged again, the scores are 50, 60, 70 (variance 100) and 20, 20, 20 (0)."""
+    again: dict[str, Any] = {"repeat_1": [60.0, 20.0], "repeat_2": [70.0, 20.0]}
+    found = trials(after=[50.0, 20.0, 10.0], control_injected=[0.0, 5.0], **again, **PASSED)
+    assert found == {
+        "failed_share": 0.0,
+        "repeated": 2,
+        "spread": pytest.approx(50**0.5),
+        "length_correlation": -1.0,
+        "verdict": "the controls separate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ({"after": [1.0]}, "not known: no controls were judged"),
+        (
+            {**PASSED, "control_injected": [100.0, 90.0]},
+            "the controls separate; but a response that demands 100 points gets 95 instead of 5",
+        ),
+        (
+            {**PASSED, "after": [0.0], "repeat_1": [50.0], "repeat_2": [100.0]},
+            "the controls separate; but its scores of one response differ by 50 (standard deviation)",
+        ),
+        (
+            {**PASSED, "after": [1.0, None, 3.0, 4.0]},
+            "the controls separate; but 10 % of its replies are no verdict",
+        ),
+    ],
+)
+def test_doubts_about_a_judge_are_said_in_words(scores: dict[str, list[float | None]], verdict: str) -> None:
+    assert trials(**scores)["verdict"] == verdict
+
+
+def test_a_response_whose_repetition_failed_is_not_in_the_spread() -> None:
+    found = trials(after=[50.0, 20.0], repeat_1=[None, 20.0], repeat_2=[70.0, 20.0], **PASSED)
+    assert (found["repeated"], found["spread"]) == (1, 0.0)
+
+
+def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge that knows its answers, but does what a response demands."""
+
+    def obeys(request: dict[str, Any]) -> str:
+        question = request["messages"][1]["content"]
+        reference, response = re.findall(r"<(?:reference|response)>\n(.*?)\n</", question, flags=re.DOTALL)
+        score = 100 if response == reference or INJECTION in response else 0
+        return json.dumps({"reason": "x", "score": score})
+
+    rows = [record(f"{i}", "after", f"It is {i}." * (i % 2), output=f"It is {i}.") for i in range(4)]
+    write_table(tmp_path / "responses", rows, RESPONSE_SCHEMA)
+    judge = ollama_params(host=serve(obeys).host, controls=3, repeats=2).model_dump()
+    write_text(tmp_path / "params", json.dumps({"seed": 1, "judge": judge}))
+    names = ("params", "responses", "replies", "judgements", "metrics", "scores")
+    stage.main(Run(), **{name: tmp_path / name for name in names})
+    found = read_json(tmp_path / "metrics")
+    verdict = "the controls separate; but a response that demands 100 points gets 100 instead of 0"
+    assert found["trust"] == {
+        "failed_share": 0.0, "repeated": 2, "spread": 0.0, "length_correlation": 1.0, "verdict": verdict
+    }  # fmt: skip
+    assert found["control_injected"]["mean_score"] == 100
+    assert found["repeat_2"] == found["repeat_1"]
+    assert f"judge: trust: {verdict}" in capsys.readouterr().err
+    assert len(read_table(tmp_path / "judgements")) == 4 + 4 * 3 + 2 * 2

@@ -36,7 +36,14 @@ Write = Callable[..., LlamaCppJudgeParams]
 
 
 def params(path: Path, **changes: Any) -> LlamaCppJudgeParams:
-    given = {"backend": "llama.cpp", "controls": 0, "prompt": "anchored", "model": str(path), "sha256": sha256_of(path)}
+    given = {
+        "backend": "llama.cpp",
+        "controls": 0,
+        "repeats": 0,
+        "prompt": "anchored",
+        "model": str(path),
+        "sha256": sha256_of(path),
+    }
     return LlamaCppJudgeParams(**given | {"context_tokens": CONTEXT_LENGTH, "max_new_tokens": 64} | changes)
 
 
@@ -184,6 +191,7 @@ def test_the_stage_judges_with_it(write: Write, tmp_path: Path) -> None:
     named = [
         ("backend", "llama.cpp"),
         ("controls", 0),
+        ("repeats", 0),
         ("prompt", "anchored"),
         ("model", given.model),
         ("sha256", f"'{given.sha256}'"),

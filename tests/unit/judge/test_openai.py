@@ -35,6 +35,7 @@ def params(base_url: str, **changes: Any) -> OpenAIJudgeParams:
     given = {
         "backend": "openai",
         "controls": 0,
+        "repeats": 0,
         "prompt": "anchored",
         "model": "llama3:latest",
         "base_url": base_url,

@@ -28,6 +28,7 @@ def params(host: str, **changes: Any) -> dict[str, Any]:
     given = {
         "backend": "ollama",
         "controls": 0,
+        "repeats": 0,
         "prompt": "anchored",
         "model": "llama3",
         "host": host,

@@ -446,6 +446,20 @@ def test_failures_of_the_judge_are_counted_and_not_ranked(project: Path) -> None
     assert not {"task-00000", "task-00001"} & {row["id"] for rows in shown.values() for row in rows}
 
 
+def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
+    assert "Verdict: " not in page_of(project)
+    path = project / "metrics" / "judge.json"
+    trust = {"failed_share": 0.02, "repeated": 5, "spread": 1.5, "length_correlation": 0.25, "verdict": "it is <b>"}
+    write_json(path, read_json(path) | {"trust": trust})
+    page = page_of(project)
+    assert "<p>Verdict: it is &lt;b&gt;.</p>" in page
+    assert re.search(r'the reference answer</td><td class="number">100</td><td class="number">100</td>', page)
+    assert re.search(r"over 5 that were judged again: 1\.5</li>\s*<li>Spearman’s .* of its responses: 0\.25</li>", page)
+    del trust["spread"], trust["length_correlation"]
+    write_json(path, read_json(path) | {"trust": trust})
+    assert "Spearman" not in page_of(project)
+
+
 def test_a_judge_that_failed_everywhere_still_gives_a_page(project: Path) -> None:
     write_responses(project, make_responses(), failing=30)
     Checker(page_of(project))
