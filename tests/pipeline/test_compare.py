@@ -21,6 +21,7 @@ CORPUS = [
 ]
 ANSWERS = ["generate.after.finished", "generate.after.exact_matches", "judge.after.mean_score"]
 LOSS = "finetune_instruct.after.test_loss"
+PAIRS = [f"finetune_preference/dpo.test.{name}" for name in ("loss", "accuracy", "margin")]
 
 
 def branch(project: Path, name: str, parameter: str, value: object, *stages: str) -> None:
@@ -49,7 +50,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("clones") / "project", FEW_STEPS | {"generate.sampling.temperature": 1.0}
     )
     run(project, "git", "switch", "-qC", "main")
-    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", "judge")
+    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", "finetune_preference@dpo", "judge")
     commit(project, "Build")
     branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
@@ -84,10 +85,10 @@ def verdicts(found: Comparison) -> dict[str, str]:
 
 def test_more_training_is_better_and_leaves_the_rest_the_same(there: Path) -> None:
     found = compared("main", "more-training")
-    assert list(verdicts(found)) == [*CORPUS, *SPAM, *BASELINE, LOSS, *ANSWERS]
+    assert list(verdicts(found)) == [*CORPUS, *SPAM, *BASELINE, LOSS, *PAIRS, *ANSWERS]
     assert [row.metric for row in found.rows[: len(verdicts(found))]] == list(verdicts(found))
     assert {metric for metric, verdict in verdicts(found).items() if verdict == SAME} == {
-        *CORPUS, *BASELINE, LOSS, *ANSWERS,
+        *CORPUS, *BASELINE, LOSS, *PAIRS, *ANSWERS,
     }  # fmt: skip
     accuracy, loss = (rows(found)[f"finetune_spam.test.{name}"] for name in ("accuracy", "loss"))
     assert (accuracy.verdict, loss.verdict) == (BETTER, BETTER)
@@ -121,7 +122,7 @@ def test_another_seed_of_sampling_is_no_evidence_of_a_difference(there: Path) ->
     assert score.verdict == NO_EVIDENCE
     assert score.interval and score.interval[0] < 0 < score.interval[1]
     assert score.examples == 110 and score.needed and score.needed > 110
-    assert {verdicts(found)[metric] for metric in (*CORPUS, *SPAM, LOSS)} == {SAME}
+    assert {verdicts(found)[metric] for metric in (*CORPUS, *SPAM, LOSS, *PAIRS)} == {SAME}
     assert [tuple(change)[:3] for change in found.changes.parameters] == [("seed", 123, 7)]
 
 
@@ -129,7 +130,7 @@ def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) 
     (warning,) = compared("main", "other-draws").warnings
     assert warning == (
         "other-draws is not built from what it holds: parameters, packages, code or metrics of tokenize, pretrain, "
-        "finetune_spam, finetune_instruct have changed since its last `dvc repro`; "
+        "finetune_spam, finetune_instruct, finetune_preference@dpo have changed since its last `dvc repro`; "
         "rebuild: `scratchlm build other-draws`"
     )
 
@@ -240,7 +241,7 @@ def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to
     monkeypatch.chdir(tmp_path / "clone")
     found = compared("main", "origin/more-training")
     assert {metric for metric, verdict in verdicts(found).items() if verdict == NOT_COMPARED} == set(SPAM)
-    assert {verdicts(found)[metric] for metric in (*CORPUS, *BASELINE, LOSS, *ANSWERS)} == {
+    assert {verdicts(found)[metric] for metric in (*CORPUS, *BASELINE, LOSS, *PAIRS, *ANSWERS)} == {
         SAME
     }  # dvc.lock has equal hashes
     row = rows(found)["finetune_spam.test.loss"]
