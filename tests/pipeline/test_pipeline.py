@@ -110,7 +110,7 @@ CONCERNED = [
     ("finetune_spam.position", "mean", {"finetune_spam"}),
     ("finetune_spam.base", "pretrain", {"finetune_spam"}),
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
-    ("finetune_preference.beta", 0.2, {PREFERENCE}),
+    ("finetune_preference.beta", 0.5, {PREFERENCE}),
     ("generate.max_new_tokens", 16, {"generate"}),
     ("judge.controls", 3, {"judge"}),
     ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, "generate", "judge"}),
