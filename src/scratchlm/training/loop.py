@@ -110,6 +110,8 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
         while True:
             if state.evaluation_due():
                 if n_scored:
+                    if state.device.type == "cuda":
+                        torch.cuda.synchronize()  # steps may still be queued
                     s = time.perf_counter() - start
                     run.record({"step": state.step, "scored_per_second": n_scored / s, "training_seconds": s})
                 state.evaluate()
