@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
-from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
-from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "output")
 _IDS = pa.list_(pa.int32())
@@ -23,16 +21,10 @@ INSTRUCTION_SCHEMA = pa.schema(
 )
 
 
-class InstructionsParams(Section):
-    """The prompt template, and how the entries are split; val is the rest."""
+class InstructionsParams(Fractions):
+    """The prompt template, and how the entries are split."""
 
     prompt_style: PromptStyle
-    train_fraction: Annotated[float, Field(gt=0, lt=1)]
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]
-
-    @model_validator(mode="after")
-    def _leaves_a_rest(self) -> "InstructionsParams":
-        return check_fractions(self, self.train_fraction, self.test_fraction)
 
 
 def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: InstructionsParams) -> dict[str, Any]:

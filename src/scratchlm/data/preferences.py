@@ -1,17 +1,15 @@
 """Preferences: to each instruction a better and a worse response. The book's bonus code to chapter 7."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
-from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
-from scratchlm.run.params import Section
 
 FIELDS = ("instruction", "input", "chosen", "rejected")
 TOKENS = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
@@ -20,15 +18,8 @@ PREFERENCE_SCHEMA = pa.schema(
 )
 
 
-class PreferencesParams(Section):
-    """How the pairs are split; val is the rest. Their prompts have the style of tokenize.instructions."""
-
-    train_fraction: Annotated[float, Field(gt=0, lt=1)]
-    test_fraction: Annotated[float, Field(gt=0, lt=1)]
-
-    @model_validator(mode="after")
-    def _leaves_a_rest(self) -> "PreferencesParams":
-        return check_fractions(self, self.train_fraction, self.test_fraction)
+class PreferencesParams(Fractions):
+    """How the pairs are split. Their prompts have the style of tokenize.instructions."""
 
 
 def write_preferences(

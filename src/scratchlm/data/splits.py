@@ -1,22 +1,15 @@
 """Checks of every division into train, val and test."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Annotated, Self, TypeVar
+
+from pydantic import Field, model_validator
 
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import Section
 
 Params = TypeVar("Params")
 Record = TypeVar("Record")
-
-
-class Fractions(Protocol):
-    """Parameters of a division by position."""
-
-    @property
-    def train_fraction(self) -> float: ...
-
-    @property
-    def test_fraction(self) -> float: ...
 
 
 def check_fractions(params: Params, first: float, second: float) -> Params:
@@ -24,6 +17,17 @@ def check_fractions(params: Params, first: float, second: float) -> Params:
     if first + second >= 1:
         raise ValueError(f"fractions {first} and {second} leave nothing for the third split; their sum must be below 1")
     return params
+
+
+class Fractions(Section):
+    """How records are divided by position; val is the rest."""
+
+    train_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _leaves_a_rest(self) -> Self:
+        return check_fractions(self, self.train_fraction, self.test_fraction)
 
 
 def split_in_order(records: Sequence[Record], params: Fractions) -> dict[str, Sequence[Record]]:
