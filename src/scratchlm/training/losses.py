@@ -36,7 +36,7 @@ def summed_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> 
     """next_token_loss times the number of scored tokens: (B, T), (B, T) -> scalar, in nats."""
     hidden, scored = scored_states(model, inputs, targets)
     with rows_of(pad((targets != IGNORE_INDEX).sum(1).cumsum(0), (1, 0))):
-        return summed_head_loss(model.head, hidden, scored, _rows_at_once(model))
+        return summed_head_loss(model.head, hidden, scored, rows_at_once(model))
 
 
 def summed_window_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def summed_window_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tens
     T = targets.shape[1]
     with rows_of(range(0, targets.numel() + 1, T)):
         hidden = model.hidden_states(inputs).flatten(0, 1)
-        return summed_head_loss(model.head, hidden, targets.flatten(), _rows_at_once(model))
+        return summed_head_loss(model.head, hidden, targets.flatten(), rows_at_once(model))
 
 
 def static_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor
     On the CPU, without gradients.
     """
     hidden, scored = scored_states(model, inputs, targets)
-    block = _rows_at_once(model)
+    block = rows_at_once(model)
     losses = [
         cross_entropy(model.head(part), wanted, "none")
         for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
@@ -143,5 +143,6 @@ class _BlockwiseHeadLoss(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-def _rows_at_once(model: GPTModel) -> int:
+def rows_at_once(model: GPTModel) -> int:
+    """The number of rows of logits that exist at a time."""
     return max(1, LOGITS_AT_ONCE // model.config.vocab_size)

@@ -13,7 +13,7 @@ from scratchlm.arithmetic.mode import is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.gpt import GPTModel
-from scratchlm.training.losses import LOGITS_AT_ONCE, scored_states
+from scratchlm.training.losses import rows_at_once, scored_states
 
 PreferenceLoss = Literal["dpo", "ipo"]
 
@@ -42,7 +42,7 @@ def response_log_probabilities(model: GPTModel, inputs: Tensor, targets: Tensor)
     """ln π(response | prompt), summed over the scored tokens of each row: (B, T) twice -> (B,) float64 on the CPU."""
     hidden, scored = scored_states(model, inputs, targets)
     with rows_of(pad((targets != IGNORE_INDEX).sum(1).cumsum(0), (1, 0))):
-        block = len(hidden) if is_exact() else _rows_at_once(model)
+        block = len(hidden) if is_exact() else rows_at_once(model)
         parts = zip(hidden.split(block), scored.split(block), strict=True)
         if len(hidden) <= block:
             losses = _token_losses(model.head, scored, hidden)
@@ -55,7 +55,7 @@ def response_log_probabilities(model: GPTModel, inputs: Tensor, targets: Tensor)
 def response_scores(model: GPTModel, reference: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """response_log_probabilities, and KL(π ‖ π_ref) summed over the scored positions: (B, T) twice -> (B,) twice."""
     (hidden, scored), (other, _) = (scored_states(m, inputs, targets) for m in (model, reference))
-    losses, divergences, block = [], [], _rows_at_once(model)
+    losses, divergences, block = [], [], rows_at_once(model)
     for mine, theirs, wanted in zip(hidden.split(block), other.split(block), scored.split(block), strict=True):
         logits = model.head(mine)
         losses.append(cross_entropy(logits, wanted, "none"))
@@ -72,7 +72,3 @@ def row_sums(values: Tensor, targets: Tensor) -> Tensor:
 
 def _token_losses(head: nn.Module, targets: Tensor, hidden: Tensor) -> Tensor:
     return cross_entropy(head(hidden), targets, "none")
-
-
-def _rows_at_once(model: GPTModel) -> int:
-    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from scratchlm.arithmetic.functions import kl_divergence
 from scratchlm.arithmetic.mode import exact_arithmetic
-from scratchlm.training import preference
+from scratchlm.training import losses as training_losses
 from scratchlm.training.preference import preference_losses, response_log_probabilities, response_scores, row_sums
 
 INPUTS = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 10]])
@@ -72,7 +72,7 @@ def by_torch(logits: Tensor) -> Tensor:
 def test_log_probabilities_and_their_gradients_are_torchs(
     tiny_gpt: Any, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preference, "LOGITS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(training_losses, "LOGITS_AT_ONCE", rows_at_once)
     model, weights, gradients, values = tiny_gpt(), torch.tensor([1.0, -2.0, 0.5]).double(), [], []
     for ours in (True, False):
         model.zero_grad()
