@@ -42,7 +42,7 @@ def main(
     evaluation = instruct.ResponseEvaluation(tasks, p.evaluation)
     with run.autocast():
         before = evaluation.full(gpt)
-    instruct.prepare_assistant(gpt, p.finetune_instruct, p.seed)
+    instruct.prepare_assistant(gpt, p.finetune_instruct.lora, p.seed)
     training = train(gpt, instruct.instruct_task(tasks, p.finetune_instruct, evaluation), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)

@@ -14,6 +14,7 @@ from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks import preference
+from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -40,7 +41,7 @@ def main(
             run.say(f"{n_cut} of {len(rows)} {split} pairs are cut at the context's {gpt.config.context_length} tokens")
     evaluation = preference.PairEvaluation(given, settings, p.evaluation)
     evaluation.measure_reference(gpt, run)
-    preference.prepare_policy(gpt, settings, p.seed)
+    prepare_assistant(gpt, settings.lora, p.seed)
     training = train(gpt, preference.preference_task(given, settings, evaluation), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)

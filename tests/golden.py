@@ -176,7 +176,7 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
     evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
-    instruct.prepare_assistant(gpt, params, run.seed)
+    instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)
@@ -198,7 +198,7 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     shape = {"dropout": params.dropout, "tied_head": True, "initialisation": "gpt2"}
     gpt, assistant = model(run, **shape), model(run, **shape)
     evaluation.measure_reference(assistant, run)
-    preference.prepare_policy(gpt, params, run.seed)
+    instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, preference.preference_task(given, params, evaluation), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)

@@ -248,7 +248,7 @@ def models_can_be_built(params: Any, base: Any) -> None:
         backbone = build_model(base.model_copy(update={"dropout": variant.dropout}), seed=1)
         one_step(build_spam_classifier(backbone, variant, params.seed), variant, torch.tensor([[1, 2, 3]]))
     assistant = build_model(base, seed=1)
-    prepare_assistant(assistant, params.finetune_instruct, params.seed)
+    prepare_assistant(assistant, params.finetune_instruct.lora, params.seed)
     one_step(assistant, params.finetune_instruct, torch.tensor([[1, 2, 3]]))
 
 

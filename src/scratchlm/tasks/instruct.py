@@ -78,10 +78,10 @@ def refuse_long_prompts(splits: Mapping[str, Rows], context_length: int) -> None
         )
 
 
-def prepare_assistant(model: GPTModel, params: FinetuneInstructParams, seed: int) -> None:
-    """Leave only what `params` names to train."""
-    if params.lora is not None:
-        apply_lora(model, params.lora, stream(seed, "lora"))
+def prepare_assistant(model: GPTModel, lora: LoRAParams | None, seed: int) -> None:
+    """Add LoRA's matrices, the only weights to train, if `lora` is given."""
+    if lora is not None:
+        apply_lora(model, lora, stream(seed, "lora"))
 
 
 def instruct_task(instructions: Instructions, params: FinetuneInstructParams, evaluation: "ResponseEvaluation") -> Task:

@@ -12,12 +12,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.model.lora import LoRAParams
 from scratchlm.run.context import Run
 from scratchlm.run.params import with_changes
 from scratchlm.tasks.generation import Rows
@@ -68,12 +67,6 @@ PreferenceRuns = dict[str, dict[str, Any]]  # by run, what differs from finetune
 def preference_run(params: FinetunePreferenceParams, runs: PreferenceRuns, name: str) -> FinetunePreferenceParams:
     """The parameters of one run. Raises UserError naming the key if its changes are not valid."""
     return with_changes(params, runs[name], f"preference_runs.{name}")
-
-
-def prepare_policy(model: GPTModel, params: FinetunePreferenceParams, seed: int) -> None:
-    """Leave only what `params` names to train."""
-    if params.lora is not None:
-        apply_lora(model, params.lora, stream(seed, "lora"))
 
 
 class Preferences:

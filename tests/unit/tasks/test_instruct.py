@@ -53,7 +53,7 @@ def test_the_loss_is_torchs_over_response_tokens(tiny_gpt: Any, params: Any) -> 
 
 def test_without_lora_everything_trains(tiny_gpt: Any, params: Any) -> None:
     model = tiny_gpt()
-    prepare_assistant(model, params(), 1)
+    prepare_assistant(model, None, 1)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -63,7 +63,7 @@ def test_with_lora_training_moves_its_matrices_and_nothing_else(tiny_gpt: Any, p
     model = tiny_gpt(tied_head=tied)
     inputs = torch.tensor([[1, 2, 3]])
     untouched = model(inputs)
-    prepare_assistant(model, p, 1)
+    prepare_assistant(model, p.lora, 1)
     assert isinstance(model.head, LoRALinear) != tied
     assert torch.equal(model(inputs), untouched)  # B starts at zero
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -81,7 +81,7 @@ def test_the_matrices_are_drawn_from_the_seed(tiny_gpt: Any, params: Any) -> Non
     for seed in (1, 1, 2):
         model = tiny_gpt()
         torch.manual_seed(len(drawn))
-        prepare_assistant(model, params(lora=LoRAParams(rank=2, alpha=2.0, layers="all")), seed)
+        prepare_assistant(model, LoRAParams(rank=2, alpha=2.0, layers="all"), seed)
         drawn.append(model.head.A.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -9,6 +9,7 @@ from scratchlm.model.lora import LoRAParams, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint
+from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.preference import (
     FinetunePreferenceParams,
     PairEvaluation,
@@ -16,7 +17,6 @@ from scratchlm.tasks.preference import (
     Preferences,
     preference_run,
     preference_task,
-    prepare_policy,
 )
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Training, train
@@ -45,7 +45,7 @@ def params(training_values: dict[str, Any]) -> Any:
 def trained(model: Any, p: FinetunePreferenceParams, run: Run) -> tuple[Training, PairEvaluation]:
     evaluation = PairEvaluation(PAIRS, p, EVALUATION)
     evaluation.measure_reference(model, run)
-    prepare_policy(model, p, run.seed)
+    prepare_assistant(model, p.lora, run.seed)
     return train(model, preference_task(PAIRS, p, evaluation), run), evaluation
 
 
