@@ -73,7 +73,7 @@ class Sample:
         rows = self.instructions["test"]
         rows = rows[: math.ceil(self.share * len(rows))]
         with run.autocast():
-            for _ in Responder(self.tokenizer, p.generate, run).responses(gpt, "after", rows):
+            for _ in Responder(self.tokenizer, p.generate, run).responses(gpt, "instruct", rows):
                 pass
 
 

@@ -1,4 +1,4 @@
-"""Answer every test instruction with the assistant, and with its base model for comparison."""
+"""Answer every test instruction with one variant of the assistant."""
 
 from pathlib import Path
 
@@ -21,29 +21,23 @@ class Params(RuntimeParams):
 
 
 def main(
-    run: Run, *, params: Path, tokenizer: Path, instructions: Path, base: Path, assistant: Path, responses: Path,
-    metrics: Path,
-) -> None:  # fmt: skip
+    run: Run, *, params: Path, tokenizer: Path, instructions: Path, model: Path, responses: Path, metrics: Path
+) -> None:
     p = read_params(params, Params)
     set_up(run, p)
     responder = Responder(load_tokenizer(tokenizer), p.generate, run)
     rows = read_splits(instructions, INSTRUCTION_SCHEMA)["test"]
-    models = ({"before": base} if p.generate.before else {}) | {"after": assistant}
     arithmetic = describe_arithmetic(run.device)
     run.checkpoint.require(arithmetic["arithmetic"])
-    records = run.checkpoint.load_rows(len(rows) * len(models))
+    records = run.checkpoint.load_rows(len(rows))
     with run.checkpoint.saving_rows(records, RESPONSE_SCHEMA) as save_if_due, run.autocast():
-        for name, folder in models.items():
-            n_done = sum(record["model"] == name for record in records)
-            if n_done < len(rows):
-                gpt = load_gpt(folder).to(run.device)
-                for batch in responder.responses(gpt, name, rows, n_done):
-                    records += batch
-                    save_if_due()
+        if len(records) < len(rows):
+            gpt = load_gpt(model).to(run.device)
+            for batch in responder.responses(gpt, responses.stem, rows, len(records)):
+                records += batch
+                save_if_due()
     write_table(responses, records, RESPONSE_SCHEMA)
-    answers = {name: [record for record in records if record["model"] == name] for name in models}
-    counts = {name: response_counts(found, normalise) for name, found in answers.items()}
-    write_json(metrics, counts | arithmetic)
+    write_json(metrics, response_counts(records, normalise) | arithmetic)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_csv, write_json, write_table
 from scratchlm.run.params import Section, Seed, read_params
 from scratchlm.run.stage import start
+from scratchlm.tasks.variants import Variants
 
 
 class Params(Section):
     seed: Seed
+    variants: Variants
     judge: JudgeParams
 
 
@@ -22,7 +24,7 @@ def main(
 ) -> None:
     p = read_params(params, Params)
     judge = build_judge(p.judge, replies)
-    records = read_table(responses)
+    records = [record for name in p.variants for record in read_table(responses / f"{name}.parquet")]
     records += trial_records(records, p.judge)
     judged = list(judge_records(judge, records))
     found = judge_scores(judged, p.seed)

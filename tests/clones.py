@@ -29,7 +29,7 @@ FEW_STEPS: dict[str, object] = {
     "finetune_preference.epochs": 0.1,
     "finetune_preference.warmup_steps": 1,
     "generate.max_new_tokens": 4,
-    "generate.before": False,
+    "variants": {"instruct": "finetune_instruct"},
 }
 # The base is the model that `pretrain` makes: no TensorFlow has to start
 WITHOUT_GPT2 = {"gpt2_sizes": [], "finetune_spam.base": "pretrain", "finetune_instruct.base": "pretrain"}

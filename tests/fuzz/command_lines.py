@@ -44,7 +44,7 @@ PATHS = [
     "mine/binary", "mine/é ไม่.json", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/", ".", "..",
     "params.yaml", "data", "data/models", "data/models/finetune_instruct", "data/models/finetune_spam",
     "data/models/pretrain", "mine", "data/models/gpt2-nano", TOKENIZER, "data/tokens/corpus", "metrics",
-    "data/raw", "mine/text/x", "dvc.lock", "mine/exported", "data/responses/generate.parquet", "data/samples",
+    "data/raw", "mine/text/x", "dvc.lock", "mine/exported", "data/responses/generate/instruct.parquet", "data/samples",
     "mine/params.yaml", "dvc.yaml",
 ]  # fmt: skip
 NEW = [
@@ -143,7 +143,10 @@ def words_of_stage(draw: random.Random, stages: dict[str, Any]) -> list[str]:
     definition = stages[name]["cmd"].split()[2:]
     script, options = definition[0], list(zip(definition[1::2], definition[2::2], strict=True))
     outputs = paths(stages[name].get("outs", []) + stages[name].get("metrics", []) + stages[name].get("plots", []))
-    computes = "finetune" in name or name in ("pretrain", "generate")  # else it would find an output only at the end
+    computes = "finetune" in name or name.partition("@")[0] in (
+        "pretrain",
+        "generate",
+    )  # else it would find an output only at the end
     spoilt = draw.choice([option for option, path in options if not (computes and path in outputs)])
     words = []
     for option, path in options:

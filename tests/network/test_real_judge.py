@@ -23,7 +23,7 @@ def test_smollm2_judges_and_does_not_separate_its_controls(smollm2: Path, real: 
     params = LlamaCppJudgeParams(backend="llama.cpp", model=str(smollm2.resolve()), sha256=sha256_of(smollm2), **sizes)
     check_judge(params)
     tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:N_TASKS]
-    records = [{"id": f"{i}", "model": "after", "response": "", **task} for i, task in enumerate(tasks)]
+    records = [{"id": f"{i}", "model": "instruct", "response": "", **task} for i, task in enumerate(tasks)]
     judge = build_judge(params)
     judged = list(judge_records(judge, control_records(records, N_TASKS)))
     assert len(judged) == 3 * N_TASKS
@@ -47,7 +47,7 @@ def test_smollm2_behind_openais_api_gives_a_verdict_for_every_answer(smollm2: Pa
         backend="openai", model=listed, controls=2, repeats=0, prompt="anchored", max_new_tokens=128, **settings
     )
     tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:2]
-    records = [{"id": f"{i}", "model": "after", "response": "", **task} for i, task in enumerate(tasks)]
+    records = [{"id": f"{i}", "model": "instruct", "response": "", **task} for i, task in enumerate(tasks)]
     runs = []
     for _ in range(2):
         judge = build_judge(params, tmp_path)

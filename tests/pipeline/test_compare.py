@@ -19,7 +19,9 @@ BASELINE = [name.replace("finetune_spam", "baseline_spam") for name in SPAM]
 CORPUS = [
     f"{run}.val.{name}" for run in ("pretrain", "load_gpt2/nano") for name in ("loss", "perplexity", "bits_per_byte")
 ]
-ANSWERS = ["generate.after.finished", "generate.after.exact_matches", "judge.after.mean_score"]
+VARIANTS = {"instruct": "finetune_instruct", "dpo": "finetune_preference/dpo"}
+ANSWERS = [f"generate/{name}.{metric}" for name in ("dpo", "instruct") for metric in ("finished", "exact_matches")]
+ANSWERS += ["judge.dpo.mean_score", "judge.instruct.mean_score"]
 LOSS = "finetune_instruct.after.test_loss"
 PAIRS = [f"finetune_preference/dpo.test.{name}" for name in ("loss", "accuracy", "margin")]
 
@@ -47,14 +49,15 @@ def edited_branch(project: Path, name: str, file: str, *keys: str, value: object
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_clone(
-        tmp_path_factory.mktemp("clones") / "project", FEW_STEPS | {"generate.sampling.temperature": 1.0}
+        tmp_path_factory.mktemp("clones") / "project",
+        FEW_STEPS | {"generate.sampling.temperature": 1.0, "variants": VARIANTS},
     )
     run(project, "git", "switch", "-qC", "main")
     run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", "finetune_preference@dpo", "judge")
     commit(project, "Build")
     branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
-    branch(project, "other-draws", "seed", 7, "generate", "judge")
+    branch(project, "other-draws", "seed", 7, "generate@instruct", "generate@dpo", "judge")
     spam = ("tokenize", "finetune_spam", "baseline_spam")
     branch(project, "other-messages", "tokenize.messages.train_fraction", 0.6, *spam)
     edited_branch(project, "other-judge", "judge.json", "judge", "version", value=1)
@@ -118,7 +121,7 @@ def test_metrics_without_records_have_a_difference_and_no_verdict(there: Path) -
 def test_another_seed_of_sampling_is_no_evidence_of_a_difference(there: Path) -> None:
     found = compared("main", "other-draws")
     assert {verdicts(found)[metric] for metric in ANSWERS} <= {NO_EVIDENCE, SAME}
-    score = rows(found)["judge.after.mean_score"]
+    score = rows(found)["judge.instruct.mean_score"]
     assert score.verdict == NO_EVIDENCE
     assert score.interval and score.interval[0] < 0 < score.interval[1]
     assert score.examples == 110 and score.needed and score.needed > 110
@@ -149,7 +152,7 @@ def test_another_test_set_is_refused_with_a_sentence_and_the_values_shown(there:
 
 def test_another_judge_is_refused_with_a_sentence(there: Path) -> None:
     found = compared("main", "other-judge")
-    row = rows(found)["judge.after.mean_score"]
+    row = rows(found)["judge.instruct.mean_score"]
     assert (row.verdict, row.first, row.difference) == (NOT_COMPARED, row.second, None)
     assert row.note == (
         "judge.mean_score comes from different judges (version 2 and 1), whose scores are on different scales; "
@@ -254,4 +257,4 @@ def test_without_artifacts_the_values_stand_beside_one_sentence_that_says_how_to
     drawn = compared("origin/other-draws", "main")
     notes = {row.note for row in drawn.rows if row.note}
     assert len(notes) == 1
-    assert "origin/other-draws lacks data/responses/generate.parquet: not in" in notes.pop()
+    assert "origin/other-draws lacks data/responses/generate/dpo.parquet, " in notes.pop()

@@ -16,9 +16,10 @@ from tests.clones import REPOSITORY, commit, make_clone, results, run, set_param
 
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 PREFERENCE = "finetune_preference@dpo"
+ANSWERS = ["generate@base", "generate@instruct", "generate@dpo"]
 STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
-    "finetune_instruct", PREFERENCE, "generate", "judge", "report",
+    "finetune_instruct", PREFERENCE, *ANSWERS, "judge", "report",
 ]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
@@ -90,8 +91,8 @@ def test_every_stage_visibly_learns(clone):
     assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
     assert metrics(clone, "finetune_preference/dpo")["test"]["accuracy"] >= 0.8
     judged = metrics(clone, "judge")
-    assert judged["before"]["mean_score"] <= 10
-    assert judged["after"]["mean_score"] >= 60
+    assert judged["base"]["mean_score"] <= 10
+    assert judged["instruct"]["mean_score"] >= 60
 
 
 def test_peak_memory_stays_within_two_gigabytes(clone):
@@ -111,10 +112,10 @@ CONCERNED = [
     ("finetune_spam.base", "pretrain", {"finetune_spam"}),
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
     ("finetune_preference.beta", 0.5, {PREFERENCE}),
-    ("generate.max_new_tokens", 16, {"generate"}),
+    ("generate.max_new_tokens", 16, {*ANSWERS}),
     ("judge.controls", 3, {"judge"}),
-    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, "generate", "judge"}),
-    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE, "generate"}),
+    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, *ANSWERS, "judge"}),
+    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE, *ANSWERS}),
 ]
 
 
@@ -228,8 +229,8 @@ def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
     parameters = json.loads(run(workspace, "dvc", "params", "diff", main, "HEAD", "--json").stdout)
     assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4, "diff": -44}}}
     difference = json.loads(run(workspace, "dvc", "metrics", "diff", main, "HEAD", "--json").stdout)
-    assert difference["metrics/judge.json"]["after.mean_score"]["diff"] < 0
-    assert set(difference) == {"metrics/generate.json", "metrics/judge.json"}
+    assert difference["metrics/judge.json"]["instruct.mean_score"]["diff"] < 0
+    assert set(difference) == {*(f"metrics/{stage.replace('@', '/')}.json" for stage in ANSWERS), "metrics/judge.json"}
     run(workspace, "dvc", "plots", "diff", main, "HEAD")
     page = (workspace / "dvc_plots" / "index.html").read_text()
     assert main[:7] in page

@@ -50,6 +50,7 @@ TINY: dict[str, Any] = {
     "spam_ablations": {"first": {"position": "first"}},
     "finetune_preference": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
     "preference_runs": {"dpo": {}, "ipo": {"loss": "ipo"}},
+    "variants": {"base": "pretrain"},
 }
 Call = Callable[..., None]
 
@@ -112,7 +113,7 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
 def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference")
+    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference", "generate")
     loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
     leftovers = [loaded / "124M.json", *(folder / "x.json" for folder in others)]
@@ -217,17 +218,23 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     call("finetune_preference@ipo")
     assert read_json(preferred.with_name("ipo.json"))["test"]["loss"] != scores["loss"]
 
-    call("generate")
-    assert [row["model"] for row in read_table(responses / "generate.parquet")] == ["before"] * 6 + ["after"] * 6
+    (responses / "generate").mkdir(parents=True)
+    (responses / "generate" / "removed.parquet").write_text("no table")  # of a variant that params.yaml had
+    for name in ("base", "instruct", "dpo"):
+        call(f"generate@{name}")
+        answers = read_table(responses / "generate" / f"{name}.parquet")
+        assert [(row["id"], row["model"]) for row in answers] == [(task, name) for task in tasks]
 
-    for stage in ("pretrain", "finetune_spam", "finetune_instruct", "generate"):
+    for stage in ("pretrain", "finetune_spam", "finetune_instruct", "generate/base"):
         assert read_json(metrics / f"{stage}.json").items() >= describe_arithmetic("cpu").items()
 
     call("judge")
     scores = read_json(metrics / "judge.json")
     assert scores["control_reference"]["mean_score"] == 100
     assert scores["control_empty"]["mean_score"] == 0
-    assert len(read_table(responses / "judge.parquet")) == 12 + 3 * 2
+    models = [row["model"] for row in read_table(responses / "judge.parquet")]
+    assert models == [*(["base"] * 6), *(["dpo"] * 6), *(["instruct"] * 6), *models[18:]]  # as in params.yaml
+    assert len(models) == 3 * 6 + 3 * 2
 
     call("ablate_spam@first")
     ids = [row["id"] for row in read_table(data / "predictions" / "ablate_spam" / "first.parquet")]

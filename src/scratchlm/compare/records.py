@@ -10,10 +10,12 @@ from scratchlm.compare.bootstrap import Auroc, Ratio, Statistic, observed
 from scratchlm.compare.revision import Revision
 from scratchlm.judge.overlap import normalise
 from scratchlm.run.errors import UserError
+from scratchlm.tasks.variants import RESERVED
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss"}
 TASKS = "sources.instructions and tokenize.instructions"
-RESPONSES, JUDGEMENTS = "data/responses/generate.parquet", "data/responses/judge.parquet"
+RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
+VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
 ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
 
 Columns = Mapping[str, np.ndarray]
@@ -47,11 +49,6 @@ class Family(NamedTuple):
 
     def read(self, revision: Revision) -> Records:
         return self.records(revision, self)
-
-    def rows(self, revision: Revision, path: str) -> list[dict[str, Any]]:
-        """Return the rows of the model that the prefix names, as in judge.after."""
-        model = self.prefix.rpartition(".")[2]
-        return [row for row in revision.table(path).to_pylist() if row["model"] == model]
 
 
 class Unpaired(UserError):
@@ -153,7 +150,7 @@ def _preferences(columns: Columns, tracked: Mapping[str, float]) -> dict[str, St
 
 
 def _responses(revision: Revision, family: Family) -> Records:
-    rows = family.rows(revision, RESPONSES)
+    rows = revision.table(family.paths[0]).to_pylist()
     exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
     columns = {"finished": [row["finished"] for row in rows], "exact_matches": exact}
     return Records(_tasks(rows), {name: np.array(column, float) for name, column in columns.items()})
@@ -166,8 +163,10 @@ def _counts(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statist
 
 
 def _judgements(revision: Revision, family: Family) -> Records:
-    tasks = _tasks(family.rows(revision, RESPONSES))
-    scores = {row["id"]: row["score"] for row in family.rows(revision, JUDGEMENTS)}
+    tasks = _tasks(revision.table(family.paths[0]).to_pylist())
+    variant = family.prefix.removeprefix("judge.")
+    rows = revision.table(JUDGEMENTS).to_pylist()
+    scores = {row["id"]: row["score"] for row in rows if row["model"] == variant}
     return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
 
 
@@ -206,11 +205,11 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
         ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences", _pairs, _preferences,
     ),
     Family(
-        r"generate\.(before|after)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
+        r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
         _responses, _counts,
     ),
     Family(
-        r"judge\.(before|after)", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", TASKS,
+        rf"judge\.{VARIANT}", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", TASKS,
         _judgements, lambda columns, _: {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))},
     ),
 )  # fmt: skip
@@ -219,7 +218,7 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
 def families(metrics: Iterable[str]) -> list[Family]:
     """Return the families among metrics with names like load_gpt2/nano.val.loss, in the order of the pipeline."""
     present = set(metrics)
-    prefixes = sorted({name.rpartition(".")[0] for name in present}, key=lambda name: (name.endswith(".after"), name))
+    prefixes = sorted({name.rpartition(".")[0] for name in present})
     return [
         family._replace(prefix=prefix, paths=tuple(match.expand(path) for path in family.paths))
         for family in FAMILIES

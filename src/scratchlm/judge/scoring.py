@@ -21,6 +21,7 @@ from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.trust import no_scores
 from scratchlm.tasks.intervals import mean_interval
+from scratchlm.tasks.variants import ASSISTANT
 
 _COLUMNS = ("id", "model", "response", "score", "reason", "raw_reply")
 MAX_FAILED = 20
@@ -68,14 +69,14 @@ def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[s
     Their right scores are known. If a judge does not separate them, its other scores mean nothing. A task has no such
     control if no other task has another answer, or if its own answer is empty.
     """
-    after = [dict(record) for record in records if record["model"] == "after"]
-    answers = [normalise(record["output"]) for record in after]
+    tasks = [dict(record) for record in records if record["model"] == ASSISTANT]
+    answers = [normalise(record["output"]) for record in tasks]
     others = _next_different(answers)
-    chosen = list(zip(after, answers, others, strict=True))[:n]
+    chosen = list(zip(tasks, answers, others, strict=True))[:n]
     return [
         *({**record, "model": "control_reference", "response": record["output"]} for record, _, _ in chosen),
         *(
-            {**record, "model": "control_shuffled", "response": after[other]["output"]}
+            {**record, "model": "control_shuffled", "response": tasks[other]["output"]}
             for record, _, other in chosen
             if other is not None
         ),
@@ -96,7 +97,7 @@ def trial_records(records: Sequence[Mapping[str, Any]], params: JudgeParams) -> 
     injected = [
         {**record, "model": "control_injected", "response": f"{record['response']}\n{INJECTION}"} for record in shuffled
     ]
-    again = [record for record in records if record["model"] == "after"][: params.repeats]
+    again = [record for record in records if record["model"] == ASSISTANT][: params.repeats]
     numbers = range(1, N_REPEATS + 1)
     repeated = [{**record, "model": f"repeat_{n}", "repeat": n} for n in numbers for record in again]
     return [*found, *injected, *repeated]
@@ -107,8 +108,8 @@ def _next_different(answers: Sequence[str]) -> list[int | None]:
     n = len(answers)
     following: list[int | None] = [None] * n
     for i in reversed([*range(n), *range(n)]):
-        after = (i + 1) % n
-        following[i] = after if answers[after] != answers[i] else following[after]
+        neighbour = (i + 1) % n
+        following[i] = neighbour if answers[neighbour] != answers[i] else following[neighbour]
     return following
 
 

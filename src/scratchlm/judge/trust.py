@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scratchlm.run.errors import UserError
+from scratchlm.tasks.variants import ASSISTANT
 
 QUOTED_CHARACTERS = 200
 MAX_SPREAD, MAX_FAILED_SHARE = 10.0, 0.05  # above them, the verdict is doubtful
@@ -45,14 +46,16 @@ def trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str,
     Spearman's, of the assistant's scores with the number of characters. failed_share: of all replies.
     """
     by_model = {name: {r["id"]: r for r in judged if r["model"] == name and r["score"] is not None} for name in scores}
-    after = by_model.get("after", {})
+    assistant = by_model.get(ASSISTANT, {})
     repeats = [rows for name, rows in by_model.items() if name.startswith("repeat_")]
-    again = [[rows[i]["score"] for rows in (after, *repeats)] for i in after if all(i in rows for rows in repeats)]
+    judged_again = [name for name in assistant if all(name in rows for rows in repeats)]
+    again = [[rows[name]["score"] for rows in (assistant, *repeats)] for name in judged_again]
     found: dict[str, Any] = {"failed_share": sum(row["score"] is None for row in judged) / len(judged)}
     if repeats and again:
         found["repeated"] = len(again)
         found["spread"] = math.sqrt(math.fsum(statistics.variance(group) for group in again) / len(again))
-    correlation = spearman([len(row["response"]) for row in after.values()], [row["score"] for row in after.values()])
+    rows = assistant.values()
+    correlation = spearman([len(row["response"]) for row in rows], [row["score"] for row in rows])
     if correlation is not None:
         found["length_correlation"] = correlation
     return found | {"verdict": _verdict(found, scores)}

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,9 +17,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from scratchlm.tasks.variants import ASSISTANT, BASE
+
 # Placeholders that become variables of the style sheet, so that charts follow the light and the dark theme
 INK, FIRST, SECOND, GRID = "#010101", "#0072b2", "#d55e00", "#010203"
+OTHERS = ("#009e73", "#cc79a7", "#e69f00")
 VARIABLES = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", GRID: "var(--line)"}
+VARIABLES |= dict(zip(OTHERS, ("var(--third)", "var(--fourth)", "var(--fifth)"), strict=True))
 STYLE: Any = {
     "svg.hashsalt": "",  # else ids are random
     "svg.fonttype": "none",  # text as text: smaller, selectable, in the page's font
@@ -92,18 +97,19 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
 
 
 def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
-    """Draw a histogram of scores in bins of ten and one bin for 100, with one colour per model."""
+    """Draw a histogram of scores in bins of ten and one bin for 100, with one colour per variant."""
     bins = [*(f"{low}–{low + 9}" for low in range(0, 100, 10)), "100"]
     with _style():
         figure = _figure(WIDTH_INCHES, 2.6)
         axis = figure.subplots()
         axis.grid(False, axis="x")
         width = 0.8 / len(scores)
-        colours = {"before": SECOND, "after": FIRST}
+        others = cycle(OTHERS)
+        colours = {name: {BASE: SECOND, ASSISTANT: FIRST}.get(name) or next(others) for name in scores}
         for i, (model, values) in enumerate(scores.items()):
             heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(bins))]
             centres = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
-            bars = axis.bar(centres, heights, width * 0.92, color=colours[model], label=f"{model} finetuning")
+            bars = axis.bar(centres, heights, width * 0.92, color=colours[model], label=model)
             axis.bar_label(bars, [str(height or "") for height in heights], fontsize=7.5, padding=1)
         axis.set(xlabel="score", ylabel="responses")
         axis.set_xticks(range(len(bins)), bins)

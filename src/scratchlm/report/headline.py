@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from scratchlm.report.tables import NONE, format_number, format_percent, format_points
 from scratchlm.run.files import read_json
 from scratchlm.run.params import Section, read_params
+from scratchlm.tasks.variants import ASSISTANT, BASE, Variants
 
 STAGES = ("pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
 
@@ -24,13 +25,14 @@ class Headline(NamedTuple):
 class _Loaded(Section):
     gpt2_sizes: list[str]
     pretrained: list[str]
+    variants: Variants
 
 
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
     """Return the lines of the last build. Raises UserError naming a file that is missing or broken."""
     found = read_params(params, _Loaded)
     loaded = loaded_metrics(metrics, found.gpt2_sizes, found.pretrained)
-    return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded)
+    return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded, found.variants)
 
 
 def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterable[str]) -> dict[str, Any]:
@@ -39,11 +41,11 @@ def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterabl
     return found | {name: read_json(metrics / "load_pretrained" / f"{name}.json") for name in pretrained}
 
 
-def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Headline]:
+def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Iterable[str]) -> list[Headline]:
     """Return the lines. metrics: by stage, for those in STAGES. loaded: metrics by name of a loaded model."""
     pretrain, spam, baseline = metrics["pretrain"], metrics["finetune_spam"]["test"], metrics["baseline_spam"]
     instruct, judge = metrics["finetune_instruct"], metrics["judge"]
-    before, after = judge.get("before", {}), judge["after"]
+    base, assistant = judge.get(BASE, {}), judge[ASSISTANT]
     val_loss = "val loss, nats per token"
     start, result = format_number(pretrain["untrained_val_loss"]), format_number(pretrain["val"]["loss"])
     lines = [
@@ -66,15 +68,20 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any]) -> list[Head
     ]
     start, result = (format_number(instruct[when]["val_loss"]) for when in ("before", "after"))
     lines.append(Headline("finetune_instruct", "val loss, nats per response token", start, result))
-    start = format_number(before.get("mean_score")) if before else ""
-    if "mean_score" in before:
-        start += f" ({_mean_interval(before)})"
-    result = format_number(after.get("mean_score"))
-    return [*lines, Headline("judge", "mean score of 0 to 100", start, result, _mean_interval(after))]
+    start = format_number(base.get("mean_score")) if base else ""
+    if "mean_score" in base:
+        start += f" ({_mean_interval(base)})"
+    lines.append(Headline("judge", "mean score of 0 to 100", start, *_mean_score(assistant)))
+    others = (name for name in variants if name not in (BASE, ASSISTANT))
+    return [*lines, *(Headline("judge", f"mean score of {name}", "", *_mean_score(judge[name])) for name in others)]
 
 
 def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str]:
     return form(scores["accuracy"]), f"{form(scores['accuracy_low'])} to {form(scores['accuracy_high'])}"
+
+
+def _mean_score(scores: Mapping[str, Any]) -> tuple[str, str]:
+    return format_number(scores.get("mean_score")), _mean_interval(scores)
 
 
 def _mean_interval(scores: Mapping[str, Any]) -> str:

@@ -11,13 +11,12 @@ from scratchlm.report.headline import loaded_metrics
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.params import load_yaml
 
-STAGES = (
-    "download", "tokenize", "pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "generate", "judge",
-)  # fmt: skip
+STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
 TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
 VARIED = {  # stage -> section of its variants
     "ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations", "finetune_preference": "preference_runs",
+    "generate": "variants",
 }  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -42,7 +41,8 @@ class Report:
 
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     predictions: of the finetuned classifier, of the baseline, then of each variant.
-    responses: rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of each prediction.
+    responses: of every variant, rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of
+    each prediction.
     models: name, parameters, config and sha256 (of the file that the page names).
     """
 
@@ -61,7 +61,7 @@ class Report:
 
 
 def collect(inputs: Inputs) -> Report:
-    """Read the inputs; of GPT-2 sizes and ablations, only those in params.yaml.
+    """Read the inputs; of GPT-2 sizes, ablations and variants, only those in params.yaml.
 
     Raises UserError naming a file that is missing or broken.
     """
@@ -83,7 +83,7 @@ def collect(inputs: Inputs) -> Report:
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         classes=read_csv(plots / "finetune_spam_confusion.csv"),
-        responses=_judged(*(read_table(inputs.responses / f"{stage}.parquet") for stage in ("generate", "judge"))),
+        responses=_judged(inputs.responses, params[VARIED["generate"]]),
         models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
     )
 
@@ -111,9 +111,11 @@ def _curve(path: Path) -> list[dict[str, float]]:
         raise damaged(path, "a cell is not a number") from None
 
 
-def _judged(responses: Rows, judgements: Rows) -> list[dict[str, Any]]:
-    """Return the responses with score and reason. The judge's controls are not among the responses."""
-    verdicts = {(row["id"], row["model"]): {key: row[key] for key in ("score", "reason")} for row in judgements}
+def _judged(folder: Path, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the responses of the variants with score and reason. The judge's controls are not among the responses."""
+    responses = [row for name in names for row in read_table(folder / "generate" / f"{name}.parquet")]
+    judged = read_table(folder / "judge.parquet")
+    verdicts = {(row["id"], row["model"]): {key: row[key] for key in ("score", "reason")} for row in judged}
     return [{**row, **verdicts[row["id"], row["model"]]} for row in responses]
 
 

@@ -1,7 +1,7 @@
 """The report: the results of every stage on one self-contained HTML page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from scratchlm.report.tables import (
     format_parameter,
     format_percent,
     format_points,
+    format_signed,
     metric_tables,
     shortened,
     thinned,
@@ -28,6 +29,7 @@ from scratchlm.run.display import printable
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.intervals import mean_interval
 from scratchlm.tasks.scores import accuracy_difference
+from scratchlm.tasks.variants import ASSISTANT
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABULATED = (
@@ -55,19 +57,21 @@ def render(report: Report) -> str:
         "percent": format_percent,
         "points": format_points,
         "shortened": shortened,
+        "signed": format_signed,
     }
     metrics, stages = report.metrics, stage_graph(report.pipeline, report.params)
-    judged = {model: metrics["judge"][model] for model in ("before", "after", *CONTROLS) if model in metrics["judge"]}
+    names = (*report.params["variants"], *CONTROLS)
+    judged = {name: metrics["judge"][name] for name in names if name in metrics["judge"]}
     loaded: dict[str, dict] = {"load_gpt2": {}, "load_pretrained": {}}
     for name, found in report.loaded.items():
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
-    preferences = report.ablations["finetune_preference"]
-    tables = {**metrics, **loaded, "finetune_preference": preferences, "judge": judged}
+    repeated = {stage: report.ablations[stage] for stage in ("finetune_preference", "generate")}
+    tables = {**metrics, **loaded, **repeated, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         params=report.params,
         shown_params=shown_params(report.params),
-        headline=headline(metrics, report.loaded),
+        headline=headline(metrics, report.loaded, report.params["variants"]),
         controls={name: judged[model] for model, name in CONTROLS.items() if model in judged},
         stages=stages,
         graph=graph_svg(stages),
@@ -77,6 +81,7 @@ def render(report: Report) -> str:
         max_mistakes=MAX_MISTAKES,
         classifiers=classifiers(report),
         pretrain_variants=pretrain_variants(report),
+        variants=answering(report),
         examples=examples(report.responses),
         instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
         pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
@@ -162,20 +167,47 @@ def pretrain_variants(report: Report) -> list[dict[str, Any]]:
     for row, losses in zip(rows[1:], report.losses[1:], strict=True):
         pairs = zip(report.losses[0], losses, strict=True)
         changes = [(now["loss_nats"] - was["loss_nats"]) / was["scored_tokens"] for was, now in pairs]
-        row["change"] = math.fsum(changes) / len(changes)
-        row["low"], row["high"] = mean_interval(changes, report.params["seed"])
+        row |= _mean_change(changes, report.params["seed"])
     for row in rows[:1]:
         config = ModelParams(**report.params["model"]).config(vocab_size=1)
         row["kv_cache_bytes_per_token"] = config.kv_cache_bytes_per_token
     return rows
 
 
+def answering(report: Report) -> list[dict[str, Any]]:
+    """Return each variant of the assistant with its metrics, and the change of its mean score from the assistant's.
+
+    The change is paired by task. It is absent of the assistant itself, and where no task has both scores.
+    """
+    scores = {
+        name: {row["id"]: row["score"] for row in report.responses if row["model"] == name and row["score"] is not None}
+        for name in report.params["variants"]
+    }
+    rows = []
+    for name, folder in report.params["variants"].items():
+        row = {"name": name, "folder": folder} | report.ablations["generate"][name] | report.metrics["judge"][name]
+        changes = [score - scores[ASSISTANT][task] for task, score in scores[name].items() if task in scores[ASSISTANT]]
+        if changes and name != ASSISTANT:
+            row |= _mean_change(changes, report.params["seed"])
+        rows.append(row)
+    return rows
+
+
+def _mean_change(changes: Sequence[float], seed: int) -> dict[str, float]:
+    low, high = mean_interval(changes, seed)
+    return {"change": math.fsum(changes) / len(changes), "low": low, "high": high}
+
+
 def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
-    """Return the finetuned model's best, median and worst responses, each with the base model's response."""
-    before = {row["id"]: row for row in responses if row["model"] == "before"}
-    after = [row for row in responses if row["model"] == "after" and row["score"] is not None]
-    ranked = sorted(after, key=lambda row: (-row["score"], row["id"]))
-    paired = [{**row, "before": before.get(row["id"])} for row in ranked]
+    """Return tasks with the answers of all variants: those with the assistant's best, median and worst responses."""
+    ranked = sorted(
+        (row for row in responses if row["model"] == ASSISTANT and row["score"] is not None),
+        key=lambda row: (-row["score"], row["id"]),
+    )
+    answers: dict[str, dict[str, Any]] = {row["id"]: {} for row in ranked}
+    for row in responses:
+        answers.get(row["id"], {})[row["model"]] = row
+    paired = [{**row, "answers": answers[row["id"]]} for row in ranked]
     if len(paired) <= 3 * EXAMPLES:
         return {"All": paired} if paired else {}
     middle = (len(paired) - EXAMPLES) // 2

@@ -49,7 +49,12 @@ def format_change(difference: float) -> str:
 
 def format_points(difference: float) -> str:
     """Return a difference of proportions in percentage points, with its sign and one decimal."""
-    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return format_signed(100 * difference)
+
+
+def format_signed(difference: float) -> str:
+    """Return a difference with its sign and one decimal."""
+    return f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_metric(name: str, value: Any) -> str:
@@ -70,7 +75,7 @@ def thinned(rows: Sequence[Any], at_most: int) -> list[Any]:
 
 
 def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
-    """Return metrics as tables, with a column for each nested mapping (a split, a model).
+    """Return metrics as tables, with a column for each nested mapping (a split, a model), the splits first.
 
     A mapping that itself contains splits gets tables of its own.
     """
@@ -99,5 +104,5 @@ def _holds_splits(value: Mapping[str, Any]) -> bool:
     return any(key in COLUMN_ORDER and isinstance(item, Mapping) for key, item in value.items())
 
 
-def _column_rank(key: str) -> tuple[int, str]:
-    return (COLUMN_ORDER.index(key) if key in COLUMN_ORDER else len(COLUMN_ORDER)), key
+def _column_rank(key: str) -> int:
+    return COLUMN_ORDER.index(key) if key in COLUMN_ORDER else len(COLUMN_ORDER)

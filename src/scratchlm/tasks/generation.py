@@ -22,9 +22,8 @@ Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_t
 
 
 class GenerateParams(Section):
-    """before: also answer with the base model. stop: texts that end a response too, not part of it."""
+    """stop: texts that end a response too, not part of it."""
 
-    before: bool
     batch_size: Annotated[int, Field(ge=1)]
     max_new_tokens: Annotated[int, Field(ge=1)]
     stop: list[Annotated[str, Field(min_length=1)]]

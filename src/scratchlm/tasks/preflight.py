@@ -14,6 +14,7 @@ from scratchlm.run.params import SHOWN_CHARACTERS
 from scratchlm.tasks.preference import FinetunePreferenceParams, preference_run
 from scratchlm.tasks.pretraining import varied_model
 from scratchlm.tasks.spam import varied
+from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
 from scratchlm.training.memory import Step, training_memory
 from scratchlm.training.repeatable import check_repeatable
 
@@ -27,17 +28,17 @@ def check_together(params: Any) -> None:
         refuse_missing_compiler(device)
     if device == "mps":
         check_repeatable(device, params.precision)
-    mistakes = [*_vocabularies(params), *_bases(params), *_contexts(params), *_steps(params)]
+    mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
     mistakes += [*_names("spam_ablations", params.spam_ablations)]
-    mistakes += [*_names("preference_runs", params.preference_runs)]
+    mistakes += [*_names("preference_runs", params.preference_runs), *_names("variants", params.variants)]
     if mistakes:
         raise UserError("\n".join(mistakes))
 
 
 def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
-    """Metrics of models and ablations that params.yaml no longer names: no stage reads them, and nothing deletes them.
+    """Metrics of models, ablations and variants that params.yaml no longer names: no stage reads or deletes them.
 
     metrics: the folder with one folder per stage that runs several times, and in it one JSON file per item.
     """
@@ -47,6 +48,7 @@ def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
         "ablate_pretrain": params.pretrain_ablations,
         "ablate_spam": params.spam_ablations,
         "finetune_preference": params.preference_runs,
+        "generate": params.variants,
     }
     return [
         path
@@ -97,24 +99,49 @@ def _finetuning_vocabulary(params: Any) -> str:
     return params.sources.vocabulary if is_given else _corpus_vocabulary(params)
 
 
+def _base_models(params: Any) -> list[str]:
+    return ["pretrain", *(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
+
+
 def _bases(params: Any) -> Iterator[str]:
     """Every base is built, and its vocabulary is that of the messages and instructions."""
-    allowed = ["pretrain", *(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
+    allowed = _base_models(params)
     corpus, finetuning = _corpus_vocabulary(params), _finetuning_vocabulary(params)
-    for section in ("finetune_spam", "finetune_instruct"):
-        base = getattr(params, section).base
+    bases = {f"{section}.base": getattr(params, section).base for section in ("finetune_spam", "finetune_instruct")}
+    own = params.finetune_instruct.base
+    bases |= {f"variants.{name}": it for name, it in params.variants.items() if it in allowed and it != own}
+    for key, base in bases.items():
         gpt2 = "gpt2-nano" if base == "gpt2-nano" else "gpt2-124M"
         vocabulary = {"pretrain": corpus}.get(base, base if base in params.pretrained else gpt2)
         if base not in allowed:
             yield (
-                f"{section}.base is {base!r}; allowed are {', '.join(allowed)}; to use another GPT-2, "
-                "add its size to gpt2_sizes"
+                f"{key} is {base!r}; allowed are {', '.join(allowed)}; to use another GPT-2, add its size to gpt2_sizes"
             )
         elif vocabulary != finetuning and (base == "pretrain" or base in params.pretrained):
             yield (
-                f"{section}.base is {base!r}, whose vocabulary is {vocabulary}, but messages and instructions have "
+                f"{key} is {base!r}, whose vocabulary is {vocabulary}, but messages and instructions have "
                 f"{finetuning}; set tokenize.finetuning_tokenizer to {'corpus' if base == 'pretrain' else 'vocabulary'}"
                 f"{'' if base == 'pretrain' else f' and sources.vocabulary to {base}'}, or choose another base"
+            )
+
+
+def _variants(params: Any) -> Iterator[str]:
+    """Every variant is a model that this params.yaml makes, and `base` is the one that was finetuned."""
+    runs = {"finetune_preference": params.preference_runs}
+    finetuned = [ASSISTANT_FOLDER, *(f"{stage}/{name}" for stage, names in runs.items() for name in names)]
+    allowed, base = [*_base_models(params), *finetuned], params.finetune_instruct.base
+    for name, folder in params.variants.items():
+        if folder == base:
+            continue  # _bases checks it
+        if name == BASE:
+            yield (
+                f"variants.{BASE} is {folder!r}, but finetune_instruct.base is {base!r}; make them equal, or rename "
+                "the variant"
+            )
+        elif folder not in allowed:
+            yield (
+                f"variants.{name} is {folder!r}; allowed are {', '.join(allowed)}; choose one of them, remove the "
+                "variant, or add the run that makes it"
             )
 
 
@@ -140,11 +167,12 @@ def _contexts(params: Any) -> Iterator[str]:
     """No stage may need a longer context than its model has."""
     lengths = {name: config.context_length for name, config in model_configs(params).items()}
     spam, ablations = params.finetune_spam, params.spam_ablations
+    answering = dict.fromkeys((params.finetune_instruct.base, *params.variants.values()))
     wanted = [
         *(("evaluation.context_length", params.evaluation.context_length, name) for name in lengths),
         ("finetune_spam.padding", spam.padding, spam.base),
         *((f"spam_ablations.{name}.padding", varied(spam, ablations, name).padding, spam.base) for name in ablations),
-        ("generate.max_new_tokens", params.generate.max_new_tokens, params.finetune_instruct.base),
+        *(("generate.max_new_tokens", params.generate.max_new_tokens, model) for model in answering),
     ]
     for key, n_tokens, model in wanted:
         if n_tokens != "longest" and n_tokens > lengths.get(model, n_tokens):

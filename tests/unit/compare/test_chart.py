@@ -13,8 +13,8 @@ from scratchlm.run.errors import UserError
 ROWS = [
     Row("finetune_spam.test.loss", 0.3, 0.25, -0.05, BETTER, (-0.08, -0.02), 150),
     Row("finetune_spam.test.recall", 0.8, 0.7, -0.1, WORSE, (-0.15, -0.05), 150),
-    Row("judge.after.mean_score", 70.0, 71.0, 1.0, NO_EVIDENCE, (-1.0, 3.0), 110),
-    Row("generate.after.finished", 110, 110, 0.0, SAME, (-2.0, 2.0), 110),
+    Row("judge.instruct.mean_score", 70.0, 71.0, 1.0, NO_EVIDENCE, (-1.0, 3.0), 110),
+    Row("generate/instruct.finished", 110, 110, 0.0, SAME, (-2.0, 2.0), 110),
     Row("finetune_spam.train.loss", 0.002, 0.001, -0.001),
 ]
 
@@ -30,7 +30,7 @@ def test_each_metric_with_a_verdict_is_a_line_and_better_is_to_the_right(tmp_pat
     assert drawing.count("branch compared with main") == 2 + drawing.count("<!--")  # text stays text
     assert drawing.count("finetune_spam.test.loss  0.3 → 0.25") == 2
     assert "−0.0500 (−0.0800 to −0.0200)" in drawing
-    assert "generate.after.finished" not in drawing and "train.loss" not in drawing
+    assert "generate/instruct.finished" not in drawing and "train.loss" not in drawing
     upright = re.findall(r'd="M ([\d.]+) ([\d.]+) \nL \1 (?!\2 )[\d.]+ \n"', drawing)
     zero = float(upright[0][0])
 

@@ -53,11 +53,10 @@ def losses(*sums: float) -> tuple[list[dict[str, Any]], pa.Schema]:
 
 
 def responses(*texts: str, **changes: Any) -> tuple[list[dict[str, Any]], pa.Schema]:
-    """Answers to tasks whose right answer is red; those of before are all wrong."""
+    """Answers to tasks whose right answer is red."""
     rows = [
-        {"id": f"task-{i}", "model": model, "instruction": f"do {i}", "input": "", "output": "red",
-         "response": text if model == "after" else "?", "finished": len(text) < 5}
-        for model in ("before", "after")
+        {"id": f"task-{i}", "model": "instruct", "instruction": f"do {i}", "input": "", "output": "red",
+         "response": text, "finished": len(text) < 5}
         for i, text in enumerate(texts)
     ]  # fmt: skip
     rows[-1] |= changes
@@ -67,17 +66,19 @@ def responses(*texts: str, **changes: Any) -> tuple[list[dict[str, Any]], pa.Sch
 def judgements(*scores: float | None) -> tuple[list[dict[str, Any]], pa.Schema]:
     rows = [
         {"id": f"task-{i}", "model": model, "response": "", "score": s, "reason": "", "raw_reply": ""}
-        for model in ("after", "control_reference")
+        for model in ("instruct", "control_reference")
         for i, s in enumerate(scores)
     ]
     return rows, JUDGEMENT_SCHEMA
 
 
 METRICS = [
-    "judge.after.mean_score",
+    "judge.instruct.mean_score",
     "judge.control_empty.mean_score",
-    "generate.after.finished",
-    "generate.before.finished",
+    "judge.repeat_1.mean_score",
+    "judge.trust.mean_score",
+    "generate/instruct.finished",
+    "generate/base.finished",
     "finetune_instruct.after.test_loss",
     "finetune_instruct.before.test_loss",
     "ablate_pretrain/rope.train.loss",
@@ -107,9 +108,9 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
         ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",), "messages"),
         ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",), "responses"),
         ("finetune_preference/dpo.test", ("data/losses/finetune_preference/dpo.parquet",), "pairs"),
-        ("generate.before", ("data/responses/generate.parquet",), "responses"),
-        ("generate.after", ("data/responses/generate.parquet",), "responses"),
-        ("judge.after", ("data/responses/generate.parquet", "data/responses/judge.parquet"), "responses"),
+        ("generate/base", ("data/responses/generate/base.parquet",), "responses"),
+        ("generate/instruct", ("data/responses/generate/instruct.parquet",), "responses"),
+        ("judge.instruct", ("data/responses/generate/instruct.parquet", "data/responses/judge.parquet"), "responses"),
     ]
 
 
@@ -119,14 +120,14 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
         ("pretrain.val.loss", set()),
         ("finetune_spam.test.loss", {"accuracy", "precision", "recall", "f1"}),
         ("finetune_instruct.after.test_loss", set()),
-        ("generate.after.finished", {"finished", "exact_matches"}),
-        ("judge.after.mean_score", set()),
+        ("generate/instruct.finished", {"finished", "exact_matches"}),
+        ("judge.instruct.mean_score", set()),
     ],
 )
 def test_shares_and_counts_get_the_interval_of_a_proportion(metric: str, proportions: set[str]) -> None:
     held = Held(
         "main", pretrain=losses(1.0), finetune_spam=predictions(0.1, 0.9), finetune_instruct=losses(1.0),
-        generate=responses("a"), judge=judgements(1.0),
+        instruct=responses("a"), judge=judgements(1.0),
     )  # fmt: skip
     it = family(metric)
     found = it.statistics(it.read(held).columns, {"loss": 1.0, "bits_per_byte": 1.0})  # type: ignore[arg-type]
@@ -135,7 +136,7 @@ def test_shares_and_counts_get_the_interval_of_a_proportion(metric: str, proport
 
 
 def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
-    assert families(["judge.after.failures", "judge.after.responses"]) == []
+    assert families(["judge.instruct.failures", "judge.instruct.responses"]) == []
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
     [("pretrain.val.loss", False), ("pretrain.val.perplexity", False), ("pretrain.val.bits_per_byte", False),
      ("finetune_instruct.after.test_loss", False), ("finetune_spam.test.accuracy", True),
      ("finetune_preference/dpo.test.margin", True), ("finetune_preference/dpo.test.loss", False),
-     ("generate.after.finished", True), ("judge.after.mean_score", True)],
+     ("generate/instruct.finished", True), ("judge.instruct.mean_score", True)],
 )  # fmt: skip
 def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_better: bool) -> None:
     assert (better(metric, 0.1), better(metric, -0.1)) == (up_is_better, not up_is_better)
@@ -191,15 +192,15 @@ def test_losses_give_loss_perplexity_and_bits_per_byte() -> None:
 
 def test_responses_give_the_counts_that_the_stage_tracks() -> None:
     rows, schema = responses("Red.", "blue", "very red")
-    counted = response_counts([row for row in rows if row["model"] == "after"], normalise)
+    counted = response_counts(rows, normalise)
     assert (counted["finished"], counted["exact_matches"]) == (2, 1)
-    found = values("generate.after.finished", Held("main", generate=(rows, schema)))
+    found = values("generate/instruct.finished", Held("main", instruct=(rows, schema)))
     assert found == {"finished": 2, "exact_matches": 1}
 
 
 def test_judgements_give_the_mean_of_the_models_own_scores() -> None:
-    held = Held("main", generate=responses("a", "b"), judge=judgements(100.0, 25.0))
-    assert values("judge.after.mean_score", held) == {"mean_score": 62.5}
+    held = Held("main", instruct=responses("a", "b"), judge=judgements(100.0, 25.0))
+    assert values("judge.instruct.mean_score", held) == {"mean_score": 62.5}
 
 
 # pairing
@@ -236,11 +237,11 @@ def test_a_part_of_the_test_set_is_another_test_set() -> None:
         paired("finetune_spam.test.loss", first, Held("branch", finetune_spam=predictions(0.1, 0.9)))
 
 
-@pytest.mark.parametrize("metric", ["generate.after.finished", "judge.after.mean_score"])
+@pytest.mark.parametrize("metric", ["generate/instruct.finished", "judge.instruct.mean_score"])
 @pytest.mark.parametrize("change", [{"instruction": "other"}, {"input": "other"}, {"output": "blue"}])
 def test_tasks_that_are_not_the_same_are_refused(metric: str, change: dict[str, str]) -> None:
-    first = Held("main", generate=responses("a", "b"), judge=judgements(1.0, 2.0))
-    second = Held("branch", generate=responses("a", "b", **change), judge=judgements(1.0, 2.0))
+    first = Held("main", instruct=responses("a", "b"), judge=judgements(1.0, 2.0))
+    second = Held("branch", instruct=responses("a", "b", **change), judge=judgements(1.0, 2.0))
     with pytest.raises(Unpaired, match="is measured on different responses: 2 at main, 2 at branch, 1 the same; "):
         paired(metric, first, second)
 
@@ -255,17 +256,17 @@ def test_windows_with_another_id_are_refused() -> None:
 
 
 def test_responses_without_a_score_on_either_side_are_left_out_of_both() -> None:
-    first = Held("main", generate=responses(*"abcd"), judge=judgements(10.0, None, 30.0, 40.0))
-    second = Held("branch", generate=responses(*"abcd"), judge=judgements(11.0, 21.0, None, 41.0))
-    one, other, left_out = paired("judge.after.mean_score", first, second)
+    first = Held("main", instruct=responses(*"abcd"), judge=judgements(10.0, None, 30.0, 40.0))
+    second = Held("branch", instruct=responses(*"abcd"), judge=judgements(11.0, 21.0, None, 41.0))
+    one, other, left_out = paired("judge.instruct.mean_score", first, second)
     assert (one["score"].tolist(), other["score"].tolist(), left_out) == ([10.0, 40.0], [11.0, 41.0], 2)
 
 
 def test_no_score_in_common_is_refused() -> None:
-    first = Held("main", generate=responses(*"ab"), judge=judgements(10.0, None))
-    second = Held("branch", generate=responses(*"ab"), judge=judgements(None, 21.0))
-    with pytest.raises(Unpaired, match="^no example of judge.after has a value at both main and branch; "):
-        paired("judge.after.mean_score", first, second)
+    first = Held("main", instruct=responses(*"ab"), judge=judgements(10.0, None))
+    second = Held("branch", instruct=responses(*"ab"), judge=judgements(None, 21.0))
+    with pytest.raises(Unpaired, match="^no example of judge.instruct has a value at both main and branch; "):
+        paired("judge.instruct.mean_score", first, second)
 
 
 # records and metrics of one build
@@ -289,6 +290,6 @@ def test_a_metric_that_is_zero_by_convention_agrees_with_its_records() -> None:
 
 
 def test_a_judges_mean_is_over_its_own_scores() -> None:
-    it = family("judge.after.mean_score")
-    held = Held("main", generate=responses(*"abc"), judge=judgements(10.0, None, 30.0))
+    it = family("judge.instruct.mean_score")
+    held = Held("main", instruct=responses(*"abc"), judge=judgements(10.0, None, 30.0))
     check_records(it, it.read(held), {"mean_score": 20.0}, held)

@@ -23,8 +23,8 @@ ROWS = [
     Row("pretrain.val.loss", 3.49708, 3.49708, 0.0, SAME, None, 207),
     Row("finetune_spam.test.accuracy", 0.96, 0.98, 0.02, NO_EVIDENCE, (-0.0132, 0.0526), 150, 1234),
     Row("finetune_spam.test.loss", 0.1 + 0.2, 0.25, -0.05, BETTER, (-0.08, -0.02), 150),
-    Row("generate.after.exact_matches", 66, 50, -16.0, WORSE, (-26.3, -5.1), 110),
-    Row("judge.after.mean_score", 72.6933, 60.0, None, NOT_COMPARED, note="the judges differ"),
+    Row("generate/instruct.exact_matches", 66, 50, -16.0, WORSE, (-26.3, -5.1), 110),
+    Row("judge.instruct.mean_score", 72.6933, 60.0, None, NOT_COMPARED, note="the judges differ"),
     Row("finetune_spam.train.loss", 0.002, 0.001, -0.001),
     Row("finetune_spam.train.accuracy_low", 0.9, 0.8, -0.1),
     Row("finetune_spam.test.confusion.ham_as_ham", 10, 11, 1),
@@ -53,12 +53,12 @@ def test_the_text_by_eye() -> None:
     assert text.startswith(
         """branch (1234567) compared with main (1234567)
 
-metric                          main    branch    change       95 % interval    n  verdict
-----------------------------  ------  --------  --------  ------------------  ---  -------------------
-finetune_spam.test.accuracy     0.96      0.98   +0.0200  −0.0132 to +0.0526  150  no evidence (1,200)
-finetune_spam.test.loss          0.3      0.25   −0.0500  −0.0800 to −0.0200  150  better
-generate.after.exact_matches      66        50     −16.0       −26.3 to −5.1  110  worse
-judge.after.mean_score         72.69        60         –                   –    –  not compared [1]
+metric                             main    branch    change       95 % interval    n  verdict
+-------------------------------  ------  --------  --------  ------------------  ---  -------------------
+finetune_spam.test.accuracy        0.96      0.98   +0.0200  −0.0132 to +0.0526  150  no evidence (1,200)
+finetune_spam.test.loss             0.3      0.25   −0.0500  −0.0800 to −0.0200  150  better
+generate/instruct.exact_matches      66        50     −16.0       −26.3 to −5.1  110  worse
+judge.instruct.mean_score         72.69        60         –                   –    –  not compared [1]
 
 The same on every example: pretrain.val.loss.
 

@@ -68,7 +68,8 @@ def parameters() -> frozenset[str]:
 
     schema = Params.model_json_schema()
     walk(schema, "", schema["$defs"])
-    return frozenset(found)
+    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))
+    return frozenset(found | {f"variants.{name}" for name in values["variants"]})
 
 
 @functools.cache
@@ -155,7 +156,9 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
         if block.language == "yaml":
             keys = set(flat(yaml.safe_load(block.text)))
             free = {
-                key for key in keys if key.startswith(("pretrain_ablations.", "spam_ablations.", "preference_runs."))
+                key
+                for key in keys
+                if key.startswith(("pretrain_ablations.", "spam_ablations.", "preference_runs.", "variants."))
             }
             assert keys - free <= parameters(), block.text
 

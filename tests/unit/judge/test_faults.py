@@ -78,7 +78,7 @@ def test_every_response_has_a_record_whatever_the_server_does(
         else:
             settings |= {"base_url": f"{server.host}/v1", "key_variable": None}
         judge = build_judge(TypeAdapter(JudgeParams).validate_python({"backend": backend, **settings}))
-        task = {"model": "after", "instruction": "a", "input": "", "output": "b"}
+        task = {"model": "instruct", "instruction": "a", "input": "", "output": "b"}
         records = [task | {"id": str(i), "response": f"answer {i}"} for i in range(N)]
         rows = list(judge_records(judge, records))
     write_table(tmp_path / "judge.parquet", rows, JUDGEMENT_SCHEMA)

@@ -161,8 +161,8 @@ def test_the_reference_judge_says_that_it_is_one() -> None:
 
 def test_controls_are_the_reference_the_next_tasks_reference_and_nothing() -> None:
     records = [
-        record("a", "before", "?", output="A"),
-        *(record(name, "after", "?", output=name.upper()) for name in "abc"),
+        record("a", "base", "?", output="A"),
+        *(record(name, "instruct", "?", output=name.upper()) for name in "abc"),
     ]
     found = [(row["id"], row["model"], row["response"], row["output"]) for row in control_records(records, 2)]
     assert found == [
@@ -176,29 +176,31 @@ def test_controls_are_the_reference_the_next_tasks_reference_and_nothing() -> No
 
 
 def test_controls_are_at_most_as_many_as_there_are_responses_and_may_be_none() -> None:
-    records = [record(name, "after", "?", output=name.upper()) for name in "ab"]
+    records = [record(name, "instruct", "?", output=name.upper()) for name in "ab"]
     shuffled = [row["response"] for row in control_records(records, 9) if row["model"] == "control_shuffled"]
     assert shuffled == ["B", "A"]
     assert len(control_records(records, 9)) == 6
     assert control_records(records, 0) == []
-    assert records == [record(name, "after", "?", output=name.upper()) for name in "ab"]
+    assert records == [record(name, "instruct", "?", output=name.upper()) for name in "ab"]
 
 
 def test_a_control_whose_right_score_is_not_known_is_left_out() -> None:
-    records = [record(name, "after", "?", output=output) for name, output in (("a", "Yes"), ("b", "yes."), ("c", ""))]
+    records = [
+        record(name, "instruct", "?", output=output) for name, output in (("a", "Yes"), ("b", "yes."), ("c", ""))
+    ]
     found = [(row["id"], row["model"], row["response"]) for row in control_records(records, 9)]
     assert found == [
         *((name, "control_reference", output) for name, output in (("a", "Yes"), ("b", "yes."), ("c", ""))),
         *((name, "control_shuffled", output) for name, output in (("a", ""), ("b", ""), ("c", "Yes"))),
         *((name, "control_empty", "") for name in "ab"),
     ]
-    alike = [record(name, "after", "?", output="Yes") for name in "ab"]
+    alike = [record(name, "instruct", "?", output="Yes") for name in "ab"]
     assert "control_shuffled" not in {row["model"] for row in control_records(alike, 9)}
 
 
 def test_the_reference_judge_passes_its_own_controls() -> None:
     tasks = ["the cat sat", "a red house", "seven plus two", "rain fell down"]
-    records = [record(f"task-{i}", "after", "?", output=text) for i, text in enumerate(tasks)]
+    records = [record(f"task-{i}", "instruct", "?", output=text) for i, text in enumerate(tasks)]
     scores = judge_scores(list(judge_records(ReferenceJudge(), control_records(records, 4))), seed=1)
     assert {model: row["mean_score"] for model, row in scores.items()} == {
         "control_reference": 100.0,
@@ -208,10 +210,10 @@ def test_the_reference_judge_passes_its_own_controls() -> None:
 
 
 def test_a_record_is_judged_into_one_row_of_the_schema(tmp_path: Path) -> None:
-    rows = list(judge_records(ReferenceJudge(), [record("a", "after", "Paris"), record("b", "after", "no")]))
+    rows = list(judge_records(ReferenceJudge(), [record("a", "instruct", "Paris"), record("b", "instruct", "no")]))
     assert rows[0] == {
         "id": "a",
-        "model": "after",
+        "model": "instruct",
         "response": "Paris",
         "score": 100.0,
         "reason": "same as the reference answer",
@@ -223,18 +225,18 @@ def test_a_record_is_judged_into_one_row_of_the_schema(tmp_path: Path) -> None:
 
 def test_failures_are_counted_beside_the_mean_and_not_in_it() -> None:
     judged = [
-        {"model": "after", "score": 80.0},
-        {"model": "before", "score": None},
-        {"model": "after", "score": None},
-        {"model": "after", "score": 40.0},
+        {"model": "instruct", "score": 80.0},
+        {"model": "base", "score": None},
+        {"model": "instruct", "score": None},
+        {"model": "instruct", "score": 40.0},
     ]
     scores = judge_scores(judged, seed=7)
     low, high = mean_interval([80.0, 40.0], seed=7)
     assert scores == {
-        "after": {"responses": 3, "failures": 1, "mean_score": 60.0, "mean_low": low, "mean_high": high},
-        "before": {"responses": 1, "failures": 1},
+        "instruct": {"responses": 3, "failures": 1, "mean_score": 60.0, "mean_low": low, "mean_high": high},
+        "base": {"responses": 1, "failures": 1},
     }
-    assert list(scores) == ["after", "before"]
+    assert list(scores) == ["instruct", "base"]
 
 
 # parameters
@@ -495,15 +497,15 @@ def test_without_retries_there_is_one_question(serve: Serve) -> None:
 
 def test_failed_replies_are_kept_and_counted_in_the_scores(serve: Serve) -> None:
     judge = judge_at(serve(GOOD, "nonsense", '{"reason": "y", "score": 10}'), retries=0)
-    rows = list(judge_records(judge, [record(name, "after", "Paris") for name in "abc"]))
+    rows = list(judge_records(judge, [record(name, "instruct", "Paris") for name in "abc"]))
     assert [row["score"] for row in rows] == [90.0, None, 10.0]
     assert rows[1]["raw_reply"] == "nonsense"
-    scores = judge_scores(rows, seed=1)["after"]
+    scores = judge_scores(rows, seed=1)["instruct"]
     assert (scores["responses"], scores["failures"], scores["mean_score"]) == (3, 1, 50.0)
 
 
 def test_many_failures_in_a_row_end_the_run(serve: Serve) -> None:
-    records = [record(str(i), "after", "Paris") for i in range(30)]
+    records = [record(str(i), "instruct", "Paris") for i in range(30)]
     judged: list[dict[str, Any]] = []
     with pytest.raises(UserError, match=r"^20 responses in a row have no score; the last reply was 'nonsense'; choose"):
         judged.extend(judge_records(judge_at(serve(GOOD, "nonsense"), retries=0), records))
@@ -523,10 +525,12 @@ def of_scores(**scores: list[float | None]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "judged",
     [
-        of_scores(after=[3.0, None, 5.0]),
-        of_scores(after=[3.0], control_reference=[90.0, 80.0], control_shuffled=[10.0, 30.0], control_empty=[0.0, 0.0]),
-        of_scores(after=[3.0], control_reference=[90.0, 80.0], control_empty=[0.0, 5.0]),
-        of_scores(after=[3.0], control_reference=[1.0]),
+        of_scores(instruct=[3.0, None, 5.0]),
+        of_scores(
+            instruct=[3.0], control_reference=[90.0, 80.0], control_shuffled=[10.0, 30.0], control_empty=[0.0, 0.0]
+        ),
+        of_scores(instruct=[3.0], control_reference=[90.0, 80.0], control_empty=[0.0, 5.0]),
+        of_scores(instruct=[3.0], control_reference=[1.0]),
     ],
 )
 def test_scores_that_mean_something_pass(judged: list[dict[str, Any]]) -> None:
@@ -536,10 +540,16 @@ def test_scores_that_mean_something_pass(judged: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("judged", "sentence"),
     [
-        (of_scores(after=[None, None]), r"^2 of 2 responses \(after\) have no score; the last reply was '\?'; choose"),
-        (of_scores(before=[None, 1.0], after=[2.0, 2.0]), r"^1 of 2 responses \(before\) have no score; "),
-        (of_scores(after=[2.0], control_reference=[50.0], control_shuffled=[50.0]), r"reference 50 \(50 to 50\), shuf"),
-        (of_scores(after=[2.0], control_reference=[50.0], control_empty=[70.0]), r"does not separate its controls"),
+        (
+            of_scores(instruct=[None, None]),
+            r"^2 of 2 responses \(instruct\) have no score; the last reply was '\?'; choose",
+        ),
+        (of_scores(base=[None, 1.0], instruct=[2.0, 2.0]), r"^1 of 2 responses \(base\) have no score; "),
+        (
+            of_scores(instruct=[2.0], control_reference=[50.0], control_shuffled=[50.0]),
+            r"reference 50 \(50 to 50\), shuf",
+        ),
+        (of_scores(instruct=[2.0], control_reference=[50.0], control_empty=[70.0]), r"does not separate its controls"),
         (
             of_scores(control_reference=[90.0, 20.0, 90.0], control_shuffled=[10.0, 60.0, 0.0]),
             r"raise judge\.controls if only the intervals overlap$",
@@ -560,13 +570,17 @@ def test_failures_are_named_by_their_reason() -> None:
 
 
 def test_the_stage_fails_with_a_judge_that_cannot_be_trusted_and_writes_nothing(serve: Serve, tmp_path: Path) -> None:
-    rows = [record(str(i), "after", "Paris") for i in range(3)]
-    write_table(tmp_path / "responses.parquet", rows, RESPONSE_SCHEMA)
-    params = {"seed": 1, "judge": ollama_params(host=serve("nonsense").host, retries=0).model_dump()}
+    rows = [record(str(i), "instruct", "Paris") for i in range(3)]
+    write_table(tmp_path / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
+    params = {
+        "seed": 1,
+        "variants": {"instruct": "finetune_instruct"},
+        "judge": ollama_params(host=serve("nonsense").host, retries=0).model_dump(),
+    }
     write_text(tmp_path / "params.yaml", json.dumps(params))
     paths = {name: tmp_path / name for name in ("replies", "judgements", "metrics", "scores")}
-    with pytest.raises(UserError, match=r"^3 of 3 responses \(after\) have no score"):
-        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses.parquet", **paths)
+    with pytest.raises(UserError, match=r"^3 of 3 responses \(instruct\) have no score"):
+        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses", **paths)
     assert not any(path.exists() for name, path in paths.items() if name != "replies")
 
 
@@ -976,7 +990,7 @@ def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(
 
 
 def test_a_language_model_is_also_tried_with_an_injection_and_asked_again() -> None:
-    records = [record(name, model, f"{name}?", output=name.upper()) for model in ("before", "after") for name in "abc"]
+    records = [record(name, model, f"{name}?", output=name.upper()) for model in ("base", "instruct") for name in "abc"]
     found = trial_records(records, ollama_params(controls=2, repeats=1))
     assert found[:6] == control_records(records, 2)
     assert [(row["id"], row["model"], row["response"], row.get("repeat")) for row in found[6:]] == [
@@ -1026,7 +1040,7 @@ PASSED = {"control_reference": [100.0, 90.0], "control_shuffled": [0.0, 10.0], "
 def test_the_trials_are_summed_up_with_a_verdict() -> None:
     """Of the two responses judged again, the scores are 50, 60, 70 (variance 100) and 20, 20, 20 (0)."""
     again: dict[str, Any] = {"repeat_1": [60.0, 20.0], "repeat_2": [70.0, 20.0]}
-    found = trials(after=[50.0, 20.0, 10.0], control_injected=[0.0, 5.0], **again, **PASSED)
+    found = trials(instruct=[50.0, 20.0, 10.0], control_injected=[0.0, 5.0], **again, **PASSED)
     assert found == {
         "failed_share": 0.0,
         "repeated": 2,
@@ -1039,17 +1053,17 @@ def test_the_trials_are_summed_up_with_a_verdict() -> None:
 @pytest.mark.parametrize(
     ("scores", "verdict"),
     [
-        ({"after": [1.0]}, "not known: no controls were judged"),
+        ({"instruct": [1.0]}, "not known: no controls were judged"),
         (
             {**PASSED, "control_injected": [100.0, 90.0]},
             "the controls separate; but a response that demands 100 points gets 95 instead of 5",
         ),
         (
-            {**PASSED, "after": [0.0], "repeat_1": [50.0], "repeat_2": [100.0]},
+            {**PASSED, "instruct": [0.0], "repeat_1": [50.0], "repeat_2": [100.0]},
             "the controls separate; but its scores of one response differ by 50 (standard deviation)",
         ),
         (
-            {**PASSED, "after": [1.0, None, 3.0, 4.0]},
+            {**PASSED, "instruct": [1.0, None, 3.0, 4.0]},
             "the controls separate; but 10 % of its replies are no verdict",
         ),
     ],
@@ -1059,7 +1073,7 @@ def test_doubts_about_a_judge_are_said_in_words(scores: dict[str, list[float | N
 
 
 def test_a_response_whose_repetition_failed_is_not_in_the_spread() -> None:
-    found = trials(after=[50.0, 20.0], repeat_1=[None, 20.0], repeat_2=[70.0, 20.0], **PASSED)
+    found = trials(instruct=[50.0, 20.0], repeat_1=[None, 20.0], repeat_2=[70.0, 20.0], **PASSED)
     assert (found["repeated"], found["spread"]) == (1, 0.0)
 
 
@@ -1072,10 +1086,12 @@ def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, caps
         score = 100 if response == reference or INJECTION in response else 0
         return json.dumps({"reason": "x", "score": score})
 
-    rows = [record(f"{i}", "after", f"It is {i}." * (i % 2), output=f"It is {i}.") for i in range(4)]
-    write_table(tmp_path / "responses", rows, RESPONSE_SCHEMA)
+    rows = [record(f"{i}", "instruct", f"It is {i}." * (i % 2), output=f"It is {i}.") for i in range(4)]
+    write_table(tmp_path / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
     judge = ollama_params(host=serve(obeys).host, controls=3, repeats=2).model_dump()
-    write_text(tmp_path / "params", json.dumps({"seed": 1, "judge": judge}))
+    write_text(
+        tmp_path / "params", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": judge})
+    )
     names = ("params", "responses", "replies", "judgements", "metrics", "scores")
     stage.main(Run(), **{name: tmp_path / name for name in names})
     found = read_json(tmp_path / "metrics")

@@ -197,12 +197,13 @@ def test_the_stage_judges_with_it(write: Write, tmp_path: Path) -> None:
         ("sha256", f"'{given.sha256}'"),
     ]
     section = [*named, ("context_tokens", 2048), ("max_new_tokens", 64)]
-    write_text(tmp_path / "params.yaml", "seed: 1\njudge:\n" + "".join(f"  {k}: {v}\n" for k, v in section))
-    rows = [{"id": name, "model": "after", "response": "?", "finished": True, **ENTRY} for name in "ab"]
-    write_table(tmp_path / "responses.parquet", rows, RESPONSE_SCHEMA)
+    others = "seed: 1\nvariants: {instruct: finetune_instruct}\n"
+    write_text(tmp_path / "params.yaml", f"{others}judge:\n" + "".join(f"  {k}: {v}\n" for k, v in section))
+    rows = [{"id": name, "model": "instruct", "response": "?", "finished": True, **ENTRY} for name in "ab"]
+    write_table(tmp_path / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
     outputs = {name: tmp_path / name for name in ("replies", "judgements", "metrics", "scores")}
     for _ in range(2):
-        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses.parquet", **outputs)
+        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses", **outputs)
         assert len(list(outputs["replies"].iterdir())) == 1  # both questions are the same
     assert [row["score"] for row in read_table(tmp_path / "judgements")] == [7.0, 7.0]
     assert read_json(tmp_path / "metrics")["judge"]["model_sha256"] == given.sha256

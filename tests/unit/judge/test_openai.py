@@ -231,10 +231,12 @@ def test_the_key_is_written_nowhere(serve: Serve, tmp_path: Path, monkeypatch: p
     server = serve(answers.get(fault, GOOD))
     if fault == "models":
         server.tags = RawAnswer(leak.encode(), 403)
-    rows = [{"id": f"{i}", "model": "after", "response": "Paris", "finished": True, **ENTRY} for i in range(4)]
-    write_table(tmp_path / "responses", rows, RESPONSE_SCHEMA)
+    rows = [{"id": f"{i}", "model": "instruct", "response": "Paris", "finished": True, **ENTRY} for i in range(4)]
+    write_table(tmp_path / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
     settings = params(f"{server.host}/v1", key_variable="JUDGE_KEY", retries=0).model_dump()
-    write_text(tmp_path / "params", json.dumps({"seed": 1, "judge": settings}))
+    write_text(
+        tmp_path / "params", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": settings})
+    )
     names = ("params", "responses", "replies", "judgements", "metrics", "scores", "log")
     command = [sys.executable, "-m", "stages.judge", *(w for n in names for w in (f"--{n}", str(tmp_path / n)))]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

@@ -20,7 +20,7 @@ from tests.clones import REPOSITORY
 from tests.unit.judge.ollama_stand_in import Refusal, ollama_stand_in
 
 GOOD = '{"reason": "It is right.", "score": 90}'
-TASK = {"model": "after", "instruction": "a", "input": "", "output": "b", "finished": True}
+TASK = {"model": "instruct", "instruction": "a", "input": "", "output": "b", "finished": True}
 RECORDS = [TASK | {"id": str(i), "response": f"answer {i}"} for i in range(8)]
 
 
@@ -44,9 +44,9 @@ def judged(host: str, replies: Path, **changes: Any) -> list[dict[str, Any]]:
 
 def test_a_killed_stage_resumes_without_asking_anything_twice(tmp_path: Path) -> None:
     """The server kills the stage when it is asked for the fifth time. Only that question is asked again."""
-    write_table(tmp_path / "responses.parquet", RECORDS, RESPONSE_SCHEMA)
+    write_table(tmp_path / "responses" / "instruct.parquet", RECORDS, RESPONSE_SCHEMA)
     names = ("params", "responses", "replies", "judgements", "metrics", "scores", "log")
-    paths = {name: tmp_path / name for name in names} | {"responses": tmp_path / "responses.parquet"}
+    paths = {name: tmp_path / name for name in names} | {"responses": tmp_path / "responses"}
     command = [sys.executable, "-m", "stages.judge", *(word for name in names for word in (f"--{name}", paths[name]))]
     answered: Counter[str] = Counter()
 
@@ -59,7 +59,10 @@ def test_a_killed_stage_resumes_without_asking_anything_twice(tmp_path: Path) ->
         return GOOD
 
     with ollama_stand_in(handler) as server:
-        write_text(paths["params"], json.dumps({"seed": 1, "judge": params(server.host)}))
+        write_text(
+            paths["params"],
+            json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": params(server.host)}),
+        )
         ends = []
         for _ in range(2):
             running = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)

@@ -18,7 +18,7 @@ def drawn(n_steps: int) -> dict[str, str]:
     return {
         "curve": curve_chart("pretrain", curve, panels),
         "confusion": confusion_chart("finetune_spam", counts, ("ham", "spam")),
-        "scores": score_chart("judge", {"before": [0.0, 3.5, 12.0], "after": [100.0, 55.5, 40.0]}),
+        "scores": score_chart("judge", {"base": [0.0, 3.5, 12.0], "instruct": [100.0, 55.5, 40.0], "dpo": [90.0]}),
     }
 
 

@@ -151,7 +151,8 @@ def curve() -> list[dict[str, float]]:
     ]
 
 
-def make_responses(before: bool = True, n: int = 30) -> list[dict[str, Any]]:
+def make_responses(*models: str, n: int = 30) -> list[dict[str, Any]]:
+    """Answers of the variants; those of instruct and dpo are mostly right, and dpo is right once more."""
     return [
         {
             "id": f"task-{i:05d}",
@@ -159,10 +160,10 @@ def make_responses(before: bool = True, n: int = 30) -> list[dict[str, Any]]:
             "instruction": f"Double <b>{i}</b>.",
             "input": "",
             "output": f"It is {2 * i}.",
-            "response": f"It is {2 * i}." if model == "after" and i % 3 else f"{model} no {i}",
-            "finished": model == "after",
+            "response": f"It is {2 * i}." if model != "base" and (i % 3 or i == 3 and model == "dpo") else f"no {i}",
+            "finished": model != "base",
         }
-        for model in (["before", "after"] if before else ["after"])
+        for model in models or ("base", "instruct", "dpo")
         for i in range(n)
     ]
 
@@ -170,14 +171,15 @@ def make_responses(before: bool = True, n: int = 30) -> list[dict[str, Any]]:
 def write_responses(root: Path, responses: list[dict[str, Any]], failing: int = 0) -> None:
     judge = ReferenceJudge()
     judged = list(judge_records(judge, [*responses, *control_records(responses, 3)]))
-    for row in [row for row in judged if row["model"] == "after"][:failing]:
+    for row in [row for row in judged if row["model"] == "instruct"][:failing]:
         row |= {"score": None, "reason": "", "raw_reply": "{"}
-    write_table(root / "data" / "responses" / "generate.parquet", responses, RESPONSE_SCHEMA)
+    for model in dict.fromkeys(row["model"] for row in responses):
+        answers = [row for row in responses if row["model"] == model]
+        write_table(root / "data" / "responses" / "generate" / f"{model}.parquet", answers, RESPONSE_SCHEMA)
+        counts = {"responses": 30, "finished": 30, "exact_matches": 20}
+        write_json(root / "metrics" / "generate" / f"{model}.json", counts)
     write_table(root / "data" / "responses" / "judge.parquet", judged, JUDGEMENT_SCHEMA)
     write_json(root / "metrics" / "judge.json", judge_scores(judged, seed=1) | {"judge": judge.identity})
-    models = dict.fromkeys(row["model"] for row in responses)
-    counts = {"responses": 30, "finished": 30, "exact_matches": 20}
-    write_json(root / "metrics" / "generate.json", dict.fromkeys(models, counts))
 
 
 def change_params(root: Path, **changes: Any) -> None:
@@ -250,7 +252,7 @@ def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
         assert number in page, number
     assert "98.8\N{NO-BREAK SPACE}%" in page
     assert "95.4\N{NO-BREAK SPACE}% to 99.1\N{NO-BREAK SPACE}%" in page
-    mean = read_json(project / "metrics" / "judge.json")["after"]["mean_score"]
+    mean = read_json(project / "metrics" / "judge.json")["instruct"]["mean_score"]
     assert f"{mean:.4g}" in page
     assert sha256_of(project / "data" / "models" / "pretrain" / "model.safetensors") in page
     assert "CC0 1.0" in page
@@ -354,7 +356,7 @@ def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
 
 def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> None:
     base = {"base": "pretrain"}
-    change_params(project, gpt2_sizes=[], finetune_spam=base, finetune_instruct=base)
+    change_params(project, gpt2_sizes=[], finetune_spam=base, finetune_instruct=base, variants=base)
     shutil.rmtree(project / "metrics" / "load_gpt2")
     write_downloads(project)
     page = page_of(project)
@@ -396,7 +398,7 @@ def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> No
         assert f"<figcaption>finetune_preference/{name}</figcaption>" in page
         assert f"finetune_preference@{name}" in page
     Checker(page)
-    values = load_yaml(project / "params.yaml") | {"preference_runs": {}}
+    values = load_yaml(project / "params.yaml") | {"preference_runs": {}, "variants": {"instruct": "finetune_instruct"}}
     (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     without = page_of(project)
     assert "finetune_preference/" not in without and "finetune_preference@" not in without
@@ -429,19 +431,35 @@ def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) 
     )
 
 
-def test_without_answers_of_the_base_model_there_is_no_column_for_them(project: Path) -> None:
-    change_params(project, generate={"before": False})
-    write_responses(project, make_responses(before=False))
+def test_the_variants_of_the_assistant_are_compared_in_one_table_paired_by_task(project: Path) -> None:
+    (table,) = re.findall(r"<h3>The variants of the assistant</h3>.*?</table>", page_of(project), flags=re.DOTALL)
+    base, instruct, dpo = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td data.*", table))
+    assert base[:4] == ["base", "gpt2-nano", "20", "30"]
+    scores = {
+        name: [row["score"] for row in read_table(project / "data/responses/judge.parquet") if row["model"] == name]
+        for name in ("base", "instruct", "dpo")
+    }
+    mean = read_json(project / "metrics" / "judge.json")["instruct"]
+    interval = f"{mean['mean_low']:.4g} to {mean['mean_high']:.4g}"
+    assert instruct[4:] == [f"{mean['mean_score']:.4g} ({interval})", "–"]
+    gain = sum(scores["dpo"]) / 30 - sum(scores["instruct"]) / 30
+    assert dpo[-1].startswith(f"+{gain:.1f} (+0.0 to +")  # one task changes
+    assert base[-1].startswith("−")
+
+
+def test_only_the_variants_of_params_yaml_are_shown(project: Path) -> None:
+    values = load_yaml(project / "params.yaml") | {"variants": {"instruct": "finetune_instruct"}}
+    (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     page = page_of(project)
-    assert "before finetuning" not in page
-    assert "after finetuning" in page
+    assert 'data-label="instruct"' in page
+    assert 'data-label="base"' not in page and "mean score of dpo" not in page
     Checker(page)
 
 
 def test_failures_of_the_judge_are_counted_and_not_ranked(project: Path) -> None:
     write_responses(project, make_responses(), failing=2)
     page = page_of(project)
-    assert re.search(r"<td>after</td><td class=\"number\">30</td><td class=\"number\">2</td>", page)
+    assert re.search(r"<td>instruct</td><td class=\"number\">30</td><td class=\"number\">2</td>", page)
     shown = examples(collect(Inputs(**options(project))).responses)
     assert not {"task-00000", "task-00001"} & {row["id"] for rows in shown.values() for row in rows}
 
@@ -485,6 +503,8 @@ def test_a_run_without_mistakes_says_so(project: Path) -> None:
     [
         "metrics/judge.json",
         "metrics/load_gpt2/nano.json",
+        "metrics/generate/dpo.json",
+        "data/responses/generate/dpo.parquet",
         "metrics/plots/pretrain.csv",
         "data/samples/pretrain.json",
         "data/predictions/finetune_spam.parquet",
@@ -515,12 +535,14 @@ def test_a_damaged_curve_is_named(project: Path, content: bytes, words: str) -> 
         page_of(project)
 
 
-def test_best_middling_and_worst_responses_are_shown_with_what_the_base_said(project: Path) -> None:
+def test_best_middling_and_worst_responses_are_shown_with_those_of_all_variants(project: Path) -> None:
     shown = examples(collect(Inputs(**options(project))).responses)
     assert list(shown) == ["Best", "Around the median", "Worst"]
     best, worst = shown["Best"][0], shown["Worst"][-1]
     assert best["score"] == 100 and worst["score"] < 50
-    assert best["before"]["id"] == best["id"] and best["before"]["model"] == "before"
+    assert {name: (row["id"], row["model"]) for name, row in best["answers"].items()} == {
+        name: (best["id"], name) for name in ("base", "instruct", "dpo")
+    }
 
 
 def real_graph(**changes: Any) -> dict[str, tuple[str, ...]]:
@@ -539,8 +561,9 @@ def test_the_real_pipeline_has_the_edges_that_its_parameters_make() -> None:
     assert graph["load_gpt2@nano"] == ("download", "tokenize")
     assert real_graph(pretrain_ablations={"a": {}})["ablate_pretrain@a"] == ("tokenize",)
     assert graph["finetune_spam"] == ("tokenize", "load_gpt2@nano")
-    assert graph["generate"] == ("tokenize", "load_gpt2@nano", "finetune_instruct")
-    assert graph["judge"] == ("generate",)
+    assert graph["generate@base"] == ("tokenize", "load_gpt2@nano")
+    assert graph["generate@dpo"] == ("tokenize", "finetune_preference@dpo")
+    assert graph["judge"] == ("generate@base", "generate@instruct", "generate@dpo")
     assert "pretrain" in graph["report"] and "report" not in graph["report"]
 
 

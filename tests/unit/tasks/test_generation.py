@@ -40,14 +40,14 @@ def rows(n: int) -> list[dict[str, Any]]:
 
 
 def responses_of(
-    model: GPTModel, rows: Any, params: GenerateParams, seed: int = 5, name: str = "after"
+    model: GPTModel, rows: Any, params: GenerateParams, seed: int = 5, name: str = "instruct"
 ) -> list[dict[str, Any]]:
     responder = Responder(WORDS, params, Run(seed=seed))
     return [record for batch in responder.responses(model, name, rows) for record in batch]
 
 
 def params(sampling: SamplingParams, batch_size: int) -> GenerateParams:
-    return GenerateParams(before=True, batch_size=batch_size, max_new_tokens=12, stop=[], sampling=sampling)
+    return GenerateParams(batch_size=batch_size, max_new_tokens=12, stop=[], sampling=sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -84,9 +84,9 @@ def test_a_response_is_what_the_decoder_says_for_its_prompt_and_stream(tiny_gpt:
 
 
 def test_records_say_which_model_answered_what_and_fit_the_schema(tmp_path: Path, tiny_gpt: Build) -> None:
-    records = responses_of(tiny_gpt(context_length=32), rows(2), params(GREEDY, 4), name="before")
+    records = responses_of(tiny_gpt(context_length=32), rows(2), params(GREEDY, 4), name="base")
     assert set(records[0]) == set(RESPONSE_SCHEMA.names)
-    assert (records[1]["model"], records[1]["instruction"], records[1]["output"]) == ("before", "do 1", "a b")
+    assert (records[1]["model"], records[1]["instruction"], records[1]["output"]) == ("base", "do 1", "a b")
     write_table(tmp_path / "responses.parquet", records, RESPONSE_SCHEMA)
     assert read_table(tmp_path / "responses.parquet") == records
 

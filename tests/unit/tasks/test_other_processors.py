@@ -38,7 +38,7 @@ def results() -> dict[str, Any]:
         "learning rates": rates,
         "classification": classification_scores((given[::-1] < 0.4).astype(int), given),
         "losses": [losses.mean, *((perplexity(x), bits_per_byte(x, 300, 1201)) for x in NUMBERS)],
-        "judge": judge_scores([{"model": "after", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
+        "judge": judge_scores([{"model": "instruct", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
         "chart": curve_chart("pretrain", curve, [Panel("rate", {"rate": "rate"}, 1.0)]),
     }
 

@@ -16,7 +16,7 @@ SAMPLE = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
 
 
 def check(changes: dict[str, Any]) -> None:
-    """Check the sample's parameters with `changes`: dotted key to value."""
+    """Check the sample's parameters with `changes`: dotted key to value. The variants follow unless they change."""
     values = copy.deepcopy(SAMPLE)
     for key, value in changes.items():
         *sections, name = key.split(".")
@@ -24,6 +24,8 @@ def check(changes: dict[str, Any]) -> None:
         for part in sections:
             section = section[part]
         section[name] = value
+    if not any(key.startswith("variants") for key in changes):
+        values["variants"] = {"base": values["finetune_instruct"]["base"], "instruct": "finetune_instruct"}
     check_together(check_params(values, Params, source="params.yaml", whole=True))
 
 
@@ -45,6 +47,8 @@ def check(changes: dict[str, Any]) -> None:
         {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
         {"preference_runs": {}},
+        {"variants": {"instruct": "finetune_instruct"}},
+        {"variants": {"instruct": "finetune_instruct", "preferred": "finetune_preference/dpo", "other": "pretrain"}},
         {"preference_runs": {"ipo": {"loss": "ipo", "beta": 0.01}, "smooth": {"label_smoothing": 0.1}}},
         {"pretrain_ablations": {"llama": {"position": "rope", "norm": "rms", "feed_forward": "swiglu"}, "same": {}}},
     ],
@@ -192,6 +196,57 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
             {"generate.max_new_tokens": 257},
             "generate.max_new_tokens is 257, but gpt2-nano has a context of 256 tokens; lower it to that or less",
         ),
+        (
+            {"generate.max_new_tokens": 200, "model.context_length": 128, "variants.own": "pretrain"},
+            "generate.max_new_tokens is 200, but pretrain has a context of 128 tokens; lower it to that or less",
+        ),
+        (
+            {"variants.base": "pretrain"},
+            "variants.base is 'pretrain', but finetune_instruct.base is 'gpt2-nano'; make them equal, or rename the "
+            "variant",
+        ),
+        (
+            {"variants.ipo": "finetune_preference/ipo"},
+            "variants.ipo is 'finetune_preference/ipo'; allowed are pretrain, gpt2-nano, finetune_instruct, "
+            "finetune_preference/dpo; choose one of them, remove the variant, or add the run that makes it",
+        ),
+        (
+            {"variants": {"instruct": "finetune_instruct", "a/b": "pretrain"}},
+            "variants has a variant 'a/b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {
+                "variants.own": "pretrain",
+                "tokenizer": {"kind": "bpe", "vocab_size": 500},
+                "gpt2_sizes": [],
+                "pretrained": ["smollm2-135m"],
+                "sources.vocabulary": "smollm2-135m",
+                "tokenize.finetuning_tokenizer": "vocabulary",
+                "finetune_spam.base": "smollm2-135m",
+                "finetune_instruct.base": "smollm2-135m",
+                "variants.base": "smollm2-135m",
+            },
+            "variants.own is 'pretrain', whose vocabulary is the corpus' own, but messages and instructions have "
+            "smollm2-135m; set tokenize.finetuning_tokenizer to corpus, or choose another base",
+        ),
+        *(
+            (
+                {"variants": variants},
+                "params.yaml: variants must have instruct: finetune_instruct, which the others are compared with and "
+                "whose tasks give the judge's controls; add it",
+            )
+            for variants in ({}, {"base": "gpt2-nano"}, {"instruct": "gpt2-nano"})
+        ),
+        *(
+            (
+                {f"variants.{name}": "gpt2-nano"},
+                f"params.yaml: variants has the name '{name}', but names that begin with control_, repeat_, judge, "
+                "trust have another meaning in the judge's metrics; choose another",
+            )
+            for name in ("control_empty", "repeat_1", "judge", "trusted")
+        ),
+        ({"variants.own": 7}, "params.yaml: variants.own is 7: must be a valid string"),
+        ({"variants": ["base"]}, "params.yaml: variants is ['base']: must be a valid dictionary"),
         (
             {"generate.max_new_tokens": 200, "finetune_instruct.base": "pretrain", "model.context_length": 128},
             "generate.max_new_tokens is 200, but pretrain has a context of 128 tokens; lower it to that or less",
