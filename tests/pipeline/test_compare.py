@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, Comparison, Row, compare_revisions
+from scratchlm.compare.variants import compare_variants
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
 from tests.clones import FEW_STEPS, commit, make_clone, run, set_parameter
@@ -219,6 +220,53 @@ def test_json_from_a_subfolder_has_every_metric_unrounded(project: Path) -> None
     loss = {row["metric"]: row for row in found["metrics"]}["finetune_spam.test.loss"]
     assert loss["difference"] != round(loss["difference"], 8)
     assert loss["interval"][0] < loss["difference"] < loss["interval"][1] < 0
+
+
+def test_the_variants_of_a_revision_are_compared_paired_by_task(there: Path) -> None:
+    (found,) = compare_variants("main", "instruct")
+    (reverse,) = compare_variants("workspace", "dpo")
+    assert str(found.second).startswith("dpo of main (")
+    assert found.warnings == []
+    metrics = {name: read_json(there / "metrics" / "generate" / f"{name}.json") for name in VARIANTS}
+    scores = read_json(there / "metrics" / "judge.json")
+    assert [row.metric for row in found.rows] == ["finished", "exact_matches", "mean_score"]
+    for row, other in zip(found.rows, reverse.rows, strict=True):
+        sources = scores if row.metric == "mean_score" else metrics
+        assert (row.first, row.second) == tuple(sources[name][row.metric] for name in VARIANTS)
+        assert row.examples == 110 and row.difference == pytest.approx(row.second - row.first, abs=1e-3)
+        assert other.difference == pytest.approx(-row.difference)
+        assert row.verdict in (BETTER, NO_EVIDENCE, SAME, "worse")
+
+
+def test_variants_of_other_judgements_than_the_tracked_ones_are_refused(there: Path) -> None:
+    path = there / "metrics" / "judge.json"
+    text = path.read_text()
+    metrics = read_json(path)
+    metrics["dpo"]["mean_score"] += 1
+    write_json(path, metrics)
+    (found,) = compare_variants("workspace", "instruct")
+    path.write_text(text)
+    assert rows(found)["mean_score"].verdict == NOT_COMPARED
+    assert rows(found)["mean_score"].note.startswith("the records of judge.dpo at workspace give mean_score ")
+    (warning,) = found.warnings
+    assert warning.startswith("workspace is not built from what it holds: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "no revision; name one, or add --variants"),
+        (["main", "--against", "dpo"], "--against names a variant; add --variants"),
+        (["--variants", "main", "other-draws"], "--variants compares those of one revision, not of 2; name one, or no"),
+        (["--variants", "--against", "ppo"], "workspace has no variant 'ppo'; choose one of dpo, instruct"),
+        (["--variants", "nowhere"], "'nowhere' is not a revision of this repository; "),
+    ],
+)
+def test_words_that_fit_no_comparison_are_one_sentence(project: Path, words: list[str], sentence: str) -> None:
+    done = scratchlm(project, "compare", *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"scratchlm: {sentence}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_unknown_revision_is_one_sentence(project: Path) -> None:

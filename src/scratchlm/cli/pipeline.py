@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from scratchlm.run.display import say
+from scratchlm.run.errors import UserError
 
 TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
 Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
@@ -59,20 +60,33 @@ def verify(
 
 
 def compare(
-    revisions: Annotated[list[str], typer.Argument(help="branches, tags or commits; the first is the baseline")],
+    revisions: Annotated[
+        list[str] | None, typer.Argument(help="branches, tags or commits; the first is the baseline")
+    ] = None,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="compare the variants of one revision, by default the workspace")
+    ] = False,
+    against: Annotated[str, typer.Option(help="the variant to compare the others with")] = "instruct",
     format: Annotated[Literal["text", "json", "markdown"], typer.Option(help="json has everything")] = "text",
     all: Annotated[bool, typer.Option("--all", help="also metrics that are the same or derived")] = False,
     plot: Chart = None,
 ) -> None:
     """Say of each metric whether a revision is better, worse, or no different; a single one: than the workspace."""
+    names = revisions or []
+    if variants and len(names) > 1:
+        raise UserError(f"--variants compares those of one revision, not of {len(names)}; name one, or none")
+    if not variants and (not names or against != "instruct"):
+        needs = "--against names a variant; add --variants" if names else "no revision; name one, or add --variants"
+        raise UserError(needs)
     from scratchlm.compare.compare import compare_revisions
     from scratchlm.compare.text import comparison_json, comparison_text
+    from scratchlm.compare.variants import compare_variants
 
     if plot:
         from scratchlm.compare.chart import check_chart_path, write_comparison_chart
 
         check_chart_path(plot)
-    comparisons = compare_revisions(revisions)
+    comparisons = compare_variants((names or ["workspace"])[0], against) if variants else compare_revisions(names)
     if format == "json":
         say(comparison_json(comparisons))
     else:

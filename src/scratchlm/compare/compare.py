@@ -21,7 +21,7 @@ NOT_COMPARED = "not compared"
 
 
 class Row(NamedTuple):
-    """One metric at two revisions.
+    """One metric of two revisions, or of two variants.
 
     verdict: one of the texts above; empty where the metric has no per-example records. interval, needed: as in
     PairedDifference; examples: the number of pairs. note: why it was not compared, or what was left out.
@@ -38,17 +38,31 @@ class Row(NamedTuple):
     note: str = ""
 
 
-class Comparison(NamedTuple):
-    """A revision (second) and the baseline (first). rows: those with a verdict first. warnings: sentences."""
+class Variant(NamedTuple):
+    """A variant of the assistant at a revision."""
 
-    first: Revision
-    second: Revision
+    name: str
+    revision: Revision
+
+    @property
+    def commit(self) -> str | None:
+        return self.revision.commit
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.revision}"
+
+
+class Comparison(NamedTuple):
+    """A revision or variant (second), and the baseline. rows: those with a verdict first. warnings: sentences."""
+
+    first: Revision | Variant
+    second: Revision | Variant
     rows: list[Row]
     changes: Changes
     warnings: list[str]
 
 
-class _Built(NamedTuple):
+class Built(NamedTuple):
     """A revision, the content of its metrics files, the numbers among it by name, and what it was built from.
 
     arithmetic: by metrics file, that of all stages behind it.
@@ -61,6 +75,17 @@ class _Built(NamedTuple):
     arithmetic: dict[str, frozenset[Arithmetic]]
 
 
+class Side(NamedTuple):
+    """One side of a comparison of records: a family of metrics at a build, and the name of the side in messages."""
+
+    family: Family
+    built: Built
+    name: str
+
+    def value(self, metric: str) -> float | None:
+        return self.built.numbers.get(f"{self.family.prefix}.{metric}")
+
+
 def compare_revisions(names: Sequence[str]) -> list[Comparison]:
     """Compare each revision with the first one, the baseline; a single one is the baseline of the workspace.
 
@@ -69,23 +94,27 @@ def compare_revisions(names: Sequence[str]) -> list[Comparison]:
     """
     if len(names) == 1:
         names = [*names, WORKSPACE]
-    baseline, *others = (_read_all(Revision(name)) for name in names)
+    baseline, *others = (read_all(Revision(name)) for name in names)
     return [_best(baseline, other) for other in others]
 
 
-def _best(first: Sequence[_Built], second: Sequence[_Built]) -> Comparison:
+def _best(first: Sequence[Built], second: Sequence[Built]) -> Comparison:
     """Compare two of the builds: the first pair that leaves the fewest metrics uncompared, and then warnings."""
     found: dict[tuple[int, int], Comparison] = {}
     for pair in itertools.product(first, second):
         comparison = _compare(*pair)
-        faults = sum(row.verdict == NOT_COMPARED for row in comparison.rows), len(comparison.warnings)
+        faults = n_faults(comparison)
         found.setdefault(faults, comparison)
         if not any(faults):
             break
     return found[min(found)]
 
 
-def _read_all(revision: Revision) -> list[_Built]:
+def n_faults(comparison: Comparison) -> tuple[int, int]:
+    return sum(row.verdict == NOT_COMPARED for row in comparison.rows), len(comparison.warnings)
+
+
+def read_all(revision: Revision) -> list[Built]:
     """Read the results of a revision as committed, and of its builds that were kept here."""
     kept = kept_builds(revision.root, revision.commit) if revision.commit else []
     builds = [Revision(revision.name, build=commit, where=where) for commit, where in kept]
@@ -95,62 +124,66 @@ def _read_all(revision: Revision) -> list[_Built]:
     return found
 
 
-def _read(revision: Revision, metrics: dict[str, Any]) -> _Built:
+def _read(revision: Revision, metrics: dict[str, Any]) -> Built:
     flat = {f"{file}.{key}": value for file, values in metrics.items() for key, value in flattened(values).items()}
     numbers = {name: value for name, value in flat.items() if isinstance(value, int | float)}
-    return _Built(revision, numbers, metrics, read_build(revision), revision.arithmetic(metrics))
+    return Built(revision, numbers, metrics, read_build(revision), revision.arithmetic(metrics))
 
 
-def _compare(first: _Built, second: _Built) -> Comparison:
+def _compare(first: Built, second: Built) -> Comparison:
     both = [name for name in first.numbers if name in second.numbers]
     missing: list[MissingArtifact] = []
-    rows = [row for family in families(both) for row in _family_rows(family, first, second, missing)]
-    judged = {row.metric: row._replace(note=_together(missing).get(row.note, row.note)) for row in rows}
+    sides = [[Side(family, built, built.revision.name) for built in (first, second)] for family in families(both)]
+    rows = [row for one, other in sides for row in family_rows(one, other, missing)]
+    judged = {row.metric: row for row in with_notes(rows, missing)}
     position = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
     rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
     rest.sort(key=lambda name: position.get(name.split(".")[0], len(position)))
     sources = first.metrics.get("download", {}), second.metrics.get("download", {})
-    behind = [_behind(built) for built in (first, second) if built.build.behind]
+    behind = [behind_sentence(built) for built in (first, second) if built.build.behind]
     rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]
     return Comparison(first.revision, second.revision, rows, changes(first.build, second.build, sources), behind)
 
 
-def _plain(metric: str, first: _Built, second: _Built) -> Row:
+def _plain(metric: str, first: Built, second: Built) -> Row:
     """The tracked values without a verdict."""
-    one, other = first.numbers.get(metric), second.numbers.get(metric)
+    return _row(metric, first.numbers.get(metric), second.numbers.get(metric))
+
+
+def _row(metric: str, one: float | None, other: float | None) -> Row:
     return Row(metric, one, other, None if one is None or other is None else other - one)
 
 
-def _family_rows(family: Family, first: _Built, second: _Built, missing: list[MissingArtifact]) -> list[Row]:
-    """One row per metric of the family that both have; records that cannot be read are added to `missing`."""
-    metrics = {name: f"{family.prefix}.{name}" for name in family.names}
-    both = first.numbers.keys() & second.numbers
-    rows = {name: _plain(metric, first, second) for name, metric in metrics.items() if metric in both}
+def family_rows(first: Side, second: Side, missing: list[MissingArtifact]) -> list[Row]:
+    """One row per metric of the family that both sides have; records that cannot be read are added to `missing`."""
+    family = first.family
+    rows = {name: _row(f"{family.prefix}.{name}", first.value(name), second.value(name)) for name in family.names}
+    rows = {name: row for name, row in rows.items() if row.difference is not None}
     try:
-        differences, n, left_out = _differences(family, first, second, list(rows))
+        differences, n, left_out = _differences(first, second, list(rows))
     except Unpaired as error:
         return [row._replace(difference=None, verdict=NOT_COMPARED, note=str(error)) for row in rows.values()]
     except MissingArtifact as error:
-        if all(first.build.outs.get(path, "") == second.build.outs.get(path) for path in family.paths):
+        if _have_same_records(first, second):
             return [row._replace(verdict=SAME) for row in rows.values()]
         missing.append(error)
         return [row._replace(verdict=NOT_COMPARED, note=str(error)) for row in rows.values()]
-    note = f"{left_out} of {n + left_out} {family.examples} have no value at one of the two revisions and are left out"
+    note = f"{left_out} of {n + left_out} {family.examples} have no value on one of the two sides and are left out"
     return [_judged(row, differences[name], n, note if left_out else "") for name, row in rows.items()]
 
 
-def _differences(
-    family: Family, first: _Built, second: _Built, names: Sequence[str]
-) -> tuple[dict[str, PairedDifference], int, int]:
+def _differences(first: Side, second: Side, names: Sequence[str]) -> tuple[dict[str, PairedDifference], int, int]:
     """Differences by metric, the number of pairs and of examples left out. Raises Unpaired or MissingArtifact."""
+    family, sides = first.family, (first, second)
     if family.prefix.startswith("judge."):
-        _refuse_other_judges(first, second)
-    _refuse_other_processors(family, first, second)
-    tracked = [{name: built.numbers[f"{family.prefix}.{name}"] for name in names} for built in (first, second)]
-    before, after = family.read(first.revision), family.read(second.revision)
-    check_records(family, before, tracked[0], first.revision)
-    check_records(family, after, tracked[1], second.revision)
-    one, other, left_out = pair_up(family, before, after, (first.revision.name, second.revision.name))
+        _refuse_other_judges(first.built, second.built)
+    if family == second.family:
+        _refuse_other_processors(first, second)
+    tracked = [{name: side.built.numbers[f"{side.family.prefix}.{name}"] for name in names} for side in sides]
+    records = [side.family.read(side.built.revision) for side in sides]
+    for side, found, values in zip(sides, records, tracked, strict=True):
+        check_records(side.family, found, values, side.built.revision)
+    one, other, left_out = pair_up(family, records[0], records[1], (first.name, second.name))
     was, is_now = family.statistics(one, tracked[0]), family.statistics(other, tracked[1])
     n = len(next(iter(one.values())))
     return paired_differences({name: (was[name], is_now[name]) for name in names}), n, left_out
@@ -158,13 +191,19 @@ def _differences(
 
 def _judged(row: Row, found: PairedDifference, n: int, note: str) -> Row:
     if math.isnan(found.difference):
-        return row._replace(verdict=NOT_COMPARED, note=f"{row.metric} is undefined (0/0) at one of the two revisions")
+        return row._replace(verdict=NOT_COMPARED, note=f"{row.metric} is undefined (0/0) on one of the two sides")
     verdict = SAME if found.same else NO_EVIDENCE
     if not found.same and found.interval and not found.interval[0] <= 0 <= found.interval[1]:
         verdict = BETTER if better(row.metric, found.difference) else WORSE
     needed = found.needed if verdict == NO_EVIDENCE else None
     row = row._replace(difference=found.difference, verdict=verdict, interval=found.interval)
     return row._replace(examples=n, needed=needed, note=note)
+
+
+def with_notes(rows: Sequence[Row], missing: Sequence[MissingArtifact]) -> list[Row]:
+    """The rows with one note for all artifacts that are missing for the same reason."""
+    together = _together(missing)
+    return [row._replace(note=together.get(row.note, row.note)) for row in rows]
 
 
 def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
@@ -176,7 +215,7 @@ def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
     return {str(error): str(all_of_them) for error, all_of_them in zip(missing, together, strict=True)}
 
 
-def _refuse_other_judges(first: _Built, second: _Built) -> None:
+def _refuse_other_judges(first: Built, second: Built) -> None:
     judges = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
     if different := [f"{change.name} {change.old} and {change.new}" for change in differing(*judges)]:
         raise Unpaired(
@@ -185,13 +224,18 @@ def _refuse_other_judges(first: _Built, second: _Built) -> None:
         )
 
 
-def _refuse_other_processors(family: Family, first: _Built, second: _Built) -> None:
+def _have_same_records(first: Side, second: Side) -> bool:
+    """Whether dvc.lock has the same hashes for both."""
+    paths = zip(first.family.paths, second.family.paths, strict=True)
+    return all(first.built.build.outs.get(one, "") == second.built.build.outs.get(other) for one, other in paths)
+
+
+def _refuse_other_processors(first: Side, second: Side) -> None:
     """Raises Unpaired if the processors differ, and not on purpose: what is left of rounding could get a verdict."""
-    file, pair = family.prefix.split(".")[0], (first, second)
+    file, pair = first.family.prefix.split(".")[0], (first.built, second.built)
     one, other = (built.arithmetic.get(file, frozenset()) for built in pair)
     settings = [[built.build.parameters.get(key) for key in ("device", "precision")] for built in pair]
-    same_records = all(first.build.outs.get(path, "") == second.build.outs.get(path) for path in family.paths)
-    if one != other and settings[0] == settings[1] and not same_records:
+    if one != other and settings[0] == settings[1] and not _have_same_records(first, second):
         (name, by), (other_name, other_by) = zip(
             (built.revision.name for built in pair), tell_apart(one, other), strict=True
         )
@@ -201,7 +245,7 @@ def _refuse_other_processors(family: Family, first: _Built, second: _Built) -> N
         )
 
 
-def _behind(built: _Built) -> str:
+def behind_sentence(built: Built) -> str:
     revision, stages = built.revision, built.build.behind
     return (
         f"{revision.name} is not built from what it holds: parameters, packages, code or metrics of "

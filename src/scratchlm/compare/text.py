@@ -10,7 +10,8 @@ from typing import Any
 from tabulate import tabulate
 
 from scratchlm.compare.changes import Changes
-from scratchlm.compare.compare import SAME, Comparison, Row
+from scratchlm.compare.compare import SAME, Comparison, Row, Variant
+from scratchlm.compare.revision import Revision
 from scratchlm.compare.seeds import Spread, difference_factor, split
 from scratchlm.report.tables import NONE, format_number
 from scratchlm.run import display
@@ -42,8 +43,8 @@ def comparison_json(comparisons: Sequence[Comparison]) -> str:
     """Everything, unrounded."""
     values = [
         {
-            "baseline": {"revision": first.name, "commit": first.commit},
-            "revision": {"revision": second.name, "commit": second.commit},
+            "baseline": _identity(first),
+            "revision": _identity(second),
             "metrics": [row._asdict() for row in rows],
             "changes": {kind: [change._asdict() for change in found] for kind, found in changes._asdict().items()},
             "warnings": warnings,
@@ -51,6 +52,12 @@ def comparison_json(comparisons: Sequence[Comparison]) -> str:
         for first, second, rows, changes, warnings in comparisons
     ]
     return json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _identity(side: Revision | Variant) -> dict[str, Any]:
+    if isinstance(side, Variant):
+        return {**_identity(side.revision), "variant": side.name}
+    return {"revision": side.name, "commit": side.commit}
 
 
 def seeds_text(metrics: Mapping[str, Spread]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from scratchlm.compare.changes import Change, Changes
-from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row
+from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, WORSE, Comparison, Row, Variant
 from scratchlm.compare.seeds import spreads
 from scratchlm.compare.text import comparison_json, comparison_text, seeds_json, seeds_text
 
@@ -177,6 +177,14 @@ def test_json_has_every_metric_unrounded() -> None:
     assert found["metrics"][1]["needed"] == 1234
     assert found["changes"]["code"][0]["stages"] == ["pretrain", "finetune_spam", "x", "y"]
     assert found["warnings"] == ["branch is behind"]
+
+
+def test_variants_are_named_with_their_revision() -> None:
+    main = Named("main")
+    compared = Comparison(Variant("instruct", main), Variant("dpo", main), ROWS, CHANGES, [])  # type: ignore[arg-type]
+    assert comparison_text([compared]).startswith("dpo of main (1234567) compared with instruct of main (1234567)\n")
+    (found,) = json.loads(comparison_json([compared]))
+    assert found["revision"] == {"revision": "main", "commit": main.commit, "variant": "dpo"}
 
 
 @pytest.mark.parametrize("markdown", [False, True])
