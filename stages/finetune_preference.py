@@ -36,9 +36,7 @@ def main(
     given = preference.Preferences(
         read_splits(preferences, PREFERENCE_SCHEMA), load_tokenizer(tokenizer).end_token_id, gpt.config.context_length
     )
-    for split, rows in given.splits.items():
-        if n_cut := given.n_cut(split):
-            run.say(f"{n_cut} of {len(rows)} {split} pairs are cut at the context's {gpt.config.context_length} tokens")
+    given.say_cuts(run)
     evaluation = preference.PairEvaluation(given, settings, p.evaluation)
     evaluation.measure_reference(gpt, run)
     prepare_assistant(gpt, settings.lora, p.seed)

@@ -21,14 +21,15 @@ from stages import (
     load_gpt2,
     load_pretrained,
     pretrain,
+    reward_model,
     tokenize,
 )
 
 
 class Params(
     download.Params, tokenize.Params, pretrain.Params, ablate_pretrain.Params, load_gpt2.Params, load_pretrained.Params,
-    finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, finetune_preference.Params, generate.Params,
-    judge.Params,
+    finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, finetune_preference.Params,
+    reward_model.Params, generate.Params, judge.Params,
 ):  # fmt: skip
     """Every parameter that some stage reads."""
 

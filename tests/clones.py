@@ -28,6 +28,8 @@ FEW_STEPS: dict[str, object] = {
     "finetune_instruct.warmup_steps": 1,
     "finetune_preference.epochs": 0.1,
     "finetune_preference.warmup_steps": 1,
+    "reward_model.epochs": 0.1,
+    "reward_model.warmup_steps": 1,
     "generate.max_new_tokens": 4,
     "variants": {"instruct": "finetune_instruct"},
 }

@@ -36,7 +36,7 @@ from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.resume import Checkpoint
-from scratchlm.tasks import instruct, preference
+from scratchlm.tasks import instruct, preference, reward
 from scratchlm.tasks.generation import GenerateParams, Responder
 from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
 from scratchlm.tasks.settings import EvaluationParams
@@ -62,6 +62,7 @@ SPAM = {
 }  # fmt: skip
 INSTRUCT = {"base": "a", "mask_instruction": False, "dropout": 0.0, "lora": None}
 PREFERENCE = {"loss": "dpo", "beta": 0.5, "label_smoothing": 0.0, "dropout": 0.0, "lora": None}
+REWARD = {"dropout": 0.0, "lora": None}
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -206,6 +207,20 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     return [gpt, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
 
+def reward_model(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    params = reward.RewardModelParams(**TRAINING | REWARD | changes | batches.training)
+    splits = {"train": pairs(12), "val": pairs(5), "test": pairs(6)}
+    given = preference.Preferences(splits, TOKENIZER.end_token_id, CONTEXT_LENGTH)
+    evaluation = reward.RewardEvaluation(given, evaluation_params(batches))
+    gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
+    rating = reward.build_reward_model(gpt, params, run.seed).to(run.device)
+    training = train(rating, reward.reward_task(given, params, evaluation), run)
+    adapter = adapter_state(rating)
+    merge_lora(rating)
+    scores = evaluation.full(rating)
+    return [rating, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
+
+
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
     """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
     gpt, stop = gpt or model(run, **changes.pop("shape", {})), changes.pop("stop", [])
@@ -317,6 +332,8 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "instruct_lora_blocks": (finetune_instruct, {"lora": lora("blocks"), "dropout": 0.1, "mask_instruction": True}),
     "preference": (finetune_preference, {"label_smoothing": 0.1, "dropout": 0.1}),
     "preference_ipo_lora": (finetune_preference, {"loss": "ipo", "lora": lora("blocks")}),
+    "reward": (reward_model, {"dropout": 0.1}),
+    "reward_lora_all": (reward_model, {"lora": lora("all")}),
     "greedy": (decode, {}),
     "greedy_stop": (decode, {"stop": ["w7", "w3 w"]}),
     "sampled": (decode, {"temperature": 0.8}),

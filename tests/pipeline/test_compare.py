@@ -25,6 +25,7 @@ ANSWERS = [f"generate/{name}.{metric}" for name in ("dpo", "instruct") for metri
 ANSWERS += ["judge.dpo.mean_score", "judge.instruct.mean_score"]
 LOSS = "finetune_instruct.after.test_loss"
 PAIRS = [f"finetune_preference/dpo.test.{name}" for name in ("loss", "accuracy", "margin")]
+PAIRS += [name.replace("finetune_preference/dpo", "reward_model/bradley_terry") for name in PAIRS]
 
 
 def branch(project: Path, name: str, parameter: str, value: object, *stages: str) -> None:
@@ -54,7 +55,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         FEW_STEPS | {"generate.sampling.temperature": 1.0, "variants": VARIANTS},
     )
     run(project, "git", "switch", "-qC", "main")
-    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", "finetune_preference@dpo", "judge")
+    aligned = ("finetune_preference@dpo", "reward_model@bradley_terry")
+    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", *aligned, "judge")
     commit(project, "Build")
     branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
@@ -134,7 +136,8 @@ def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) 
     (warning,) = compared("main", "other-draws").warnings
     assert warning == (
         "other-draws is not built from what it holds: parameters, packages, code or metrics of tokenize, pretrain, "
-        "finetune_spam, finetune_instruct, finetune_preference@dpo have changed since its last `dvc repro`; "
+        "finetune_spam, finetune_instruct, finetune_preference@dpo, reward_model@bradley_terry have changed since its "
+        "last `dvc repro`; "
         "rebuild: `scratchlm build other-draws`"
     )
 

@@ -16,10 +16,11 @@ from tests.clones import REPOSITORY, commit, make_clone, results, run, set_param
 
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 PREFERENCE = "finetune_preference@dpo"
+REWARD = "reward_model@bradley_terry"
 ANSWERS = ["generate@base", "generate@instruct", "generate@dpo"]
 STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
-    "finetune_instruct", PREFERENCE, *ANSWERS, "judge", "report",
+    "finetune_instruct", PREFERENCE, REWARD, *ANSWERS, "judge", "report",
 ]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
@@ -90,6 +91,7 @@ def test_every_stage_visibly_learns(clone):
     assert metrics(clone, "load_gpt2/nano")["val"]["loss"] < pretrained["val"]["loss"]
     assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
     assert metrics(clone, "finetune_preference/dpo")["test"]["accuracy"] >= 0.8
+    assert metrics(clone, "reward_model/bradley_terry")["test"]["accuracy_low"] >= 0.65
     judged = metrics(clone, "judge")
     assert judged["base"]["mean_score"] <= 10
     assert judged["instruct"]["mean_score"] >= 60
@@ -102,20 +104,22 @@ def test_peak_memory_stays_within_two_gigabytes(clone):
     assert max(peaks.values()) <= 2 * 2**30
 
 
+TRAININGS = ("pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, REWARD)
 CONCERNED = [
     ("sources.corpus", "the-verdict", {"download", "tokenize"}),
     ("tokenize.messages.balance", False, {"tokenize"}),
     ("pretrain.learning_rate", 0.001, {"pretrain"}),
     ("model.dropout", 0.1, {"pretrain"}),
-    ("evaluation.max_rows", 8, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE}),
+    ("evaluation.max_rows", 8, {"load_gpt2@nano", *TRAININGS}),
     ("finetune_spam.position", "mean", {"finetune_spam"}),
     ("finetune_spam.base", "pretrain", {"finetune_spam"}),
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
     ("finetune_preference.beta", 0.5, {PREFERENCE}),
     ("generate.max_new_tokens", 16, {*ANSWERS}),
     ("judge.controls", 3, {"judge"}),
-    ("seed", 7, {"tokenize", "pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, *ANSWERS, "judge"}),
-    ("threads", 1, {"pretrain", "load_gpt2@nano", "finetune_spam", "finetune_instruct", PREFERENCE, *ANSWERS}),
+    ("reward_model.learning_rate", 0.001, {REWARD}),
+    ("seed", 7, {"tokenize", *TRAININGS, *ANSWERS, "judge"}),
+    ("threads", 1, {"load_gpt2@nano", *TRAININGS, *ANSWERS}),
 ]
 
 

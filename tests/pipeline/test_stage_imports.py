@@ -29,6 +29,7 @@ IMPORTS = {
     "ablate_spam": MODELS,
     "finetune_instruct": MODELS,
     "finetune_preference": MODELS,
+    "reward_model": MODELS,
     "generate": MODELS,
     "judge": {"pyarrow"},
     "report": {"jinja2", "matplotlib", "pyarrow"},

@@ -26,12 +26,14 @@ from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import LLAMA
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.openai import hparams
+from scratchlm.formats.reward import load_reward_model
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table
 from scratchlm.run.pipeline import read_stages
+from scratchlm.training.reward import rewards
 from tests import smollm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -50,6 +52,8 @@ TINY: dict[str, Any] = {
     "spam_ablations": {"first": {"position": "first"}},
     "finetune_preference": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
     "preference_runs": {"dpo": {}, "ipo": {"loss": "ipo"}},
+    "reward_model": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
+    "reward_runs": {"thin": {"lora": {"rank": 2, "alpha": 2.0, "layers": "blocks"}}},
     "variants": {"base": "pretrain"},
 }
 Call = Callable[..., None]
@@ -113,7 +117,10 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
 def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = ("load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference", "generate")
+    folders = (
+        "load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference", "reward_model",
+        "generate",
+    )  # fmt: skip
     loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
     leftovers = [loaded / "124M.json", *(folder / "x.json" for folder in others)]
@@ -217,6 +224,19 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     assert load_gpt(models / "finetune_preference" / "dpo").config == load_gpt(models / "finetune_instruct").config
     call("finetune_preference@ipo")
     assert read_json(preferred.with_name("ipo.json"))["test"]["loss"] != scores["loss"]
+
+    for name in ("bradley_terry", "thin"):
+        call(f"reward_model@{name}")
+        rating, given = load_reward_model(models / "reward_model" / name), read_splits(tokens / "preferences")["test"]
+        assert (models / "reward_model" / name / "adapter.safetensors").exists() == (name == "thin")
+        rows = read_table(data / "losses" / "reward_model" / f"{name}.parquet")
+        assert [row["id"].rpartition("-")[0] for row in rows] == [row["id"] for row in given]
+        chosen = [[*row["prompt_token_ids"], *row["chosen_token_ids"]] for row in given]
+        assert rewards(rating, chosen).tolist() == pytest.approx([row["chosen_reward"] for row in rows], abs=1e-6)
+        scores = read_json(metrics / "reward_model" / f"{name}.json")
+        assert sum(row["loss"] for row in rows) / len(rows) == pytest.approx(scores["test"]["loss"], rel=1e-5)
+        curve = read_csv(metrics / "plots" / "reward_model" / f"{name}.csv")
+        assert scores["train"]["loss"] < float(curve[0]["train_loss"]) == round(math.log(2), 6)
 
     (responses / "generate").mkdir(parents=True)
     (responses / "generate" / "removed.parquet").write_text("no table")  # of a variant that params.yaml had

@@ -12,7 +12,7 @@ from scratchlm.judge.overlap import normalise
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.variants import RESERVED
 
-LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss"}
+LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss", "calibration_error"}
 TASKS = "sources.instructions and tokenize.instructions"
 RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
 VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
@@ -135,7 +135,7 @@ def _classification(columns: Columns, tracked: Mapping[str, float]) -> dict[str,
 
 
 def _pairs(revision: Revision, family: Family) -> Records:
-    """Records of PAIR_SCHEMA; an id includes a hash of its content."""
+    """Records of PAIR_SCHEMA or REWARD_SCHEMA; an id includes a hash of its content."""
     table = revision.table(family.paths[0])
     return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "loss", "chosen_reward", "rejected_reward"))
 
@@ -182,6 +182,10 @@ PRETRAIN = Family(
     r"pretrain\.val", ("data/losses/pretrain.parquet",), ("loss", "perplexity", "bits_per_byte"), "windows",
     "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length", _losses, _corpus_statistics,
 )  # fmt: skip
+PREFERENCE = Family(
+    r"finetune_preference/(.+)\.test", (r"data/losses/finetune_preference/\1.parquet",),
+    ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences", _pairs, _preferences,
+)  # fmt: skip
 SPAM = Family(
     r"finetune_spam\.test", ("data/predictions/finetune_spam.parquet",),
     ("accuracy", "precision", "recall", "f1", "auroc", "loss"), "messages",
@@ -200,10 +204,8 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
         f"{TASKS}, tokenizer and length of context", _losses,
         lambda columns, _: {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])},
     ),
-    Family(
-        r"finetune_preference/(.+)\.test", (r"data/losses/finetune_preference/\1.parquet",),
-        ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences", _pairs, _preferences,
-    ),
+    PREFERENCE,
+    PREFERENCE._replace(prefix=r"reward_model/(.+)\.test", paths=(r"data/losses/reward_model/\1.parquet",)),
     Family(
         r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
         _responses, _counts,

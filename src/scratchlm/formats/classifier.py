@@ -44,7 +44,7 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, int]:
     """Return the classifier in `folder`, in evaluation mode, and the length to pad messages to. Errors as load_gpt."""
     config = read_json(folder / CONFIG_FILE)
     if "classifier" not in config:
-        raise UserError(f"{folder} holds a language model, not a classifier; name one that finetune_spam made")
+        raise UserError(f"{folder} does not hold a classifier; name one that finetune_spam made")
     try:
         own = ClassifierSettings.model_validate(config["classifier"])
     except ValidationError as error:

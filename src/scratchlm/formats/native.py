@@ -19,6 +19,7 @@ from scratchlm.run.files import atomic_folder, damaged, missing, read_json, writ
 
 Tensors = Mapping[str, Tensor]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+OTHER_KINDS = {"classifier": "classifier", "reward_model": "reward model"}  # by their section of CONFIG_FILE
 
 
 def save_gpt(folder: Path, model: GPTModel, adapter: dict[str, Tensor] | None = None) -> None:
@@ -50,15 +51,17 @@ def load_gpt(folder: Path, **changes: Any) -> GPTModel:
     """Return the language model in `folder`, in evaluation mode.
 
     changes: fields of GPTConfig that do not affect the weights: dropout, attention.
-    Raises UserError naming the folder if it holds a classifier, and the tensor if the weights do not fit the
+    Raises UserError naming the folder if it holds another kind of model, and the tensor if the weights do not fit the
     configuration.
     """
-    if "classifier" in read_json(folder / CONFIG_FILE):
-        raise UserError(
-            f"{folder} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
-        )
-    config = read_config(folder).model_copy(update=changes)
-    return gpt_of(config, read_weights(folder / WEIGHTS_FILE), str(folder))
+    config = read_json(folder / CONFIG_FILE)
+    for section, kind in OTHER_KINDS.items():
+        if section in config:
+            raise UserError(
+                f"{folder} holds a {kind}, not a language model; name pretrain, gpt2-… or finetune_instruct"
+            )
+    shape = read_config(folder).model_copy(update=changes)
+    return gpt_of(shape, read_weights(folder / WEIGHTS_FILE), str(folder))
 
 
 def gpt_of(config: GPTConfig, weights: Tensors, source: str) -> GPTModel:

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from scratchlm.tasks.calibration import CalibrationBin
+from scratchlm.tasks.intervals import share_interval
 from scratchlm.tasks.variants import ASSISTANT, BASE
 
 # Placeholders that become variables of the style sheet, so that charts follow the light and the dark theme
@@ -116,6 +118,20 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
         axis.tick_params(axis="x", length=0)
         axis.legend()
         return _svg(figure, f"{name}-scores", f"{name}: number of responses by score")
+
+
+def calibration_chart(name: str, bins: Sequence[CalibrationBin]) -> Markup:
+    """Draw the accuracy of each bin, with its 95 % interval, over its confidence; on the dashed line the two agree."""
+    with _style():
+        figure = _figure(3.4, 3.1)
+        axis = figure.subplots()
+        axis.plot([0.5, 1], [0.5, 1], "--", color=SECOND, linewidth=1.2)
+        confidences = [found.confidence for found in bins]
+        ends = [share_interval(found.right, found.n) for found in bins]
+        axis.vlines(confidences, [low for low, _ in ends], [high for _, high in ends], color=FIRST, linewidth=1.2)
+        axis.plot(confidences, [found.accuracy for found in bins], "o", color=FIRST, markersize=4)
+        axis.set(xlim=(0.48, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
+        return _svg(figure, f"{name}-calibration", f"{name}: accuracy over confidence")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
 VARIED = {  # stage -> section of its variants
     "ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations", "finetune_preference": "preference_runs",
-    "generate": "variants",
+    "reward_model": "reward_runs", "generate": "variants",
 }  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,6 +40,7 @@ class Report:
     """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant.
 
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
+    pairs: rows of REWARD_SCHEMA by reward run.
     predictions: of the finetuned classifier, of the baseline, then of each variant.
     responses: of every variant, rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of
     each prediction.
@@ -52,6 +53,7 @@ class Report:
     loaded: Mapping[str, Any]
     ablations: Mapping[str, Mapping[str, Any]]
     losses: Sequence[Rows]
+    pairs: Mapping[str, Rows]
     curves: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Sequence[Rows]
@@ -79,6 +81,10 @@ def collect(inputs: Inputs) -> Report:
             for stage, section in VARIED.items()
         },
         losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
+        pairs={
+            name: read_table(inputs.losses / "reward_model" / f"{name}.parquet")
+            for name in params[VARIED["reward_model"]]
+        },
         curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params)]},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
@@ -89,8 +95,8 @@ def collect(inputs: Inputs) -> Report:
 
 
 def preference_stages(params: Mapping[str, Any]) -> list[str]:
-    """Return finetune_preference/NAME for each run: the names of its metrics and its curve."""
-    return [f"finetune_preference/{name}" for name in params["preference_runs"]]
+    """Return finetune_preference/NAME and reward_model/NAME for each run: the names of its metrics and its curve."""
+    return [f"{stage}/{name}" for stage in ("finetune_preference", "reward_model") for name in params[VARIED[stage]]]
 
 
 def _losses(folder: Path, names: Iterable[str]) -> list[Rows]:

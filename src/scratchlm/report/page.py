@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.model.config import ModelParams
-from scratchlm.report.charts import Panel, confusion_chart, curve_chart, score_chart
+from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.inputs import VARIED, Report, Rows, preference_stages
@@ -27,6 +27,7 @@ from scratchlm.report.tables import (
 )
 from scratchlm.run.display import printable
 from scratchlm.run.nested import flattened
+from scratchlm.tasks.calibration import calibration_bins
 from scratchlm.tasks.intervals import mean_interval
 from scratchlm.tasks.scores import accuracy_difference
 from scratchlm.tasks.variants import ASSISTANT
@@ -34,7 +35,7 @@ from scratchlm.tasks.variants import ASSISTANT
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABULATED = (
     "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
-    "finetune_preference", "generate", "judge",
+    "finetune_preference", "reward_model", "generate", "judge",
 )  # fmt: skip
 CONTROLS = {
     "control_reference": "the reference answer",
@@ -65,7 +66,7 @@ def render(report: Report) -> str:
     loaded: dict[str, dict] = {"load_gpt2": {}, "load_pretrained": {}}
     for name, found in report.loaded.items():
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
-    repeated = {stage: report.ablations[stage] for stage in ("finetune_preference", "generate")}
+    repeated = {stage: report.ablations[stage] for stage in ("finetune_preference", "reward_model", "generate")}
     tables = {**metrics, **loaded, **repeated, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
@@ -114,6 +115,9 @@ def charts(report: Report) -> dict[str, Markup]:
         loss = Panel("loss per pair", {"train": "train_loss", "val": "val_loss"}, 2.3)
         panels = [loss, accuracy._replace(label="reward accuracy"), margin]
         drawn[stage] = curve_chart(stage.replace("/", "-"), report.curves[stage], panels)
+    for name, rows in report.pairs.items():
+        bins = calibration_bins(row["chosen_reward"] - row["rejected_reward"] for row in rows)
+        drawn[f"calibration/{name}"] = calibration_chart(f"reward_model-{name}", bins)
     classes = sorted({row[side] for row in report.classes for side in ("actual", "predicted")} | {"ham", "spam"})
     pairs = [(row["actual"], row["predicted"]) for row in report.classes]
     counts = {(a, p): pairs.count((a, p)) for a in classes for p in classes}

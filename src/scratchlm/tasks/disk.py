@@ -37,12 +37,13 @@ class DiskNeeds(NamedTuple):
 
 
 def disk_needs(params: Any) -> DiskNeeds:
-    """What a run of all of params.yaml needs. The ablations keep no model, the preference runs one each."""
+    """What a run of all of params.yaml needs. The ablations keep no model, runs on preferences one each."""
     models, spam, instruct = model_configs(params), params.finetune_spam, params.finetune_instruct
-    backbone = models[spam.base].model_copy(update={"tied_head": True})  # a classifier has no head of tokens
+    headless = [models[spam.base], *[models[instruct.base]] * len(params.reward_runs)]  # have no head of tokens
+    backbones = [config.model_copy(update={"tied_head": True}) for config in headless]
     variants = [config.n_parameters for name, config in models.items() if name.startswith("pretrain_ablations.")]
     assistants = [models[instruct.base]] * (1 + len(params.preference_runs))
-    trained = [config.n_parameters for config in (models["pretrain"], backbone, *assistants)]
+    trained = [config.n_parameters for config in (models["pretrain"], *backbones, *assistants)]
     names = [*(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
     loaded = [models[name].n_parameters for name in names]
     tokens = NUMBER_BYTES * corpus_bytes(params)

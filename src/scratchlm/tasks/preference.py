@@ -77,12 +77,19 @@ class Preferences:
         refuse_long_prompts(splits, context_length)
         self.splits, self._end_token_id, self._context_length = splits, end_token_id, context_length
 
-    def n_cut(self, split: str) -> int:
-        """How many pairs of a split have a response that is longer than the rest of the context and is cut."""
-        rows = self.splits[split]
-        longest = (max(len(row[f"{side}_token_ids"]) for side in SIDES) for row in rows)
-        ends = (len(row["prompt_token_ids"]) + n for row, n in zip(rows, longest, strict=True))
-        return sum(end > self._context_length for end in ends)
+    def say_cuts(self, run: Run) -> None:
+        """Say how many pairs of each split have a response that is longer than the rest of the context and is cut."""
+        for split, rows in self.splits.items():
+            longest = (max(len(row[f"{side}_token_ids"]) for side in SIDES) for row in rows)
+            ends = (len(row["prompt_token_ids"]) + n for row, n in zip(rows, longest, strict=True))
+            if n_cut := sum(end > self._context_length for end in ends):
+                run.say(f"{n_cut} of {len(rows)} {split} pairs are cut at the context's {self._context_length} tokens")
+
+    def sequences(self, split: str, indices: Sequence[int]) -> list[list[int]]:
+        """Prompt and response of P pairs, without an end token, cut at the context: 2P lists, ordered as in `batch`."""
+        rows = (self.splits[split][i] for i in indices)
+        found = ([*row["prompt_token_ids"], *row[f"{side}_token_ids"]] for row in rows for side in SIDES)
+        return [sequence[: self._context_length] for sequence in found]
 
     def batch(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """inputs, targets of P pairs, each the chosen response and then the rejected one: (2P, T) int64 each."""
@@ -101,6 +108,17 @@ class Preferences:
         return [example_id(row["id"], json.dumps(part).encode()) for row, part in zip(rows, parts, strict=True)]
 
 
+def pair_metrics(rewards: np.ndarray, losses: np.ndarray) -> dict[str, float]:
+    """The means over N pairs: rewards of chosen and rejected, (N, 2); losses (N,). Equal rewards are half right."""
+    n, margins = len(rewards), rewards[:, 0] - rewards[:, 1]
+    right = float((margins > 0).sum() + (margins == 0).sum() / 2)
+    low, high = share_interval(right, n)
+    chosen, rejected = (math.fsum(side) / n for side in rewards.T)
+    means = {"loss": math.fsum(losses) / n, "margin": math.fsum(margins) / n}
+    means |= {"accuracy": right / n, "accuracy_low": low, "accuracy_high": high}
+    return means | {"chosen_reward": chosen, "rejected_reward": rejected}
+
+
 class PairScores(NamedTuple):
     """What is measured of N pairs. log_probabilities, rewards: of chosen and rejected, (N, 2); the others (N,).
 
@@ -114,14 +132,8 @@ class PairScores(NamedTuple):
     scored_tokens: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """The means over pairs; see docs/metrics.md. A pair of equal rewards counts half in the accuracy."""
-        n, margins = len(self.rewards), self.rewards[:, 0] - self.rewards[:, 1]
-        right = float((margins > 0).sum() + (margins == 0).sum() / 2)
-        low, high = share_interval(right, n)
-        chosen, rejected = (math.fsum(side) / n for side in self.rewards.T)
-        means = {"loss": math.fsum(self.losses) / n, "margin": math.fsum(margins) / n}
-        means |= {"accuracy": right / n, "accuracy_low": low, "accuracy_high": high}
-        means |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        """The means over pairs; see docs/metrics.md."""
+        means = pair_metrics(self.rewards, self.losses)
         if not len(self.kl_nats):
             return means
         return means | {"kl_per_token": math.fsum(self.kl_nats) / int(self.scored_tokens.sum())}

@@ -13,6 +13,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS
 from scratchlm.tasks.preference import FinetunePreferenceParams, preference_run
 from scratchlm.tasks.pretraining import varied_model
+from scratchlm.tasks.reward import RewardModelParams, reward_run
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
 from scratchlm.training.memory import Step, training_memory
@@ -32,7 +33,8 @@ def check_together(params: Any) -> None:
     mistakes += [*_ranks(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
     mistakes += [*_names("spam_ablations", params.spam_ablations)]
-    mistakes += [*_names("preference_runs", params.preference_runs), *_names("variants", params.variants)]
+    mistakes += [*_names("preference_runs", params.preference_runs), *_names("reward_runs", params.reward_runs)]
+    mistakes += [*_names("variants", params.variants)]
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -48,6 +50,7 @@ def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
         "ablate_pretrain": params.pretrain_ablations,
         "ablate_spam": params.spam_ablations,
         "finetune_preference": params.preference_runs,
+        "reward_model": params.reward_runs,
         "generate": params.variants,
     }
     return [
@@ -210,7 +213,7 @@ def _ranks(params: Any) -> Iterator[str]:
     """A LoRA matrix of a rank above the width holds more numbers than the weight that it adapts."""
     spam, instruct = params.finetune_spam, params.finetune_instruct
     trainings = [("finetune_spam", spam.base, spam), ("finetune_instruct", instruct.base, instruct)]
-    for section, base, p in [*trainings, *_preference_trainings(params)]:
+    for section, base, p in [*trainings, *_preference_trainings(params), *_reward_trainings(params)]:
         config = model_configs(params).get(base)
         if p.lora and config and p.lora.rank > config.emb_dim:
             yield f"{section}.lora.rank is {p.lora.rank}, but {base} has a width of {config.emb_dim}; lower it"
@@ -221,6 +224,13 @@ def _preference_trainings(params: Any) -> list[tuple[str, str, FinetunePreferenc
     base, section, runs = params.finetune_instruct.base, params.finetune_preference, params.preference_runs
     found = [(f"preference_runs.{name}", base, preference_run(section, runs, name)) for name in runs]
     return found or [("finetune_preference", base, section)]
+
+
+def _reward_trainings(params: Any) -> list[tuple[str, str, RewardModelParams]]:
+    """The same for the reward models."""
+    base, section, runs = params.finetune_instruct.base, params.reward_model, params.reward_runs
+    found = [(f"reward_runs.{name}", base, reward_run(section, runs, name)) for name in runs]
+    return found or [("reward_model", base, section)]
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:
@@ -235,11 +245,12 @@ def _memory(params: Any, device: str) -> Iterator[str]:
         ("finetune_spam", spam.base, spam, 1, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
         *((name, base, p, 1, not p.lora) for name, base, p in _preference_trainings(params) if params.preference_runs),
+        *((name, base, p, 1, not p.lora) for name, base, p in _reward_trainings(params) if params.reward_runs),
     ]
     for section, base, p, n_tokens, all_train in trainings:
         if not (config := models.get(base)):
             continue
-        if section == "finetune_spam":  # the classifier has no head of tokens
+        if section.startswith(("finetune_spam", "reward_runs")):  # without a head of tokens
             config = config.model_copy(update={"tied_head": True})
         n_rows = min(p.batch_size, p.max_micro_batch_size)
         keeps_little = p.checkpoint_activations or params.compile  # the compiler decides what to recompute

@@ -36,7 +36,7 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = (
     Tolerance("losses", r".*loss|perplexity|bits_per_byte", 0.005, relative=0.02),
-    Tolerance("proportions", r"accuracy(_low|_high)?|precision|recall|f1|auroc|failed_share", 0.03),
+    Tolerance("proportions", r"accuracy(_low|_high)?|precision|recall|f1|auroc|failed_share|calibration_error", 0.03),
     Tolerance("rewards", r".*_reward|margin|kl_per_token", 0.05, relative=0.05),
     Tolerance("scores of 100", r"mean_(score|low|high)|spread", 3),
     Tolerance("counted answers", r"exact_matches|finished|failures|(ham|spam)_as_(ham|spam)", 1, of_examples=0.03),

@@ -12,6 +12,7 @@ from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.preference import PAIR_SCHEMA, PairScores
+from scratchlm.tasks.reward import REWARD_SCHEMA, RewardScores
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores
 
 
@@ -89,6 +90,9 @@ METRICS = [
     "finetune_preference/dpo.test.accuracy",
     "finetune_preference/dpo.val.accuracy",
     "finetune_preference/dpo.test.kl_per_token",
+    "reward_model/bradley_terry.test.accuracy",
+    "reward_model/bradley_terry.test.calibration_error",
+    "reward_model/bradley_terry.train.accuracy",
     "finetune_spam.test.loss",
     "load_gpt2/nano.val.loss",
     "load_gpt2/124M.val.loss",
@@ -108,6 +112,7 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
         ("ablate_spam/first.test", ("data/predictions/ablate_spam/first.parquet",), "messages"),
         ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",), "responses"),
         ("finetune_preference/dpo.test", ("data/losses/finetune_preference/dpo.parquet",), "pairs"),
+        ("reward_model/bradley_terry.test", ("data/losses/reward_model/bradley_terry.parquet",), "pairs"),
         ("generate/base", ("data/responses/generate/base.parquet",), "responses"),
         ("generate/instruct", ("data/responses/generate/instruct.parquet",), "responses"),
         ("judge.instruct", ("data/responses/generate/instruct.parquet", "data/responses/judge.parquet"), "responses"),
@@ -144,6 +149,7 @@ def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
     [("pretrain.val.loss", False), ("pretrain.val.perplexity", False), ("pretrain.val.bits_per_byte", False),
      ("finetune_instruct.after.test_loss", False), ("finetune_spam.test.accuracy", True),
      ("finetune_preference/dpo.test.margin", True), ("finetune_preference/dpo.test.loss", False),
+     ("reward_model/a.test.accuracy", True), ("reward_model/a.test.calibration_error", False),
      ("generate/instruct.finished", True), ("judge.instruct.mean_score", True)],
 )  # fmt: skip
 def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_better: bool) -> None:
@@ -172,6 +178,8 @@ def test_pairs_give_the_scores_that_the_stage_tracks() -> None:
     found, expected = values("finetune_preference/dpo.test.loss", held), scores.metrics()
     assert found == pytest.approx({name: expected[name] for name in found})
     assert set(found) == set(family("finetune_preference/dpo.test.loss").names)
+    held = Held("main", a=(RewardScores(rewards, losses).rows([f"pair-{i}" for i in range(20)]), REWARD_SCHEMA))
+    assert values("reward_model/a.test.loss", held) == pytest.approx({name: expected[name] for name in found})
 
 
 def test_a_certain_mistake_costs_what_scikit_learn_says() -> None:

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from scratchlm.formats.classifier import load_classifier, save_classifier
 from scratchlm.formats.native import load_gpt, read_config, save_gpt
+from scratchlm.formats.reward import load_reward_model, save_reward_model
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora
+from scratchlm.model.reward import RewardModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 
@@ -244,15 +246,36 @@ def test_a_classifier_is_the_same_bytes_each_time_and_keeps_an_adapter(tmp_path:
 
 
 def test_a_language_model_is_no_classifier(saved: Path) -> None:
-    assert refusal(saved, load_classifier) == (
-        f"{saved} holds a language model, not a classifier; name one that finetune_spam made"
-    )
+    assert refusal(saved, load_classifier) == (f"{saved} does not hold a classifier; name one that finetune_spam made")
 
 
 def test_a_classifier_is_no_language_model(tmp_path: Path, tiny_gpt: Build) -> None:
     save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
     assert refusal(tmp_path / "spam") == (
         f"{tmp_path / 'spam'} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
+    )
+
+
+def test_a_reward_model_comes_back_bit_for_bit_and_is_no_other_kind(tmp_path: Path, tiny_gpt: Build) -> None:
+    model, folder = RewardModel(tiny_gpt(tied_head=True)), tmp_path / "rating"
+    torch.nn.init.normal_(model.head.weight)
+    model.origin.fill_(1 / 3)
+    save_reward_model(folder, model, {"A": torch.eye(2)})
+    again, lengths = load_reward_model(folder), torch.tensor([5])
+    assert not again.training
+    with torch.no_grad():
+        assert torch.equal(again(TOKEN_IDS, lengths), model.eval()(TOKEN_IDS, lengths))
+    assert again.backbone.config == model.backbone.config
+    assert torch.equal(load_file(folder / "adapter.safetensors")["A"], torch.eye(2))
+    assert refusal(folder) == (
+        f"{folder} holds a reward model, not a language model; name pretrain, gpt2-… or finetune_instruct"
+    )
+    assert refusal(folder, load_classifier) == f"{folder} does not hold a classifier; name one that finetune_spam made"
+
+
+def test_a_language_model_is_no_reward_model(saved: Path) -> None:
+    assert refusal(saved, load_reward_model) == (
+        f"{saved} does not hold a reward model; name one that the stage reward_model made"
     )
 
 

@@ -25,6 +25,7 @@ from scratchlm.run.params import load_yaml
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.intervals import paired_share_interval
 from scratchlm.tasks.language_model import LOSS_SCHEMA
+from scratchlm.tasks.reward import REWARD_SCHEMA
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, confusion_rows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -69,6 +70,7 @@ def make_project(root: Path) -> Path:
     for stage in ("pretrain", "finetune_instruct"):
         write_csv(metrics / "plots" / f"{stage}.csv", curve())
     write_preferences(root, "dpo")
+    write_rewards(root, "bradley_terry")
     asked = {"id": "task-9", "instruction": "Name a bird.", "input": "", "output": "A heron.", "finished": True}
     figures = {"train_loss": 2.0, "val_loss": 2.5}
     write_json(
@@ -137,11 +139,17 @@ def write_spam(root: Path) -> None:
     write_json(root / "metrics" / "baseline_spam.json", baseline | {"gain_of_finetune_spam": gain})
 
 
-def write_preferences(root: Path, name: str) -> None:
+def write_preferences(root: Path, name: str, stage: str = "finetune_preference") -> None:
     scores = {"loss": 0.40123, "accuracy": 0.87654, "margin": 1.23456, "kl_per_token": 0.22222}
-    write_json(root / "metrics" / "finetune_preference" / f"{name}.json", dict.fromkeys(SPLITS, scores))
+    write_json(root / "metrics" / stage / f"{name}.json", dict.fromkeys(SPLITS, scores))
     measured = {f"{split}_{score}": 0.5 for split in ("train", "val") for score in ("accuracy", "margin")}
-    write_csv(root / "metrics" / "plots" / "finetune_preference" / f"{name}.csv", [row | measured for row in curve()])
+    write_csv(root / "metrics" / "plots" / stage / f"{name}.csv", [row | measured for row in curve()])
+
+
+def write_rewards(root: Path, name: str) -> None:
+    write_preferences(root, name, "reward_model")
+    rows = [{"id": f"pair-{i}", "loss": 0.5, "chosen_reward": 1.0, "rejected_reward": i} for i in range(4)]
+    write_table(root / "data" / "losses" / "reward_model" / f"{name}.parquet", rows, REWARD_SCHEMA)
 
 
 def curve() -> list[dict[str, float]]:
@@ -315,7 +323,7 @@ def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
         )
         pages.append(target.read_bytes())
     assert pages[0] == pages[1]
-    assert pages[0].count(b"<svg") == 7
+    assert pages[0].count(b"<svg") == 9
 
 
 def test_the_page_tells_nothing_of_time_place_and_versions(page: str, tmp_path: Path) -> None:
@@ -388,20 +396,26 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
 
 
 def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> None:
-    change_params(project, preference_runs={"dpo": {}, "ipo": {"loss": "ipo"}})
+    change_params(project, preference_runs={"dpo": {}, "ipo": {"loss": "ipo"}}, reward_runs={"a": {}, "b": {}})
     with pytest.raises(UserError, match=r"finetune_preference/ipo\.json"):
         page_of(project)
     write_preferences(project, "ipo")
+    for name in ("a", "b"):
+        write_rewards(project, name)
     page = page_of(project)
-    assert page.count("87.7\N{NO-BREAK SPACE}%") == 2 * 3
-    for name in ("dpo", "ipo"):
-        assert f"<figcaption>finetune_preference/{name}</figcaption>" in page
-        assert f"finetune_preference@{name}" in page
+    assert page.count("87.7\N{NO-BREAK SPACE}%") == 5 * 3
+    for stage, names in {"finetune_preference": ("dpo", "ipo"), "reward_model": ("bradley_terry", "a", "b")}.items():
+        for name in names:
+            assert f"<figcaption>{stage}/{name}</figcaption>" in page
+            assert f"{stage}@{name}" in page
+    assert page.count("accuracy over confidence on the test pairs") == 3
     Checker(page)
-    values = load_yaml(project / "params.yaml") | {"preference_runs": {}, "variants": {"instruct": "finetune_instruct"}}
+    fewer = {"preference_runs": {}, "reward_runs": {}, "variants": {"instruct": "finetune_instruct"}}
+    values = load_yaml(project / "params.yaml") | fewer
     (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     without = page_of(project)
     assert "finetune_preference/" not in without and "finetune_preference@" not in without
+    assert "reward_model/" not in without and "reward_model@" not in without
 
 
 def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) -> None:

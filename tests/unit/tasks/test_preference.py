@@ -134,11 +134,12 @@ def test_measuring_leaves_the_mode_and_the_random_streams(tiny_gpt: Any, params:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_prompts_beyond_the_context_are_refused_and_cut_responses_counted() -> None:
+def test_prompts_beyond_the_context_are_refused_and_cut_responses_counted(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"^1 instructions have prompts longer than the model's context of 8 tokens"):
         Preferences({"train": [{"id": "a", "prompt_token_ids": [1] * 9}]}, 0, 8)
     long = rows(1)[0] | {"rejected_token_ids": [3] * 7}
-    assert Preferences({"train": [*rows(2), long]}, 0, 8).n_cut("train") == 1
+    Preferences({"train": [*rows(2), long], "val": rows(2)}, 0, 8).say_cuts(Run(stage="a"))
+    assert capsys.readouterr().err == "a: 1 of 3 train pairs are cut at the context's 8 tokens\n"
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def check(changes: dict[str, Any]) -> None:
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "smollm2-135m"},
         {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
+        {"preference_runs": {}, "reward_runs": {}},
+        {"reward_runs": {"a": {}, "thin": {"lora": {"rank": 128, "alpha": 1.0, "layers": "all"}, "dropout": 0.1}}},
         {"preference_runs": {}},
         {"variants": {"instruct": "finetune_instruct"}},
         {"variants": {"instruct": "finetune_instruct", "preferred": "finetune_preference/dpo", "other": "pretrain"}},
@@ -94,6 +96,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"preference_runs": {"": {}}},
             "preference_runs has a variant ''; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"reward_runs": {"a b": {}}},
+            "reward_runs has a variant 'a b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"reward_runs": {"thin": {"lora": {"rank": 129, "alpha": 1.0, "layers": "all"}}}},
+            "reward_runs.thin.lora.rank is 129, but gpt2-nano has a width of 128; lower it",
         ),
         (
             {"preference_runs": {"ipo": {"loss": "ipo", "label_smoothing": 0.1}}},
