@@ -21,6 +21,7 @@ from stages import (
     load_gpt2,
     load_pretrained,
     pretrain,
+    reinforce,
     reward_model,
     tokenize,
 )
@@ -29,7 +30,7 @@ from stages import (
 class Params(
     download.Params, tokenize.Params, pretrain.Params, ablate_pretrain.Params, load_gpt2.Params, load_pretrained.Params,
     finetune_spam.Params, ablate_spam.Params, finetune_instruct.Params, finetune_preference.Params,
-    reward_model.Params, generate.Params, judge.Params,
+    reward_model.Params, reinforce.Params, generate.Params, judge.Params,
 ):  # fmt: skip
     """Every parameter that some stage reads."""
 

@@ -54,6 +54,8 @@ TINY: dict[str, Any] = {
     "preference_runs": {"dpo": {}, "ipo": {"loss": "ipo"}},
     "reward_model": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
     "reward_runs": {"thin": {"lora": {"rank": 2, "alpha": 2.0, "layers": "blocks"}}},
+    "reinforce": {"max_new_tokens": 4, "responses_per_prompt": 2, "evaluate_every_steps": 2},
+    "reinforce_runs": {"ppo": {"reward": "models/reward_model/thin", "algorithm": "ppo"}},
     "variants": {"base": "pretrain"},
 }
 Call = Callable[..., None]
@@ -119,7 +121,7 @@ def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
 ) -> None:
     folders = (
         "load_gpt2", "load_pretrained", "ablate_pretrain", "ablate_spam", "finetune_preference", "reward_model",
-        "generate",
+        "reinforce", "generate",
     )  # fmt: skip
     loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
@@ -237,6 +239,19 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
         assert sum(row["loss"] for row in rows) / len(rows) == pytest.approx(scores["test"]["loss"], rel=1e-5)
         curve = read_csv(metrics / "plots" / "reward_model" / f"{name}.csv")
         assert scores["train"]["loss"] < float(curve[0]["train_loss"]) == round(math.log(2), 6)
+
+    for name in ("grpo", "ppo"):
+        call(f"reinforce@{name}")
+        rows = read_table(data / "losses" / "reinforce" / f"{name}.parquet")
+        assert [row["id"].rpartition("-")[0] for row in rows] == [row["id"] for row in given]
+        scores, curves = read_json(metrics / "reinforce" / f"{name}.json"), metrics / "plots" / "reinforce"
+        assert sum(row["reward"] for row in rows) / len(rows) == pytest.approx(scores["test"]["reward"], abs=1e-6)
+        steps = read_csv(curves / f"{name}_steps.csv")
+        assert list(steps[0]) == ["step", "reward", "tokens", "kl", "entropy", "clipped"]
+        assert [int(row["step"]) for row in steps] == [*range(1, len(steps) + 1)]
+        assert read_csv(curves / f"{name}.csv")[-1]["step"] == steps[-1]["step"]
+        config = load_gpt(models / "reinforce" / name).config
+        assert config == load_gpt(models / "finetune_instruct").config
 
     (responses / "generate").mkdir(parents=True)
     (responses / "generate" / "removed.parquet").write_text("no table")  # of a variant that params.yaml had

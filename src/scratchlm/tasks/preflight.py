@@ -11,9 +11,10 @@ from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS
-from scratchlm.tasks.preference import FinetunePreferenceParams, preference_run
+from scratchlm.tasks.preference import preference_run
 from scratchlm.tasks.pretraining import varied_model
-from scratchlm.tasks.reward import RewardModelParams, reward_run
+from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams, reinforce_run
+from scratchlm.tasks.reward import reward_run
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
 from scratchlm.training.memory import Step, training_memory
@@ -30,11 +31,11 @@ def check_together(params: Any) -> None:
     if device == "mps":
         check_repeatable(device, params.precision)
     mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
-    mistakes += [*_ranks(params), *_memory(params, device)]
+    mistakes += [*_ranks(params), *_rewards(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
     mistakes += [*_names("spam_ablations", params.spam_ablations)]
     mistakes += [*_names("preference_runs", params.preference_runs), *_names("reward_runs", params.reward_runs)]
-    mistakes += [*_names("variants", params.variants)]
+    mistakes += [*_names("reinforce_runs", params.reinforce_runs), *_names("variants", params.variants)]
     if mistakes:
         raise UserError("\n".join(mistakes))
 
@@ -51,6 +52,7 @@ def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
         "ablate_spam": params.spam_ablations,
         "finetune_preference": params.preference_runs,
         "reward_model": params.reward_runs,
+        "reinforce": params.reinforce_runs,
         "generate": params.variants,
     }
     return [
@@ -130,7 +132,7 @@ def _bases(params: Any) -> Iterator[str]:
 
 def _variants(params: Any) -> Iterator[str]:
     """Every variant is a model that this params.yaml makes, and `base` is the one that was finetuned."""
-    runs = {"finetune_preference": params.preference_runs}
+    runs = {"finetune_preference": params.preference_runs, "reinforce": params.reinforce_runs}
     finetuned = [ASSISTANT_FOLDER, *(f"{stage}/{name}" for stage, names in runs.items() for name in names)]
     allowed, base = [*_base_models(params), *finetuned], params.finetune_instruct.base
     for name, folder in params.variants.items():
@@ -145,6 +147,17 @@ def _variants(params: Any) -> Iterator[str]:
             yield (
                 f"variants.{name} is {folder!r}; allowed are {', '.join(allowed)}; choose one of them, remove the "
                 "variant, or add the run that makes it"
+            )
+
+
+def _rewards(params: Any) -> Iterator[str]:
+    """Every reward model that rewards is trained."""
+    allowed = [REFERENCE, *(f"{REWARD_MODELS}{name}" for name in params.reward_runs)]
+    for name, run in params.reinforce_runs.items():
+        if run.reward not in allowed:
+            yield (
+                f"reinforce_runs.{name}.reward is {run.reward!r}; allowed are {', '.join(allowed)}; choose one, "
+                "or add the reward model to reward_runs"
             )
 
 
@@ -176,6 +189,11 @@ def _contexts(params: Any) -> Iterator[str]:
         ("finetune_spam.padding", spam.padding, spam.base),
         *((f"spam_ablations.{name}.padding", varied(spam, ablations, name).padding, spam.base) for name in ablations),
         *(("generate.max_new_tokens", params.generate.max_new_tokens, model) for model in answering),
+        *(
+            (f"{name}.max_new_tokens", p.max_new_tokens, base)
+            for name, base, p in _assistant_trainings(params)
+            if isinstance(p, ReinforceParams)
+        ),
     ]
     for key, n_tokens, model in wanted:
         if n_tokens != "longest" and n_tokens > lengths.get(model, n_tokens):
@@ -213,24 +231,22 @@ def _ranks(params: Any) -> Iterator[str]:
     """A LoRA matrix of a rank above the width holds more numbers than the weight that it adapts."""
     spam, instruct = params.finetune_spam, params.finetune_instruct
     trainings = [("finetune_spam", spam.base, spam), ("finetune_instruct", instruct.base, instruct)]
-    for section, base, p in [*trainings, *_preference_trainings(params), *_reward_trainings(params)]:
+    for section, base, p in [*trainings, *_assistant_trainings(params)]:
         config = model_configs(params).get(base)
         if p.lora and config and p.lora.rank > config.emb_dim:
             yield f"{section}.lora.rank is {p.lora.rank}, but {base} has a width of {config.emb_dim}; lower it"
 
 
-def _preference_trainings(params: Any) -> list[tuple[str, str, FinetunePreferenceParams]]:
-    """The section, the base of the assistant and the parameters of each run; without any, of the section itself."""
-    base, section, runs = params.finetune_instruct.base, params.finetune_preference, params.preference_runs
-    found = [(f"preference_runs.{name}", base, preference_run(section, runs, name)) for name in runs]
-    return found or [("finetune_preference", base, section)]
-
-
-def _reward_trainings(params: Any) -> list[tuple[str, str, RewardModelParams]]:
-    """The same for the reward models."""
-    base, section, runs = params.finetune_instruct.base, params.reward_model, params.reward_runs
-    found = [(f"reward_runs.{name}", base, reward_run(section, runs, name)) for name in runs]
-    return found or [("reward_model", base, section)]
+def _assistant_trainings(params: Any) -> Iterator[tuple[str, str, Any]]:
+    """The name, the base and the parameters of each run that begins with the assistant, or of a section without runs."""
+    base = params.finetune_instruct.base
+    for section, names, run in (
+        ("finetune_preference", "preference_runs", preference_run),
+        ("reward_model", "reward_runs", reward_run),
+        ("reinforce", "reinforce_runs", reinforce_run),
+    ):
+        shared, runs = getattr(params, section), getattr(params, names)
+        yield from [(f"{names}.{name}", base, run(shared, runs, name)) for name in runs] or [(section, base, shared)]
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:
@@ -244,8 +260,7 @@ def _memory(params: Any, device: str) -> Iterator[str]:
         *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
         ("finetune_spam", spam.base, spam, 1, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
-        *((name, base, p, 1, not p.lora) for name, base, p in _preference_trainings(params) if params.preference_runs),
-        *((name, base, p, 1, not p.lora) for name, base, p in _reward_trainings(params) if params.reward_runs),
+        *((name, base, p, 1, not p.lora) for name, base, p in _assistant_trainings(params) if "." in name),
     ]
     for section, base, p, n_tokens, all_train in trainings:
         if not (config := models.get(base)):

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,8 @@ class Task(NamedTuple):
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
-    tensors' numbers, to be compiled; None: `compile` changes nothing.
+    tensors' numbers, to be compiled; None: `compile` changes nothing. step: instead of optimizer_step, for a task that
+    makes its batches with the model.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Any], Metrics]
     sample: Callable[[Any], Mapping[str, Any]] = no_sample
     static_loss: Callable[..., Tensor] | None = None
+    step: "Callable[[TrainingState], int] | None" = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -75,10 +78,14 @@ class Task(NamedTuple):
 
 
 class Training(NamedTuple):
-    """curve: step, epoch, learning rate and metrics of each evaluation. samples: one per evaluation, or none."""
+    """curve: step, epoch, learning rate and metrics of each evaluation. samples: one per evaluation, or none.
+
+    steps: what a task's own step says of each step, or none.
+    """
 
     curve: list[dict[str, float]]
     samples: list[dict[str, Any]]
+    steps: list[dict[str, float]]
 
 
 def train(model: nn.Module, task: Task, run: Run) -> Training:
@@ -119,10 +126,10 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
             if state.step == n_steps:
                 break
             save_if_due()
-            n_scored += optimizer_step(state)
+            n_scored += (task.step or optimizer_step)(state)
             bar.update()
     model.eval()
-    return Training(state.curve, state.samples)
+    return Training(state.curve, state.samples, state.steps)
 
 
 class TrainingState:
@@ -142,6 +149,7 @@ class TrainingState:
         self.step, self.n_steps = 0, task.n_steps
         self.curve: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []
+        self.steps: list[dict[str, float]] = []
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._consistent = True  # False while the weights are between two steps
         self._random = random_states(self.device)
@@ -175,13 +183,19 @@ class TrainingState:
             self.samples.append({"evaluation": len(self.curve), **metrics, **sample})
         self.curve.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **metrics})
 
-    def update(self) -> None:
-        """The optimizer's step. The random streams are saved after it, because a failed step advances them too."""
-        self._consistent = False
-        self.optimizer.step()
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """The block is one step: its updates, and at the end the random streams, which a failed step advances too."""
+        yield
         self._random = random_states(self.device)
         self.step += 1
         self._consistent = True
+
+    def update_weights(self) -> None:
+        """Apply the gradients. From here to the end of the step, nothing can be saved."""
+        self._consistent = False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def write(self, path: Path) -> None:
         """Save the state as it was when the last step ended."""
@@ -190,6 +204,7 @@ class TrainingState:
                 "step": self.step,
                 "curve": self.curve,
                 "samples": self.samples[: len(self.curve)],  # an interrupt may come between the two
+                "steps": self.steps[: self.step],
                 "weights": {name: p.detach() for name, p in self._weights.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "random": self._random,
@@ -201,6 +216,7 @@ class TrainingState:
         """Restore what `write` saved."""
         found = torch.load(path, map_location="cpu", weights_only=True)
         self.step, self.curve, self.samples = found["step"], found["curve"], found["samples"]
+        self.steps = found["steps"]
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(found["weights"][name])
@@ -222,12 +238,23 @@ def optimizer_step(state: TrainingState) -> int:
     indices = batch_indices(state.step, task.n_examples, params.batch_size, state.run.seed)
     n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
     batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
+    with state.one_step():
+        return update(state, batches)
+
+
+def update(state: TrainingState, batches: Sequence[Batch], number: int = 0) -> int:
+    """Apply the mean gradient over the batches' scored items; return how many. Raises UserError if there are none.
+
+    number: of the update within the step.
+    """
+    task, params = state.task, state.task.params
     total = sum(batch.n_scored for batch in batches)
     if not total:
         raise UserError(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
-    key, n_before = stream(state.run.seed, f"{task.name} dropout {state.step}"), 0
+    purpose = f"{task.name} dropout {state.step}" + (f" {number}" if number else "")
+    key, n_before = stream(state.run.seed, purpose), 0
     for batch in batches:
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])
@@ -240,8 +267,7 @@ def optimizer_step(state: TrainingState) -> int:
         clip_gradients(parameters, params.max_grad_norm)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
-    state.update()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.update_weights()
     return total
 
 

@@ -1,0 +1,74 @@
+"""Train the assistant on rewards for the responses that it samples."""
+
+from pathlib import Path
+
+from scratchlm.arithmetic.fingerprint import describe_arithmetic
+from scratchlm.arithmetic.random import stream
+from scratchlm.data.preferences import PREFERENCE_SCHEMA
+from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.fast.kernels import set_up
+from scratchlm.formats.native import load_gpt, save_gpt
+from scratchlm.formats.reward import load_reward_model
+from scratchlm.judge.rewards import model_reward, reference_reward
+from scratchlm.model.critic import ActorCritic
+from scratchlm.model.lora import adapter_state, apply_lora, merge_lora
+from scratchlm.run.context import Run
+from scratchlm.run.device import RuntimeParams
+from scratchlm.run.files import read_splits, write_csv, write_json, write_table
+from scratchlm.run.params import read_params
+from scratchlm.run.stage import start
+from scratchlm.tasks.reinforce import (
+    REWARD_SCHEMA,
+    Prompts,
+    ReinforceParams,
+    ReinforceRuns,
+    RewardEvaluation,
+    reinforce_run,
+    reinforce_task,
+    reward_metrics,
+)
+from scratchlm.tasks.settings import EvaluationParams
+from scratchlm.training.loop import train
+
+
+class Params(RuntimeParams):
+    reinforce: ReinforceParams
+    evaluation: EvaluationParams
+    reinforce_runs: ReinforceRuns
+
+
+def main(
+    run: Run, *, params: Path, tokenizer: Path, preferences: Path, assistant: Path, reward: Path, model: Path,
+    rewards: Path, samples: Path, metrics: Path, curve: Path, steps: Path,
+) -> None:  # fmt: skip
+    p = read_params(params, Params)
+    set_up(run, p)
+    settings = reinforce_run(p.reinforce, p.reinforce_runs, metrics.stem)
+    gpt, before = (load_gpt(assistant, dropout=0.0).to(run.device) for _ in range(2))
+    if settings.lora is not None:
+        apply_lora(gpt, settings.lora, stream(p.seed, "lora"))
+    words = load_tokenizer(tokenizer)
+    given = read_splits(preferences, PREFERENCE_SCHEMA)
+    prompts = Prompts(given, words, gpt.config.context_length, settings.max_new_tokens)
+    if reward.is_relative_to(preferences):
+        earned = reference_reward(words, settings.unfinished_reward)
+    else:
+        earned = model_reward(load_reward_model(reward).to(run.device), settings.unfinished_reward)
+    evaluation = RewardEvaluation(prompts, earned, p.evaluation)
+    policy = ActorCritic(gpt) if settings.algorithm == "ppo" else gpt
+    training = train(policy, reinforce_task(prompts, settings, earned, evaluation, before), run)
+    adapter = adapter_state(gpt)
+    merge_lora(gpt)
+    with run.autocast():
+        records = {split: evaluation.records(before, gpt, split) for split in prompts.splits}
+    write_table(rewards, records["test"], REWARD_SCHEMA)
+    write_csv(curve, training.curve)
+    write_csv(steps, training.steps)
+    write_json(samples, training.samples)
+    results = {split: reward_metrics(rows, p.seed) for split, rows in records.items()}
+    write_json(metrics, results | describe_arithmetic(run.device))
+    save_gpt(model, gpt, adapter)
+
+
+if __name__ == "__main__":
+    start(main)
