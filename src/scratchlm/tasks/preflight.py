@@ -238,7 +238,7 @@ def _ranks(params: Any) -> Iterator[str]:
 
 
 def _assistant_trainings(params: Any) -> Iterator[tuple[str, str, Any]]:
-    """The name, the base and the parameters of each run that begins with the assistant, or of a section without runs."""
+    """The name, base and parameters of each run that begins with the assistant, or of a section without runs."""
     base = params.finetune_instruct.base
     for section, names, run in (
         ("finetune_preference", "preference_runs", preference_run),
