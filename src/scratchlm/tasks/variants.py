@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from scratchlm.run.params import SHOWN_CHARACTERS
+
 ASSISTANT, ASSISTANT_FOLDER = "instruct", "finetune_instruct"
 BASE = "base"
 RESERVED = ("control_", "repeat_", "judge", "trust")  # begin the other names in the judge's metrics
@@ -17,8 +19,8 @@ def _comparable(variants: dict[str, str]) -> dict[str, str]:
         )
     if reserved := [name for name in variants if name.startswith(RESERVED)]:
         raise ValueError(
-            f"has the name {reserved[0]!r}, but names that begin with {', '.join(RESERVED)} have another meaning in "
-            "the judge's metrics; choose another"
+            f"has the name {reserved[0][:SHOWN_CHARACTERS]!r}, but names that begin with {', '.join(RESERVED)} have "
+            "another meaning in the judge's metrics; choose another"
         )
     return variants
 
