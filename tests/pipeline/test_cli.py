@@ -82,6 +82,17 @@ def test_results_gives_the_headline_figures_of_the_metrics_files():
     assert max(map(len, rows.values())) <= 120
 
 
+def test_results_without_the_scores_of_a_variant_are_one_sentence(tmp_path):
+    (tmp_path / "metrics").symlink_to(REPOSITORY / "metrics")
+    text = (REPOSITORY / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("\nvariants:", "\nvariants:\n  new: pretrain"))
+    done = scratchlm(tmp_path, "results")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"scratchlm: the judge has no scores of new.*, which variants names; run `dvc repro`\n", done.stderr
+    )
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "tokenize: 3\n", "tokenize: {instructions: {prompt_style: x}}\n"])
 def test_parameters_of_another_shape_are_one_sentence(home, tmp_path, text):
     (tmp_path / "data").symlink_to(home / "data")
@@ -93,7 +104,7 @@ def test_parameters_of_another_shape_are_one_sentence(home, tmp_path, text):
 
 
 def test_results_before_anything_was_built_says_what_is_missing(tmp_path):
-    (tmp_path / "params.yaml").write_text("gpt2_sizes: []\npretrained: []\n")
+    (tmp_path / "params.yaml").write_text("gpt2_sizes: []\npretrained: []\nvariants: {instruct: finetune_instruct}\n")
     done = scratchlm(tmp_path, "results")
     assert done.returncode == 1
     assert done.stderr.startswith("scratchlm: metrics/pretrain.json: no such file; `dvc repro` makes")

@@ -234,7 +234,9 @@ def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
     assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4, "diff": -44}}}
     difference = json.loads(run(workspace, "dvc", "metrics", "diff", main, "HEAD", "--json").stdout)
     assert difference["metrics/judge.json"]["instruct.mean_score"]["diff"] < 0
-    assert set(difference) == {*(f"metrics/{stage.replace('@', '/')}.json" for stage in ANSWERS), "metrics/judge.json"}
+    # The base answers nothing, or never ends
+    longer = [stage.replace("@", "/") for stage in ANSWERS if stage != "generate@base"]
+    assert set(difference) == {*(f"metrics/{stage}.json" for stage in longer), "metrics/judge.json"}
     run(workspace, "dvc", "plots", "diff", main, "HEAD")
     page = (workspace / "dvc_plots" / "index.html").read_text()
     assert main[:7] in page

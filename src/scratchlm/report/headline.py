@@ -1,10 +1,11 @@
 """The main results: one line per measure, with its value before training where there is one."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.report.tables import NONE, format_number, format_percent, format_points
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 from scratchlm.run.params import Section, read_params
 from scratchlm.tasks.variants import ASSISTANT, BASE, Variants
@@ -41,10 +42,15 @@ def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterabl
     return found | {name: read_json(metrics / "load_pretrained" / f"{name}.json") for name in pretrained}
 
 
-def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Iterable[str]) -> list[Headline]:
-    """Return the lines. metrics: by stage, for those in STAGES. loaded: metrics by name of a loaded model."""
+def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Collection[str]) -> list[Headline]:
+    """Return the lines. metrics: by stage, for those in STAGES. loaded: metrics by name of a loaded model.
+
+    Raises UserError if a variant was not judged.
+    """
     pretrain, spam, baseline = metrics["pretrain"], metrics["finetune_spam"]["test"], metrics["baseline_spam"]
     instruct, judge = metrics["finetune_instruct"], metrics["judge"]
+    if missing := [name for name in variants if name not in judge]:
+        raise UserError(f"the judge has no scores of {', '.join(missing)}, which variants names; run `dvc repro`")
     base, assistant = judge.get(BASE, {}), judge[ASSISTANT]
     val_loss = "val loss, nats per token"
     start, result = format_number(pretrain["untrained_val_loss"]), format_number(pretrain["val"]["loss"])
