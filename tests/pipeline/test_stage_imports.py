@@ -58,6 +58,35 @@ optimizer.zero_grad()
 print(*sys.modules)
 """
 
+TABLES = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from scratchlm.run.files import open_table, read_table, write_table
+from scratchlm.run.stage import start
+
+def main(run, *, table: Path):
+    schema = pa.schema({"text": pa.string(), "number": pa.int64()})
+    rows = [{"text": "a", "number": 1}, {"text": "b", "number": 2}]
+    write_table(table, rows, schema)
+    assert read_table(table, schema) == rows
+    with open_table(table) as file:
+        assert file.read()["number"].to_numpy().tolist() == [1, 2]
+
+sys.argv = ["stage.py", "--table", "table.parquet", "--log", "log.jsonl"]
+start(main)
+print(*sys.modules)
+"""
+PANDAS = """
+import pandas
+from scratchlm.data.messages import read_messages
+Path("messages").write_text("ham\\ta\\nspam\\tb\\n")
+assert read_messages(Path("messages"), "strict")["text"].tolist() == ["a", "b"]
+frame = pandas.DataFrame({"text": ["a", None], "number": [1, 2]})
+assert pa.Table.from_pandas(frame)["text"].to_pylist() == ["a", None]
+assert pa.table({"number": [1, 2]}).to_pandas()["number"].tolist() == [1, 2]
+"""
+
 
 def modules_after(program: str, folder: Path = REPOSITORY) -> set[str]:
     """The modules that a new Python process has imported when the program ends."""
@@ -84,6 +113,11 @@ def test_a_stage_imports_only_the_heavy_packages_that_it_needs(stage: str) -> No
 def test_nothing_that_a_stage_computes_imports_torchs_compiler(tmp_path: Path) -> None:
     """Importing it takes a second. Determinism, the meta device and the optimizers would each do so."""
     assert "torch._dynamo" not in modules_after(COMPUTING, tmp_path)
+
+
+def test_a_stage_with_tables_does_without_pandas_and_can_still_use_it(tmp_path: Path) -> None:
+    assert "pandas" not in modules_after(TABLES, tmp_path)
+    modules_after(TABLES + PANDAS, tmp_path)
 
 
 def test_the_process_that_reads_tensorflows_files_does_without_keras_and_torch(tmp_path: Path) -> None:

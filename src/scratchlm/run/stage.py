@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+from scratchlm.run.arrow_startup import do_without_pandas
 from scratchlm.run.code import refuse_foreign_library, refuse_other_code, refuse_path
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError, boundary
@@ -39,6 +40,7 @@ def start(main: Callable[..., None]) -> None:
     paths = vars(parser.parse_args())
     log, resume = paths.pop("log"), paths.pop("resume")
     run = Run(stage=address or script, log=log)
+    do_without_pandas()
     begin = time.perf_counter()
     with boundary(run.stage, lambda: _interrupted(run)):
         with only_process(log, run.stage) if address else nullcontext():
