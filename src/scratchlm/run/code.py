@@ -8,7 +8,7 @@ import ast
 import importlib.metadata
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -67,7 +67,7 @@ def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, s
 def imported_names(path: Path) -> frozenset[str]:
     """Every name that a file imports, inside functions too; of `from a import b` both a and a.b."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,9 +78,10 @@ def imported_names(path: Path) -> frozenset[str]:
 @cache
 def data_files(module: Path) -> frozenset[Path]:
     """The files beside a module that it names as a text, such as a page's template."""
+    if not (beside := [path for path in module.parent.iterdir() if path.is_file() and path.suffix != ".py"]):
+        return frozenset()
     nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
     texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
-    beside = (path for path in module.parent.iterdir() if path.is_file() and path.suffix != ".py")
     return frozenset(path for path in beside if path.name in texts)
 
 
@@ -138,3 +139,11 @@ def installed_version(package: str) -> str:
 def _module_file(name: str, roots: tuple[Path, ...]) -> Path | None:
     paths = (root.joinpath(*name.split(".")).with_suffix(".py") for root in roots)
     return next((path for path in paths if path.is_file()), None)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Each statement below a node. `ast.walk` would also visit the expressions, where no import can be."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child
+            yield from _statements(child)
