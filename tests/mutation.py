@@ -57,7 +57,8 @@ GROUPS = {  # a module of src/scratchlm -> its tests, in tests/unit
     "overlap": {"judge/overlap.py": "judge/test_overlap.py"},
 }
 IN_CLONES = {  # functions that run DVC, git or another process, which only the long tests call
-    "run_seeds", "_refs", "_refuse_existing", "_metrics_file", "_check_inputs", "arithmetic_here", "_arithmetic_here",
+    "run_seeds", "_refs", "_refuse_existing", "_metrics_file", "_check_inputs", "arithmetic_here", "_asked_once",
+    "_arithmetic_here",
 }  # fmt: skip
 
 

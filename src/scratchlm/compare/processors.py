@@ -1,16 +1,20 @@
 """The arithmetic that computed results, as each stage recorded it, and its name for a person."""
 
+import json
 import platform
 import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import check_params, load_yaml
 
+SETTINGS = ("device", "threads", "precision", "compile")  # of params.yaml, that the arithmetic depends on
 INFORMATIVE = ("arithmetic", "kernels")  # keys of metrics files that are no results
 NAMES = {"AVX512": "AVX-512", "DEFAULT": "baseline", "NO AVX": "baseline", "mps": "Apple's GPU"}
 
@@ -50,22 +54,30 @@ def tell_apart(first: Collection[Arithmetic], second: Collection[Arithmetic]) ->
 def arithmetic_here(folder: Path) -> str | None:
     """Return the fingerprint of this machine with the parameters of a project; None if it lacks their device.
 
-    A process of its own computes it, so that a card is free when a stage needs it.
+    A process of its own computes it, so that a card is free when a stage needs it: once for equal parameters.
     """
+    try:
+        params = load_yaml(folder / "params.yaml")
+        return _asked_once(json.dumps({name: params[name] for name in SETTINGS}))
+    except (UserError, TypeError, KeyError):  # a stage says what is wrong
+        return None
+
+
+@cache
+def _asked_once(settings: str) -> str | None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_arithmetic_here, folder).result()
+        return pool.submit(_arithmetic_here, json.loads(settings)).result()
 
 
-def _arithmetic_here(folder: Path) -> str | None:
+def _arithmetic_here(settings: dict[str, Any]) -> str | None:
     from scratchlm.arithmetic.fingerprint import describe_arithmetic
     from scratchlm.fast.kernels import set_up
     from scratchlm.run.context import Run
     from scratchlm.run.device import DeviceParams
-    from scratchlm.run.params import read_params
 
     run = Run()
     with suppress(UserError):
-        set_up(run, read_params(folder / "params.yaml", DeviceParams))
+        set_up(run, check_params(settings, DeviceParams, source="params.yaml"))
         return describe_arithmetic(run.device)["arithmetic"]
     return None
 
