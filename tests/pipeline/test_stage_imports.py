@@ -55,6 +55,7 @@ optimizer = build_optimizer(model, TrainingParams.model_construct(**settings))
 model.hidden_states(model.token_embedding.weight.new_zeros(1, 4).long()).sum().backward()
 optimizer.step()
 optimizer.zero_grad()
+optimizer.load_state_dict(optimizer.state_dict())  # of a checkpoint
 print(*sys.modules)
 """
 
