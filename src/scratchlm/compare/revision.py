@@ -97,7 +97,10 @@ class Revision:
 
     def table(self, path: str) -> pa.Table:
         try:
-            return pq.read_table(pa.BufferReader(self.read(path)))
+            # Not pq.read_table: it scans a dataset, whose threads may still run when the process ends. Then C++ aborts
+            # it after everything was printed (apache/arrow issues 34314 and 39862)
+            with pq.ParquetFile(pa.BufferReader(self.read(path))) as file:
+                return file.read(use_threads=False)
         except pa.ArrowException as error:
             why = f"its copy in the cache or the remote is damaged ({error}); `scratchlm verify` names damaged copies"
             raise MissingArtifact(self.name, [path], f"{why}, {self.rebuild} rebuilds what was deleted") from None
