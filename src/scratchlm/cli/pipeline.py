@@ -81,7 +81,9 @@ def compare(
     from scratchlm.compare.compare import compare_revisions
     from scratchlm.compare.text import comparison_json, comparison_text
     from scratchlm.compare.variants import compare_variants
+    from scratchlm.run.arrow_startup import do_without_pandas
 
+    do_without_pandas()
     if plot:
         from scratchlm.compare.chart import check_chart_path, write_comparison_chart
 

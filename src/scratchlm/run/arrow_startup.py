@@ -1,7 +1,8 @@
 """Read and write tables without pandas.
 
 Surprising: pyarrow imports pandas when it makes an array or gives one to NumPy, only to ask whether the values are an
-object of pandas. Ours never are. The import takes 0.2 s of processor time in every stage that has tables (LOG.md).
+object of pandas. Ours never are. The import takes 0.2 to 0.3 s of processor time in every stage that has tables, and in
+`scratchlm compare` (LOG.md).
 tests/pipeline/test_stage_imports.py asserts that a stage does without it.
 """
 
