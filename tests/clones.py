@@ -14,10 +14,14 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
 # Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns.
-# In float32, which is faster, and whose results depend on the processor
+# In float32, which is faster, and whose results depend on the processor. A tiny model is pretrained and finetuned
+MODEL = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["model"]
 FEW_STEPS: dict[str, object] = {
     "precision": "float32",
     "threads": 1,
+    "model": MODEL | {"size": "custom", "custom": {"n_layers": 1, "n_heads": 2, "emb_dim": 16}},
+    "finetune_spam.base": "pretrain",
+    "finetune_instruct.base": "pretrain",
     "tokenize.corpus.train_fraction": 0.98,  # the val split is measured several times
     "evaluation.max_rows": 8,
     "pretrain.epochs": 0.05,

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
-from tests.clones import FEW_STEPS, environment, make_clone, results, run
+from tests.clones import FEW_STEPS, MODEL, environment, make_clone, results, run
 
 STAGE_COMMAND = "stages."
 # What DVC says of its own files if it was killed while it rewrote them and no stage had run that would guard them
@@ -36,7 +36,9 @@ NEEDS_MENDING = (
 HOWS = ("group", "dvc", "stage")
 LONGEST_SECONDS = 25.0  # from a start to its kill; `dvc repro` of the sample has stages of one to fifteen seconds
 # Trainings of a few seconds: long enough to be killed
-SOME_STEPS = FEW_STEPS | {"pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1}
+SOME_STEPS = FEW_STEPS | {
+    "model": MODEL, "pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1,
+}  # fmt: skip
 LONGEST_SHORT_SECONDS = 8.0
 TALLY = Path(__file__).with_suffix(".json")
 
