@@ -11,7 +11,10 @@ from pathlib import Path
 
 import yaml
 
+from tests.forked import PROGRAMS, run_forked
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+SCRATCHLM = (sys.executable, "-m", "scratchlm.cli.main")
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
 # Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns.
 # In float32, which is faster, and whose results depend on the processor. A tiny model is pretrained and finetuned
@@ -51,7 +54,13 @@ def environment(clone: Path, **changes: str) -> dict[str, str]:
 
 def run(clone: Path, *command: str, ok: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the clone and assert that it succeeds, or fails if `ok` is False."""
-    done = subprocess.run(command, cwd=clone, env=environment(clone, **changes), capture_output=True, text=True)
+    variables = environment(clone, **changes)
+    program = "scratchlm" if command[:3] == SCRATCHLM else command[0]
+    if program in PROGRAMS and "PYTHONHASHSEED" not in changes:  # which concerns a process from its start
+        words = command[3:] if command[:3] == SCRATCHLM else command[1:]
+        done = run_forked(program, words, clone, variables)
+    else:
+        done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 

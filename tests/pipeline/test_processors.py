@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.run.files import read_json, write_json
 from scratchlm.verify.status import status
 from tests.clones import (
     FEW_STEPS,
     IDENTITY,
+    SCRATCHLM,
     WITHOUT_GPT2,
     commit,
     keep_stages,
@@ -33,14 +35,14 @@ STAGES = ["code", "preflight", "download", "tokenize", "pretrain", "finetune_spa
 ROWS = 9  # that `compare` gives a verdict: three of pretrain, six of finetune_spam
 
 
-def fingerprint(**variables: str) -> str:
+def fingerprint_there() -> str:
     code = "from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint as f; print(f())"
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, env=os.environ | OTHER, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def scratchlm(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(clone, sys.executable, "-m", "scratchlm.cli.main", *words, **OTHER)
+    return run(clone, *SCRATCHLM, *words, **OTHER)
 
 
 def compared(clone: Path, *names: str) -> dict:
@@ -69,7 +71,7 @@ def forget_builds(clone: Path) -> None:
 @pytest.fixture(scope="module")
 def committer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the cut pipeline, built and committed in float32 on this processor."""
-    if fingerprint() == fingerprint(**OTHER):
+    if arithmetic_fingerprint() == fingerprint_there():
         pytest.skip("this processor computes the same in both ways")
     clone = make_clone(
         tmp_path_factory.mktemp("committer") / "scratchlm",
