@@ -37,6 +37,10 @@ FEW_STEPS: dict[str, object] = {
     "finetune_preference.warmup_steps": 1,
     "reward_model.epochs": 0.1,
     "reward_model.warmup_steps": 1,
+    "reinforce.responses_per_prompt": 2,
+    "reinforce.max_new_tokens": 4,
+    "reinforce.epochs": 0.1,
+    "reinforce.warmup_steps": 1,
     "generate.max_new_tokens": 4,
     "variants": {"instruct": "finetune_instruct"},
 }
