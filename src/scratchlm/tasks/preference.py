@@ -153,13 +153,19 @@ class PairEvaluation:
     def __init__(self, pairs: Preferences, params: FinetunePreferenceParams, evaluation: EvaluationParams) -> None:
         self._pairs, self._params, self._evaluation = pairs, params, evaluation
         self._reference: dict[str, Tensor] = {}
+        self._pairs_at_once = max(1, evaluation.batch_size // 2)
 
     def measure_reference(self, assistant: GPTModel, run: Run) -> None:
         """Compute the reference's log-probabilities of every response once: (N, 2) float64 of each split."""
-        with run.autocast(), run.progress(len(self._pairs.splits), 0, "split", "reference") as bar:
-            for split, rows in self._pairs.splits.items():
-                self._reference[split] = self._measure(assistant, None, split, range(len(rows)))[0]
-                bar.update()
+        splits, n_pairs = self._pairs.splits, self._pairs_at_once
+        with run.autocast(), run.progress(sum(map(len, splits.values())), 0, "pair", "reference") as bar:
+            for split, rows in splits.items():
+                found = []
+                for start in range(0, len(rows), n_pairs):
+                    indices = range(start, min(start + n_pairs, len(rows)))
+                    found.append(self._measure(assistant, None, split, indices)[0])
+                    bar.update(len(indices))
+                self._reference[split] = torch.cat(found)
 
     def pair_losses(self, split: str, indices: Tensor, log_probabilities: Tensor) -> Tensor:
         """(P,) int64, (P, 2) float64 -> (P,) float64."""
@@ -200,7 +206,7 @@ class PairEvaluation:
         device, was_training = model.token_embedding.weight.device, model.training
         model.eval()
         found: list[tuple[Tensor, ...]] = []
-        n_pairs = max(1, self._evaluation.batch_size // 2)
+        n_pairs = self._pairs_at_once
         for start in range(0, len(indices), n_pairs):
             inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
             n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
