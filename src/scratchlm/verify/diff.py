@@ -128,7 +128,13 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def gap(old: Any, new: Any) -> float | None:
-    """Return the absolute difference of two numbers, also as text from a CSV file; None for other values."""
+    """Return the absolute difference of two numbers, also as text from a CSV file; None for other values.
+
+    Of lists of the same length, and nested ones, the largest of their items that differ.
+    """
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        gaps = [gap(one, other) for one, other in zip(old, new, strict=True) if not _same(one, other)]
+        return None if None in gaps else max(gaps, default=0.0)  # type: ignore[type-var]
     try:
         distance = abs(float(old) - float(new))
     except (TypeError, ValueError):

@@ -106,6 +106,16 @@ def test_rows_of_parquet_are_counted_by_column(pair):
     assert found.largest == 0.5
 
 
+def test_numbers_in_lists_are_compared_one_by_one(pair):
+    """As probabilities by class: a list of pairs."""
+    schema = pa.schema({"p": pa.map_(pa.string(), pa.float64())})
+    write_table(pair[0], [{"p": {"a": 0.25, "b": 0.75}}, {"p": {"a": 1.0, "b": 0.0}}], schema)
+    write_table(pair[1], [{"p": {"a": 0.5, "b": 0.5}}, {"p": {"a": 1.0, "b": 0.0}}], schema)
+    assert difference(*pair, "x.parquet").text == "1 of 2 rows differ: p in 1 row by up to 0.25"
+    write_table(pair[1], [{"p": {"c": 0.25, "b": 0.75}}, {"p": {"a": 1.0, "b": 0.0}}], schema)
+    assert difference(*pair, "x.parquet").text == "1 of 2 rows differ: p in 1 row"
+
+
 def test_another_number_of_rows_is_said_first(pair):
     write_table(pair[0], ROWS, SCHEMA)
     write_table(pair[1], [ROWS[0], ROWS[1] | {"id": "z"}], SCHEMA)
