@@ -198,7 +198,7 @@ def open_table(path: Path, schema: pa.Schema | None = None) -> Iterator[pq.Parqu
             yield file
     except (FileNotFoundError, NotADirectoryError):
         raise missing(path) from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: the name of a column
         if getattr(error, "errno", None):  # of the file system, perhaps for another file
             raise
         raise damaged(path, f"cannot be read as Parquet ({' '.join(str(error).split())})") from None
