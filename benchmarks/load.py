@@ -28,14 +28,15 @@ from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.compare import compare_revisions
 from scratchlm.compare.git import git
-from scratchlm.compare.records import SPAM
+from scratchlm.compare.records import SPAM, class_columns
 from scratchlm.compare.revision import LOCK
 from scratchlm.compare.text import comparison_text
 from scratchlm.data.corpus import text_chunks, write_shards
 from scratchlm.data.instructions import INSTRUCTION_SCHEMA, write_instructions
+from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.data.messages import write_messages
 from scratchlm.run.files import read_json, read_splits, write_json, write_table
-from scratchlm.tasks.scores import PREDICTION_SCHEMA
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, prediction_rows
 from stages import tokenize
 
 SHARD_TOKENS = 10_000
@@ -153,14 +154,13 @@ def make_revisions(folder: Path, amount: int, texts: Texts) -> dict[str, Any]:
     commits = []
     for number in range(amount):
         probability = np.clip(0.5 + (label - 0.5) * draws.uniform(-0.4, 1, N_PREDICTIONS), 0.01, 0.99)
-        columns = {"label": label, "predicted": (probability > 0.5).astype(int), "probability": probability}
-        rows = [
-            {"id": f"sms-{i:05d}", "text": words[i]} | {name: column[i].item() for name, column in columns.items()}
-            for i in range(N_PREDICTIONS)
-        ]
+        probabilities = np.stack([1 - probability, probability], axis=1)
+        messages = [{"id": f"sms-{i:05d}", "label": label[i], "text": words[i]} for i in range(N_PREDICTIONS)]
+        rows = prediction_rows(messages, probabilities, COLLECTION)
         write_table(root / PREDICTIONS, rows, PREDICTION_SCHEMA)
         metrics = read_json(root / METRICS)
-        found = SPAM.statistics({name: column.astype(float) for name, column in columns.items()}, {})
+        names = (np.array([row[column] for row in rows]) for column in ("label", "predicted"))
+        found = SPAM.statistics(class_columns(*names, probabilities, list(COLLECTION)), {})
         metrics["test"] |= {name: observed(statistic) for name, statistic in found.items()}
         write_json(root / METRICS, metrics)
         _lock(root, PREDICTIONS, METRICS)

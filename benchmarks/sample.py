@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.harness import REPOSITORY, Run
 from benchmarks.setting import Setting
-from benchmarks.sources import instruction_splits, message_splits, params_of, source_file, started, tokenizer_of
+from benchmarks.sources import instruction_splits, messages_of, params_of, source_file, started, tokenizer_of
 from scratchlm.data.corpus import Corpus, write_corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.gpt import GPTModel
@@ -37,7 +37,7 @@ class Sample:
     def __init__(self, setting: Setting, share: float) -> None:
         self.setting, self.share = setting, share
         self.tokenizer = tokenizer_of(VOCABULARY)
-        self.messages = message_splits("sample-messages", VOCABULARY)
+        self.messages = messages_of("sample-messages", VOCABULARY)
         self.instructions = instruction_splits("sample-instructions", VOCABULARY)
 
     def pretrain(self, run: StageRun, corpus: Corpus) -> tuple[GPTModel, int]:

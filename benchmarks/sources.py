@@ -16,7 +16,7 @@ from benchmarks.setting import Setting
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE, VOCABULARY_FILES
 from scratchlm.data.instructions import write_instructions
-from scratchlm.data.messages import write_messages
+from scratchlm.data.messages import Messages, load_messages, write_messages
 from scratchlm.data.sources import fetch
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.run.context import Run
@@ -51,13 +51,13 @@ def tokenizer_of(vocabulary: str) -> BytePairTokenizer:
     return tokenizer
 
 
-def message_splits(source: str, vocabulary: str) -> Splits:
+def messages_of(source: str, vocabulary: str) -> Messages:
     """The SMS collection balanced, split and tokenized as the `tokenize` stage does it."""
     path, p = source_file(source, "SMSSpamCollection"), stage_params(tokenize.Params)
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name:
         folder = Path(name) / "messages"
         write_messages(path, tokenizer_of(vocabulary), folder, p.tokenize.messages, p.seed)
-        return read_splits(folder)
+        return load_messages(folder)
 
 
 def instruction_splits(source: str, vocabulary: str) -> Splits:

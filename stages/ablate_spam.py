@@ -1,15 +1,15 @@
-"""Repeat the spam experiment with a few of its parameters changed."""
+"""Repeat the finetuning of the classifier with a few of its parameters changed."""
 
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.data.messages import MESSAGE_SCHEMA
+from scratchlm.data.messages import load_messages
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
-from scratchlm.run.files import read_splits, write_json, write_table
+from scratchlm.run.files import write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, prediction_rows
@@ -29,10 +29,11 @@ def main(
     p = read_params(params, Params)
     set_up(run, p)
     variant = varied(p.finetune_spam, p.spam_ablations, metrics.stem)
-    splits, pad_token_id = read_splits(messages, MESSAGE_SCHEMA), load_tokenizer(tokenizer).end_token_id
+    given, pad_token_id = load_messages(messages), load_tokenizer(tokenizer).end_token_id
     backbone = load_gpt(base, dropout=variant.dropout)
-    result = finetune_spam(backbone, splits, pad_token_id, variant, p.evaluation, run)
-    write_table(predictions, prediction_rows(splits["test"], result.probabilities["test"]), PREDICTION_SCHEMA)
+    result = finetune_spam(backbone, given, pad_token_id, variant, p.evaluation, run)
+    rows = prediction_rows(given.splits["test"], result.probabilities["test"], given.classes)
+    write_table(predictions, rows, PREDICTION_SCHEMA)
     write_json(metrics, result.metrics | describe_arithmetic(run.device))
 
 

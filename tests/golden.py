@@ -29,6 +29,7 @@ from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.messages import Messages
 from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
@@ -58,7 +59,7 @@ TRAINING = {
 PRETRAIN = {"stride": 20, "sample_prompt": "w1 w2.", "sample_tokens": 4, "sample_temperature": 0.0}
 SPAM = {
     "base": "a", "pretrained": True, "trainable": "last_block", "position": "last_real", "padding": "longest",
-    "dropout": 0.0, "lora": None,
+    "dropout": 0.0, "lora": None, "class_weights": None,
 }  # fmt: skip
 INSTRUCT = {"base": "a", "mask_instruction": False, "dropout": 0.0, "lora": None}
 PREFERENCE = {"loss": "dpo", "beta": 0.5, "label_smoothing": 0.0, "dropout": 0.0, "lora": None}
@@ -153,13 +154,20 @@ def resumed(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 
 
 def spam(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: Any) -> list[Any]:  # noqa: B006
+    classes, label = ("ham", "spam"), lambda i: i % 2
+    if changes.pop("three_classes", False):  # of which the first is half of all
+        classes, label = ("a", "b", "c"), lambda i: i % 4 % 3
     params = FinetuneSpamParams(**TRAINING | SPAM | changes | batches.training)
-    messages = {
-        split: [{"label": i % 2, "token_ids": integers(1 + 5 * i % 19, i + n)} for i in range(n)]
+    splits = {
+        split: [{"label": label(i), "token_ids": integers(1 + 5 * i % 19, i + n)} for i in range(n)]
         for split, n in (("train", 12), ("val", 7), ("test", 6))
     }
     backbone = model(run, dropout=params.dropout, initialisation="gpt2", n_layers=3, **shape)
-    return [*finetune_spam(backbone, messages, TOKENIZER.end_token_id, params, evaluation_params(batches), run)]
+    messages, end = Messages(splits, classes), TOKENIZER.end_token_id
+    found = finetune_spam(backbone, messages, end, params, evaluation_params(batches), run)
+    if len(classes) == 2:
+        found = found._replace(probabilities={split: p[:, 1] for split, p in found.probabilities.items()})
+    return [*found]
 
 
 def instructions(n: int, longest: int = 9) -> list[dict[str, Any]]:
@@ -326,6 +334,8 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "spam_dropout": (spam, {"position": "mean", "dropout": 0.3}),
     "spam_lora_attention": (spam, {"lora": lora("attention")}),
     "spam_lora_all": (spam, {"lora": lora("all", 0.5), "dropout": 0.1, "position": "last", "padding": 30}),
+    "classes": (spam, {"three_classes": True, "trainable": "all"}),
+    "classes_balanced": (spam, {"three_classes": True, "class_weights": "balanced", "position": "mean"}),
     "instruct": (finetune_instruct, {"weight_decay_on": "all"}),
     "instruct_masked": (finetune_instruct, {"mask_instruction": True, "dropout": 0.1}),
     "instruct_lora_feed_forward": (finetune_instruct, {"lora": lora("feed_forward")}),

@@ -11,8 +11,7 @@ import torch
 from benchmarks.baselines import AUTOCAST, book_model, our_model
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.setting import Setting
-from benchmarks.sources import message_splits, stage_params, started, tokenizer_of
-from scratchlm.data.messages import CLASSES
+from benchmarks.sources import messages_of, stage_params, started, tokenizer_of
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import SizeName
 from scratchlm.tasks.spam import finetune_spam
@@ -34,13 +33,13 @@ def ours(size: SizeName, source: str, vocabulary: str, epochs: float, setting: S
     Each call trains the same weights further, which costs the same.
     """
     p = params_of(setting, epochs)
-    splits, pad_token_id = message_splits(source, vocabulary), tokenizer_of(vocabulary).end_token_id
+    messages, pad_token_id = messages_of(source, vocabulary), tokenizer_of(vocabulary).end_token_id
     trunk = our_model(size)
 
     def run() -> float:
         with started("finetune_spam") as context:
             set_up(context, p)
-            found = finetune_spam(trunk, splits, pad_token_id, p.finetune_spam, p.evaluation, context)
+            found = finetune_spam(trunk, messages, pad_token_id, p.finetune_spam, p.evaluation, context)
         return found.curve[-1]["step"] * p.finetune_spam.batch_size
 
     return run
@@ -54,7 +53,7 @@ def book_datasets(source: str, vocabulary: str) -> "dict[str, SpamDataset]":
     tokenizer = tokenizer_of(vocabulary)
     found: dict[str, SpamDataset] = {}
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
-        for split, rows in message_splits(source, vocabulary).items():  # train comes first
+        for split, rows in messages_of(source, vocabulary).splits.items():  # train comes first
             path = Path(folder) / f"{split}.csv"
             pd.DataFrame([{"Label": row["label"], "Text": row["text"]} for row in rows]).to_csv(path, index=False)
             width = found["train"].max_length if found else None
@@ -78,7 +77,7 @@ def book(size: SizeName, source: str, vocabulary: str, epochs: float, steps: int
 
     model: Any = book_model(size)
     model.requires_grad_(False)
-    model.out_head = torch.nn.Linear(model.out_head.in_features, len(CLASSES))
+    model.out_head = torch.nn.Linear(model.out_head.in_features, 2)
     model.trf_blocks[-1].requires_grad_(True)
     model.final_norm.requires_grad_(True)
     model.to(device)

@@ -3,8 +3,10 @@
 A reader may return or raise a UserError. tests/unit/test_fuzz_corpus.py reads the inputs that fuzzing has kept.
 """
 
+import io
 import json
 import shutil
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from scratchlm.data.archive import read_member
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
-from scratchlm.data.messages import read_messages
+from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.data.transfer import Refused
 from scratchlm.formats import openai
@@ -104,7 +106,8 @@ def make_folder(folder: Path) -> dict[str, Target]:
     )  # fmt: skip
     model = build_model(config, seed=1)
     save_gpt(folder / "native", model)
-    save_classifier(folder / "classifier", GPTClassifier(build_model(config, seed=1), 2, "last"), padded_tokens=4)
+    classifier = GPTClassifier(build_model(config, seed=1), 2, "last")
+    save_classifier(folder / "classifier", classifier, classes=("ham", "spam"), padded_tokens=4)
     save_huggingface(folder / "huggingface", model, tokenizer)  # type: ignore[arg-type]
     save_byte_pairs(folder / "smollm", *smollm.tiny_pairs())
     smollm_tokenizer: Any = load_tokenizer(folder / "smollm")
@@ -122,6 +125,13 @@ def make_folder(folder: Path) -> dict[str, Target]:
     write_table(
         folder / "a.parquet", [{"label": 1, "text": "Hello"}], pa.schema({"label": pa.int8(), "text": pa.string()})
     )
+    labels = [{"label": 1, "text": "Hello"}, {"label": 10, "text": "you"}]
+    write_table(folder / "t.parquet", labels, pa.schema({"label": pa.int8(), "text": pa.string()}))
+    with tarfile.open(folder / "r.tar.gz", "w:gz") as archive_of_reviews:
+        for name in ("train/neg/0_1.txt", "test/pos/1_9.txt"):
+            member_of_it = tarfile.TarInfo(name)
+            member_of_it.size = 3
+            archive_of_reviews.addfile(member_of_it, io.BytesIO(b"bad"))
     (folder / "openai").mkdir()
     shutil.copy(SAMPLE / "gpt2-nano" / "hparams.json", folder / "openai")
 
@@ -131,14 +141,20 @@ def make_folder(folder: Path) -> dict[str, Target]:
     def in_folder(name: str, file: str, read: Callable[[Path], object]) -> Target:
         return Target(f"{name}/{file}", lambda where: read(where / name), seeds(f"{name}/{file}"))
 
+    def labelled(file: str, sound: list[bytes], reading: Any = "strict") -> Target:
+        return Target(file, lambda where: read_labelled_texts(where / file, reading, None), sound)
+
     profiles = [path.read_bytes() for path in sorted((REPOSITORY / "profiles").glob("*.yaml"))]
     entries = json.loads((SAMPLE / "instruction-data.json").read_text(encoding="utf-8"))[:3]
     message = {"message": {"content": '{"reason": "x", "score": 9}'}, "done_reason": "stop", "prompt_eval_count": 9}
     return {
         "instructions": Target("a.json", lambda f: read_instructions(f / "a.json"), [json.dumps(entries).encode()]),
         "json": Target("a.json", lambda f: read_json(f / "a.json"), [b'{"a": [1, 2.5e3, null, "\\u00e9"]}']),
-        "messages": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "strict"), [b"ham\tHello\nspam\tWIN\n"]),
-        "messages-book": Target("a.tsv", lambda f: read_messages(f / "a.tsv", "book"), [b'ham\t"Hello\nspam\tWIN"\n']),
+        "messages": labelled("sms", [b"ham\tHello\nspam\tWIN\n"]),
+        "messages-book": labelled("sms", [b'ham\t"Hello\nspam\tWIN"\n'], "book"),
+        "labelled-csv": labelled("t.csv", [b'text,label\n"a, ""b""",x\n\nc,1\n', b"id,label,text\n1,-2,a\n2,10,b\n"]),
+        "labelled-parquet": labelled("t.parquet", seeds("t.parquet")),
+        "reviews": labelled("r.tar.gz", seeds("r.tar.gz")),
         "text": Target("a.txt", lambda f: list(text_chunks(f / "a.txt")), [b"Sara was \xc3\xa9 here.\n"]),
         "zip": Target("a.zip", member, seeds("a.zip")),
         "csv": Target("a.csv", lambda f: read_csv(f / "a.csv"), seeds("a.csv")),

@@ -9,7 +9,8 @@ from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, write_corpus
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
-from scratchlm.data.messages import balance_by_undersampling, read_messages, split_messages, write_messages
+from scratchlm.data.labelled_texts import COLLECTION
+from scratchlm.data.messages import balance_by_undersampling, split_messages, write_messages
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
 from scratchlm.run.files import read_table, sha256_of
 from tests.conftest import Inputs
@@ -26,6 +27,7 @@ from tests.unit.data.test_instructions import BOOK as BOOKS_INSTRUCTIONS
 from tests.unit.data.test_instructions import test_the_tasks_are_written_with_prompts_and_tokens  # noqa: F401
 from tests.unit.data.test_messages import BOOK as BOOKS_MESSAGES
 from tests.unit.data.test_messages import (  # noqa: F401
+    read_messages,
     test_another_seed_draws_and_shuffles_otherwise,
     test_strict_reading_is_one_message_per_line,
     test_the_splits_are_the_books_row_by_row,
@@ -60,9 +62,13 @@ def test_the_messages_have_the_published_counts(inputs: Inputs, reading, rows: i
 
 
 def test_the_messages_are_split_as_in_the_book(inputs: Inputs, gpt2: BytePairTokenizer, tmp_path: Path) -> None:
-    chosen = balance_by_undersampling(read_messages(inputs.messages, "book"), 123)
+    chosen = balance_by_undersampling(read_messages(inputs.messages, "book"), COLLECTION, 123)
     assert chosen["label"].value_counts().to_dict() == {0: 747, 1: 747}
-    assert [len(split) for split in split_messages(chosen, BOOKS_MESSAGES, 123).values()] == [1_045, 149, 300]
+    assert [len(split) for split in split_messages(chosen, COLLECTION, BOOKS_MESSAGES, 123).values()] == [
+        1_045,
+        149,
+        300,
+    ]
     write_messages(inputs.messages, gpt2, tmp_path / "messages", BOOKS_MESSAGES, 123)
     train = read_table(tmp_path / "messages" / "train.parquet")
     assert max(len(row["token_ids"]) for row in train) == 120  # section 6.3

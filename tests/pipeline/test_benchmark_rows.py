@@ -14,7 +14,7 @@ from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, matrix_produ
 from benchmarks.rows import instruct, spam
 from benchmarks.run import all_rows, main
 from benchmarks.setting import Setting
-from benchmarks.sources import instruction_splits, message_splits, tokenizer_of
+from benchmarks.sources import instruction_splits, messages_of, tokenizer_of
 from benchmarks.summary import markdown
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH
@@ -151,7 +151,7 @@ def test_the_book_and_transformers_get_our_batches_of_instructions() -> None:
 
 def test_the_book_gets_our_messages_padded_as_ours() -> None:
     source, end = ("sample-messages", "gpt2-nano"), tokenizer_of("gpt2-nano").end_token_id
-    splits, datasets = message_splits(*source), spam.book_datasets(*source)
+    splits, datasets = messages_of(*source).splits, spam.book_datasets(*source)
     width = padded_width("longest", [row["token_ids"] for row in splits["train"]], GPT2_CONTEXT_LENGTH)
     for split, rows in splits.items():
         texts = padded_texts([row["token_ids"] for row in rows], end, width)

@@ -40,16 +40,19 @@ def home(tmp_path_factory) -> Path:
     save_gpt(home / "data/models/finetune_instruct", build_model(CONFIG, 1))
     (home / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     save_classifier(
-        home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 2, "last_real"), padded_tokens=32
-    )
+        home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 3, "last_real"),
+        classes=("ham", "spam", "news & views"), padded_tokens=32,
+    )  # fmt: skip
     return home
 
 
-def test_classify_names_the_class_and_its_probability(home):
+def test_classify_names_the_class_and_every_probability(home):
     done = scratchlm(home, "classify", "You won a prize")
     assert done.returncode == 0
-    label, probability = done.stdout.split(" (probability of spam ")
-    assert label == ("spam" if float(probability.rstrip(")\n")) > 0.5 else "ham")
+    label, found = done.stdout.removesuffix(")\n").split(" (")
+    names, values = zip(*(each.rsplit(" ", 1) for each in found.split(", ")), strict=True)
+    assert label == names[0] and set(names) == {"ham", "spam", "news & views"}
+    assert list(values) == sorted(values, reverse=True) and sum(map(float, values)) == pytest.approx(1, abs=0.002)
 
 
 def test_chat_answers_each_line_and_ends_with_the_input(home):

@@ -33,6 +33,7 @@ from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table
 from scratchlm.run.pipeline import read_stages
+from scratchlm.tasks.scores import PREDICTION_SCHEMA
 from scratchlm.training.reward import rewards
 from tests import smollm
 
@@ -191,8 +192,8 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     right = sum(row["label"] == row["predicted"] for row in predictions) / len(predictions)
     assert right == pytest.approx(read_json(metrics / "finetune_spam.json")["test"]["accuracy"])
     assert {row["id"] for row in predictions} == {row["id"] for row in read_splits(tokens / "messages")["test"]}
-    classifier, padded_tokens = load_classifier(models / "finetune_spam")
-    assert padded_tokens == 24
+    classifier, settings = load_classifier(models / "finetune_spam")
+    assert (settings.padded_tokens, settings.classes) == (24, ["ham", "spam"])
     assert classifier.head.out_features == 2
 
     call("baseline_spam")
@@ -285,6 +286,43 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     assert "ablate_spam@first" in page
     assert "<td>position rope</td>" in page
     assert "ablate_pretrain@rope" in page
+
+
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_a_table_with_other_labels_runs_from_tokens_to_predictions(
+    place: Path, call: Call, tmp_path: Path, class_weights: str | None
+) -> None:
+    values = yaml.safe_load((place / "params.yaml").read_text())
+    values["finetune_spam"]["class_weights"] = class_weights
+    values["tokenize"]["messages"] |= {"labels": ["sport", "law", "art"], "balance": class_weights is None}
+    params, base, raw = tmp_path / "params.yaml", tmp_path / "base", tmp_path / "messages"
+    params.write_text(yaml.safe_dump(values))
+    save_gpt(base, build_model(ModelParams(**values["model"]).config(300), seed=5))
+    raw.mkdir()
+    kinds = {
+        "sport": "team {} won {} goals",
+        "law": "court {} ruled on case {}",
+        "art": "gallery {} shows {} paintings",
+    }
+    names = [*kinds] * 20 + ["law"] * 20
+    lines = [f"{name},{kinds[name].format(i, 2 * i)}" for i, name in enumerate(names)]
+    (raw / "news.csv").write_text("\n".join(["label,text", *lines]))
+    sources = {name: place / "data" / "raw" / f"sample-{name}" for name in ("instructions", "preferences")}
+    run = caller(tmp_path, place)
+    corpus = place / "data" / "raw" / "sample-stories"
+    run("tokenize", corpus=corpus, messages=raw, vocabulary=tmp_path / "none", **sources)
+    run("finetune_spam", base=base)
+    run("baseline_spam")
+    scores, baseline = (read_json(tmp_path / "metrics" / f"{name}.json") for name in ("finetune_spam", "baseline_spam"))
+    rows = read_table(tmp_path / "data" / "predictions" / "finetune_spam.parquet", PREDICTION_SCHEMA)
+    assert all([name for name, _ in row["probabilities"]] == ["sport", "law", "art"] for row in rows)
+    assert all(sum(dict(row["probabilities"]).values()) == pytest.approx(1) for row in rows)
+    assert list(scores["train"]["classes"]) == ["art", "law", "sport"]  # JSON's keys are sorted
+    assert baseline["test"]["macro_f1"] == 1.0
+    gain = scores["test"]["accuracy"] - baseline["test"]["accuracy"]
+    assert baseline["gain_of_finetune_spam"]["accuracy"] == pytest.approx(gain, abs=1e-6)
+    classifier, settings = load_classifier(tmp_path / "data" / "models" / "finetune_spam")
+    assert settings.classes == ["sport", "law", "art"] and classifier.head.out_features == 3
 
 
 def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(

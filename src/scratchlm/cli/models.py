@@ -61,20 +61,21 @@ def classify(
     model: Model = CLASSIFIER,
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
-    """Classify a message as spam or ham, with the probability of spam."""
+    """Say the class of a message, such as spam or ham, and the probability of each class."""
     import numpy as np
 
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.classifier import load_classifier
-    from scratchlm.tasks.classification import spam_probabilities
+    from scratchlm.tasks.classification import class_probabilities
     from scratchlm.tasks.spam import padded_texts
 
-    classifier, padded_tokens = load_classifier(model)
+    classifier, settings = load_classifier(model)
     words = load_tokenizer(tokenizer)
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
-    texts = padded_texts([words.begin_ids + words.encode(text)], words.end_token_id, padded_tokens)
-    (probability,) = spam_probabilities(classifier, texts, np.arange(1), 1)
-    say(f"{'spam' if probability > 0.5 else 'ham'} (probability of spam {probability:.3f})")
+    texts = padded_texts([words.begin_ids + words.encode(text)], words.end_token_id, settings.padded_tokens)
+    (found,) = class_probabilities(classifier, texts, np.arange(1), 1).tolist()
+    ranked = sorted(zip(found, settings.classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
+    say(f"{ranked[0][1]} ({', '.join(f'{name} {probability:.3f}' for probability, name in ranked)})")
 
 
 def export(

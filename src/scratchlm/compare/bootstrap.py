@@ -50,6 +50,30 @@ class Ratio:
 
 
 @dataclass(frozen=True, eq=False)
+class Macro:
+    """The mean over classes of a ratio, such as the recall of each; 0/0 counts as 0.
+
+    numerators, denominators: (K, N). members: (K, N), 1 where an example is of the class; a class without any is left
+    out of the mean.
+    """
+
+    numerators: np.ndarray
+    denominators: np.ndarray
+    members: np.ndarray
+    proportion = False
+
+    @property
+    def columns(self) -> np.ndarray:
+        return np.concatenate([self.numerators, self.denominators])
+
+    def at(self, weights: np.ndarray, pseudo: np.ndarray | None = None) -> np.ndarray:
+        """As Ratio.at."""
+        above, below, occurs = (weights @ of.T for of in (self.numerators, self.denominators, self.members))  # (R, K)
+        values = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+        return (values * (occurs > 0)).sum(axis=1) / (occurs > 0).sum(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Auroc:
     """The probability that a random example of class 1 scores higher than one of class 0; ties count half.
 
@@ -75,7 +99,7 @@ class Auroc:
             return (positive * lower).sum(axis=1) / (positive.sum(axis=1) * negative.sum(axis=1))
 
 
-Statistic = Ratio | Auroc
+Statistic = Ratio | Macro | Auroc
 
 
 class PairedDifference(NamedTuple):

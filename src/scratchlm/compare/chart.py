@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE, Comparison, Row
 from scratchlm.compare.records import better
 from scratchlm.compare.seeds import Spread, split
-from scratchlm.compare.text import difference_cells
+from scratchlm.compare.text import OF_A_CLASS, difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import format_number
 from scratchlm.run.display import one_line
@@ -34,13 +34,14 @@ def check_chart_path(path: Path) -> None:
 
 
 def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> None:
-    """Draw one panel per comparison, one line per metric that has an interval and is not the same on every example.
+    """Draw one panel per comparison, one line per metric that has an interval and is not the same on every example;
+    those of single classes are left out.
 
     Metrics have different units, so each line has its own scale, which ends at the far end of its interval. Right of
     the centre is better, whether the metric should rise or fall.
     Raises UserError as check_chart_path does, or if there is nothing to draw.
     """
-    drawn = [(c, [row for row in c.rows if row.interval and row.verdict in COLOURS]) for c in comparisons]
+    drawn = [(c, [row for row in c.rows if _is_drawn(row)]) for c in comparisons]
     panels = [(comparison, rows) for comparison, rows in drawn if rows]
     if not panels:
         raise UserError("no metric has an interval to draw; compare revisions whose results differ")
@@ -70,6 +71,10 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
             axis.set_ylabel(one_line(name), rotation=0, ha="right", va="center")
             axis.set_yticks([])
             axis.spines[["left", "right", "top"]].set_visible(False)
+
+
+def _is_drawn(row: Row) -> bool:
+    return bool(row.interval) and row.verdict in COLOURS and OF_A_CLASS not in row.metric
 
 
 def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchlm.compare.bootstrap import Auroc, Ratio, Statistic, observed
+from scratchlm.compare.bootstrap import Auroc, Macro, Ratio, Statistic, observed
 from scratchlm.compare.revision import Revision
 from scratchlm.judge.overlap import normalise
 from scratchlm.run.errors import UserError
@@ -17,6 +17,9 @@ TASKS = "sources.instructions and tokenize.instructions"
 RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
 VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
 ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
+
+ACTUAL, PREDICTED = "is ", "called "  # begin the names of columns, before that of a class
+OF_A_CLASS = r"classes\..+\.(precision|recall|f1)"  # metrics whose names depend on the data
 
 Columns = Mapping[str, np.ndarray]
 
@@ -113,25 +116,53 @@ def _corpus_statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[s
 
 
 def _predictions(revision: Revision, family: Family) -> Records:
+    """Records of PREDICTION_SCHEMA."""
     table = revision.table(family.paths[0])
-    content = zip(table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
+    if "probability" in table.column_names:  # as before there were other classes than ham and spam
+        spam, named = table["probability"].to_numpy(), np.array(["ham", "spam"])
+        probabilities, classes = np.stack([1 - spam, spam], axis=1), named.tolist()
+        label, predicted = (named[table[name].to_numpy()] for name in ("label", "predicted"))
+    else:
+        found = table["probabilities"].combine_chunks()
+        classes = list(dict.fromkeys(found.keys.to_pylist()))
+        probabilities = found.items.to_numpy().reshape(len(table), len(classes))
+        label, predicted = (np.array(table[name].to_pylist()) for name in ("label", "predicted"))
+    texts = table["text"].to_pylist()
+    content = [(name, text, tuple(classes)) for name, text in zip(label.tolist(), texts, strict=True)]
     examples = dict(zip(table["id"].to_pylist(), content, strict=True))
-    return Records(examples, _columns(table, "label", "predicted", "probability"))
+    return Records(examples, class_columns(label, predicted, probabilities, classes))
+
+
+def class_columns(label: np.ndarray, predicted: np.ndarray, probabilities: np.ndarray, classes: list[str]) -> Columns:
+    """Columns for the statistics of a classifier. label, predicted: (N,) names. probabilities: (N, K)."""
+    is_class = {name: label == name for name in classes}
+    columns = {ACTUAL + name: is_class[name].astype(float) for name in classes}
+    columns |= {PREDICTED + name: (predicted == name).astype(float) for name in classes}
+    columns["of the label"] = probabilities[np.stack([*is_class.values()], axis=1)]
+    columns["of the second class"] = probabilities[:, 1]
+    return columns
 
 
 def _classification(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
-    label, predicted, probability = columns["label"], columns["predicted"], columns["probability"]
-    found = label * predicted
+    classes = [name.removeprefix(ACTUAL) for name in columns if name.startswith(ACTUAL)]
+    actual, predicted = (np.stack([columns[side + name] for name in classes]) for side in (ACTUAL, PREDICTED))
+    given, ones = columns["of the label"], np.ones(actual.shape[1])
+    right = actual * predicted
+    parts = {"precision": (right, predicted), "recall": (right, actual), "f1": (2 * right, predicted + actual)}
+    of_class = [
+        {name: Ratio(above[i], below[i], proportion=True) for name, (above, below) in parts.items()}
+        for i in range(len(classes))
+    ]
     tiny = np.finfo(float).eps  # scikit-learn's log_loss clips here too
-    given = np.clip(np.where(label == 1, probability, 1 - probability), tiny, 1)
-    return {
-        "accuracy": Ratio((label == predicted).astype(float), np.ones_like(label), proportion=True),
-        "precision": Ratio(found, predicted, proportion=True),
-        "recall": Ratio(found, label, proportion=True),
-        "f1": Ratio(2 * found, predicted + label, proportion=True),
-        "auroc": Auroc(label, probability),
-        "loss": Ratio(-np.log(given), np.ones_like(label)),
+    found: dict[str, Statistic] = {
+        "accuracy": Ratio(right.sum(axis=0), ones, proportion=True),
+        "loss": Ratio(-np.log(np.clip(given, tiny, 1)), ones),
     }
+    if len(classes) == 2:
+        return found | of_class[1] | {"auroc": Auroc(actual[1], columns["of the second class"])}
+    found |= {f"macro_{name}": Macro(above, below, actual) for name, (above, below) in parts.items()}
+    named = zip(classes, of_class, strict=True)
+    return found | {f"classes.{name}.{key}": it for name, ratios in named for key, it in ratios.items()}
 
 
 def _pairs(revision: Revision, family: Family) -> Records:
@@ -188,8 +219,8 @@ PREFERENCE = Family(
 )  # fmt: skip
 SPAM = Family(
     r"finetune_spam\.test", ("data/predictions/finetune_spam.parquet",),
-    ("accuracy", "precision", "recall", "f1", "auroc", "loss"), "messages",
-    "sources.messages, tokenize.messages and seed", _predictions, _classification,
+    ("accuracy", "precision", "recall", "f1", "auroc", "macro_precision", "macro_recall", "macro_f1", "loss"),
+    "messages", "sources.messages, tokenize.messages and seed", _predictions, _classification,
 )  # fmt: skip
 FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     PRETRAIN,
@@ -198,7 +229,7 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     PRETRAIN._replace(prefix=r"load_pretrained/(.+)\.val", paths=(r"data/losses/\1.parquet",)),
     SPAM,
     SPAM._replace(prefix=r"baseline_spam\.test", paths=("data/predictions/baseline_spam.parquet",)),
-    SPAM._replace(prefix=r"ablate_spam/(.+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
+    SPAM._replace(prefix=r"ablate_spam/([\w-]+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
     Family(
         r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",
         f"{TASKS}, tokenizer and length of context", _losses,
@@ -222,8 +253,18 @@ def families(metrics: Iterable[str]) -> list[Family]:
     present = set(metrics)
     prefixes = sorted({name.rpartition(".")[0] for name in present})
     return [
-        family._replace(prefix=prefix, paths=tuple(match.expand(path) for path in family.paths))
+        family._replace(
+            prefix=prefix,
+            paths=tuple(match.expand(path) for path in family.paths),
+            names=(*family.names, *_of_classes(present, prefix)),
+        )
         for family in FAMILIES
         for prefix in prefixes
         if (match := re.fullmatch(family.prefix, prefix)) and {f"{prefix}.{name}" for name in family.names} & present
     ]
+
+
+def _of_classes(metrics: Iterable[str], prefix: str) -> list[str]:
+    """The names of the metrics of single classes, without the prefix."""
+    names = (name.removeprefix(f"{prefix}.") for name in metrics if name.startswith(f"{prefix}."))
+    return sorted(name for name in names if re.fullmatch(OF_A_CLASS, name))

@@ -22,6 +22,7 @@ NAME_CHARACTERS = 14  # of a revision in a table's head
 VALUE_CHARACTERS, HASH_CHARACTERS = 40, 8
 NAMED = 3  # stages, keys or columns that a message names; it counts the others
 DERIVED = r"(_low|_high)$|\.confusion\."  # ends of the intervals of other metrics, and parts of them
+OF_A_CLASS = ".classes."  # in the names of metrics of a single class
 MEANING = (
     "The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these "
     "examples, not the randomness of training, which `scratchlm seeds` measures. Of twenty metrics that are truly "
@@ -31,7 +32,8 @@ MEANING = (
 
 
 def comparison_text(comparisons: Sequence[Comparison], everything: bool = False, markdown: bool = False) -> str:
-    """One page per comparison. everything: also metrics that are the same, ends of intervals and confusion counts.
+    """One page per comparison. everything: also metrics that are the same, ends of intervals, confusion counts and
+    single classes.
 
     markdown: for a comment on a pull request.
     """
@@ -87,7 +89,8 @@ def seeds_json(stage: str, seeds: Iterable[int], metrics: Mapping[str, Spread]) 
 def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     show = display.markdown if markdown else display.one_line
     first, second = comparison.first, comparison.second
-    rows = [row._replace(metric=show(row.metric), note=show(row.note)) for row in comparison.rows]
+    shown = [row for row in comparison.rows if everything or OF_A_CLASS not in row.metric]
+    rows = [row._replace(metric=show(row.metric), note=show(row.note)) for row in shown]
     notes = list(dict.fromkeys(row.note for row in rows if row.note))
     judged = [row for row in rows if row.verdict and (everything or row.verdict != SAME)]
     same = [row.metric for row in rows if row.verdict == SAME and not everything]

@@ -1,17 +1,17 @@
-"""The SMS spam collection: reading, balancing, splitting, padding. The book's chapter 6."""
+"""Texts and their classes, such as ham and spam: balancing, splitting, padding. The book's chapter 6."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from scratchlm.data.labelled_texts import MAX_LABELS, Reading, label_fault, read_labelled_texts
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, missing, n_items, write_table
+from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, read_splits, write_json, write_table
 from scratchlm.run.params import Section
 
 if TYPE_CHECKING:  # most importers of this module need neither
@@ -19,104 +19,118 @@ if TYPE_CHECKING:  # most importers of this module need neither
 
     from scratchlm.data.tokenizer import Tokenizer
 
-CLASSES = ("ham", "spam")
 MESSAGE_SCHEMA = pa.schema(
     {"id": pa.string(), "label": pa.int8(), "text": pa.string(), "token_ids": pa.list_(pa.int32())}
 )
-_REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"
+CLASSES_FILE = "classes.json"
+
+
+class Messages(NamedTuple):
+    """splits: by name, rows of MESSAGE_SCHEMA. classes: their names; the label of a row is the index of its class."""
+
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]
+    classes: tuple[str, ...]
 
 
 class MessagesParams(Section):
     """Reading, balancing and splitting of the messages; test is the rest.
 
-    reading: `strict` takes every line as a message; `book` is the book's pandas call, where a quotation mark can
-    join lines (two messages of the real collection are lost). balance: keep only as much ham as there is spam.
+    reading: of the SMS spam collection; `strict` takes every line as a message, `book` is the book's pandas call, where
+    a quotation mark can join lines (two messages of the real collection are lost). labels: the classes in their order;
+    null: as found, sorted. balance: keep only as many messages of each class as the smallest has.
     """
 
-    reading: Literal["strict", "book"]
+    reading: Reading
+    labels: Annotated[list[str | int], Field(min_length=2, max_length=MAX_LABELS)] | None
     balance: bool
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names in `labels`."""
+        return None if self.labels is None else list(map(str, self.labels))
 
     @model_validator(mode="after")
     def _leaves_a_rest(self) -> "MessagesParams":
         return check_fractions(self, self.train_fraction, self.val_fraction)
 
+    @model_validator(mode="after")
+    def _has_names(self) -> "MessagesParams":
+        names = self.classes or []
+        for name in names:
+            if fault := label_fault(name):
+                raise ValueError(f"labels has {fault}; correct it")
+            if names.count(name) > 1:
+                raise ValueError(f"labels has {name!r} {names.count(name)} times; each must be different")
+        return self
+
 
 def write_messages(
     path: Path, tokenizer: "Tokenizer", folder: Path, params: MessagesParams, seed: int
 ) -> dict[str, Any]:
-    """Read, balance, split and tokenize the messages into `folder`/{train,val,test}.parquet; return the counts."""
-    messages = read_messages(path, params.reading)
-    chosen = balance_by_undersampling(messages, seed) if params.balance else messages
-    splits = split_messages(chosen, params, seed)
+    """Read, balance, split and tokenize the messages into `folder`, for load_messages; return the counts."""
+    messages, classes = read_labelled_texts(path, params.reading, params.classes)
+    chosen = balance_by_undersampling(messages, classes, seed) if params.balance else messages
+    splits = split_messages(chosen, classes, params, seed)
     counts: dict[str, Any] = {"read": len(messages)}
     with atomic_folder(folder) as temporary:
+        write_json(temporary / CLASSES_FILE, list(classes))
         for name, split in splits.items():
             rows: list[dict[str, Any]] = split.to_dict("records")
             encoded = (row | {"token_ids": tokenizer.begin_ids + tokenizer.encode(row["text"])} for row in rows)
             table = write_table(temporary / f"{name}.parquet", encoded, MESSAGE_SCHEMA)
-            n_tokens = n_items(table["token_ids"])
-            counts[name] = {"records": len(rows), "spam": int(split["label"].sum()), "tokens": n_tokens}
+            of_class = dict(zip(classes, np.bincount(split["label"], minlength=len(classes)).tolist(), strict=True))
+            named = {classes[1]: of_class[classes[1]]} if len(classes) == 2 else {"classes": of_class}
+            counts[name] = named | {"records": len(rows), "tokens": n_items(table["token_ids"])}
     texts = {name: split["text"].tolist() for name, split in splits.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(texts)}
 
 
-def read_messages(path: Path, reading: Literal["strict", "book"]) -> "pd.DataFrame":
-    """Return one row per message: id (`sms-` and its index), label (1 is spam) and text.
+def load_messages(folder: Path) -> Messages:
+    """Return what write_messages wrote. Raises UserError naming a file that is missing or damaged."""
+    splits, classes = read_splits(folder, MESSAGE_SCHEMA), read_json(folder / CLASSES_FILE, list)
+    n_classes = 1 + max((row["label"] for rows in splits.values() for row in rows), default=1)
+    if not all(isinstance(name, str) for name in classes) or not n_classes <= len(classes) <= MAX_LABELS:
+        raise damaged(folder / CLASSES_FILE, f"not the names of the {n_classes} or more classes beside it")
+    return Messages(splits, tuple(classes))
 
-    Raises UserError naming the file and the first row that is not `ham` or `spam`, a tab and a text.
+
+def balance_by_undersampling(messages: "pd.DataFrame", classes: Sequence[str], seed: int) -> "pd.DataFrame":
+    """Return, class by class, a random draw of as many messages as the smallest class has (the book's section 6.2).
+
+    All of the smallest class is kept, in its order. Raises UserError if a class has no messages.
     """
     import pandas as pd
 
-    quoting = csv.QUOTE_NONE if reading == "strict" else csv.QUOTE_MINIMAL
-    try:
-        messages = pd.read_csv(
-            path, sep="\t", header=None, names=["label", "text"], dtype=str, quoting=quoting, keep_default_na=False
+    of_class = [messages[messages["label"] == label] for label in range(len(classes))]
+    smallest = min(reversed(of_class), key=len)
+    if smallest.empty:
+        absent = next(name for name, found in zip(classes, of_class, strict=True) if found.empty)
+        raise UserError(
+            f"{len(messages)} messages but no {absent}, so there is nothing to balance; add some to the file"
         )
-    except FileNotFoundError:
-        raise missing(path) from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {str(error).strip()}; {_REMEDY}") from None
-    if not isinstance(messages.index, pd.RangeIndex):  # of a first line with more columns, pandas makes an index
-        raise UserError(f"{path}: row 1 has more than one tab; {_REMEDY}")
-    wrong = ~messages["label"].isin(CLASSES) | (messages["text"] == "")
-    if wrong.any():
-        row = int(wrong.to_numpy().argmax())
-        raise UserError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
-    ids, label = [f"sms-{row:05d}" for row in range(len(messages))], (messages["label"] == "spam").astype("int8")
-    return pd.DataFrame({"id": ids, "label": label, "text": messages["text"]})
+    return pd.concat(
+        [found if found is smallest else found.sample(len(smallest), random_state=seed) for found in of_class]
+    )
 
 
-def balance_by_undersampling(messages: "pd.DataFrame", seed: int) -> "pd.DataFrame":
-    """Return a random draw of ham, as much as there is spam, then all of the spam (the book's section 6.2).
-
-    Raises UserError if there is more spam than ham, or no spam.
-    """
-    import pandas as pd
-
-    ham, spam = messages[messages["label"] == 0], messages[messages["label"] == 1]
-    if spam.empty:
-        raise UserError(f"{len(ham)} ham messages but no spam, so there is nothing to balance; add spam to the file")
-    if len(spam) > len(ham):
-        raise UserError(f"{len(spam)} spam messages but only {len(ham)} ham; set tokenize.messages.balance to false")
-    return pd.concat([ham.sample(len(spam), random_state=seed), spam])
-
-
-def split_messages(messages: "pd.DataFrame", params: MessagesParams, seed: int) -> "dict[str, pd.DataFrame]":
+def split_messages(
+    messages: "pd.DataFrame", classes: Sequence[str], params: MessagesParams, seed: int
+) -> "dict[str, pd.DataFrame]":
     """Shuffle, then divide into train, val and test in this order (the book's section 6.2).
 
-    Raises UserError if a split would be empty, or train would have one class alone.
+    Raises UserError if a split would be empty, or train would lack a class.
     """
     shuffled = messages.sample(frac=1, random_state=seed)
     train_end = int(len(shuffled) * params.train_fraction)
     val_end = train_end + int(len(shuffled) * params.val_fraction)
     splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
     refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages")
-    if len(found := set(splits["train"]["label"])) == 1:
+    if absent := sorted(set(range(len(classes))) - set(splits["train"]["label"])):
         raise UserError(
-            f"the {len(splits['train'])} training messages are all {CLASSES[found.pop()]}, so there is nothing to tell "
-            "apart; add messages of the other class, or raise tokenize.messages.train_fraction"
+            f"none of the {len(splits['train'])} training messages is {classes[absent[0]]}, so it cannot be learnt; "
+            "add messages of this class, or raise tokenize.messages.train_fraction"
         )
     return splits
 

@@ -1,11 +1,13 @@
 """Classifiers in our own format: like a language model's folder, with a classifier section in config.json."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from scratchlm.data.labelled_texts import MAX_LABELS
 from scratchlm.fast.torch_startup import shapes_only
 from scratchlm.formats.native import (
     CONFIG_FILE,
@@ -23,25 +25,26 @@ from scratchlm.run.files import damaged, read_json
 
 
 class ClassifierSettings(BaseModel):
-    """The classifier section of config.json; padded_tokens is the length that messages are padded to."""
+    """The classifier section of config.json. padded_tokens: the length that messages are padded or cut to."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    n_classes: Annotated[int, Field(ge=1, le=1000)]
+    classes: Annotated[list[str], Field(min_length=2, max_length=MAX_LABELS)]
     position: Position
     padded_tokens: Annotated[int, Field(ge=1)]
 
 
 def save_classifier(
-    folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, *, padded_tokens: int
-) -> None:
-    """Write a classifier, with the length that messages are padded to."""
-    own = {"n_classes": model.head.out_features, "position": model.position, "padded_tokens": padded_tokens}
+    folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, *, classes: Sequence[str],
+    padded_tokens: int,
+) -> None:  # fmt: skip
+    """Write a classifier, with the names of its classes and the length that messages are padded or cut to."""
+    own = {"classes": list(classes), "position": model.position, "padded_tokens": padded_tokens}
     save_folder(folder, model.state_dict(), {"gpt": model.trunk.config.model_dump(), "classifier": own}, adapter)
 
 
-def load_classifier(folder: Path) -> tuple[GPTClassifier, int]:
-    """Return the classifier in `folder`, in evaluation mode, and the length to pad messages to. Errors as load_gpt."""
+def load_classifier(folder: Path) -> tuple[GPTClassifier, ClassifierSettings]:
+    """Return the classifier in `folder`, in evaluation mode, and its settings. Errors as load_gpt."""
     config = read_json(folder / CONFIG_FILE)
     if "classifier" not in config:
         raise UserError(f"{folder} does not hold a classifier; name one that finetune_spam made")
@@ -50,6 +53,6 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, int]:
     except ValidationError as error:
         raise damaged(folder / CONFIG_FILE, f"not a classifier of ours ({first_mistake(error)})") from None
     with shapes_only():
-        model = GPTClassifier(GPTModel(read_config(folder)), own.n_classes, own.position)
+        model = GPTClassifier(GPTModel(read_config(folder)), len(own.classes), own.position)
     assign_tensors(model, read_weights(folder / WEIGHTS_FILE), str(folder))
-    return model.eval(), own.padded_tokens
+    return model.eval(), own

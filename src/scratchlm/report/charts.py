@@ -40,6 +40,8 @@ STYLE: Any = {
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
 }
 WIDTH_INCHES = 7.6
+CELL_INCHES, FEW_CLASSES = (1.29, 0.62, 0.36), 8  # of the confusion matrix of two, of few and of many classes
+NAME_CHARACTERS, INCHES_PER_CHARACTER = 20, 0.07
 PIXELS_PER_POINT = 96 / 72
 NUMBER = re.compile(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w.])")  # in a tag, apart from colours and ids
 Curve = Sequence[Mapping[str, float]]
@@ -79,21 +81,32 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
 
 
 def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: Sequence[str]) -> Markup:
-    """Draw counts by actual class (rows) and predicted class (columns), shaded by their proportion of the row."""
+    """Draw counts by actual class (rows) and predicted class (columns), shaded by their proportion of the row.
+
+    Of more than a few classes, cells are smaller, without proportions, and empty where the count is 0.
+    """
+    few, two = len(classes) <= FEW_CLASSES, len(classes) == 2
+    names = [text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…" for text in classes]
+    longest = 0.0 if two else INCHES_PER_CHARACTER * max(map(len, names))
+    side = len(classes) * (CELL_INCHES[0] if two else CELL_INCHES[1] if few else CELL_INCHES[2])
     with _style():
-        figure = _figure(3.4, 3.1)
+        figure = _figure(side + 0.82 + longest, side + 0.62 + longest, longest)
         axis = figure.subplots()
         axis.grid(False)
         for y, actual in enumerate(classes):
-            total = sum(counts[actual, predicted] for predicted in classes)
+            total = sum(counts.get((actual, predicted), 0) for predicted in classes)
             for x, predicted in enumerate(classes):
-                count = counts[actual, predicted]
+                count = counts.get((actual, predicted), 0)
                 proportion = count / total if total else 0.0
-                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * proportion, linewidth=0))
-                axis.text(x, y, f"{count}\n{100 * proportion:.1f} %", ha="center", va="center", fontsize=11)
-        axis.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5), xlabel="predicted", ylabel="actual", aspect="equal")
-        axis.set_xticks(range(len(classes)), classes)
-        axis.set_yticks(range(len(classes)), classes, rotation=90, va="center")
+                if count or few:
+                    cell = Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * proportion, linewidth=0)
+                    axis.add_patch(cell)
+                    text = f"{count}\n{100 * proportion:.1f} %" if few else str(count)
+                    axis.text(x, y, text, ha="center", va="center", fontsize=11 if two else 8)
+        limits = (-0.5, len(classes) - 0.5)
+        axis.set(xlim=limits, ylim=limits[::-1], xlabel="predicted", ylabel="actual", aspect="equal")
+        axis.set_xticks(range(len(classes)), names, rotation=0 if two else 90)
+        axis.set_yticks(range(len(classes)), names, rotation=90 if two else 0, va="center")
         axis.tick_params(length=0)
         return _svg(figure, f"{name}-confusion", f"{name}: confusion matrix")
 
@@ -143,10 +156,11 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Return a figure of this size in inches, with room for labels at its left and bottom."""
+def _figure(width: float, height: float, more: float = 0.0) -> Figure:
+    """Return a figure of this size in inches, with room for labels at its left and bottom; more: inches of it."""
     figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left=0.72 / width, right=1 - 0.1 / width, bottom=0.5 / height, top=1 - 0.12 / height)
+    left, bottom = (0.72 + more) / width, (0.5 + more) / height
+    figure.subplots_adjust(left=left, right=1 - 0.1 / width, bottom=bottom, top=1 - 0.12 / height)
     return figure
 
 

@@ -65,8 +65,7 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
         lines.append(Headline(name, label, "", format_number(scores["val"][measure])))
     lines += [
         Headline("finetune_spam", "test accuracy", "", *_share(spam, format_percent)),
-        Headline("finetune_spam", "test F1", "", format_number(spam["f1"])),
-        Headline("finetune_spam", "test AUROC", "", format_number(spam.get("auroc"))),
+        *_class_lines(spam),
         Headline("baseline_spam", "test accuracy", "", *_share(baseline["test"], format_percent)),
         Headline(
             "finetune_spam", "points above baseline", "", *_share(baseline["gain_of_finetune_spam"], format_points)
@@ -80,6 +79,14 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
     lines.append(Headline("judge", "mean score of 0 to 100", start, *_mean_score(assistant)))
     others = (name for name in variants if name not in (BASE, ASSISTANT))
     return [*lines, *(Headline("judge", f"mean score of {name}", "", *_mean_score(judge[name])) for name in others)]
+
+
+def _class_lines(scores: Mapping[str, Any]) -> list[Headline]:
+    """F1 and AUROC of two classes; of more, the mean F1 of each."""
+    if "macro_f1" in scores:
+        return [Headline("finetune_spam", "test macro F1", "", format_number(scores["macro_f1"]))]
+    named = {"F1": scores["f1"], "AUROC": scores.get("auroc")}
+    return [Headline("finetune_spam", f"test {name}", "", format_number(value)) for name, value in named.items()]
 
 
 def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str]:

@@ -42,8 +42,7 @@ class Report:
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     pairs: rows of REWARD_SCHEMA by reward run.
     predictions: of the finetuned classifier, of the baseline, then of each variant.
-    responses: of every variant, rows of RESPONSE_SCHEMA with score and reason. classes: actual and predicted class of
-    each prediction.
+    responses: of every variant, rows of RESPONSE_SCHEMA with score and reason.
     models: name, parameters, config and sha256 (of the file that the page names).
     """
 
@@ -57,7 +56,6 @@ class Report:
     curves: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Sequence[Rows]
-    classes: Rows
     responses: Rows
     models: Rows
 
@@ -88,7 +86,6 @@ def collect(inputs: Inputs) -> Report:
         curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params)]},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
-        classes=read_csv(plots / "finetune_spam_confusion.csv"),
         responses=_judged(inputs.responses, params[VARIED["generate"]]),
         models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
     )

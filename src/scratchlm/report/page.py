@@ -1,6 +1,7 @@
 """The report: the results of every stage on one self-contained HTML page."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def render(report: Report) -> str:
         graph=graph_svg(stages),
         tables={stage: metric_tables(tables[stage]) for stage in TABULATED if tables[stage]},
         charts=charts(report),
-        mistakes=mistakes(report.predictions[0], report.classes),
+        n_predictions=len(report.predictions[0]),
+        mistakes=mistakes(report.predictions[0]),
         max_mistakes=MAX_MISTAKES,
         classifiers=classifiers(report),
         pretrain_variants=pretrain_variants(report),
@@ -118,9 +120,9 @@ def charts(report: Report) -> dict[str, Markup]:
     for name, rows in report.pairs.items():
         bins = calibration_bins(row["chosen_reward"] - row["rejected_reward"] for row in rows)
         drawn[f"calibration/{name}"] = calibration_chart(f"reward_model-{name}", bins)
-    classes = sorted({row[side] for row in report.classes for side in ("actual", "predicted")} | {"ham", "spam"})
-    pairs = [(row["actual"], row["predicted"]) for row in report.classes]
-    counts = {(a, p): pairs.count((a, p)) for a in classes for p in classes}
+    predictions = report.predictions[0]
+    classes = [name for name, _ in predictions[0]["probabilities"]]
+    counts = Counter((row["label"], row["predicted"]) for row in predictions)
     drawn["confusion"] = confusion_chart("finetune_spam", counts, classes)
     scores = {
         model: [row["score"] for row in report.responses if row["model"] == model and row["score"] is not None]
@@ -130,11 +132,11 @@ def charts(report: Report) -> dict[str, Markup]:
     return drawn
 
 
-def mistakes(predictions: Rows, classes: Rows) -> list[dict[str, Any]]:
+def mistakes(predictions: Rows) -> list[dict[str, Any]]:
     """Return misclassified messages with the probability of the predicted class, the most confident ones first."""
     wrong = [
-        {**row, **names, "confidence": max(row["probability"], 1 - row["probability"])}
-        for row, names in zip(predictions, classes, strict=True)
+        {**row, "confidence": dict(row["probabilities"])[row["predicted"]]}
+        for row in predictions
         if row["label"] != row["predicted"]
     ]
     return sorted(wrong, key=lambda row: (-row["confidence"], row["id"]))

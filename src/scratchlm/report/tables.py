@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from scratchlm.run.nested import flattened
 
-PERCENTAGES = {"accuracy", "accuracy_low", "accuracy_high", "precision", "recall"}
+PERCENTAGES = {
+    *("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "macro_precision", "macro_recall"),
+}
 COLUMN_ORDER = ("train", "val", "test", "before", "after")
 MAX_CHARACTERS = 400
 NONE = "–"

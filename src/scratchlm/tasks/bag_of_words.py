@@ -3,13 +3,13 @@
 A classifier that is not better than this does not earn its cost. The features and the regression are scikit-learn's.
 """
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchlm.data.messages import Messages
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.scores import Rows, classification_scores
+from scratchlm.tasks.scores import classification_scores, complementary
 
 TERM = r"\w+|[^\w\s]"  # a word, or a sign
 STRENGTHS = (1.0, 10.0, 100.0)  # of the fit to the train split against small weights; the val split chooses
@@ -18,23 +18,23 @@ DIGITS = 6  # of a probability, which are then the same on every machine
 
 
 class Baseline(NamedTuple):
-    """metrics: scores by split, and how the classifier came about. probabilities: of spam, (N,) by split."""
+    """metrics: scores by split, and how the classifier came about. probabilities: of each class, (N, K) by split."""
 
     metrics: dict[str, Any]
     probabilities: dict[str, np.ndarray]
 
 
-def bag_of_words(messages: Mapping[str, Rows]) -> Baseline:
+def bag_of_words(messages: Messages) -> Baseline:
     """A logistic regression on TF-IDF of words, signs and neighbouring pairs of them, fitted to the train split.
 
     Source: Salton and Buckley 1988, with the logarithm of a term's count.
-    Raises UserError if the train split, which has both classes, has no word.
+    Raises UserError if the train split, which has all classes, has no word.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    texts = {split: [row["text"] for row in rows] for split, rows in messages.items()}
-    labels = {split: np.array([row["label"] for row in rows]) for split, rows in messages.items()}
+    texts = {split: [row["text"] for row in rows] for split, rows in messages.splits.items()}
+    labels = {split: np.array([row["label"] for row in rows]) for split, rows in messages.splits.items()}
     vectorizer = TfidfVectorizer(token_pattern=TERM, ngram_range=(1, 2), sublinear_tf=True)
     if not any(map(str.strip, texts["train"])):
         raise UserError("the training messages are all blank, so nothing tells their classes apart; add words to them")
@@ -44,11 +44,15 @@ def bag_of_words(messages: Mapping[str, Rows]) -> Baseline:
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, solver="newton-cg", tol=TOLERANCE, max_iter=1000)
         model.fit(features["train"], labels["train"])
-        found[strength] = {split: model.predict_proba(x)[:, 1].round(DIGITS) for split, x in features.items()}
+        found[strength] = {split: complementary(model.predict_proba(x).round(DIGITS)) for split, x in features.items()}
     scores = {
-        strength: {split: classification_scores(labels[split], given) for split, given in probabilities.items()}
+        strength: {
+            split: classification_scores(labels[split], given, messages.classes)
+            for split, given in probabilities.items()
+        }
         for strength, probabilities in found.items()
     }
     best = min(STRENGTHS, key=lambda strength: scores[strength]["val"]["loss"])
-    sizes = {"trainable_parameters": len(vectorizer.vocabulary_) + 1, "strength": best}  # a weight per term, a bias
+    n_scores = len(messages.classes) if len(messages.classes) > 2 else 1  # each with a weight per term, and a bias
+    sizes = {"trainable_parameters": n_scores * (len(vectorizer.vocabulary_) + 1), "strength": best}
     return Baseline(scores[best] | sizes, found[best])

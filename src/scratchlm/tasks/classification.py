@@ -1,6 +1,6 @@
 """A classifier on the messages of the three splits: its probabilities, and their scores."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,39 +9,45 @@ import torch
 from scratchlm.arithmetic.functions import softmax
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
-from scratchlm.tasks.scores import classification_scores
+from scratchlm.tasks.scores import classification_scores, complementary
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
 
 class ClassifierEvaluation:
-    """Scores of a classifier on the three splits."""
+    """Scores of a classifier on the three splits. classes: their names."""
 
-    def __init__(self, texts: Mapping[str, Texts], labels: Mapping[str, np.ndarray], params: EvaluationParams) -> None:
-        self._texts, self._labels, self._params = texts, labels, params
+    def __init__(
+        self, texts: Mapping[str, Texts], labels: Mapping[str, np.ndarray], classes: Sequence[str],
+        params: EvaluationParams,
+    ) -> None:  # fmt: skip
+        self._texts, self._labels, self._classes, self._params = texts, labels, classes, params
 
     def evaluate(self, model: GPTClassifier) -> dict[str, float]:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
         metrics: dict[str, float] = {}
         for split in ("train", "val"):
             chosen = evenly_spaced(len(self._texts[split]), self._params.max_rows)
-            probabilities = spam_probabilities(model, self._texts[split], chosen, self._params.batch_size)
-            scores = classification_scores(self._labels[split][chosen], probabilities)
+            probabilities = class_probabilities(model, self._texts[split], chosen, self._params.batch_size)
+            scores = classification_scores(self._labels[split][chosen], probabilities, self._classes)
             metrics |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         return metrics
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every message of every split."""
         probabilities = {
-            split: spam_probabilities(model, texts, np.arange(len(texts)), self._params.batch_size)
+            split: class_probabilities(model, texts, np.arange(len(texts)), self._params.batch_size)
             for split, texts in self._texts.items()
         }
-        scores = {split: classification_scores(self._labels[split], found) for split, found in probabilities.items()}
+        scores = {
+            split: classification_scores(self._labels[split], found, self._classes)
+            for split, found in probabilities.items()
+        }
         return scores, probabilities
 
 
 @torch.no_grad()
-def spam_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
-    """The probability of class 1 for some of the texts, in their order: (N,) float64."""
+def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
+    """The probability of each class for some of the texts, in their order: (N, K) float64."""
     device = model.trunk.token_embedding.weight.device
     was_training = model.training
     model.eval()
@@ -49,6 +55,6 @@ def spam_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, 
     for start in range(0, len(indices), batch_size):
         inputs, lengths = texts.batch(indices[start : start + batch_size].tolist())
         logits = texts.class_logits(model, inputs.to(device), lengths.to(device))
-        found.append(softmax(logits.cpu().double())[:, 1].numpy())
+        found.append(softmax(logits.cpu().double()).numpy())
     model.train(was_training)
-    return np.concatenate(found)
+    return complementary(np.concatenate(found))

@@ -13,7 +13,7 @@ from scratchlm.verify.diff import differing, gap
 
 
 class Tolerance(NamedTuple):
-    """The limit for metrics whose last key matches `pattern`: the largest of the three.
+    """The limit for metrics whose last key, or `confusion` above it, matches `pattern`: the largest of the three.
 
     relative: a proportion of the committed value. of_examples: a proportion of the counted examples.
     """
@@ -36,10 +36,14 @@ class Tolerance(NamedTuple):
 
 TOLERANCES = (
     Tolerance("losses", r".*loss|perplexity|bits_per_byte", 0.005, relative=0.02),
-    Tolerance("proportions", r"accuracy(_low|_high)?|precision|recall|f1|auroc|failed_share|calibration_error", 0.03),
+    Tolerance(
+        "proportions",
+        r"accuracy(_low|_high)?|(macro_)?(precision|recall|f1)|auroc|failed_share|calibration_error",
+        0.03,
+    ),
     Tolerance("rewards", r".*_reward|margin|kl_per_token", 0.05, relative=0.05),
     Tolerance("scores of 100", r"mean_(score|low|high)|spread", 3),
-    Tolerance("counted answers", r"exact_matches|finished|failures|(ham|spam)_as_(ham|spam)", 1, of_examples=0.03),
+    Tolerance("counted answers", r"exact_matches|finished|failures|confusion", 1, of_examples=0.03),
 )
 EXACT = "everything else (counts of data, hashes, names) must be the same"
 
@@ -64,7 +68,7 @@ def deviations(committed: Any, rebuilt: Any) -> list[Deviation]:
     found = []
     for key in differing(old, new):
         distance = gap(old.get(key), new.get(key))
-        tolerance = next((t for t in TOLERANCES if re.fullmatch(t.pattern, key.rpartition(".")[2])), None)
+        tolerance = next((t for t in TOLERANCES if re.fullmatch(t.pattern, _parts(key)[1])), None)
         allowed = 0.0
         if distance is None:
             distance = math.inf
@@ -81,7 +85,12 @@ def stated() -> str:
 
 def _examples(metrics: Mapping[str, Any], key: str) -> float:
     """Return the number of examples for a count: the `responses` beside it, or the sum of the counts beside it."""
-    section = key.rpartition(".")[0]
-    beside = {name.rpartition(".")[2]: value for name, value in metrics.items() if name.rpartition(".")[0] == section}
-    counts = [value for value in beside.values() if isinstance(value, int)]
-    return beside["responses"] if "responses" in beside else sum(counts)
+    section = _parts(key)[0]
+    counts = [value for name, value in metrics.items() if _parts(name)[0] == section and isinstance(value, int)]
+    return metrics.get(f"{section}.responses", sum(counts))
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """The section of a metric and its last key; the names of classes, which may have dots, are no keys."""
+    section, found, _ = key.partition(".confusion.")
+    return (f"{section}.confusion", "confusion") if found else (key.rpartition(".")[0], key.rpartition(".")[2])

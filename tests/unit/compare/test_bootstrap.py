@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scratchlm.compare.bootstrap import (
     FEWEST_RESAMPLES,
     RESAMPLES,
     Auroc,
+    Macro,
     PairedDifference,
     Ratio,
     Statistic,
@@ -85,6 +87,20 @@ def test_weighted_statistics_are_scikit_learns(messages: list[tuple[bool, int, i
     if len(set(labels)) == 2:
         expected = metrics.roc_auc_score(labels, probability, sample_weight=weights)
         assert Auroc(labels, probability).at(weights[None])[0] == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=30))
+def test_weighted_means_over_classes_are_scikit_learns(messages: list[tuple[int, int, int]]) -> None:
+    labels, predicted, weights = (np.array(column) for column in zip(*[*messages, (0, 1, 1)], strict=True))
+    actual, called = (np.stack([column == k for k in range(4)]).astype(float) for column in (labels, predicted))
+    right = actual * called
+    occurring = sorted(set(labels[weights > 0].tolist()))
+    for (above, below), theirs in {
+        (0, 0): metrics.precision_score, (0, 1): metrics.recall_score, (1, 2): metrics.f1_score,
+    }.items():  # fmt: skip
+        statistic = Macro((right, 2 * right)[above], (called, actual, called + actual)[below], actual)
+        options: Any = {"average": "macro", "labels": occurring, "zero_division": 0.0, "sample_weight": weights}
+        assert statistic.at(weights[None].astype(float))[0] == pytest.approx(theirs(labels, predicted, **options))
 
 
 # the interval

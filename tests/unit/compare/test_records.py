@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,13 +7,15 @@ import pytest
 
 from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
+from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
+from scratchlm.run.nested import flattened
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.preference import PAIR_SCHEMA, PairScores
 from scratchlm.tasks.reward import REWARD_SCHEMA, RewardScores
-from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores, prediction_rows
 
 
 class Held:
@@ -40,13 +42,18 @@ def values(metric: str, revision: Any, tracked: Mapping[str, float] | None = Non
 
 
 def predictions(*probabilities: float, **changes: Any) -> tuple[list[dict[str, Any]], pa.Schema]:
-    """Messages 0, 1, …, every other one spam."""
-    rows = [
-        {"id": f"sms-{i}", "label": i % 2, "predicted": int(p > 0.5), "probability": p, "text": f"text {i}"}
-        for i, p in enumerate(probabilities)
-    ]
+    """Messages 0, 1, …, every other one spam. probabilities: of spam."""
+    messages = [{"id": f"sms-{i}", "label": i % 2, "text": f"text {i}"} for i in range(len(probabilities))]
+    spam = np.array(probabilities)
+    rows = prediction_rows(messages, np.stack([1 - spam, spam], axis=1), COLLECTION)
     rows[0] |= changes
     return rows, PREDICTION_SCHEMA
+
+
+def of_classes(labels: Sequence[int], probabilities: np.ndarray, classes: Sequence[str]) -> Any:
+    """A revision with predictions for messages 0, 1, …"""
+    messages = [{"id": str(i), "label": label, "text": f"text {i}"} for i, label in enumerate(labels)]
+    return Held("main", finetune_spam=(prediction_rows(messages, probabilities, classes), PREDICTION_SCHEMA))
 
 
 def losses(*sums: float) -> tuple[list[dict[str, Any]], pa.Schema]:
@@ -136,7 +143,7 @@ def test_shares_and_counts_get_the_interval_of_a_proportion(metric: str, proport
     )  # fmt: skip
     it = family(metric)
     found = it.statistics(it.read(held).columns, {"loss": 1.0, "bits_per_byte": 1.0})  # type: ignore[arg-type]
-    assert set(found) == set(it.names)
+    assert set(found) == {name for name in it.names if "macro" not in name}  # there are two classes
     assert {name for name, statistic in found.items() if statistic.proportion} == proportions
 
 
@@ -161,12 +168,56 @@ def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_bett
 
 def test_predictions_give_the_scores_that_the_stage_tracks() -> None:
     source = np.random.default_rng(1)
-    rows, schema = predictions(*source.random(60), 0.0, 1.0)
-    labels, probabilities = (np.array([row[name] for row in rows]) for name in ("label", "probability"))
-    expected = classification_scores(labels, probabilities)
-    found = values("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)))
+    spam = np.array([*source.random(60), 0.0, 1.0])
+    expected = classification_scores(np.arange(62) % 2, np.stack([1 - spam, spam], axis=1), COLLECTION)
+    found = values("finetune_spam.test.loss", Held("main", finetune_spam=predictions(*spam)))
     assert found == pytest.approx({name: expected[name] for name in found})
-    assert set(found) == set(family("finetune_spam.test.loss").names)
+    assert set(found) == {name for name in family("finetune_spam.test.loss").names if "macro" not in name}
+
+
+@pytest.mark.parametrize("n_classes", [3, 5])
+def test_predictions_of_more_classes_give_the_scores_that_the_stage_tracks(n_classes: int) -> None:
+    """One of the classes has no message, and another is never predicted."""
+    source, classes = np.random.default_rng(n_classes), ["a.b", "test", "c d", "é", "e"][:n_classes]
+    labels, probabilities = source.integers(n_classes - 1, size=80), source.dirichlet(np.ones(n_classes), 80)
+    probabilities[:, 0] = 0
+    scores = classification_scores(labels, probabilities, classes)
+    tracked = flattened({"test": scores})
+    (it,) = families(f"finetune_spam.{name}" for name in tracked)
+    held = of_classes(labels.tolist(), probabilities, classes)
+    found = {name: observed(statistic) for name, statistic in it.statistics(it.read(held).columns, {}).items()}
+    expected = {name: tracked[f"test.{name}"] for name in it.names if f"test.{name}" in tracked}
+    assert sum(name.startswith("classes.") for name in expected) == 3 * (n_classes - 1)
+    known = {name: found[name] for name in expected if np.isfinite(found[name])}
+    assert known == pytest.approx({name: expected[name] for name in known})
+    assert expected.keys() - known.keys() == {"classes.a.b.precision"}  # 0/0
+    check_records(it, it.read(held), expected, held)
+
+
+def test_a_variant_may_have_a_class_with_the_name_of_a_split() -> None:
+    metrics = [f"ablate_spam/first.{split}.classes.test.f1" for split in ("train", "test")]
+    (it,) = families([*metrics, "ablate_spam/first.test.macro_f1"])
+    assert it.prefix == "ablate_spam/first.test" and it.names[-1] == "classes.test.f1"
+
+
+def test_predictions_of_an_older_revision_are_paired_with_new_ones() -> None:
+    spam = (0.1, 0.9, 0.8)
+    rows = [
+        {"id": f"sms-{i}", "label": i % 2, "predicted": int(p > 0.5), "probability": p, "text": f"text {i}"}
+        for i, p in enumerate(spam)
+    ]
+    kinds = {"id": pa.string(), "label": pa.int8(), "predicted": pa.int8(), "probability": pa.float64()}
+    old = Held("main", finetune_spam=(rows, pa.schema(kinds | {"text": pa.string()})))
+    one, other, _ = paired("finetune_spam.test.loss", old, Held("branch", finetune_spam=predictions(*spam)))
+    assert {name: column.tolist() for name, column in one.items()} == {
+        name: column.tolist() for name, column in other.items()
+    }
+
+
+def test_classes_in_another_order_are_other_metrics() -> None:
+    first, second = (of_classes([0, 1], np.eye(2), classes) for classes in (["a", "b"], ["b", "a"]))
+    with pytest.raises(Unpaired, match="2 at main, 2 at branch, 0 the same"):
+        paired("finetune_spam.test.loss", first, second)
 
 
 def test_pairs_give_the_scores_that_the_stage_tracks() -> None:
@@ -184,7 +235,7 @@ def test_pairs_give_the_scores_that_the_stage_tracks() -> None:
 
 def test_a_certain_mistake_costs_what_scikit_learn_says() -> None:
     rows, schema = predictions(1.0, 1.0)  # the first is ham
-    expected = classification_scores(np.array([0, 1]), np.array([1.0, 1.0]))["loss"]
+    expected = classification_scores(np.array([0, 1]), np.array([[0.0, 1.0]] * 2), COLLECTION)["loss"]
     found = values("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)))
     assert found["loss"] == pytest.approx(expected)
 
@@ -224,10 +275,10 @@ def test_examples_are_paired_by_id_whatever_their_order() -> None:
     shuffled = Held("branch", finetune_spam=([rows[2], rows[0], rows[1]], schema))
     one, other, left_out = paired("finetune_spam.test.loss", Held("main", finetune_spam=(rows, schema)), shuffled)
     assert left_out == 0
-    assert one["probability"].tolist() == other["probability"].tolist() == [0.1, 0.9, 0.2]
+    assert one["of the second class"].tolist() == other["of the second class"].tolist() == [0.1, 0.9, 0.2]
 
 
-@pytest.mark.parametrize("change", [{"id": "sms-9"}, {"label": 1}, {"text": "other"}])
+@pytest.mark.parametrize("change", [{"id": "sms-9"}, {"label": "spam"}, {"text": "other"}])
 def test_messages_that_are_not_the_same_are_refused_with_a_sentence(change: dict[str, Any]) -> None:
     first = Held("main", finetune_spam=predictions(0.1, 0.9, 0.2))
     second = Held("branch", finetune_spam=predictions(0.1, 0.9, 0.2, **change))

@@ -28,6 +28,7 @@ ROWS = [
     Row("finetune_spam.train.loss", 0.002, 0.001, -0.001),
     Row("finetune_spam.train.accuracy_low", 0.9, 0.8, -0.1),
     Row("finetune_spam.test.confusion.ham_as_ham", 10, 11, 1),
+    Row("finetune_spam.test.classes.ham.f1", 0.9, 0.8, -0.1, WORSE, (-0.2, -0.05), 150),
     Row("tokenize.vocab_size", 1024, 1024, 0),
     Row("ablate_spam/first.padded_tokens", None, 95, None),
 ]

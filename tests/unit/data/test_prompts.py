@@ -109,7 +109,7 @@ def test_a_prompt_starts_with_the_begin_token_where_the_model_has_one(kind: llam
     found = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     assert found == encode_prompt(entry("Add.\n1"), style, tokenizer)
     (tmp_path / "sms").write_text("ham\ta\nham\tb\nham\tc\nspam\td\nspam\te\nspam\tf\n")
-    params = MessagesParams(reading="strict", balance=False, train_fraction=0.5, val_fraction=0.2)
+    params = MessagesParams(reading="strict", labels=None, balance=False, train_fraction=0.5, val_fraction=0.2)
     write_messages(tmp_path / "sms", tokenizer, tmp_path / "messages", params, 2)
     for row in read_table(tmp_path / "messages" / "train.parquet"):
         assert row["token_ids"] == tokenizer.begin_ids + tokenizer.encode(row["text"])

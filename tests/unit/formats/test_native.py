@@ -226,9 +226,9 @@ def test_a_configuration_of_another_program_is_refused(saved: Path) -> None:
 @pytest.mark.parametrize("position", ["first", "last", "last_real", "mean"])
 def test_a_classifier_comes_back_with_its_settings(position: str, tmp_path: Path, tiny_gpt: Build) -> None:
     classifier = GPTClassifier(tiny_gpt(tied_head=True), 3, position).eval()  # type: ignore[arg-type]
-    save_classifier(tmp_path / "spam", classifier, padded_tokens=7)
-    again, padded_tokens = load_classifier(tmp_path / "spam")
-    assert padded_tokens == 7 and again.head.out_features == 3
+    save_classifier(tmp_path / "spam", classifier, classes=("a", "b", "c"), padded_tokens=7)
+    again, settings = load_classifier(tmp_path / "spam")
+    assert (settings.padded_tokens, settings.classes, again.head.out_features) == (7, ["a", "b", "c"], 3)
     assert again.position == position and not again.training
     lengths = torch.tensor([3])
     with torch.no_grad():
@@ -240,7 +240,13 @@ def test_a_classifier_comes_back_with_its_settings(position: str, tmp_path: Path
 def test_a_classifier_is_the_same_bytes_each_time_and_keeps_an_adapter(tmp_path: Path, tiny_gpt: Build) -> None:
     for name in ("one", "two"):
         torch.manual_seed(4)
-        save_classifier(tmp_path / name, GPTClassifier(tiny_gpt(), 2, "mean"), {"A": torch.eye(2)}, padded_tokens=5)
+        save_classifier(
+            tmp_path / name,
+            GPTClassifier(tiny_gpt(), 2, "mean"),
+            {"A": torch.eye(2)},
+            classes=("ham", "spam"),
+            padded_tokens=5,
+        )
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert torch.equal(load_file(tmp_path / "one" / "adapter.safetensors")["A"], torch.eye(2))
 
@@ -250,7 +256,7 @@ def test_a_language_model_is_no_classifier(saved: Path) -> None:
 
 
 def test_a_classifier_is_no_language_model(tmp_path: Path, tiny_gpt: Build) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), classes=("ham", "spam"), padded_tokens=5)
     assert refusal(tmp_path / "spam") == (
         f"{tmp_path / 'spam'} holds a classifier, not a language model; name pretrain, gpt2-… or finetune_instruct"
     )
@@ -280,7 +286,7 @@ def test_a_language_model_is_no_reward_model(saved: Path) -> None:
 
 
 def test_a_classifier_with_a_missing_tensor_is_refused_by_name(tmp_path: Path, tiny_gpt: Build) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), classes=("ham", "spam"), padded_tokens=5)
     spoil(tmp_path / "spam", lambda weights: weights.pop("head.bias"))
     assert refusal(tmp_path / "spam", load_classifier).startswith(f"{tmp_path / 'spam'}: tensor head.bias is missing; ")
 
@@ -289,17 +295,19 @@ def test_a_classifier_with_a_missing_tensor_is_refused_by_name(tmp_path: Path, t
     ("own", "what"),
     [
         (None, ": Input should be a valid dictionary"),
-        ({}, "n_classes: Field required"),
-        ({"n_classes": 2, "position": "middle", "padded_tokens": 5}, "position: Input should be 'first', "),
-        ({"n_classes": "2", "position": "mean", "padded_tokens": 5}, "n_classes: Input should be a valid integer"),
-        ({"n_classes": 10**18, "position": "mean", "padded_tokens": 5}, "n_classes: Input should be less than"),
-        ({"n_classes": 2, "position": "mean", "padded_tokens": 0}, "padded_tokens: Input should be greater than"),
+        ({}, "classes: Field required"),
+        ({"classes": ["a", "b"], "position": "middle", "padded_tokens": 5}, "position: Input should be 'first', "),
+        ({"classes": "ab", "position": "mean", "padded_tokens": 5}, "classes: Input should be a valid list"),
+        ({"classes": ["a"] * 129, "position": "mean", "padded_tokens": 5}, "classes: List should have at most 128"),
+        ({"classes": ["a"], "position": "mean", "padded_tokens": 5}, "classes: List should have at least 2"),
+        ({"classes": ["a", 2], "position": "mean", "padded_tokens": 5}, "classes 1: Input should be a valid string"),
+        ({"classes": ["a", "b"], "position": "mean", "padded_tokens": 0}, "padded_tokens: Input should be greater"),
     ],
 )
 def test_a_classifier_of_another_shape_names_the_file_and_the_key(
     tmp_path: Path, tiny_gpt: Build, own: object, what: str
 ) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), classes=("ham", "spam"), padded_tokens=5)
     path = tmp_path / "spam" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"classifier": own}))
     assert refusal(tmp_path / "spam", load_classifier).startswith(f"{path}: not a classifier of ours ({what}")
@@ -323,7 +331,7 @@ def test_weights_that_are_not_finite_are_refused(saved: Path, name: str, number:
 
 
 def test_a_classifiers_weights_that_are_not_finite_are_refused(tmp_path: Path, tiny_gpt: Build) -> None:
-    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), padded_tokens=5)
+    save_classifier(tmp_path / "spam", GPTClassifier(tiny_gpt(), 2, "mean"), classes=("ham", "spam"), padded_tokens=5)
     spoil(tmp_path / "spam", lambda weights: weights["head.bias"].fill_(math.nan))
     assert "tensor head.bias holds NaN or infinite numbers" in refusal(tmp_path / "spam", load_classifier)
 

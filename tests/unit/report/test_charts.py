@@ -30,7 +30,7 @@ def test_last_bits_of_a_layout_do_not_show(n_steps: int, change: float, monkeypa
     """Another processor's layout, imitated by a size of the figure that differs in its last bits."""
     expected = drawn(n_steps)
     figure = charts._figure
-    monkeypatch.setattr(charts, "_figure", lambda width, height: figure(width * (1 + change), height * (1 + change)))
+    monkeypatch.setattr(charts, "_figure", lambda w, h, more=0.0: figure(w * (1 + change), h * (1 + change), more))
     monkeypatch.setattr(charts, "WIDTH_INCHES", charts.WIDTH_INCHES * (1 - change))
     assert drawn(n_steps) == expected
 

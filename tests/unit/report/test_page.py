@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from markupsafe import Markup
@@ -26,7 +27,7 @@ from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.intervals import paired_share_interval
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.reward import REWARD_SCHEMA
-from scratchlm.tasks.scores import PREDICTION_SCHEMA, confusion_rows
+from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores, prediction_rows
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROFILE = REPOSITORY / "profiles" / "sample.yaml"
@@ -101,23 +102,14 @@ def write_downloads(root: Path) -> None:
 
 
 def write_spam(root: Path) -> None:
-    predictions = [
-        {"id": f"sms-{i:05d}", "label": i % 2, "predicted": int(p > 0.5), "probability": p, "text": text}
-        for i, (p, text) in enumerate(
-            [
-                (0.02, "see you"),
-                (0.97, "WIN a prize"),
-                (0.71, "call me"),
-                (0.04, f"Grüße 🎉 {SCRIPT}"),
-                (0.1, "x" * 900),
-            ]
-        )
-    ]
+    texts = ["see you", "WIN a prize", "call me", f"Grüße 🎉 {SCRIPT}", "x" * 900]
+    messages = [{"id": f"sms-{i:05d}", "label": i % 2, "text": text} for i, text in enumerate(texts)]
+    spam = np.array([0.02, 0.97, 0.71, 0.04, 0.1])
+    predictions = prediction_rows(messages, np.stack([1 - spam, spam], axis=1), ("ham", "spam"))
     write_table(root / "data" / "predictions" / "finetune_spam.parquet", predictions, PREDICTION_SCHEMA)
-    alike = [row | {"predicted": 0} for row in predictions]
+    alike = [row | {"predicted": "ham"} for row in predictions]
     write_table(root / "data" / "predictions" / "baseline_spam.parquet", alike, PREDICTION_SCHEMA)
     plots = root / "metrics" / "plots"
-    write_csv(plots / "finetune_spam_confusion.csv", confusion_rows(predictions))
     write_csv(plots / "finetune_spam.csv", [row | {"train_accuracy": 0.9, "val_accuracy": 0.8} for row in curve()])
     scores = {
         "accuracy": 0.98765,
@@ -435,7 +427,7 @@ def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) 
     assert (finetuned[0], finetuned[2], finetuned[-1]) == ("finetune_spam", "900,259", "–")
     assert (baseline[0], baseline[2]) == ("baseline_spam", "1,234")
     wrong = [row["predicted"] != row["label"] for row in rows]
-    missed = [row["label"] == 1 for row in rows]
+    missed = [row["label"] == "spam" for row in rows]
     change = 100 * (sum(wrong) - sum(missed)) / len(rows)
     assert baseline[-1].startswith(f"{change:+.1f} (")
     assert random[:2] == ["random_weights", "pretrained false, lora null"]
@@ -503,6 +495,24 @@ def test_a_missing_auroc_is_a_dash(project: Path) -> None:
     del scores["test"]["auroc"]
     write_json(path, scores)
     assert re.search(r"test AUROC</td><td class=\"number\"></td><td class=\"number result\">–</td>", page_of(project))
+
+
+def test_any_number_of_classes_has_its_means_and_its_confusion(project: Path) -> None:
+    path, classes = project / "metrics" / "finetune_spam.json", [f"class {i}" for i in range(12)]
+    messages = [{"id": str(i), "label": i % 12, "text": f"text {i}"} for i in range(36)]
+    rows = prediction_rows(messages, np.eye(12)[[*range(11), 3] * 3], classes)
+    for stage in ("finetune_spam", "baseline_spam"):
+        write_table(project / "data" / "predictions" / f"{stage}.parquet", rows, PREDICTION_SCHEMA)
+    scores = classification_scores(np.arange(36) % 12, np.eye(12)[[*range(11), 3] * 3], classes)
+    write_json(path, read_json(path) | dict.fromkeys(SPLITS, scores))
+    page = page_of(project)
+    Checker(page)
+    assert "test macro F1" in page and "test AUROC" not in page
+    assert "3 of 36 test messages" in page
+    (chart,) = re.findall(
+        r'<svg class="chart" role="img" aria-label="finetune_spam: confusion matrix.*?</svg>', page, re.S
+    )
+    assert chart.count(">3<") == 12 and all(f">class {i}<" in chart for i in range(12))
 
 
 def test_a_run_without_mistakes_says_so(project: Path) -> None:

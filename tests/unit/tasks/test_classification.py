@@ -10,14 +10,14 @@ from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.classification import (
     ClassifierEvaluation,
+    class_probabilities,
     classification_scores,
-    spam_probabilities,
 )
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import padded_texts
 
 Build = Callable[..., GPTModel]
-PAD = 10
+PAD, CLASSES = 10, ("ham", "spam")
 
 
 def message(number: int, label: int, token_ids: list[int]) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def texts_of(rows: list[dict[str, Any]]) -> Texts:
 def evaluation_of(splits: dict[str, list[dict[str, Any]]]) -> ClassifierEvaluation:
     texts = {split: texts_of(rows) for split, rows in splits.items()}
     labels = {split: np.array([row["label"] for row in rows]) for split, rows in splits.items()}
-    return ClassifierEvaluation(texts, labels, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
+    return ClassifierEvaluation(texts, labels, CLASSES, EvaluationParams(context_length=8, batch_size=2, max_rows=3))
 
 
 def random_messages(n: int, seed: int) -> list[dict[str, Any]]:
@@ -52,22 +52,22 @@ def test_probabilities_are_each_texts_own_whatever_the_batch(classifier: GPTClas
     classifier.train()
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    found = spam_probabilities(classifier, texts, everyone, batch_size=4)
+    found = class_probabilities(classifier, texts, everyone, batch_size=4)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert classifier.training
-    assert found.shape == (9,) and found.dtype == np.float64
+    assert found.shape == (9, 2) and found.dtype == np.float64
     for batch_size in (1, 9, 20):
-        np.testing.assert_allclose(spam_probabilities(classifier, texts, everyone, batch_size), found, atol=1e-6)
+        np.testing.assert_allclose(class_probabilities(classifier, texts, everyone, batch_size), found, atol=1e-6)
     classifier.eval()
     for message, probability in zip(messages, found, strict=True):
         cut = message["token_ids"][:8]
         with torch.no_grad():  # without padding: a causal model's last real position does not see it
             logits = classifier(torch.tensor([cut]), torch.tensor([len(cut)]))[0]
         ham, spam = logits.exp().tolist()
-        assert probability == pytest.approx(spam / (ham + spam), abs=1e-6)
-    assert spam_probabilities(classifier, texts, everyone, 4).tolist() == found.tolist()
+        assert probability.tolist() == pytest.approx([ham / (ham + spam), spam / (ham + spam)], abs=1e-6)
+    assert class_probabilities(classifier, texts, everyone, 4).tolist() == found.tolist()
     some = np.array([7, 0, 3])
-    np.testing.assert_allclose(spam_probabilities(classifier, texts, some, 4), found[some], atol=1e-6)
+    np.testing.assert_allclose(class_probabilities(classifier, texts, some, 4), found[some], atol=1e-6)
     assert not classifier.training
 
 
@@ -77,8 +77,8 @@ def test_quick_figures_are_of_the_same_few_messages_of_train_and_val(classifier:
     figures = evaluation.evaluate(classifier)
     assert figures == evaluation.evaluate(classifier)
     chosen = [splits["train"][i] for i in (0, 5, 10)]
-    probabilities = spam_probabilities(classifier, texts_of(chosen), np.arange(3), 2)
-    expected = classification_scores(np.array([row["label"] for row in chosen]), probabilities)
+    probabilities = class_probabilities(classifier, texts_of(chosen), np.arange(3), 2)
+    expected = classification_scores(np.array([row["label"] for row in chosen]), probabilities, CLASSES)
     assert figures["train_loss"] == expected["loss"]
     assert figures["train_accuracy"] == expected["accuracy"]
     assert set(figures) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy"}
@@ -91,4 +91,4 @@ def test_full_figures_are_of_every_message_of_every_split(classifier: GPTClassif
     assert {split: len(found) for split, found in probabilities.items()} == {"train": 11, "val": 5, "test": 4}
     for split, rows in splits.items():
         labels = np.array([row["label"] for row in rows])
-        assert scores[split] == classification_scores(labels, probabilities[split])
+        assert scores[split] == classification_scores(labels, probabilities[split], CLASSES)

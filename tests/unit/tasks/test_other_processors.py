@@ -36,7 +36,10 @@ def results() -> dict[str, Any]:
     curve = [{"step": step, "rate": rate} for step, rate in enumerate(rates)]
     return {
         "learning rates": rates,
-        "classification": classification_scores((given[::-1] < 0.4).astype(int), given),
+        "classification": [
+            classification_scores((given[::-1] < 0.4).astype(int), np.stack(given_to, axis=1), "abc"[: len(given_to)])
+            for given_to in ((1 - given, given), (given / 3, 1 - given, 2 * given / 3))
+        ],
         "losses": [losses.mean, *((perplexity(x), bits_per_byte(x, 300, 1201)) for x in NUMBERS)],
         "judge": judge_scores([{"model": "instruct", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
         "chart": curve_chart("pretrain", curve, [Panel("rate", {"rate": "rate"}, 1.0)]),

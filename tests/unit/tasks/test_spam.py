@@ -10,7 +10,14 @@ from torch.nn import functional as F
 from scratchlm.model.lora import LoRALinear, LoRAParams
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
-from scratchlm.tasks.spam import FinetuneSpamParams, build_spam_classifier, padded_texts, padded_width, spam_task
+from scratchlm.tasks.spam import (
+    FinetuneSpamParams,
+    balanced_weights,
+    build_spam_classifier,
+    padded_texts,
+    padded_width,
+    spam_task,
+)
 from scratchlm.training.loop import Task
 
 TOKEN_IDS, LABELS = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9]], [0, 1, 0, 1]
@@ -21,7 +28,7 @@ def params(training_values: dict[str, Any]) -> Any:
     values = training_values | {
         "base": "pretrain", "pretrained": True,
         "trainable": "last_block", "position": "last_real", "padding": "longest", "dropout": 0.0,
-        "lora": None,
+        "lora": None, "class_weights": None,
     }  # fmt: skip
     return lambda **changes: FinetuneSpamParams(**values | changes)
 
@@ -46,7 +53,7 @@ def trainable(model: torch.nn.Module) -> set[str]:
     ],
 )  # fmt: skip
 def test_only_what_was_asked_for_trains(tiny_gpt: Any, params: Any, what: str, parts: set[str]) -> None:
-    classifier = build_spam_classifier(tiny_gpt(n_layers=3), params(trainable=what), 1)
+    classifier = build_spam_classifier(tiny_gpt(n_layers=3), 2, params(trainable=what), 1)
     assert trainable(classifier) == parts
 
 
@@ -62,7 +69,7 @@ def test_with_lora_its_matrices_train_and_the_plain_head_unless_it_has_its_own(
     tiny_gpt: Any, params: Any, layers: str, wrapped: set[str], head_trains: bool
 ) -> None:
     lora = LoRAParams(rank=2, alpha=2.0, layers=layers)
-    classifier = build_spam_classifier(tiny_gpt(), params(lora=lora, trainable="all"), 1)
+    classifier = build_spam_classifier(tiny_gpt(), 2, params(lora=lora, trainable="all"), 1)
     found = {path.split(".")[-1] for path, module in classifier.named_modules() if isinstance(module, LoRALinear)}
     assert found == wrapped
     plain = {name for name, p in classifier.named_parameters() if p.requires_grad and name.split(".")[-1] not in "AB"}
@@ -73,7 +80,7 @@ def test_the_head_is_fresh_from_the_seed_and_leaves_the_global_stream_alone(tiny
     torch.manual_seed(0)
     expected = torch.rand(2)
     torch.manual_seed(0)
-    heads = [build_spam_classifier(tiny_gpt(), params(), seed).head.weight for seed in (1, 1, 2)]
+    heads = [build_spam_classifier(tiny_gpt(), 2, params(), seed).head.weight for seed in (1, 1, 2)]
     assert torch.equal(torch.rand(2), expected)
     assert heads[0].shape == (2, 8)
     assert torch.equal(heads[0], heads[1])
@@ -104,7 +111,7 @@ def test_a_batch_by_hand(params: Any) -> None:
 
 
 def test_the_loss_is_summed_over_messages(tiny_gpt: Any, params: Any) -> None:
-    classifier = build_spam_classifier(tiny_gpt(), params(), 1).eval()
+    classifier = build_spam_classifier(tiny_gpt(), 2, params(), 1).eval()
     task = task_of(params())
     tensors = task.batch(np.arange(4)).tensors
     loss = task.loss(classifier, *tensors)
@@ -116,12 +123,39 @@ def test_the_loss_is_summed_over_messages(tiny_gpt: Any, params: Any) -> None:
     assert task.loss(classifier, *tensors).item() == pytest.approx(2 * math.log(4) + 2 * math.log(4 / 3))
 
 
+def test_balanced_weights_are_scikit_learns_and_have_a_mean_of_one() -> None:
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    labels = np.array([0, 2, 2, 1, 2, 0, 2, 2])
+    weights = balanced_weights(labels, 3)
+    assert weights.dtype == torch.float32
+    np.testing.assert_allclose(weights, compute_sample_weight("balanced", labels), rtol=1e-6)
+    assert weights.mean().item() == pytest.approx(1)
+    assert balanced_weights(np.array([0, 1, 1, 0]), 2).tolist() == [1, 1, 1, 1]
+
+
+def test_each_texts_loss_is_multiplied_by_its_weight(tiny_gpt: Any, params: Any) -> None:
+    classifier = build_spam_classifier(tiny_gpt(), 3, params(), 1).eval()
+    labels, weights = np.array([0, 1, 2, 2]), torch.tensor([2.0, 0.5, 0.25, 1.0])
+    evaluation: Any = SimpleNamespace(evaluate=dict)
+    task = spam_task(padded_texts(TOKEN_IDS, 0, 4), labels, params(), evaluation, weights)
+    batch = task.batch(np.array([3, 0]))
+    assert batch.n_scored == 2 and batch.tensors[-1].tolist() == [1.0, 2.0]
+    *tensors, _ = everyone = task.batch(np.arange(4)).tensors
+    losses = F.cross_entropy(classifier(*tensors[:2]), tensors[2], reduction="none")
+    expected = (losses * weights).sum().item()
+    assert task.loss(classifier, *everyone).item() == pytest.approx(expected, rel=1e-6)
+    assert task.static_loss
+    assert task.static_loss(classifier, *everyone).item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"padding": "shortest"}, "padding is 'shortest': must be 'longest' or must be a valid integer"),
         ({"padding": 0}, "padding is 0: must be 'longest' or must be greater than or equal to 1"),
         ({"lora": {"rank": 0, "alpha": 1.0, "layers": "all"}}, "lora.rank is 0: must be greater than or equal to 1"),
+        ({"class_weights": "inverse"}, "class_weights is 'inverse': must be 'balanced'"),
         ({"base": ""}, "base is '': must have at least 1 character"),
         (
             {"trainable": "last_blok"},

@@ -1,7 +1,7 @@
 """Caching the outputs of frozen blocks changes how long the experiment takes, and none of its metrics."""
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from scratchlm.data.messages import MessagesParams, write_messages
+from scratchlm.data.messages import Messages, MessagesParams, load_messages, write_messages
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast import frozen_prefix
 from scratchlm.fast.frozen_prefix import Texts
@@ -17,11 +17,9 @@ from scratchlm.formats.openai import load_openai
 from scratchlm.model.classifier import Position
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
-from scratchlm.run.files import read_splits
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, SpamResult, finetune_spam
 
-Splits = Mapping[str, Sequence[Mapping[str, Any]]]
 SAMPLE = Path(__file__).resolve().parents[3] / "data" / "sample"
 
 
@@ -34,18 +32,18 @@ def both_ways(
     cache = Texts.cache_frozen_blocks
     monkeypatch.setattr(Texts, "cache_frozen_blocks", lambda *args: (cached.append(args), cache(*args)))
 
-    def run(trunks: Sequence[GPTModel], splits: Splits, pad_token_id: int, **changes: Any) -> Any:
+    def run(trunks: Sequence[GPTModel], messages: Messages, pad_token_id: int, **changes: Any) -> Any:
         values = training_values | {
             "base": "gpt2-nano", "pretrained": True, "trainable": "last_block", "padding": "longest", "dropout": 0.0,
-            "lora": None,
+            "lora": None, "class_weights": None,
         }  # fmt: skip
         params = FinetuneSpamParams(**values | changes)
         evaluation = EvaluationParams(context_length=8, batch_size=8, max_rows=40)
         found = []
         for trunk, n_bytes in zip(trunks, (1 << 30, 0), strict=True):
             monkeypatch.setattr(frozen_prefix, "CACHED_BYTES", n_bytes)
-            found.append(finetune_spam(trunk, splits, pad_token_id, params, evaluation, Run(seed=7)))
-            assert len(cached) == len(splits)  # the first run's
+            found.append(finetune_spam(trunk, messages, pad_token_id, params, evaluation, Run(seed=7)))
+            assert len(cached) == len(messages.splits)  # the first run's
         return tuple(found)
 
     return run
@@ -75,7 +73,9 @@ def test_on_a_tiny_model_the_curve_and_all_probabilities_stay_the_same(
         for split, n in (("train", 24), ("val", 10), ("test", 10))
     }
     trunks = [tiny_gpt(n_layers=3) for _ in range(2)]
-    fast, slow = both_ways(trunks, splits, 10, position=position, epochs=3.0, evaluate_every_steps=4)
+    fast, slow = both_ways(
+        trunks, Messages(splits, ("ham", "spam")), 10, position=position, epochs=3.0, evaluate_every_steps=4
+    )
     assert_curves_are_near(fast, slow, rel=1e-5, messages=10_000)  # not one message differs
     for split, expected in slow.probabilities.items():
         np.testing.assert_allclose(fast.probabilities[split], expected, rtol=1e-4)
@@ -88,16 +88,16 @@ def test_on_the_sample_the_losses_are_near_and_the_accuracies_within_one_message
     both_ways: Any, tmp_path: Path, position: Position
 ) -> None:
     tokenizer = load_tokenizer(SAMPLE / "gpt2-nano")
-    params = MessagesParams(reading="strict", balance=True, train_fraction=0.7, val_fraction=0.1)
+    params = MessagesParams(reading="strict", labels=None, balance=True, train_fraction=0.7, val_fraction=0.1)
     write_messages(sms_collection(tmp_path), tokenizer, tmp_path / "messages", params, seed=123)
-    splits = read_splits(tmp_path / "messages")
+    messages = load_messages(tmp_path / "messages")
     trunk, _ = load_openai(SAMPLE / "gpt2-nano", "nano", tmp_path)
     fast, slow = both_ways(
-        (trunk, deepcopy(trunk)), splits, tokenizer.end_token_id, position=position, epochs=2.0, batch_size=8,
+        (trunk, deepcopy(trunk)), messages, tokenizer.end_token_id, position=position, epochs=2.0, batch_size=8,
         learning_rate=0.001, evaluate_every_steps=50,
     )  # fmt: skip
     assert_curves_are_near(fast, slow, rel=1e-3, messages=40)
-    for split, rows in splits.items():
+    for split, rows in messages.splits.items():
         assert fast.metrics[split]["accuracy"] == pytest.approx(slow.metrics[split]["accuracy"], abs=1.01 / len(rows))
         assert fast.metrics[split]["loss"] == pytest.approx(slow.metrics[split]["loss"], rel=1e-3)
 

@@ -7,6 +7,7 @@ from scratchlm.verify.tolerances import TOLERANCES, deviations, stated
 from tests.clones import REPOSITORY
 
 CONFUSION = {"ham_as_ham": 78, "ham_as_spam": 0, "spam_as_ham": 0, "spam_as_spam": 72}
+DOTTED = {"a.b_as_a.b": 78, "a.b_as_c.d": 0, "c.d_as_a.b": 0, "c.d_as_c.d": 72}
 
 
 def beyond(committed: dict, rebuilt: dict) -> list[str]:
@@ -36,8 +37,25 @@ def beyond(committed: dict, rebuilt: dict) -> list[str]:
             ["instruct.exact_matches"],
         ),
         ({"exact_matches": 1, "responses": 6}, {"exact_matches": 2, "responses": 6}, []),
-        (CONFUSION, CONFUSION | {"ham_as_spam": 4, "ham_as_ham": 74}, []),
-        (CONFUSION, CONFUSION | {"ham_as_spam": 5}, ["ham_as_spam"]),
+        (
+            {"test": {"confusion": CONFUSION}},
+            {"test": {"confusion": CONFUSION | {"ham_as_spam": 4, "ham_as_ham": 74}}},
+            [],
+        ),
+        (
+            {"test": {"confusion": CONFUSION}},
+            {"test": {"confusion": CONFUSION | {"ham_as_spam": 5}}},
+            ["test.confusion.ham_as_spam"],
+        ),
+        ({"test": {"confusion": DOTTED}}, {"test": {"confusion": DOTTED | {"a.b_as_c.d": 4}}}, []),
+        (
+            {"test": {"confusion": DOTTED}},
+            {"test": {"confusion": DOTTED | {"a.b_as_c.d": 5}}},
+            ["test.confusion.a.b_as_c.d"],
+        ),
+        ({"macro_f1": 0.9, "classes": {"a.b": {"f1": 0.5}}}, {"macro_f1": 0.88, "classes": {"a.b": {"f1": 0.52}}}, []),
+        ({"classes": {"loss": {"f1": 0.5}}}, {"classes": {"loss": {"f1": 0.54}}}, ["classes.loss.f1"]),
+        ({"classes": {"ham": 12}}, {"classes": {"ham": 13}}, ["classes.ham"]),
         ({"test": {"margin": 0.9, "kl_per_token": 0.3}}, {"test": {"margin": 0.94, "kl_per_token": 0.26}}, []),
         ({"test": {"chosen_reward": -0.2}}, {"test": {"chosen_reward": -0.26}}, ["test.chosen_reward"]),
         ({"tokens": 239094}, {"tokens": 239095}, ["tokens"]),
