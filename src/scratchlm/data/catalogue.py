@@ -71,7 +71,7 @@ class SourcesParams(Section):
     """The source for each purpose. vocabulary: of encoder.json and vocab.bpe, or of a pretrained model."""
 
     corpus: Literal["sample-stories", "the-verdict", "tiny-shakespeare"]
-    messages: Literal["sample-messages", "sms-spam"]
+    messages: Literal["sample-messages", "sms-spam", "imdb"]
     instructions: Literal["sample-instructions", "instruction-data"]
     preferences: Literal["sample-preferences", "instruction-preference"]
     vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m", "smollm2-360m"]

@@ -72,7 +72,7 @@ def is_sample(file: File) -> bool:
 
 def test_the_catalogue_holds_what_the_profiles_name() -> None:
     assert set(CATALOGUE) == {
-        *("the-verdict", "tiny-shakespeare", "sms-spam", "instruction-data"),
+        *("the-verdict", "tiny-shakespeare", "sms-spam", "imdb", "instruction-data"),
         *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m", "smollm2-360m"),
         *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
         *("sample-preferences", "instruction-preference"),
