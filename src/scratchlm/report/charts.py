@@ -40,6 +40,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
 }
 WIDTH_INCHES = 7.6
+SMALL_FONT = 7.5  # as on a narrow screen, where the style sheet sets it
 CELL_INCHES, FEW_CLASSES = (1.29, 0.62, 0.36), 8  # of the confusion matrix of two, of few and of many classes
 NAME_CHARACTERS, INCHES_PER_CHARACTER = 20, 0.07
 PIXELS_PER_POINT = 96 / 72
@@ -102,7 +103,7 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
                     cell = Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * proportion, linewidth=0)
                     axis.add_patch(cell)
                     text = f"{count}\n{100 * proportion:.1f} %" if few else str(count)
-                    axis.text(x, y, text, ha="center", va="center", fontsize=11 if two else 8)
+                    axis.text(x, y, text, ha="center", va="center", fontsize=11 if two else SMALL_FONT)
         limits = (-0.5, len(classes) - 0.5)
         axis.set(xlim=limits, ylim=limits[::-1], xlabel="predicted", ylabel="actual", aspect="equal")
         axis.set_xticks(range(len(classes)), names, rotation=0 if two else 90)

@@ -68,7 +68,8 @@ def render(report: Report) -> str:
     for name, found in report.loaded.items():
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
     repeated = {stage: report.ablations[stage] for stage in ("finetune_preference", "reward_model", "generate")}
-    tables = {**metrics, **loaded, **repeated, "judge": judged}
+    scores = {stage: without_confusions(metrics[stage]) for stage in ("finetune_spam", "baseline_spam")}
+    tables = {**metrics, **scores, **loaded, **repeated, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
         params=report.params,
@@ -100,6 +101,18 @@ def shown_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters without those that change no result, so that the page is the same on every machine."""
     exact = params["precision"] == "exact"
     return {key: value for key, value in params.items() if not (exact and key in OF_THE_MACHINE)}
+
+
+def without_confusions(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a classifier's metrics without its confusions, which are in the chart, if there are many."""
+    return {
+        key: {name: found for name, found in value.items() if name != "confusion"} if _has_many(value) else value
+        for key, value in metrics.items()
+    }
+
+
+def _has_many(scores: Any) -> bool:
+    return isinstance(scores, Mapping) and len(scores.get("confusion", ())) > 4  # of two classes
 
 
 def charts(report: Report) -> dict[str, Markup]:

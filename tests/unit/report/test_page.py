@@ -509,6 +509,7 @@ def test_any_number_of_classes_has_its_means_and_its_confusion(project: Path) ->
     Checker(page)
     assert "test macro F1" in page and "test AUROC" not in page
     assert "3 of 36 test messages" in page
+    assert "classes.class 11.f1" in page and "class 11_as_class 3" not in page
     (chart,) = re.findall(
         r'<svg class="chart" role="img" aria-label="finetune_spam: confusion matrix.*?</svg>', page, re.S
     )
