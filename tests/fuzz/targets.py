@@ -36,7 +36,7 @@ from scratchlm.judge.asking import Attempts
 from scratchlm.judge.ollama import OllamaJudge, ollama
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.prompt import load_prompt
-from scratchlm.judge.protocol import OllamaJudgeParams
+from scratchlm.judge.protocol import OllamaParams
 from scratchlm.judge.replies import Replies
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.config import GPTConfig
@@ -69,8 +69,8 @@ def member(folder: Path) -> None:
 
 def reply_reader() -> Callable[[Path], object]:
     judge, body = OllamaJudge.__new__(OllamaJudge), SimpleNamespace(answer=b"")
-    judge._params = OllamaJudgeParams(
-        backend="ollama", controls=0, repeats=0, prompt="anchored", model="m", host="http://localhost",
+    judge._params = OllamaParams(
+        backend="ollama", prompt="anchored", model="m", host="http://localhost",
         timeout_seconds=1.0, retries=0, seed=0, context_tokens=256, max_new_tokens=16,
     )  # fmt: skip
     judge._prompt = load_prompt("anchored")

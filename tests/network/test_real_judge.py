@@ -12,14 +12,14 @@ from scratchlm.judge.scoring import build_judge, check_judge, control_records, j
 from scratchlm.judge.trust import check_trust
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
-from tests.unit.judge.ollama_stand_in import llama_server
+from tests.unit.judge.ollama_stand_in import UNTRIED, llama_server
 
 N_TASKS = 12
 
 
 @pytest.mark.slow
 def test_smollm2_judges_and_does_not_separate_its_controls(smollm2: Path, real: Path) -> None:
-    sizes = {"controls": N_TASKS, "repeats": 0, "prompt": "anchored", "context_tokens": 2048, "max_new_tokens": 128}
+    sizes = UNTRIED | {"controls": N_TASKS, "prompt": "anchored", "context_tokens": 2048, "max_new_tokens": 128}
     params = LlamaCppJudgeParams(backend="llama.cpp", model=str(smollm2.resolve()), sha256=sha256_of(smollm2), **sizes)
     check_judge(params)
     tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:N_TASKS]
@@ -44,7 +44,7 @@ def test_smollm2_behind_openais_api_gives_a_verdict_for_every_answer(smollm2: Pa
     listed = requests.get(f"{url}/models", timeout=60).json()["data"][0]["id"]
     settings = {"base_url": url, "key_variable": None, "timeout_seconds": 300.0, "retries": 1, "seed": 1}
     params = OpenAIJudgeParams(
-        backend="openai", model=listed, controls=2, repeats=0, prompt="anchored", max_new_tokens=128, **settings
+        backend="openai", model=listed, prompt="anchored", max_new_tokens=128, **UNTRIED | {"controls": 2} | settings
     )
     tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:2]
     records = [{"id": f"{i}", "model": "instruct", "response": "", **task} for i, task in enumerate(tasks)]

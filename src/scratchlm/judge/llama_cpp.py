@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scratchlm.judge.asking import decoding
 from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, load_prompt
-from scratchlm.judge.protocol import Judgement, LlamaCppJudgeParams
+from scratchlm.judge.protocol import Judgement, LlamaCppParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.context import available_cores
 from scratchlm.run.errors import UserError
@@ -33,7 +33,7 @@ class LlamaCppJudge:
     The same file gives the same bits on one processor, whatever the number of threads and the order of the questions.
     """
 
-    def __init__(self, params: LlamaCppJudgeParams, replies: Replies) -> None:
+    def __init__(self, params: LlamaCppParams, replies: Replies) -> None:
         """Raises UserError as check_model, or if llama.cpp cannot run the model."""
         self._params, self._replies, self._control_tokens = params, replies, _control_tokens(check_model(params))
         self._prompt = load_prompt(params.prompt)
@@ -114,10 +114,10 @@ class LlamaCppJudge:
         return self._control_tokens.sub(lambda found: f"({found[0][1:]}", text)
 
     def _error(self, trouble: str) -> UserError:
-        return UserError(f"{_path(self._params)} {trouble}; choose another judge.model")
+        return UserError(f"{_path(self._params)} {trouble}; choose another {self._params.section}.model")
 
 
-def check_model(params: LlamaCppJudgeParams) -> "GGUFReader":
+def check_model(params: LlamaCppParams) -> "GGUFReader":
     """Return the reader of the model's file.
 
     Raises UserError if the package is not installed, the file is missing, has another hash or is not GGUF, its model
@@ -125,16 +125,20 @@ def check_model(params: LlamaCppJudgeParams) -> "GGUFReader":
     """
     path = _path(params)
     if importlib.util.find_spec("xllamacpp") is None:
-        raise UserError(f"judge.backend is llama.cpp, whose package xllamacpp is not installed; {INSTALL}")
+        raise UserError(f"{params.section}.backend is llama.cpp, whose package xllamacpp is not installed; {INSTALL}")
     if not path.is_file():
-        raise UserError(f"judge.model is {params.model}, but there is no such file; correct the path of the GGUF file")
+        raise UserError(
+            f"{params.section}.model is {params.model}, but there is no such file; correct the path of the GGUF file"
+        )
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"judge.model is {params.model}, which is not a GGUF file; name one that llama.cpp can run")
+            raise UserError(
+                f"{params.section}.model is {params.model}, which is not a GGUF file; name one that llama.cpp can run"
+            )
     if (digest := sha256_of(path)) != params.sha256:
         raise UserError(
-            f"judge.sha256 is {params.sha256}, but {path} has {digest}; if it is the file that you mean, correct "
-            "judge.sha256"
+            f"{params.section}.sha256 is {params.sha256}, but {path} has {digest}; if it is the file that you mean, "
+            f"correct {params.section}.sha256"
         )
     from gguf import GGUFReader
 
@@ -144,16 +148,16 @@ def check_model(params: LlamaCppJudgeParams) -> "GGUFReader":
         template, n_parts = _value(reader, "tokenizer.chat_template"), _value(reader, "split.count") or 1
     except DAMAGED as error:
         raise UserError(
-            f"judge.model is {params.model}, which cannot be read as GGUF ({error}); get it again"
+            f"{params.section}.model is {params.model}, which cannot be read as GGUF ({error}); get it again"
         ) from None
     if n_parts > 1:  # the hash is of one part
         raise UserError(f"{path} is one of {n_parts} parts; merge them with `llama-gguf-split --merge`")
     if not template:
-        raise UserError(f"{path} has no chat template, so it is no chat model; choose another judge.model")
+        raise UserError(f"{path} has no chat template, so it is no chat model; choose another {params.section}.model")
     if params.context_tokens > context_length:
         raise UserError(
-            f"judge.context_tokens is {params.context_tokens}, but {path.name} has a context of {context_length} "
-            "tokens; lower it to that or less"
+            f"{params.section}.context_tokens is {params.context_tokens}, but {path.name} has a context of "
+            f"{context_length} tokens; lower it to that or less"
         )
     return reader
 
@@ -171,5 +175,5 @@ def _value(reader: "GGUFReader", key: str) -> Any:
     return field.contents() if field else None
 
 
-def _path(params: LlamaCppJudgeParams) -> Path:
+def _path(params: LlamaCppParams) -> Path:
     return Path(params.model).expanduser()

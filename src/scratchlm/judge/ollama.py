@@ -10,7 +10,7 @@ import httpx
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
-from scratchlm.judge.protocol import Judgement, OllamaJudgeParams
+from scratchlm.judge.protocol import Judgement, OllamaParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
 
@@ -18,7 +18,7 @@ BAD_REQUEST, NO_MODEL = 400, 404
 OUTAGES = (httpx.RequestError, OSError)  # the client turns a refused connection into ConnectionError, an OSError
 FOREIGN = (ValueError, TypeError, KeyError, RecursionError)  # raised for an answer that is not the protocol's
 UNCUT = {"truncate": False, "shift": False}  # Ollama refuses a chat that it would cut; its client has no such keys
-REMEDY = "start it with `ollama serve`, correct judge.host, or set judge.backend to reference"
+REMEDY = "start it with `ollama serve`, correct {section}.host, or set {section}.backend to reference"
 
 # The package makes a client when it is imported, which fails on a proxy, a host or certificates that it cannot use
 _names = [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith(("OLLAMA_", "SSL"))]
@@ -47,7 +47,7 @@ class _Connection(Connection):
 class OllamaJudge:
     """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema."""
 
-    def __init__(self, params: OllamaJudgeParams, replies: Replies) -> None:
+    def __init__(self, params: OllamaParams, replies: Replies) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
         self._params, self._proxy = params, environment_proxy(params.host)
         self._prompt = load_prompt(params.prompt)
@@ -107,7 +107,7 @@ class OllamaJudge:
             raise NoReply(f"answered {_words(refusal)}") from None
         except httpx.TimeoutException:
             words = f"gave no reply within {self._params.timeout_seconds} seconds"
-            remedy = "raise judge.timeout_seconds or choose a smaller judge.model"
+            remedy = "raise {section}.timeout_seconds or choose a smaller {section}.model"
             raise NoReply(words, remedy, wait=False) from None
         except httpx.RequestError as error:
             raise NoReply(f"broke off its reply ({cause_of(error)})") from None
@@ -151,11 +151,13 @@ class OllamaJudge:
             raise self._error(f"did not {wanted}") from None
 
     def _error(self, trouble: str, remedy: str = "") -> UserError:
-        through, remedy = behind(self._proxy, self._params.host, remedy or REMEDY)
+        through, remedy = behind(
+            self._proxy, self._params.host, (remedy or REMEDY).format(section=self._params.section)
+        )
         return UserError(f"Ollama at {self._params.host}{through} {trouble}; {remedy}")
 
     def _no_model(self, wanted: str, hint: str = "") -> str:
-        pull = f"run `ollama pull {self._params.model}` or change judge.model"
+        pull = f"run `ollama pull {self._params.model}` or change {self._params.section}.model"
         return f"Ollama at {self._params.host} has no model {wanted!r}{hint}; {pull}"
 
 

@@ -12,7 +12,7 @@ import httpx
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
-from scratchlm.judge.protocol import Judgement, OpenAIJudgeParams
+from scratchlm.judge.protocol import Judgement, OpenAIParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
 
@@ -27,7 +27,7 @@ UNFINISHED = {"length": REPLY_CUT, "content_filter": "the server filtered the re
 class _Connection(Connection):
     """A connection that hides the key wherever the server repeats it."""
 
-    def __init__(self, params: OpenAIJudgeParams, proxy: str | None, key: str) -> None:
+    def __init__(self, params: OpenAIParams, proxy: str | None, key: str) -> None:
         super().__init__(params.base_url, proxy, params.timeout_seconds)
         self._key = key
 
@@ -44,7 +44,7 @@ class _Connection(Connection):
 class OpenAIJudge:
     """Asks a served model for a Verdict, at temperature 0 and under a JSON schema."""
 
-    def __init__(self, params: OpenAIJudgeParams, replies: Replies) -> None:
+    def __init__(self, params: OpenAIParams, replies: Replies) -> None:
         """Raises UserError as api_key, or if the server cannot be reached, refuses, or does not have the model."""
         self._params, self._replies, self._url = params, replies, params.base_url.rstrip("/")
         self._prompt = load_prompt(params.prompt)
@@ -117,7 +117,8 @@ class OpenAIJudge:
             return self._client.request(method, self._url + path, json=request)
         except httpx.TimeoutException:
             words = f"gave no reply within {self._params.timeout_seconds} seconds"
-            raise NoReply(words, "raise judge.timeout_seconds or choose a smaller judge.model", wait=False) from None
+            remedy = "raise {section}.timeout_seconds or choose a smaller {section}.model"
+            raise NoReply(words, remedy, wait=False) from None
         except httpx.ConnectError as error:
             raise self._error(f"cannot be reached ({cause_of(error)})") from None
         except httpx.RequestError as error:
@@ -130,7 +131,9 @@ class OpenAIJudge:
             raise NoReply(words)
         if response.status_code in UNAUTHORIZED:
             name = self._params.key_variable
-            have = f"set the environment variable {name} to" if name else "name in judge.key_variable the variable of"
+            have = (
+                f"set the environment variable {name} to" if name else "name in {section}.key_variable the variable of"
+            )
             raise self._error(words, f"{have} a key that the server accepts")
         if not response.is_success:
             raise self._error(words)
@@ -150,16 +153,16 @@ class OpenAIJudge:
                 found = models[self._params.model]
                 return {name: found[name] for name in ABOUT_MODEL if found.get(name)}
             names = ", ".join(sorted(models)[:MAX_NAMES]) or "none"
-            raise self._error(f"has no model {self._params.model!r} (it has: {names})", "change judge.model")
+            raise self._error(f"has no model {self._params.model!r} (it has: {names})", "change {section}.model")
         raise self._error("did not answer with a list of models")
 
     def _error(self, trouble: str, remedy: str = "") -> UserError:
-        remedy = remedy or "start it, correct judge.base_url, or set judge.backend to reference"
-        through, remedy = behind(self._proxy, self._params.base_url, remedy)
+        remedy = remedy or "start it, correct {section}.base_url, or set {section}.backend to reference"
+        through, remedy = behind(self._proxy, self._params.base_url, remedy.format(section=self._params.section))
         return UserError(f"the server at {self._params.base_url}{through} {trouble}; {remedy}")
 
 
-def api_key(params: OpenAIJudgeParams) -> str:
+def api_key(params: OpenAIParams) -> str:
     """Return the key, or "" if the parameters name no variable. Raises UserError, without the key, for a bad one."""
     if params.key_variable is None:
         return ""
@@ -167,7 +170,7 @@ def api_key(params: OpenAIJudgeParams) -> str:
     if not re.fullmatch(KEY, key):
         state = "has characters that no key has" if key else "is not set"
         raise UserError(
-            f"judge.key_variable is {params.key_variable}, but that environment variable {state}; set it to the "
-            "server's key, or judge.key_variable to null if the server needs none"
+            f"{params.section}.key_variable is {params.key_variable}, but that environment variable {state}; set it "
+            f"to the server's key, or {params.section}.key_variable to null if the server needs none"
         )
     return key

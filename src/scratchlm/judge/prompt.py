@@ -15,7 +15,7 @@ from scratchlm.judge.protocol import MAX_SCORE, Judgement
 TEMPLATES = {"anchored": "prompt_anchored.txt", "book": "prompt_book.txt"}
 GREEDY = {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0}
 QUESTION_CUT = "the question does not fit into the context"
-REPLY_CUT = "the reply was cut at judge.max_new_tokens"
+REPLY_CUT = "the reply was cut at max_new_tokens"
 
 
 def _no_truth_value(score: Any) -> Any:

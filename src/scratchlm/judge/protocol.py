@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,6 +17,7 @@ MAX_CONTEXT_TOKENS = 10_000_000  # the longest context of a published model
 LABEL = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # of a host name, RFC 1123, and underscores
 ADDRESS = rf"https?://(?P<name>\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?/?"
 MAX_NAME_CHARACTERS = 253
+CONTROL, REPEAT, SECOND = "control_", "repeat_", "second_"  # begin the model of a record that is no variant's
 
 
 def server_address(host: str) -> str:
@@ -47,21 +48,20 @@ def path_anywhere(path: str) -> str:
     raise ValueError("must begin with / or ~/, such as ~/models/judge.gguf, because `verify` and `build` run in clones")
 
 
-class ReferenceJudgeParams(Section):
+class ReferenceParams(Section):
     """No model: an exact match, or token overlap, with the reference answer."""
 
+    section: ClassVar[str] = "judge.second"
     backend: Literal["reference"]
-    controls: Annotated[int, Field(ge=0)]
 
 
 class LanguageModelParams(Section):
     """A language model as a judge.
 
-    repeats: responses to judge again, N_REPEATS times. prompt: a template of prompt.py. max_new_tokens: of a reply.
+    section: where its keys are in params.yaml. prompt: a template of prompt.py. max_new_tokens: of a reply.
     """
 
-    controls: Annotated[int, Field(ge=0)]
-    repeats: Annotated[int, Field(ge=0)]
+    section: ClassVar[str] = "judge.second"
     prompt: Literal["anchored", "book"]
     max_new_tokens: Annotated[int, Field(ge=16)]
 
@@ -93,14 +93,14 @@ class ServedModelParams(LanguageModelParams):
     seed: Seed
 
 
-class OllamaJudgeParams(ServedModelParams, ContextParams):
+class OllamaParams(ServedModelParams, ContextParams):
     """A language model served by Ollama."""
 
     backend: Literal["ollama"]
     host: Annotated[str, AfterValidator(server_address)]
 
 
-class OpenAIJudgeParams(ServedModelParams):
+class OpenAIParams(ServedModelParams):
     """A language model behind OpenAI's chat API.
 
     key_variable: the environment variable that has the key, or None for a server that needs none.
@@ -111,7 +111,7 @@ class OpenAIJudgeParams(ServedModelParams):
     key_variable: Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]*$")] | None
 
 
-class LlamaCppJudgeParams(ContextParams):
+class LlamaCppParams(ContextParams):
     """A language model in a GGUF file, run in this process. Greedy decoding always gives the same: no seed, no retries.
 
     model: the path of the file. sha256: of its content.
@@ -120,6 +120,40 @@ class LlamaCppJudgeParams(ContextParams):
     backend: Literal["llama.cpp"]
     model: Annotated[str, AfterValidator(path_anywhere)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+SecondParams = Annotated[ReferenceParams | OllamaParams | OpenAIParams | LlamaCppParams, Field(discriminator="backend")]
+
+
+class ReferenceJudgeParams(ReferenceParams):
+    """The reference judge as the only judge. controls: answers with known scores to judge, of each kind."""
+
+    section: ClassVar[str] = "judge"
+    controls: Annotated[int, Field(ge=0)]
+
+
+class Trials(Section):
+    """How far a language model that judges is tried.
+
+    repeats: responses to judge again, N_REPEATS times. second: a judge of the same responses and controls.
+    """
+
+    section: ClassVar[str] = "judge"
+    controls: Annotated[int, Field(ge=0)]
+    repeats: Annotated[int, Field(ge=0)]
+    second: SecondParams | None
+
+
+class OllamaJudgeParams(Trials, OllamaParams):
+    """As the judge of all responses."""
+
+
+class OpenAIJudgeParams(Trials, OpenAIParams):
+    """As the judge of all responses."""
+
+
+class LlamaCppJudgeParams(Trials, LlamaCppParams):
+    """As the judge of all responses."""
 
 
 JudgeParams = Annotated[

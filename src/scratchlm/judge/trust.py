@@ -2,20 +2,22 @@
 
 import math
 import statistics
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scratchlm.judge.agreement import agreement, spearman
+from scratchlm.judge.protocol import CONTROL, REPEAT, SECOND
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.variants import ASSISTANT
 
 QUOTED_CHARACTERS = 200
 MAX_SPREAD, MAX_FAILED_SHARE = 10.0, 0.05  # above them, the verdict is doubtful
+MIN_ALPHA = 0.667  # below it no conclusion is safe: Krippendorff 2004, Content Analysis, section 11.4
 
 
 def check_trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare the scores by model (of judge_scores) with what they must be.
+    """Compare the scores by model (of judge_scores) with what they must be, for each judge.
 
     Raises UserError if half of a model's responses or more have no score, or if the interval of the mean score of the
     reference answers overlaps that of the shuffled or of the empty ones.
@@ -24,33 +26,34 @@ def check_trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mappin
         if 2 * found["failures"] >= found["responses"]:
             last = next(row for row in reversed(judged) if row["model"] == model and row["score"] is None)
             raise no_scores(f"{found['failures']} of {found['responses']} responses ({model}) have no score", last)
-    reference = scores.get("control_reference")
-    others = [scores[name] for name in ("control_shuffled", "control_empty") if name in scores]
-    if reference and any(other["mean_high"] >= reference["mean_low"] for other in others):
-        means = ", ".join(
-            f"{name.removeprefix('control_')} {found['mean_score']:.3g} "
-            f"({found['mean_low']:.3g} to {found['mean_high']:.3g})"
-            for name, found in scores.items()
-            if name.startswith("control_")
-        )
-        raise UserError(
-            f"the judge does not separate its controls (mean scores {means}), so its other scores mean nothing; choose "
-            "another judge.model, or raise judge.controls if only the intervals overlap"
-        )
+    for judge in ("", SECOND):
+        controls = _controls(scores, judge)
+        others = [controls[name] for name in ("shuffled", "empty") if name in controls]
+        if "reference" in controls and any(o["mean_high"] >= controls["reference"]["mean_low"] for o in others):
+            means = ", ".join(
+                f"{name} {found['mean_score']:.3g} ({found['mean_low']:.3g} to {found['mean_high']:.3g})"
+                for name, found in controls.items()
+            )
+            raise UserError(
+                f"the {'second ' if judge else ''}judge does not separate its controls (mean scores {means}), so its "
+                f"other scores mean nothing; choose another {_section(judge)}.model, or raise judge.controls if only "
+                "the intervals overlap"
+            )
 
 
 def trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the trials say of a language model that judges, with a verdict in words.
 
     spread: the standard deviation of the scores of one response that was judged again, 0 to 100. length_correlation:
-    Spearman's, of the assistant's scores with the number of characters. failed_share: of all replies.
+    Spearman's, of the assistant's scores with the number of characters. failed_share: of all its replies.
     """
-    by_model = {name: {r["id"]: r for r in judged if r["model"] == name and r["score"] is not None} for name in scores}
+    own = [row for row in judged if not row["model"].startswith(SECOND)]
+    by_model = {name: {r["id"]: r for r in own if r["model"] == name and r["score"] is not None} for name in scores}
     assistant = by_model.get(ASSISTANT, {})
-    repeats = [rows for name, rows in by_model.items() if name.startswith("repeat_")]
+    repeats = [rows for name, rows in by_model.items() if name.startswith(REPEAT)]
     judged_again = [name for name in assistant if all(name in rows for rows in repeats)]
     again = [[rows[name]["score"] for rows in (assistant, *repeats)] for name in judged_again]
-    found: dict[str, Any] = {"failed_share": sum(row["score"] is None for row in judged) / len(judged)}
+    found: dict[str, Any] = {"failed_share": sum(row["score"] is None for row in own) / len(own)}
     if repeats and again:
         found["repeated"] = len(again)
         found["spread"] = math.sqrt(math.fsum(statistics.variance(group) for group in again) / len(again))
@@ -58,29 +61,12 @@ def trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str,
     correlation = spearman([len(row["response"]) for row in rows], [row["score"] for row in rows])
     if correlation is not None:
         found["length_correlation"] = correlation
-    return found | {"verdict": _verdict(found, scores)}
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the correlation of the ranks, tied values sharing theirs; None where one side has no variation.
-
-    Source: Spearman 1904.
-    """
-    ranks = [_ranks(values) for values in (first, second)]
-    middle = (len(first) + 1) / 2
-    a, b = ([rank - middle for rank in side] for side in ranks)
-    scale = math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
-    return math.fsum(x * y for x, y in zip(a, b, strict=True)) / scale if scale else None
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
+    return found | {"verdict": _verdict(found | {"alpha": agreement(judged).get("alpha", 1.0)}, scores)}
 
 
 def _verdict(found: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the sentence on a judge that check_trust lets pass."""
-    controls = {name.removeprefix("control_"): s for name, s in scores.items() if name.startswith("control_")}
+    controls = _controls(scores)
     if not {"reference", "shuffled"} <= controls.keys():
         return "not known: no controls were judged"
     doubts = []
@@ -91,7 +77,20 @@ def _verdict(found: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) 
         doubts.append(f"its scores of one response differ by {found['spread']:.3g} (standard deviation)")
     if found["failed_share"] > MAX_FAILED_SHARE:
         doubts.append(f"{100 * found['failed_share']:.3g} % of its replies are no verdict")
+    if found["alpha"] < MIN_ALPHA:
+        doubts.append(f"the second judge agrees with it too little (alpha {found['alpha']:.3g})")
     return "; ".join(["the controls separate", *(f"but {doubt}" for doubt in doubts)])
+
+
+def _controls(scores: Mapping[str, Any], judge: str = "") -> dict[str, Any]:
+    """Return the scores of the controls by name. judge: "" or SECOND."""
+    prefix = judge + CONTROL
+    return {name.removeprefix(prefix): found for name, found in scores.items() if name.startswith(prefix)}
+
+
+def _section(model: str) -> str:
+    """Return the section of params.yaml of the judge that gave a record this model."""
+    return "judge.second" if model.startswith(SECOND) else "judge"
 
 
 def failures(judged: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -102,8 +101,9 @@ def failures(judged: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def no_scores(trouble: str, row: Mapping[str, Any]) -> UserError:
     """Return the error for too many failures. row: the last of them."""
-    reason = f" ({row['reason']})" if row["reason"] else ""
+    reason, section = f" ({row['reason']})" if row["reason"] else "", _section(row["model"])
     return UserError(
         f"{trouble}; the last reply was {row['raw_reply'][:QUOTED_CHARACTERS]!r}{reason}; "
-        "choose another judge.model, or raise judge.context_tokens or judge.max_new_tokens if a text was cut"
+        f"choose another {section}.model, or raise {section}.context_tokens or {section}.max_new_tokens if a text was "
+        "cut"
     )

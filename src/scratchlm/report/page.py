@@ -92,6 +92,7 @@ def render(report: Report) -> str:
         identity=metrics["judge"]["judge"],
         judged=judged,
         trust=metrics["judge"].get("trust"),
+        agreement=metrics["judge"].get("agreement"),
         sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
     return printable(page.strip()) + "\n"

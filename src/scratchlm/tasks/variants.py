@@ -8,7 +8,8 @@ from scratchlm.run.params import SHOWN_CHARACTERS
 
 ASSISTANT, ASSISTANT_FOLDER = "instruct", "finetune_instruct"
 BASE = "base"
-RESERVED = ("control_", "repeat_", "judge", "trust")  # begin the other names in the judge's metrics
+# What the other names in the judge's metrics begin with
+RESERVED = ("control_", "repeat_", "second_", "agreement", "judge", "trust")
 
 
 def _comparable(variants: dict[str, str]) -> dict[str, str]:

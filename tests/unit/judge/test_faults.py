@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from scratchlm.judge.protocol import JudgeParams
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, build_judge, judge_records
 from scratchlm.run.files import read_table, write_table
-from tests.unit.judge.ollama_stand_in import Answer, Cut, RawAnswer, Refusal, Reply, ollama_stand_in
+from tests.unit.judge.ollama_stand_in import UNTRIED, Answer, Cut, RawAnswer, Refusal, Reply, ollama_stand_in
 
 GOOD = '{"reason": "It is right.", "score": 90}'
 N, FAULTY = 5, 2  # responses, and the position of the one whose question meets the fault
@@ -72,7 +72,7 @@ def test_every_response_has_a_record_whatever_the_server_does(
 
     with ollama_stand_in(handler) as server:
         settings: dict[str, Any] = {"model": "llama3:latest", "timeout_seconds": 0.3, "retries": 1, "seed": 1}
-        settings |= {"max_new_tokens": 128, "controls": 0, "repeats": 0, "prompt": "anchored"}
+        settings |= {"max_new_tokens": 128, **UNTRIED, "prompt": "anchored"}
         if backend == "ollama":
             settings |= {"host": server.host, "context_tokens": 2048}
         else:

@@ -15,7 +15,6 @@ import pytest
 import requests
 from llms_from_scratch.ch07 import format_input
 from pydantic import TypeAdapter, ValidationError
-from scipy.stats import spearmanr
 
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.tokenizer import load_tokenizer
@@ -37,7 +36,7 @@ from scratchlm.judge.scoring import (
     judge_scores,
     trial_records,
 )
-from scratchlm.judge.trust import check_trust, failures, spearman, trust
+from scratchlm.judge.trust import check_trust, failures, trust
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -47,6 +46,7 @@ from scratchlm.tasks.intervals import mean_interval
 from stages import judge as stage
 from tests.perturbed import perturbed
 from tests.unit.judge.ollama_stand_in import (
+    UNTRIED,
     Answer,
     OllamaStandIn,
     RawAnswer,
@@ -66,8 +66,7 @@ Serve = Callable[..., OllamaStandIn]
 def ollama_params(**changes: Any) -> OllamaJudgeParams:
     given = {
         "backend": "ollama",
-        "controls": 0,
-        "repeats": 0,
+        **UNTRIED,
         "prompt": "anchored",
         "model": "llama3",
         "host": "http://127.0.0.1:11434",
@@ -1009,20 +1008,6 @@ def test_a_repetition_is_drawn_with_seeds_of_its_own(serve: Serve) -> None:
         judge.score(ENTRY, "Paris", repeat)
     asked = [(body["options"]["seed"], body["options"]["temperature"]) for body in server.requests]
     assert asked == [(123, 0), (124, 0.5), (125, 0.5), (126, 0.5), (127, 0.5), (128, 0.5)]
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [([1, 2, 3], [10, 20, 30]), ([1, 2, 3], [3, 2, 1]), ([1, 1, 2, 5], [3, 0, 3, 3]),
-     ([4, 1, 1, 9, 9, 9], [0, 1, 2, 2, 5, 5])],
-)  # fmt: skip
-def test_spearmans_correlation_is_scipys(first: list[float], second: list[float]) -> None:
-    assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
-
-
-def test_there_is_no_correlation_where_nothing_varies() -> None:
-    for values in ([], [1.0], [2.0, 2.0, 2.0]):
-        assert spearman(values, values) is None
 
 
 def trials(**scores: list[float | None]) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
+import requests
 import torch
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +27,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_table, write_text
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from stages import judge as stage
+from tests.unit.judge.ollama_stand_in import UNTRIED, llama_server
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
 PROMPT = load_prompt("anchored")
@@ -38,8 +40,7 @@ Write = Callable[..., LlamaCppJudgeParams]
 def params(path: Path, **changes: Any) -> LlamaCppJudgeParams:
     given = {
         "backend": "llama.cpp",
-        "controls": 0,
-        "repeats": 0,
+        **UNTRIED,
         "prompt": "anchored",
         "model": str(path),
         "sha256": sha256_of(path),
@@ -186,27 +187,53 @@ def test_a_judge_that_was_asked_nothing_can_be_deleted(seven: LlamaCppJudgeParam
     del judge  # llama.cpp's end would wait for ever if its loop had not begun
 
 
-def test_the_stage_judges_with_it(write: Write, tmp_path: Path) -> None:
-    given = write('"}7')
-    named = [
-        ("backend", "llama.cpp"),
-        ("controls", 0),
-        ("repeats", 0),
-        ("prompt", "anchored"),
-        ("model", given.model),
-        ("sha256", f"'{given.sha256}'"),
+def run_stage(folder: Path, section: dict[str, Any], responses: Sequence[str] = ("?", "?")) -> dict[str, Any]:
+    """Run the stage and return its metrics; the records are in `judgements`, the replies in `replies`."""
+    rows = [
+        {"id": f"{i}", "model": "instruct", "response": r, "finished": True, **ENTRY} for i, r in enumerate(responses)
     ]
-    section = [*named, ("context_tokens", 2048), ("max_new_tokens", 64)]
-    others = "seed: 1\nvariants: {instruct: finetune_instruct}\n"
-    write_text(tmp_path / "params.yaml", f"{others}judge:\n" + "".join(f"  {k}: {v}\n" for k, v in section))
-    rows = [{"id": name, "model": "instruct", "response": "?", "finished": True, **ENTRY} for name in "ab"]
-    write_table(tmp_path / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
-    outputs = {name: tmp_path / name for name in ("replies", "judgements", "metrics", "scores")}
+    write_table(folder / "responses" / "instruct.parquet", rows, RESPONSE_SCHEMA)
+    write_text(
+        folder / "params.yaml", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": section})
+    )
+    inputs = {"params": folder / "params.yaml", "responses": folder / "responses"}
+    stage.main(Run(), **inputs, **{name: folder / name for name in ("replies", "judgements", "metrics", "scores")})
+    return read_json(folder / "metrics")
+
+
+def test_the_stage_judges_with_it(seven: LlamaCppJudgeParams, tmp_path: Path) -> None:
     for _ in range(2):
-        stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses", **outputs)
-        assert len(list(outputs["replies"].iterdir())) == 1  # both questions are the same
+        assert run_stage(tmp_path, seven.model_dump())["judge"]["model_sha256"] == seven.sha256
+        assert len(list((tmp_path / "replies").iterdir())) == 1  # both questions are the same
     assert [row["score"] for row in read_table(tmp_path / "judgements")] == [7.0, 7.0]
-    assert read_json(tmp_path / "metrics")["judge"]["model_sha256"] == given.sha256
+
+
+@pytest.mark.parametrize("backend", ["llama.cpp", "openai"])
+def test_a_real_second_judge_scores_the_same_responses(
+    seven: LlamaCppJudgeParams, write: Write, tmp_path: Path, backend: str
+) -> None:
+    """In this process, or behind llama.cpp's own server."""
+    eight = write('"}8')
+    second = {key: value for key, value in eight.model_dump().items() if key not in UNTRIED}
+    if backend == "openai":
+        server = llama_server(Path(eight.model), CONTEXT_LENGTH)
+        url = f"{server.listening_address}/v1"
+        name = requests.get(f"{url}/models", timeout=60).json()["data"][0]["id"]
+        asked = {"timeout_seconds": 60.0, "retries": 0, "seed": 1, "max_new_tokens": 64}
+        second = {
+            "backend": "openai",
+            "prompt": "anchored",
+            "model": name,
+            "base_url": url,
+            "key_variable": None,
+        } | asked
+    found = run_stage(tmp_path, seven.model_dump() | {"second": second}, ("Paris", "London"))
+    scores = {(row["model"], row["response"]): row["score"] for row in read_table(tmp_path / "judgements")}
+    given = {"instruct": 7.0, "second_instruct": 8.0}
+    assert scores == {(model, city): score for model, score in given.items() for city in ("Paris", "London")}
+    assert found["agreement"]["items"] == 2
+    assert found["agreement"]["alpha"] == -0.5  # variances: 1/2 within each, 1/3 of all four
+    assert found["agreement"]["judge"]["backend"] == backend
 
 
 # what is refused

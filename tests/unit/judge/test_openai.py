@@ -22,7 +22,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_table, write_text
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from tests.clones import REPOSITORY
-from tests.unit.judge.ollama_stand_in import OllamaStandIn, RawAnswer, Refusal, Reply, ollama_stand_in
+from tests.unit.judge.ollama_stand_in import UNTRIED, OllamaStandIn, RawAnswer, Refusal, Reply, ollama_stand_in
 
 ENTRY = {"instruction": "Name the capital.", "input": "France", "output": "Paris."}
 PROMPT = load_prompt("anchored")
@@ -34,8 +34,7 @@ Serve = Callable[..., OllamaStandIn]
 def params(base_url: str, **changes: Any) -> OpenAIJudgeParams:
     given = {
         "backend": "openai",
-        "controls": 0,
-        "repeats": 0,
+        **UNTRIED,
         "prompt": "anchored",
         "model": "llama3:latest",
         "base_url": base_url,

@@ -17,7 +17,7 @@ from scratchlm.judge.scoring import build_judge, judge_records
 from scratchlm.run.files import read_table, write_table, write_text
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from tests.clones import REPOSITORY
-from tests.unit.judge.ollama_stand_in import Refusal, ollama_stand_in
+from tests.unit.judge.ollama_stand_in import UNTRIED, Refusal, ollama_stand_in
 
 GOOD = '{"reason": "It is right.", "score": 90}'
 TASK = {"model": "instruct", "instruction": "a", "input": "", "output": "b", "finished": True}
@@ -27,8 +27,7 @@ RECORDS = [TASK | {"id": str(i), "response": f"answer {i}"} for i in range(8)]
 def params(host: str, **changes: Any) -> dict[str, Any]:
     given = {
         "backend": "ollama",
-        "controls": 0,
-        "repeats": 0,
+        **UNTRIED,
         "prompt": "anchored",
         "model": "llama3",
         "host": host,
