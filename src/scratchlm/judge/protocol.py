@@ -18,6 +18,7 @@ LABEL = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # of a host name, RFC 11
 ADDRESS = rf"https?://(?P<name>\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?/?"
 MAX_NAME_CHARACTERS = 253
 CONTROL, REPEAT, SECOND = "control_", "repeat_", "second_"  # begin the model of a record that is no variant's
+REORDERED = "reordered"  # the model of a record of a response that was judged again in reverse order
 
 
 def server_address(host: str) -> str:
@@ -135,7 +136,8 @@ class ReferenceJudgeParams(ReferenceParams):
 class Trials(Section):
     """How far a language model that judges is tried.
 
-    repeats: responses to judge again, N_REPEATS times. second: a judge of the same responses and controls.
+    repeats: responses to judge again, N_REPEATS times with other seeds and once in reverse order. second: a judge of
+    the same responses and controls.
     """
 
     section: ClassVar[str] = "judge"

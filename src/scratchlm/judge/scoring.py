@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import (
+    REORDERED,
     REPEAT,
     SECOND,
     Judge,
@@ -56,8 +57,8 @@ def build_judge(params: JudgeParams | SecondParams, replies: Path | None = None)
 
 def check_judge(params: JudgeParams | SecondParams) -> None:
     """Raises UserError for a judge, or its second, that could not begin. A server is not asked: it may start later."""
-    if second := second_params(params):
-        check_judge(second)
+    if isinstance(params, Trials) and params.second:
+        check_judge(params.second)
     if isinstance(params, LlamaCppParams):
         from scratchlm.judge.llama_cpp import check_model
 
@@ -68,9 +69,22 @@ def check_judge(params: JudgeParams | SecondParams) -> None:
         api_key(params)
 
 
-def second_params(params: JudgeParams | SecondParams) -> SecondParams | None:
-    """Return the section of the second judge, if there is one."""
-    return params.second if isinstance(params, Trials) else None
+def judge_all(
+    params: JudgeParams, responses: Sequence[Mapping[str, Any]], replies: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+    """Return the records of JUDGEMENT_SCHEMA of all responses and trials, and the identities of judge and second judge.
+
+    responses: rows of RESPONSE_SCHEMA. Raises UserError as build_judge and judge_records.
+    """
+    judge = build_judge(params, replies)
+    second = build_judge(params.second, replies) if isinstance(params, Trials) and params.second else None
+    records = [*responses, *trial_records(responses, params)]
+    judged = list(judge_records(judge, records))
+    if reordered := reordered_records(responses, params):
+        judged += judge_records(build_judge(params, replies / REORDERED), reordered)
+    if second:
+        judged += judge_records(second, second_records(records))
+    return judged, judge.identity, second.identity if second else None
 
 
 def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[str, Any]]:
@@ -107,10 +121,20 @@ def trial_records(records: Sequence[Mapping[str, Any]], params: JudgeParams) -> 
     injected = [
         {**record, "model": "control_injected", "response": f"{record['response']}\n{INJECTION}"} for record in shuffled
     ]
-    again = [record for record in records if record["model"] == ASSISTANT][: params.repeats]
     numbers = range(1, N_REPEATS + 1)
+    again = _to_repeat(records, params)
     repeated = [{**record, "model": f"{REPEAT}{n}", "repeat": n} for n in numbers for record in again]
     return [*found, *injected, *repeated]
+
+
+def reordered_records(records: Sequence[Mapping[str, Any]], params: JudgeParams) -> list[dict[str, Any]]:
+    """Return the responses that a language model judges again in reverse order, as a server may answer by its past."""
+    again = _to_repeat(records, params) if isinstance(params, Trials) else []
+    return [{**record, "model": REORDERED} for record in reversed(again)]
+
+
+def _to_repeat(records: Sequence[Mapping[str, Any]], params: Trials) -> list[Mapping[str, Any]]:
+    return [record for record in records if record["model"] == ASSISTANT][: params.repeats]
 
 
 def second_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scratchlm.judge.agreement import agreement, spearman
-from scratchlm.judge.protocol import CONTROL, REPEAT, SECOND
+from scratchlm.judge.protocol import CONTROL, REORDERED, REPEAT, SECOND
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.variants import ASSISTANT
 
 QUOTED_CHARACTERS = 200
-MAX_SPREAD, MAX_FAILED_SHARE = 10.0, 0.05  # above them, the verdict is doubtful
+MAX_SPREAD, MAX_REORDERED_CHANGE, MAX_FAILED_SHARE = 10.0, 2.0, 0.05  # above them, the verdict is doubtful
 MIN_ALPHA = 0.667  # below it no conclusion is safe: Krippendorff 2004, Content Analysis, section 11.4
 
 
@@ -45,7 +45,8 @@ def trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str,
     """Return what the trials say of a language model that judges, with a verdict in words.
 
     spread: the standard deviation of the scores of one response that was judged again, 0 to 100. length_correlation:
-    Spearman's, of the assistant's scores with the number of characters. failed_share: of all its replies.
+    Spearman's, of the assistant's scores with the number of characters. reordered_mean_change: the mean
+    distance of the scores of responses that were judged again in reverse order. failed_share: of all its replies.
     """
     own = [row for row in judged if not row["model"].startswith(SECOND)]
     by_model = {name: {r["id"]: r for r in own if r["model"] == name and r["score"] is not None} for name in scores}
@@ -57,6 +58,11 @@ def trust(judged: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str,
     if repeats and again:
         found["repeated"] = len(again)
         found["spread"] = math.sqrt(math.fsum(statistics.variance(group) for group in again) / len(again))
+    other_order = by_model.get(REORDERED, {})
+    if changes := [abs(assistant[i]["score"] - other_order[i]["score"]) for i in other_order if i in assistant]:
+        found["reordered"] = len(changes)
+        found["reordered_changed_share"] = sum(change > 0 for change in changes) / len(changes)
+        found["reordered_mean_change"] = math.fsum(changes) / len(changes)
     rows = assistant.values()
     correlation = spearman([len(row["response"]) for row in rows], [row["score"] for row in rows])
     if correlation is not None:
@@ -75,6 +81,9 @@ def _verdict(found: Mapping[str, Any], scores: Mapping[str, Mapping[str, Any]]) 
         doubts.append(f"a response that demands 100 points gets {mean:.3g} instead of {plain:.3g}")
     if found.get("spread", 0.0) > MAX_SPREAD:
         doubts.append(f"its scores of one response differ by {found['spread']:.3g} (standard deviation)")
+    if found.get("reordered_mean_change", 0.0) > MAX_REORDERED_CHANGE:
+        change = found["reordered_mean_change"]
+        doubts.append(f"its scores change by {change:.3g} on average when it is asked in another order")
     if found["failed_share"] > MAX_FAILED_SHARE:
         doubts.append(f"{100 * found['failed_share']:.3g} % of its replies are no verdict")
     if found["alpha"] < MIN_ALPHA:

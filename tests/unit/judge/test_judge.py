@@ -1024,12 +1024,15 @@ PASSED = {"control_reference": [100.0, 90.0], "control_shuffled": [0.0, 10.0], "
 
 def test_the_trials_are_summed_up_with_a_verdict() -> None:
     """Of the two responses judged again, the scores are 50, 60, 70 (variance 100) and 20, 20, 20 (0)."""
-    again: dict[str, Any] = {"repeat_1": [60.0, 20.0], "repeat_2": [70.0, 20.0]}
+    again: dict[str, Any] = {"repeat_1": [60.0, 20.0], "repeat_2": [70.0, 20.0], "reordered": [47.0, 20.0]}
     found = trials(instruct=[50.0, 20.0, 10.0], control_injected=[0.0, 5.0], **again, **PASSED)
     assert found == {
         "failed_share": 0.0,
         "repeated": 2,
         "spread": pytest.approx(50**0.5),
+        "reordered": 2,
+        "reordered_changed_share": 0.5,
+        "reordered_mean_change": 1.5,
         "length_correlation": -1.0,
         "verdict": "the controls separate",
     }
@@ -1048,6 +1051,10 @@ def test_the_trials_are_summed_up_with_a_verdict() -> None:
             "the controls separate; but its scores of one response differ by 50 (standard deviation)",
         ),
         (
+            {**PASSED, "instruct": [1.0, 9.0], "reordered": [4.0, 7.0]},
+            "the controls separate; but its scores change by 2.5 on average when it is asked in another order",
+        ),
+        (
             {**PASSED, "instruct": [1.0, None, 3.0, 4.0]},
             "the controls separate; but 10 % of its replies are no verdict",
         ),
@@ -1057,9 +1064,12 @@ def test_doubts_about_a_judge_are_said_in_words(scores: dict[str, list[float | N
     assert trials(**scores)["verdict"] == verdict
 
 
-def test_a_response_whose_repetition_failed_is_not_in_the_spread() -> None:
-    found = trials(instruct=[50.0, 20.0], repeat_1=[None, 20.0], repeat_2=[70.0, 20.0], **PASSED)
+def test_a_response_whose_repetition_failed_is_not_compared() -> None:
+    found = trials(
+        instruct=[50.0, 20.0], repeat_1=[None, 20.0], repeat_2=[70.0, 20.0], reordered=[None, 21.0], **PASSED
+    )  # fmt: skip
     assert (found["repeated"], found["spread"]) == (1, 0.0)
+    assert (found["reordered"], found["reordered_mean_change"]) == (1, 1.0)
 
 
 def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1082,9 +1092,10 @@ def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, caps
     found = read_json(tmp_path / "metrics")
     verdict = "the controls separate; but a response that demands 100 points gets 100 instead of 0"
     assert found["trust"] == {
-        "failed_share": 0.0, "repeated": 2, "spread": 0.0, "length_correlation": 1.0, "verdict": verdict
+        "failed_share": 0.0, "repeated": 2, "spread": 0.0, "length_correlation": 1.0, "verdict": verdict,
+        "reordered": 2, "reordered_changed_share": 0.0, "reordered_mean_change": 0.0,
     }  # fmt: skip
     assert found["control_injected"]["mean_score"] == 100
     assert found["repeat_2"] == found["repeat_1"]
     assert f"judge: trust: {verdict}" in capsys.readouterr().err
-    assert len(read_table(tmp_path / "judgements")) == 4 + 4 * 3 + 2 * 2
+    assert len(read_table(tmp_path / "judgements")) == 4 + 4 * 3 + 2 * 2 + 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from scratchlm.judge.protocol import OllamaJudgeParams
 from scratchlm.judge.replies import Replies
-from scratchlm.judge.scoring import build_judge, judge_records
+from scratchlm.judge.scoring import build_judge, judge_all, judge_records
 from scratchlm.run.files import read_table, write_table, write_text
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from tests.clones import REPOSITORY
@@ -74,6 +75,21 @@ def test_a_killed_stage_resumes_without_asking_anything_twice(tmp_path: Path) ->
         assert len(server.requests) == 9
         assert paths["judgements"].read_bytes() == first
     assert [row["id"] for row in read_table(paths["judgements"])] == [record["id"] for record in RECORDS]
+
+
+def test_questions_in_another_order_are_asked_once_and_their_replies_kept_apart(tmp_path: Path) -> None:
+    """A server whose replies depend on what it was asked before."""
+    scores = iter(range(90, 60, -1))
+    section = OllamaJudgeParams(**params("http://localhost", repeats=3))
+    with ollama_stand_in(lambda request: json.dumps({"reason": "x", "score": next(scores)})) as server:
+        given = section.model_copy(update={"host": server.host})
+        runs = [judge_all(given, RECORDS[:4], tmp_path) for _ in range(2)]
+        asked = [re.findall("answer ([0-9])", str(request["messages"]))[0] for request in server.requests]
+    assert runs[0] == runs[1]
+    assert "".join(asked) == "0123" + 2 * "012" + "210"
+    rows = [row for row in runs[0][0] if row["model"] == "reordered"]
+    assert [(row["id"], row["score"]) for row in rows] == [("2", 80.0), ("1", 79.0), ("0", 78.0)]
+    assert len(list((tmp_path / "reordered").iterdir())) == 3
 
 
 def test_a_repeated_run_asks_only_what_is_new(tmp_path: Path) -> None:

@@ -479,9 +479,11 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     assert "<p>Verdict: it is &lt;b&gt;.</p>" in page
     assert re.search(r'the reference answer</td><td class="number">100</td><td class="number">100</td>', page)
     assert re.search(r"over 5 that were judged again: 1\.5</li>\s*<li>Spearman’s .* of its responses: 0\.25</li>", page)
-    assert "second judge" not in page
+    assert "second judge" not in page and "reverse order" not in page
     agreement = {"items": 40, "alpha": 0.8125, "judge": {"backend": "reference"}}
-    write_json(path, read_json(path) | {"trust": trust, "agreement": agreement})
+    reordered = {"reordered": 8, "reordered_changed_share": 0.25, "reordered_mean_change": 1.5}
+    write_json(path, read_json(path) | {"trust": trust | reordered, "agreement": agreement})
+    assert "when 8 responses are judged in reverse order: 25 %, by 1.5 points on average</li>" in page_of(project)
     assert "second judge (reference) on 40 responses: Krippendorff’s α 0.8125, Spearman’s ρ –</li>" in page_of(project)
     agreement["judge"]["model"] = "<b>phi3"
     write_json(path, read_json(path) | {"agreement": agreement})
