@@ -70,7 +70,8 @@ class LlamaCppJudge:
         }
 
     def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
-        defused = {key: self._defused(entry[key]) for key in ("instruction", "input", "output")}
+        texts = ("instruction", "input", "output", "rival")
+        defused = {key: self._defused(entry[key]) for key in texts if key in entry}
         chat, n_new = self._prompt.messages(defused, self._defused(response)), self._params.max_new_tokens
         settings = decoding(0, repeat) if repeat else GREEDY
         question = [self.identity, chat, self._params.context_tokens, n_new, settings]

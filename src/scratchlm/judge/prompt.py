@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from scratchlm.judge.protocol import MAX_SCORE, Judgement
 
-TEMPLATES = {"anchored": "prompt_anchored.txt", "book": "prompt_book.txt"}
+TEMPLATES = {"anchored": "prompt_anchored.txt", "book": "prompt_book.txt", "pairwise": "prompt_pairwise.txt"}
 GREEDY = {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0}
 QUESTION_CUT = "the question does not fit into the context"
 REPLY_CUT = "the reply was cut at max_new_tokens"
@@ -31,27 +31,54 @@ class Verdict(BaseModel):  # its docstring is part of the schema that the model 
     reason: str
     score: Annotated[int, Field(ge=0, le=MAX_SCORE), BeforeValidator(_no_truth_value)]
 
+    @property
+    def points(self) -> float:
+        return float(self.score)
+
+
+class Preference(BaseModel):
+    """What the judging model must reply about two responses: the reason first, so that the choice follows from it."""
+
+    reason: str
+    better: Literal["first", "second", "neither"]
+
+    @property
+    def points(self) -> float:
+        """MAX_SCORE if the first response is better, 0 if the second is."""
+        return {"first": MAX_SCORE, "neither": MAX_SCORE / 2, "second": 0.0}[self.better]
+
+
+FORMS: dict[str, type[Verdict] | type[Preference]] = {"anchored": Verdict, "pairwise": Preference}
+
 
 @dataclass(frozen=True)
 class Prompt:
     """A template of the question, and the form of its reply.
 
-    system: the system message, or "". question: the user's message with {task} and so on. schema: of a reply that is
+    system: the system message, or "". question: the user's message with {task} and so on. form: of a reply that is
     JSON, or None for one that is a whole number.
     """
 
     system: str
     question: str
-    schema: dict[str, Any] | None
+    form: type[Verdict | Preference] | None
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        return self.form.model_json_schema() if self.form else None
 
     def messages(self, entry: Mapping[str, str], response: str) -> list[dict[str, str]]:
-        """Return the chat that asks for a grade of `response` to `entry` (instruction, input, output)."""
+        """Return the chat that asks for a grade of `response` to `entry` (instruction, input, output).
+
+        For `pairwise`, it asks whether `response` is better than the `rival` in `entry`.
+        """
         parts = {
             "task": "\n".join(part for part in (entry["instruction"], entry["input"]) if part),
             "instruction": entry["instruction"],
             "input": entry["input"] and f"\n\n### Input:\n{entry['input']}",
             "reference": entry["output"],
             "response": response,
+            "rival": entry.get("rival", ""),
         }
         asked = self.question.format(**{name: _fenced(text) for name, text in parts.items()})
         system = [{"role": "system", "content": self.system}] if self.system else []
@@ -63,14 +90,14 @@ class Prompt:
         thoughts: kept as the raw reply where there is no text. cut: the reason to give if there is no verdict, or "".
         """
         given = _without_thoughts(text)
-        if self.schema is None:
+        if self.form is None:
             number = int(given) if re.fullmatch("[0-9]{1,3}", given) else MAX_SCORE + 1
             return Judgement(float(number), "", text) if number <= MAX_SCORE else Judgement(None, cut, text or thoughts)
         try:
-            verdict = Verdict.model_validate_json(given)
+            verdict = self.form.model_validate_json(given)
         except ValidationError:
             return Judgement(None, cut, text or thoughts)
-        return Judgement(float(verdict.score), verdict.reason, text)
+        return Judgement(float(verdict.points), verdict.reason, text)
 
     @property
     def sha256(self) -> str:
@@ -83,12 +110,12 @@ def load_prompt(name: str) -> Prompt:
     """Return a template of TEMPLATES: a system message and a question, with a line of three hyphens between them."""
     text = Path(__file__).with_name(TEMPLATES[name]).read_text(encoding="utf-8").removesuffix("\n")
     system, _, question = text.partition("---\n")
-    return Prompt(system.removesuffix("\n"), question, Verdict.model_json_schema() if name == "anchored" else None)
+    return Prompt(system.removesuffix("\n"), question, FORMS.get(name))
 
 
 def _fenced(text: str) -> str:
     """Replace the `<` of every tag of ours. Removing characters instead could join others into a tag."""
-    return re.sub(r"<(?=\s*/?\s*(task|reference|response)\b)", "(", text, flags=re.IGNORECASE)
+    return re.sub(r"<(?=\s*/?\s*(task|reference|response|first|second)\b)", "(", text, flags=re.IGNORECASE)
 
 
 def _without_thoughts(reply: str) -> str:

@@ -133,17 +133,25 @@ class ReferenceJudgeParams(ReferenceParams):
     controls: Annotated[int, Field(ge=0)]
 
 
+def _two_names(pair: list[str]) -> list[str]:
+    """Raises ValueError for anything but two names."""
+    if len(set(pair)) == len(pair) == 2:
+        return pair
+    raise ValueError("must be two different variants, the baseline first, such as [instruct, dpo]")
+
+
 class Trials(Section):
     """How far a language model that judges is tried.
 
     repeats: responses to judge again, N_REPEATS times with other seeds and once in reverse order. second: a judge of
-    the same responses and controls.
+    the same responses and controls. pairwise: pairs of variants whose responses are compared, the baseline first.
     """
 
     section: ClassVar[str] = "judge"
     controls: Annotated[int, Field(ge=0)]
     repeats: Annotated[int, Field(ge=0)]
     second: SecondParams | None
+    pairwise: list[Annotated[list[str], AfterValidator(_two_names)]]
 
 
 class OllamaJudgeParams(Trials, OllamaParams):

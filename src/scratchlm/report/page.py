@@ -93,6 +93,7 @@ def render(report: Report) -> str:
         judged=judged,
         trust=metrics["judge"].get("trust"),
         agreement=metrics["judge"].get("agreement"),
+        pairwise={name: found for name, found in metrics["judge"].get("pairwise", {}).items() if name != "judge"},
         sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
     )
     return printable(page.strip()) + "\n"

@@ -31,7 +31,7 @@ def check_together(params: Any) -> None:
     if device == "mps":
         check_repeatable(device, params.precision)
     mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
-    mistakes += [*_ranks(params), *_rewards(params), *_memory(params, device)]
+    mistakes += [*_ranks(params), *_rewards(params), *_pairs(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
     mistakes += [*_names("spam_ablations", params.spam_ablations)]
     mistakes += [*_names("preference_runs", params.preference_runs), *_names("reward_runs", params.reward_runs)]
@@ -159,6 +159,13 @@ def _rewards(params: Any) -> Iterator[str]:
                 f"reinforce_runs.{name}.reward is {run.reward!r}; allowed are {', '.join(allowed)}; choose one, "
                 "or add the reward model to reward_runs"
             )
+
+
+def _pairs(params: Any) -> Iterator[str]:
+    """The judge can compare the responses of variants only."""
+    named = {name for pair in getattr(params.judge, "pairwise", []) for name in pair}
+    for name in sorted(named.difference(params.variants)):
+        yield f"judge.pairwise has {name!r}; allowed are the variants {', '.join(params.variants)}; choose two of them"
 
 
 def pretrained_models(params: Any) -> dict[str, ModelParams]:

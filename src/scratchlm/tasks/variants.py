@@ -9,7 +9,7 @@ from scratchlm.run.params import SHOWN_CHARACTERS
 ASSISTANT, ASSISTANT_FOLDER = "instruct", "finetune_instruct"
 BASE = "base"
 # What the other names in the judge's metrics begin with
-RESERVED = ("control_", "repeat_", "second_", "reordered", "agreement", "judge", "trust")
+RESERVED = ("control_", "repeat_", "second_", "reordered", "agreement", "pairwise", "judge", "trust")
 
 
 def _comparable(variants: dict[str, str]) -> dict[str, str]:

@@ -38,12 +38,18 @@ TOLERANCES = (
     Tolerance("losses", r".*loss|perplexity|bits_per_byte", 0.005, relative=0.02),
     Tolerance(
         "proportions",
-        r"accuracy(_low|_high)?|(macro_)?(precision|recall|f1)|auroc|failed_share|calibration_error",
+        r"accuracy(_low|_high)?|(macro_)?(precision|recall|f1)|auroc|calibration_error|.*_share|.*win_rate(_low|_high)?",
         0.03,
     ),
+    Tolerance("agreement", r"alpha|spearman|length_correlation", 0.05),
     Tolerance("rewards", r".*_reward|margin|kl_per_token", 0.05, relative=0.05),
-    Tolerance("scores of 100", r"mean_(score|low|high)|spread", 3),
-    Tolerance("counted answers", r"exact_matches|finished|failures|confusion", 1, of_examples=0.03),
+    Tolerance("scores of 100", r"mean_(score|low|high)|spread|reordered_mean_change", 3),
+    Tolerance(
+        "counted answers",
+        r"exact_matches|finished|failures|wins|ties|losses|inconsistent|items|confusion",
+        1,
+        of_examples=0.03,
+    ),
 )
 EXACT = "everything else (counts of data, hashes, names) must be the same"
 

@@ -18,7 +18,7 @@ import requests
 import xllamacpp
 
 Request = dict[str, Any]
-UNTRIED = {"controls": 0, "repeats": 0, "second": None}  # keys of a judge section
+UNTRIED = {"controls": 0, "repeats": 0, "second": None, "pairwise": []}  # keys of a judge section
 
 
 class Refusal(NamedTuple):

@@ -25,7 +25,7 @@ from tests.unit.judge.ollama_stand_in import UNTRIED, ollama_stand_in
 ASKED = {
     "prompt": "anchored", "model": "llama3", "timeout_seconds": 20.0, "retries": 0, "seed": 1, "max_new_tokens": 128,
 }  # fmt: skip
-NAMES = ("params", "responses", "replies", "judgements", "metrics", "scores")
+NAMES = ("params", "responses", "replies", "judgements", "pairs", "metrics", "scores")
 # of Krippendorff 2011, section D: 12 units, four observers
 PUBLISHED = ["111", "2232", "3333", "3333", "2222", "1234", "4444", "1121", "2222", "555", "11", "3"]
 
@@ -104,7 +104,7 @@ def test_agreement_is_over_the_responses_that_both_scored_without_the_controls()
 
 def test_the_second_judge_gets_the_responses_and_controls_and_no_repetition() -> None:
     records = [record(i, model, "?") for model in ("base", "instruct") for i in range(3)]
-    params = OllamaJudgeParams(**ollama(), controls=1, repeats=1, second=None)
+    params = OllamaJudgeParams(**ollama() | UNTRIED | {"controls": 1, "repeats": 1})
     found = second_records(records + trial_records(records, params))
     assert {row["model"] for row in found} >= {"second_base", "second_instruct"}
     assert not any("repeat" in row["model"] for row in found)

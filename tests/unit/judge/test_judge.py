@@ -577,7 +577,7 @@ def test_the_stage_fails_with_a_judge_that_cannot_be_trusted_and_writes_nothing(
         "judge": ollama_params(host=serve("nonsense").host, retries=0).model_dump(),
     }
     write_text(tmp_path / "params.yaml", json.dumps(params))
-    paths = {name: tmp_path / name for name in ("replies", "judgements", "metrics", "scores")}
+    paths = {name: tmp_path / name for name in ("replies", "judgements", "pairs", "metrics", "scores")}
     with pytest.raises(UserError, match=r"^3 of 3 responses \(instruct\) have no score"):
         stage.main(Run(), params=tmp_path / "params.yaml", responses=tmp_path / "responses", **paths)
     assert not any(path.exists() for name, path in paths.items() if name != "replies")
@@ -900,11 +900,12 @@ def test_identity_says_which_server_model_and_prompt_judged(serve: Serve) -> Non
     [
         ("anchored", "61637d3385e148ab89ca02688eddcc295228b9206006e2add6386d143279890a"),
         ("book", "7a1e175cd4f19c979d733283e5721c9cd09e3ba9d9fc43fb552239714154f6e6"),
+        ("pairwise", "6960ef50187b20edf7f2c87466e9391e0b5f7ebfc1718ba8a3d1584a56a8bd3b"),
     ],
 )
 def test_the_prompt_is_the_one_under_which_published_scores_were_given(name: str, sha256: str) -> None:
     assert load_prompt(name).sha256 == sha256
-    assert set(TEMPLATES) == {"anchored", "book"}
+    assert set(TEMPLATES) == {"anchored", "book", "pairwise"}
 
 
 @pytest.mark.parametrize("given", ["France", ""])
@@ -1087,7 +1088,7 @@ def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, caps
     write_text(
         tmp_path / "params", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": judge})
     )
-    names = ("params", "responses", "replies", "judgements", "metrics", "scores")
+    names = ("params", "responses", "replies", "judgements", "pairs", "metrics", "scores")
     stage.main(Run(), **{name: tmp_path / name for name in names})
     found = read_json(tmp_path / "metrics")
     verdict = "the controls separate; but a response that demands 100 points gets 100 instead of 0"

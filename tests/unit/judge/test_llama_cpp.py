@@ -17,6 +17,7 @@ from scratchlm.data.tokenizer import END_OF_TEXT, load_tokenizer, save_byte_pair
 from scratchlm.formats.gguf import save_gguf
 from scratchlm.judge import llama_cpp
 from scratchlm.judge.llama_cpp import LlamaCppJudge, check_model
+from scratchlm.judge.pairwise import judge_pairs, pair_metrics, pairwise_judge
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, JudgeParams, LlamaCppJudgeParams, ReferenceJudgeParams
 from scratchlm.judge.replies import Replies
@@ -197,7 +198,9 @@ def run_stage(folder: Path, section: dict[str, Any], responses: Sequence[str] = 
         folder / "params.yaml", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": section})
     )
     inputs = {"params": folder / "params.yaml", "responses": folder / "responses"}
-    stage.main(Run(), **inputs, **{name: folder / name for name in ("replies", "judgements", "metrics", "scores")})
+    stage.main(
+        Run(), **inputs, **{name: folder / name for name in ("replies", "judgements", "pairs", "metrics", "scores")}
+    )
     return read_json(folder / "metrics")
 
 
@@ -234,6 +237,24 @@ def test_a_real_second_judge_scores_the_same_responses(
     assert found["agreement"]["items"] == 2
     assert found["agreement"]["alpha"] == -0.5  # variances: 1/2 within each, 1/3 of all four
     assert found["agreement"]["judge"]["backend"] == backend
+
+
+@pytest.mark.parametrize(("preferred", "inconsistent"), [('"}f', 2), ('"}n', 0)])
+def test_a_real_model_compares_two_responses_in_both_orders(
+    write: Write, tmp_path: Path, preferred: str, inconsistent: int
+) -> None:
+    """One model always answers `first`, which contradicts itself, the other `neither`."""
+    params = write(preferred)
+    judge = pairwise_judge(params, tmp_path)
+    rows = [{"id": f"{i}", "model": "instruct", "response": f"Paris {i}", **ENTRY} for i in range(2)]
+    found = judge_pairs(judge, [({**row, "model": "base", "response": f"Rome{END_OF_TEXT}"}, row) for row in rows])
+    answer = {"reason": "", "better": "first" if inconsistent else "neither"}
+    assert [json.loads(row[reply]) for row in found for reply in ("raw_reply", "swapped_raw_reply")] == [answer] * 4
+    metrics = pair_metrics(found)
+    assert (metrics["ties"], metrics["inconsistent"], metrics["win_rate"]) == (2, inconsistent, 0.5)
+    assert len(list(tmp_path.iterdir())) == 4
+    asked = json.loads(next(tmp_path.iterdir()).read_text())["question"][1][1]["content"]
+    assert "Rome(|endoftext|>" in asked
 
 
 # what is refused

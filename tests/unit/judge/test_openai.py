@@ -236,13 +236,13 @@ def test_the_key_is_written_nowhere(serve: Serve, tmp_path: Path, monkeypatch: p
     write_text(
         tmp_path / "params", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": settings})
     )
-    names = ("params", "responses", "replies", "judgements", "metrics", "scores", "log")
+    names = ("params", "responses", "replies", "judgements", "pairs", "metrics", "scores", "log")
     command = [sys.executable, "-m", "stages.judge", *(w for n in names for w in (f"--{n}", str(tmp_path / n)))]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert f"Bearer {SECRET}" in server.keys
     assert done.returncode == (0 if fault in ("none", "reply") else 1), done.stderr
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) == (7 if done.returncode == 0 else 2)
+    assert len(written) == (8 if done.returncode == 0 else 2)
     for text in (*written, done.stdout.encode(), done.stderr.encode()):
         assert b"secret" not in text
     if done.returncode == 0:

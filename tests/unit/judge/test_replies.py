@@ -45,7 +45,7 @@ def judged(host: str, replies: Path, **changes: Any) -> list[dict[str, Any]]:
 def test_a_killed_stage_resumes_without_asking_anything_twice(tmp_path: Path) -> None:
     """The server kills the stage when it is asked for the fifth time. Only that question is asked again."""
     write_table(tmp_path / "responses" / "instruct.parquet", RECORDS, RESPONSE_SCHEMA)
-    names = ("params", "responses", "replies", "judgements", "metrics", "scores", "log")
+    names = ("params", "responses", "replies", "judgements", "pairs", "metrics", "scores", "log")
     paths = {name: tmp_path / name for name in names} | {"responses": tmp_path / "responses"}
     command = [sys.executable, "-m", "stages.judge", *(word for name in names for word in (f"--{name}", paths[name]))]
     answered: Counter[str] = Counter()

@@ -13,6 +13,7 @@ import yaml
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import SourcesParams, wanted_files
+from scratchlm.judge.pairwise import pair_metrics
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
 from scratchlm.report import page as report
@@ -483,7 +484,7 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     agreement = {"items": 40, "alpha": 0.8125, "judge": {"backend": "reference"}}
     reordered = {"reordered": 8, "reordered_changed_share": 0.25, "reordered_mean_change": 1.5}
     write_json(path, read_json(path) | {"trust": trust | reordered, "agreement": agreement})
-    assert "when 8 responses are judged in reverse order: 25 %, by 1.5 points on average</li>" in page_of(project)
+    assert "when 8 responses are judged in reverse order: 25.0\xa0%, by 1.5 points on average</li>" in page_of(project)
     assert "second judge (reference) on 40 responses: Krippendorff’s α 0.8125, Spearman’s ρ –</li>" in page_of(project)
     agreement["judge"]["model"] = "<b>phi3"
     write_json(path, read_json(path) | {"agreement": agreement})
@@ -491,6 +492,22 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     del trust["spread"], trust["length_correlation"]
     write_json(path, read_json(path) | {"trust": trust})
     assert "Spearman’s correlation" not in page_of(project)
+
+
+def test_win_rates_are_one_table(project: Path) -> None:
+    assert "Pairs of responses" not in page_of(project)
+    path = project / "metrics" / "judge.json"
+    records = [
+        {"win": win, "consistent": True, "response": "a", "baseline_response": "b"}
+        for win in (1.0, 1.0, 0.5, 0.0, None)
+    ]
+    write_json(path, read_json(path) | {"pairwise": {"judge": {}, "dpo_over_<b>": pair_metrics(records)}})
+    page = page_of(project)
+    assert "<td>dpo_over_&lt;b&gt;</td>" in page
+    cells = re.search(r"dpo_over_.*", page)[0].replace('<td class="number">', "").split("</td>")[1:]
+    assert cells[:5] == ["2", "1", "1", "0", "1"]
+    assert re.fullmatch(r"62\.5\s% \(.*\s% to .*\s%\)", cells[5])
+    Checker(page)
 
 
 def test_a_judge_that_failed_everywhere_still_gives_a_page(project: Path) -> None:

@@ -9,10 +9,12 @@ from scratchlm.model.gpt import parameter_count
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params, load_yaml
 from scratchlm.tasks.preflight import check_together
+from scratchlm.tasks.variants import RESERVED
 from stages.preflight import Params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+BOOK = REPOSITORY / "profiles" / "book.yaml"
 
 
 def check(changes: dict[str, Any]) -> None:
@@ -250,10 +252,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         *(
             (
                 {f"variants.{name}": "gpt2-nano"},
-                f"params.yaml: variants has the name '{name}', but names that begin with control_, repeat_, judge, "
-                "trust have another meaning in the judge's metrics; choose another",
+                f"params.yaml: variants has the name '{name}', but names that begin with {', '.join(RESERVED)} "
+                "have another meaning in the judge's metrics; choose another",
             )
-            for name in ("control_empty", "repeat_1", "judge", "trusted")
+            for name in ("control_empty", "repeat_1", "second_base", "reordered", "pairwise", "judge", "trusted")
+        ),
+        (
+            {"judge": {**load_yaml(BOOK)["judge"], "pairwise": [["base", "instruct"], ["instruct", "dpo"]]}},
+            "judge.pairwise has 'dpo'; allowed are the variants base, instruct; choose two of them",
         ),
         ({"variants.own": 7}, "params.yaml: variants.own is 7: must be a valid string"),
         ({"variants": ["base"]}, "params.yaml: variants is ['base']: must be a valid dictionary"),
