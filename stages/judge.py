@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from scratchlm.judge.agreement import agreement
-from scratchlm.judge.pairwise import PAIR_SCHEMA, judge_variants
+from scratchlm.judge.pairwise import PAIRWISE_SCHEMA, judge_variants
 from scratchlm.judge.protocol import JudgeParams, LanguageModelParams
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, judge_all, judge_scores
 from scratchlm.judge.trust import check_trust, failures, trust
@@ -32,7 +32,7 @@ def main(
     check_trust(judged, found)
     compared, rates = judge_variants(p.judge, rows, replies)
     write_table(judgements, judged, JUDGEMENT_SCHEMA)
-    write_table(pairs, compared, PAIR_SCHEMA)
+    write_table(pairs, compared, PAIRWISE_SCHEMA)
     write_csv(scores, [{"model": row["model"], "score": row["score"]} for row in judged])
     trusted = {"trust": trust(judged, found)} if isinstance(p.judge, LanguageModelParams) else {}
     for sentence in [*failures(judged), *(f"trust: {row['verdict']}" for row in trusted.values())]:

@@ -64,8 +64,13 @@ def compare(
         list[str] | None, typer.Argument(help="branches, tags or commits; the first is the baseline")
     ] = None,
     variants: Annotated[
-        bool, typer.Option("--variants", help="compare the variants of one revision, by default the workspace")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--variants/--pairwise",
+            help="compare the variants of one revision, by default the workspace; or ask the judge of params.yaml "
+            "which revision answers better",
+        ),
+    ] = None,
     against: Annotated[str, typer.Option(help="the variant to compare the others with")] = "instruct",
     format: Annotated[Literal["text", "json", "markdown"], typer.Option(help="json has everything")] = "text",
     all: Annotated[bool, typer.Option("--all", help="also metrics that are the same or derived")] = False,
@@ -78,6 +83,14 @@ def compare(
     if not variants and (not names or against != "instruct"):
         needs = "--against names a variant; add --variants" if names else "no revision; name one, or add --variants"
         raise UserError(needs)
+    if variants is False:
+        from scratchlm.compare.pairwise import compare_responses, pairwise_json, pairwise_text
+
+        if all or plot:
+            raise UserError("--pairwise goes with --format only; leave out --all and --plot")
+        outcomes = compare_responses(names)
+        say(pairwise_json(outcomes) if format == "json" else pairwise_text(outcomes, markdown=format == "markdown"))
+        return
     from scratchlm.compare.compare import compare_revisions
     from scratchlm.compare.text import comparison_json, comparison_text
     from scratchlm.compare.variants import compare_variants

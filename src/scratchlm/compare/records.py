@@ -184,7 +184,7 @@ def _responses(revision: Revision, family: Family) -> Records:
     rows = revision.table(family.paths[0]).to_pylist()
     exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
     columns = {"finished": [row["finished"] for row in rows], "exact_matches": exact}
-    return Records(_tasks(rows), {name: np.array(column, float) for name, column in columns.items()})
+    return Records(tasks_of(rows), {name: np.array(column, float) for name, column in columns.items()})
 
 
 def _counts(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
@@ -194,14 +194,14 @@ def _counts(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statist
 
 
 def _judgements(revision: Revision, family: Family) -> Records:
-    tasks = _tasks(revision.table(family.paths[0]).to_pylist())
+    tasks = tasks_of(revision.table(family.paths[0]).to_pylist())
     variant = family.prefix.removeprefix("judge.")
     rows = revision.table(JUDGEMENTS).to_pylist()
     scores = {row["id"]: row["score"] for row in rows if row["model"] == variant}
     return Records(tasks, {"score": np.array([scores.get(name) for name in tasks], dtype=float)})
 
 
-def _tasks(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def tasks_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
 
 

@@ -16,7 +16,7 @@ from scratchlm.judge.win_rate import length_controlled_win_rate, win_rate
 from scratchlm.run.errors import UserError
 
 TEXTS, ANSWERS = ("baseline_response", "response"), ("reason", "raw_reply", "swapped_reason", "swapped_raw_reply")
-PAIR_SCHEMA = pa.schema(
+PAIRWISE_SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("id", "baseline", "model", *TEXTS)),
         ("win", pa.float64()),
@@ -37,7 +37,7 @@ def pairwise_judge(params: Trials, replies: Path) -> Judge:
 def judge_variants(
     params: JudgeParams, rows: Sequence[Row], replies: Path
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the records of PAIR_SCHEMA of all pairs of variants that the parameters name, and the metrics of each.
+    """Return the records of PAIRWISE_SCHEMA of all pairs of variants that the parameters name, and the metrics of each.
 
     Raises UserError as judge_pairs, or if one of the variants has no responses.
     """
@@ -62,7 +62,7 @@ def pairs_of(rows: Iterable[Row], baseline: str, model: str) -> list[tuple[Row, 
 
 
 def judge_pairs(judge: Judge, pairs: Sequence[tuple[Row, Row]]) -> list[dict[str, Any]]:
-    """Return a record of PAIR_SCHEMA for each pair of rows of RESPONSE_SCHEMA, the baseline's first.
+    """Return a record of PAIRWISE_SCHEMA for each pair of rows of RESPONSE_SCHEMA, the baseline's first.
 
     win: 1 if the model's response is better in both orders, 0 if the baseline's is, 0.5 if neither is or the two
     answers contradict each other (not `consistent`), None if an answer is no verdict. The answers are those for the

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from scratchlm.judge.pairwise import PAIR_SCHEMA, judge_pairs, judge_variants, pair_metrics, pairwise_judge
+from scratchlm.judge.pairwise import PAIRWISE_SCHEMA, judge_pairs, judge_variants, pair_metrics, pairwise_judge
 from scratchlm.judge.prompt import load_prompt
 from scratchlm.judge.protocol import JudgeParams, OllamaJudgeParams
 from scratchlm.judge.win_rate import PRIOR_SCALE, length_controlled_win_rate, win_rate
@@ -88,8 +88,8 @@ def test_each_pair_is_asked_in_both_orders_under_a_schema_and_kept(tmp_path: Pat
         "win": 1.0, "consistent": True, "reason": "so", "raw_reply": '{"reason": "so", "better": "first"}',
         "swapped_reason": "so", "swapped_raw_reply": '{"reason": "so", "better": "second"}',
     }  # fmt: skip
-    write_table(tmp_path / "pairs", runs[0], PAIR_SCHEMA)
-    assert read_table(tmp_path / "pairs", PAIR_SCHEMA) == runs[0]
+    write_table(tmp_path / "pairs", runs[0], PAIRWISE_SCHEMA)
+    assert read_table(tmp_path / "pairs", PAIRWISE_SCHEMA) == runs[0]
 
 
 @pytest.mark.parametrize("always", ["first", "second"])
@@ -247,13 +247,13 @@ def test_the_stage_compares_the_variants_and_asks_nothing_twice(tmp_path: Path) 
     assert 0 < found["win_rate_low"] < found["win_rate"] < found["win_rate_high"] <= 1
     assert runs[0]["pairwise"]["judge"]["prompt_sha256"] == load_prompt("pairwise").sha256
     assert runs[0]["judge"]["prompt_sha256"] == load_prompt("anchored").sha256
-    assert [row["win"] for row in read_table(tmp_path / "pairs", PAIR_SCHEMA)] == [1.0, 0.5, 1.0, 1.0]
+    assert [row["win"] for row in read_table(tmp_path / "pairs", PAIRWISE_SCHEMA)] == [1.0, 0.5, 1.0, 1.0]
 
 
 def test_without_pairs_the_table_is_empty(tmp_path: Path) -> None:
     with ollama_stand_in(judges_both_ways) as server:
         assert "pairwise" not in run_stage(tmp_path, server.host, pairwise=[])
-    assert read_table(tmp_path / "pairs", PAIR_SCHEMA) == []
+    assert read_table(tmp_path / "pairs", PAIRWISE_SCHEMA) == []
     assert judge_variants(OllamaJudgeParams(**section("http://here", pairwise=[])), [], tmp_path) == ([], {})
 
 
