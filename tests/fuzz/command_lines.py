@@ -57,7 +57,7 @@ UNWRITABLE = [
 REVISIONS = [
     "HEAD", "main", "HEAD~1", "HEAD~5", "workspace", "mine-branch", "mine-tag", "HEAD^{commit}",
 ]  # fmt: skip
-OUTPUTS = ("output", "plot")
+OUTPUTS = ("output", "plot", "file")
 MUST_BE_REFUSED = {"verify": ("against", "stages"), "seeds": ("stage",), "build": ("revisions",)}
 FOLDERS = [
     ".", ".", ".", ".", "src", "mine", "mine/empty", "mine/é ไม่", "metrics/plots", "/proc", "mine/gone", "mine/fixed",

@@ -242,6 +242,7 @@ def test_help_lists_every_command_but_the_old_name():
         "verify",
         "compare",
         "seeds",
+        "rate",
         "build",
     )
     assert [name for name in names if f" {name} " not in listed] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from scratchlm.cli import models, pipeline
+from scratchlm.cli import models, pipeline, rating
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -27,7 +27,7 @@ for command in (models.chat, models.classify, models.export):
 app.command("import")(models.import_model)
 for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):
     app.command()(command)
-for command in (pipeline.compare, pipeline.seeds, pipeline.build):
+for command in (rating.rate, pipeline.compare, pipeline.seeds, pipeline.build):
     app.command()(command)
 app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 

@@ -24,7 +24,16 @@ COMMANDS = {name: command for name, command in get_command(app).commands.items()
 TARGETS = {name for name, _ in targets()} | {".venv/ready"}
 STAGES = {path.stem for path in (REPOSITORY / "stages").glob("[!_]*.py")}
 # Files that the reader makes, or that a page takes as an example
-EXAMPLES = ("data/mine/stories.txt", "my-gpt2/", "comparison.", "out.gguf", "intervals.svg", "noise.svg", "site/")
+EXAMPLES = (
+    "data/mine/stories.txt",
+    "my-gpt2/",
+    "comparison.",
+    "out.gguf",
+    "intervals.svg",
+    "noise.svg",
+    "ratings.csv",
+    "site/",
+)
 # Files that exist in a workspace where something was built, made, installed or interrupted
 MADE = ("data/", "logs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/")
 OTHER = {"origin/main", "config.json", "model.safetensors", "environment.json"}
