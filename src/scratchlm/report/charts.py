@@ -119,18 +119,18 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
         figure = _figure(WIDTH_INCHES, 2.6)
         axis = figure.subplots()
         axis.grid(False, axis="x")
-        width = 0.8 / len(scores)
+        width, small = 0.8 / len(scores), 7.5 if len(scores) < 4 else 6.0
         others = cycle(OTHERS)
         colours = {name: {BASE: SECOND, ASSISTANT: FIRST}.get(name) or next(others) for name in scores}
         for i, (model, values) in enumerate(scores.items()):
             heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(bins))]
             centres = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
             bars = axis.bar(centres, heights, width * 0.92, color=colours[model], label=model)
-            axis.bar_label(bars, [str(height or "") for height in heights], fontsize=7.5, padding=1)
+            axis.bar_label(bars, [str(height or "") for height in heights], fontsize=small, padding=1)
         axis.set(xlabel="score", ylabel="responses")
         axis.set_xticks(range(len(bins)), bins)
         axis.tick_params(axis="x", length=0)
-        axis.legend()
+        axis.legend(loc="upper center")
         return _svg(figure, f"{name}-scores", f"{name}: number of responses by score")
 
 
