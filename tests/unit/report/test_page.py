@@ -39,7 +39,9 @@ SPLITS = ("train", "val", "test")
 def make_project(root: Path) -> Path:
     """What all stages of the sample profile leave behind, in their layout, through their writers."""
     metrics, data = root / "metrics", root / "data"
-    shutil.copy(PROFILE, root / "params.yaml")
+    variants = {"base": "gpt2-nano", "instruct": "finetune_instruct", "dpo": "finetune_preference/dpo"}
+    values = load_yaml(PROFILE) | {"variants": variants}
+    write_text(root / "params.yaml", yaml.safe_dump(values, sort_keys=False))
     shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
     write_downloads(root)
     counts = {"tokens": 250_000, "bytes": 1_000_495, "documents": 900, "bytes_per_token": 4.00198}
@@ -614,7 +616,7 @@ def test_the_real_pipeline_has_the_edges_that_its_parameters_make() -> None:
     assert graph["finetune_spam"] == ("tokenize", "load_gpt2@nano")
     assert graph["generate@base"] == ("tokenize", "load_gpt2@nano")
     assert graph["generate@dpo"] == ("tokenize", "finetune_preference@dpo")
-    assert graph["judge"] == ("generate@base", "generate@instruct", "generate@dpo")
+    assert graph["judge"] == ("generate@base", "generate@instruct", "generate@dpo", "generate@grpo")
     assert "pretrain" in graph["report"] and "report" not in graph["report"]
 
 
