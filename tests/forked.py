@@ -61,6 +61,7 @@ def serve() -> None:
 def _become(program: str, words: list[str], folder: str, variables: dict[str, str], files: list[str]) -> None:
     for number, name in enumerate([os.devnull, *files]):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), number)
+    sys.stdin = os.fdopen(0)  # the old one has read the request
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)

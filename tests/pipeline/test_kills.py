@@ -23,7 +23,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     make_clone(folder / "clone", SOME_STEPS | FEWER_STEPS | WITHOUT_GPT2)
     keep_stages(folder / "clone", *STAGES)
     pipeline = yaml.safe_load((folder / "clone" / "dvc.yaml").read_text())
-    pipeline["stages"]["generate"]["deps"].insert(0, "data/models/finetune_spam")  # so that it follows
+    pipeline["stages"]["generate"]["do"]["deps"].insert(0, "data/models/finetune_spam")  # so that it follows
     (folder / "clone" / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     run(folder / "clone", "git", "checkout", "-q", "--", "dvc.lock")
     commit(folder / "clone", "Keep a few stages")
