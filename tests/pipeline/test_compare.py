@@ -4,7 +4,9 @@ It tests what is committed: commit before you run it.
 """
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
 from tests.clones import FEW_STEPS, commit, make_clone, run, set_parameter
 from tests.commands import scratchlm
+from tests.unit.judge.ollama_stand_in import UNTRIED, ollama_stand_in
 
 SPAM = [f"finetune_spam.test.{name}" for name in ("accuracy", "precision", "recall", "f1", "auroc", "loss")]
 BASELINE = [name.replace("finetune_spam", "baseline_spam") for name in SPAM]
@@ -239,6 +242,41 @@ def test_the_variants_of_a_revision_are_compared_paired_by_task(there: Path) -> 
         assert row.examples == 110 and row.difference == pytest.approx(row.second - row.first, abs=1e-3)
         assert other.difference == pytest.approx(-row.difference)
         assert row.verdict in (BETTER, NO_EVIDENCE, SAME, "worse")
+
+
+def test_a_language_model_compares_the_answers_of_two_revisions(there: Path) -> None:
+    """It prefers the longer one. The judge is that of the workspace, and the revisions need none."""
+
+    def prefers_the_longer(request: dict[str, Any]) -> str:
+        first, second = re.findall(r"<(?:first|second)>\n(.*?)\n</", request["messages"][1]["content"], re.DOTALL)
+        gap = len(first) - len(second)
+        return json.dumps({"reason": "x", "better": "first" if gap > 0 else "second" if gap else "neither"})
+
+    parameters = there / "params.yaml"
+    committed = parameters.read_text()
+    asked = {"prompt": "anchored", "timeout_seconds": 20.0, "retries": 0, "seed": 1, "max_new_tokens": 64}
+    with ollama_stand_in(prefers_the_longer) as server:
+        judge = {
+            "backend": "ollama",
+            "model": "llama3",
+            **UNTRIED,
+            **asked,
+            "host": server.host,
+            "context_tokens": 2048,
+        }
+        try:
+            set_parameter(there, "judge", judge)
+            done = scratchlm(there, "compare", "--pairwise", "main", "other-draws", "--format", "json")
+        finally:
+            parameters.write_text(committed)
+    (found,) = json.loads(done.stdout)
+    records, metrics = found["records"], found["metrics"]
+    assert metrics["responses"] == len(records) == 110
+    longer = [len(row["response"]) - len(row["baseline_response"]) for row in records]
+    assert [row["win"] for row in records] == [0.5 + 0.5 * ((gap > 0) - (gap < 0)) for gap in longer]
+    assert metrics["inconsistent"] == metrics["failures"] == 0
+    assert len(server.requests) <= 2 * sum(row["response"] != row["baseline_response"] for row in records)
+    assert run(there, "git", "status", "--porcelain").stdout == ""
 
 
 def test_variants_of_other_judgements_than_the_tracked_ones_are_refused(there: Path) -> None:
