@@ -17,16 +17,8 @@ from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
-from scratchlm.tasks.reinforce import (
-    REWARD_SCHEMA,
-    Prompts,
-    ReinforceParams,
-    ReinforceRuns,
-    RewardEvaluation,
-    reinforce_run,
-    reinforce_task,
-    reward_metrics,
-)
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
+from scratchlm.tasks.rewards import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -54,14 +46,14 @@ def main(
         earned = reference_reward(words, settings.unfinished_reward)
     else:
         earned = model_reward(load_reward_model(reward).to(run.device), settings.unfinished_reward)
-    evaluation = RewardEvaluation(prompts, earned, p.evaluation)
+    evaluation = PolicyEvaluation(prompts, earned, p.evaluation)
     policy = ActorCritic(gpt) if settings.algorithm == "ppo" else gpt
     training = train(policy, reinforce_task(prompts, settings, earned, evaluation, before), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)
     with run.autocast():
         records = {split: evaluation.records(before, gpt, split) for split in prompts.splits}
-    write_table(rewards, records["test"], REWARD_SCHEMA)
+    write_table(rewards, records["test"], GAIN_SCHEMA)
     write_csv(curve, training.curve)
     write_csv(steps, training.steps)
     write_json(samples, training.samples)

@@ -32,12 +32,14 @@ from scratchlm.data.corpus import TokenWindows
 from scratchlm.data.messages import Messages
 from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.model.config import GPTConfig
+from scratchlm.model.critic import ActorCritic
+from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.resume import Checkpoint
-from scratchlm.tasks import instruct, preference, reward
+from scratchlm.tasks import instruct, preference, reinforce, reward, rewards
 from scratchlm.tasks.generation import GenerateParams, Responder
 from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
 from scratchlm.tasks.settings import EvaluationParams
@@ -64,6 +66,11 @@ SPAM = {
 INSTRUCT = {"base": "a", "mask_instruction": False, "dropout": 0.0, "lora": None}
 PREFERENCE = {"loss": "dpo", "beta": 0.5, "label_smoothing": 0.0, "dropout": 0.0, "lora": None}
 REWARD = {"dropout": 0.0, "lora": None}
+REINFORCE = {
+    "algorithm": "grpo", "responses_per_prompt": 3, "temperature": 1.0, "max_new_tokens": 5, "unfinished_reward": -0.5,
+    "kl_coefficient": 0.05, "clip": 0.2, "updates_per_step": 2, "discount": 1.0, "gae_decay": 0.9,
+    "value_coefficient": 0.5, "lora": None,
+}  # fmt: skip
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -229,6 +236,29 @@ def reward_model(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     return [rating, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
 
+def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
+    params = reinforce.ReinforceParams(**TRAINING | REINFORCE | changes | batches.training)
+    splits = {
+        split: [{"chosen": "", **row} for row in instructions(n)]
+        for split, n in (("train", 8), ("val", 5), ("test", 6))
+    }
+    prompts = rewards.Prompts(splits, TOKENIZER, CONTEXT_LENGTH, params.max_new_tokens)
+
+    def even_tokens(rows: Any, answers: Sequence[Generation]) -> list[float]:
+        shares = [sum(i % 2 == 0 for i in answer.token_ids) / (1 + len(answer.token_ids)) for answer in answers]
+        return [share if it.finished else share - 0.5 for share, it in zip(shares, answers, strict=True)]
+
+    evaluation = rewards.PolicyEvaluation(prompts, even_tokens, evaluation_params(batches))
+    gpt, assistant = (model(run, tied_head=True, initialisation="gpt2") for _ in range(2))
+    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
+    training = train(policy, reinforce.reinforce_task(prompts, params, even_tokens, evaluation, assistant), run)
+    adapter, critic = adapter_state(gpt), [it.value_head for it in [policy] if isinstance(it, ActorCritic)]
+    merge_lora(gpt)
+    records = evaluation.records(assistant, gpt, "test")
+    return [gpt, adapter, critic, training, records, rewards.reward_metrics(records, run.seed)]
+
+
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
     """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
     gpt, stop = gpt or model(run, **changes.pop("shape", {})), changes.pop("stop", [])
@@ -344,6 +374,8 @@ CASES: dict[str, tuple[Callable[..., list[Any]], dict[str, Any]]] = {
     "preference_ipo_lora": (finetune_preference, {"loss": "ipo", "lora": lora("blocks")}),
     "reward": (reward_model, {"dropout": 0.1}),
     "reward_lora_all": (reward_model, {"lora": lora("all")}),
+    "reinforce_grpo": (reinforced, {}),
+    "reinforce_ppo_lora": (reinforced, {"algorithm": "ppo", "lora": lora("all")}),
     "greedy": (decode, {}),
     "greedy_stop": (decode, {"stop": ["w7", "w3 w"]}),
     "sampled": (decode, {"temperature": 0.8}),

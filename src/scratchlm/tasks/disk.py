@@ -37,12 +37,12 @@ class DiskNeeds(NamedTuple):
 
 
 def disk_needs(params: Any) -> DiskNeeds:
-    """What a run of all of params.yaml needs. The ablations keep no model, runs on preferences one each."""
+    """What a run of all of params.yaml needs. The ablations keep no model, runs after the assistant one each."""
     models, spam, instruct = model_configs(params), params.finetune_spam, params.finetune_instruct
     headless = [models[spam.base], *[models[instruct.base]] * len(params.reward_runs)]  # have no head of tokens
     backbones = [config.model_copy(update={"tied_head": True}) for config in headless]
     variants = [config.n_parameters for name, config in models.items() if name.startswith("pretrain_ablations.")]
-    assistants = [models[instruct.base]] * (1 + len(params.preference_runs))
+    assistants = [models[instruct.base]] * (1 + len(params.preference_runs) + len(params.reinforce_runs))
     trained = [config.n_parameters for config in (models["pretrain"], *backbones, *assistants)]
     names = [*(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
     loaded = [models[name].n_parameters for name in names]

@@ -47,7 +47,7 @@ class Task(NamedTuple):
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
     tensors' numbers, to be compiled; None: `compile` changes nothing. step: instead of optimizer_step, for a task that
-    makes its batches with the model.
+    makes its batches with the model; it then calls `update` with a loss of its own, and batch and loss are not used.
     """
 
     name: str
@@ -242,10 +242,12 @@ def optimizer_step(state: TrainingState) -> int:
         return update(state, batches)
 
 
-def update(state: TrainingState, batches: Sequence[Batch], number: int = 0) -> int:
+def update(
+    state: TrainingState, batches: Sequence[Batch], number: int = 0, loss_of: Callable[..., Tensor] | None = None
+) -> int:
     """Apply the mean gradient over the batches' scored items; return how many. Raises UserError if there are none.
 
-    number: of the update within the step.
+    number: of the update within the step. loss_of: instead of the task's loss.
     """
     task, params = state.task, state.task.params
     total = sum(batch.n_scored for batch in batches)
@@ -259,7 +261,7 @@ def update(state: TrainingState, batches: Sequence[Batch], number: int = 0) -> i
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])
         with state.run.autocast():
-            loss = state.loss(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
+            loss = (loss_of or state.loss)(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
         (loss / total).backward()
     collect_gradients(state.model)
     if params.max_grad_norm is not None:

@@ -42,7 +42,7 @@ TOLERANCES = (
         0.03,
     ),
     Tolerance("agreement", r"alpha|spearman|length_correlation", 0.05),
-    Tolerance("rewards", r".*_reward|margin|kl_per_token", 0.05, relative=0.05),
+    Tolerance("rewards", r"(.*_)?reward(_before)?|gain(_low|_high)?|margin|kl_per_token", 0.05, relative=0.05),
     Tolerance("scores of 100", r"mean_(score|low|high)|spread|reordered_mean_change", 3),
     Tolerance(
         "counted answers",

@@ -48,7 +48,11 @@ def check(changes: dict[str, Any]) -> None:
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "smollm2-135m"},
         {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
-        {"preference_runs": {}, "reward_runs": {}},
+        {"preference_runs": {}, "reward_runs": {}, "reinforce_runs": {}},
+        {"reinforce_runs": {"ppo": {"algorithm": "ppo", "reward": "models/reward_model/bradley_terry"},
+                            "one": {"algorithm": "ppo", "reward": "tokens/preferences", "responses_per_prompt": 1}}},
+        {"reinforce_runs": {"long": {"reward": "tokens/preferences", "max_new_tokens": 256}}},
+        {"variants": {"instruct": "finetune_instruct", "rewarded": "reinforce/grpo"}},
         {"reward_runs": {"a": {}, "thin": {"lora": {"rank": 128, "alpha": 1.0, "layers": "all"}, "dropout": 0.1}}},
         {"preference_runs": {}},
         {"variants": {"instruct": "finetune_instruct"}},
@@ -220,7 +224,47 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"variants.ipo": "finetune_preference/ipo"},
             "variants.ipo is 'finetune_preference/ipo'; allowed are pretrain, gpt2-nano, finetune_instruct, "
-            "finetune_preference/dpo; choose one of them, remove the variant, or add the run that makes it",
+            "finetune_preference/dpo, reinforce/grpo; choose one of them, remove the variant, or add the run that "
+            "makes it",
+        ),
+        *(
+            (
+                {"reinforce_runs": {"a": {"reward": folder}}, "reward_runs": {"thin": {}}},
+                f"reinforce_runs.a.reward is {folder!r}; allowed are tokens/preferences, models/reward_model/thin; "
+                "choose one, or add the reward model to reward_runs",
+            )
+            for folder in ("models/reward_model/bradley_terry", "models/finetune_instruct", "")
+        ),
+        (
+            {"reinforce_runs": {"a": {"reward": "tokens/preferences", "max_new_tokens": 257}}},
+            "reinforce_runs.a.max_new_tokens is 257, but gpt2-nano has a context of 256 tokens; lower it to that or "
+            "less",
+        ),
+        (
+            {"reinforce_runs": {}, "reinforce.max_new_tokens": 257},
+            "reinforce.max_new_tokens is 257, but gpt2-nano has a context of 256 tokens; lower it to that or less",
+        ),
+        (
+            {"reinforce_runs": {"a b": {"reward": "tokens/preferences"}}},
+            "reinforce_runs has a variant 'a b'; name it with at most 100 letters, digits, _ and - only",
+        ),
+        (
+            {"reinforce_runs": {"a": {"reward": "tokens/preferences", "temperature": 0.0}}},
+            "reinforce_runs.a: temperature is 0, so all responses to a prompt are the same; set it above 0, such as "
+            "1.0",
+        ),
+        (
+            {"reinforce_runs": {"a": {"algorithm": "ppo"}}},
+            "params.yaml: reinforce_runs.a.reward is missing; every parameter must be given, profiles/ shows complete "
+            "files",
+        ),
+        (
+            {
+                "reinforce_runs": {
+                    "thin": {"reward": "tokens/preferences", "lora": {"rank": 129, "alpha": 1.0, "layers": "all"}}
+                }
+            },
+            "reinforce_runs.thin.lora.rank is 129, but gpt2-nano has a width of 128; lower it",
         ),
         (
             {"variants": {"instruct": "finetune_instruct", "a/b": "pretrain"}},

@@ -15,15 +15,8 @@ from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.generation import Rows
-from scratchlm.tasks.reinforce import (
-    Prompts,
-    ReinforceParams,
-    ReinforceRun,
-    RewardEvaluation,
-    reinforce_run,
-    reinforce_task,
-    reward_metrics,
-)
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, reinforce_run, reinforce_task
+from scratchlm.tasks.rewards import PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.rollouts import Measured, collated, grpo_rollout, measure, ppo_rollout
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Training, train
@@ -55,10 +48,10 @@ def params(training_values: dict[str, Any]) -> Any:
     return lambda **changes: ReinforceParams(**training_values | VALUES | changes)
 
 
-def trained(policy: Any, assistant: Any, p: ReinforceParams, run: Run) -> tuple[Training, RewardEvaluation]:
+def trained(policy: Any, assistant: Any, p: ReinforceParams, run: Run) -> tuple[Training, PolicyEvaluation]:
     splits = {"train": prompts_of(8), "val": prompts_of(3), "test": prompts_of(5)}
     prompts = Prompts(splits, WORDS, 8, p.max_new_tokens)
-    evaluation = RewardEvaluation(prompts, nines, EVALUATION)
+    evaluation = PolicyEvaluation(prompts, nines, EVALUATION)
     return train(policy, reinforce_task(prompts, p, nines, evaluation, assistant), run), evaluation
 
 
