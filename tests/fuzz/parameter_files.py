@@ -45,6 +45,7 @@ from stages import (
     load_gpt2,
     preflight,
     pretrain,
+    reinforce,
     reward_model,
     tokenize,
 )
@@ -53,7 +54,7 @@ from tests.fuzz.findings import Findings, place
 REPOSITORY = Path(__file__).resolve().parents[2]
 STAGES = (
     download, tokenize, pretrain, ablate_pretrain, load_gpt2, finetune_spam, ablate_spam, finetune_instruct,
-    finetune_preference, reward_model, generate, judge,
+    finetune_preference, reward_model, reinforce, generate, judge,
 )  # fmt: skip
 PIPELINE = load_yaml(REPOSITORY / "dvc.yaml")
 LONGEST_SENTENCE = 1500
@@ -121,6 +122,7 @@ VARIED = {  # by section of variants, the keys that they change
     "spam_ablations": list(finetune_spam.spam.FinetuneSpamParams.model_fields),
     "preference_runs": list(finetune_preference.preference.FinetunePreferenceParams.model_fields),
     "reward_runs": list(reward_model.reward.RewardModelParams.model_fields),
+    "reinforce_runs": ["reward", *reinforce.ReinforceParams.model_fields],
 }
 
 
@@ -227,9 +229,9 @@ def use(values: Any, params: Any, repo: Repo) -> None:
     sampling = params.generate.sampling
     penalised = penalise_repetition(logits, logits > 0, sampling.repetition_penalty)
     assert int(sample_tokens(penalised, sampling, draws).min()) >= 0
-    finetunings = (params.finetune_spam, params.finetune_instruct, params.finetune_preference, params.reward_model)
-    for section in (params.pretrain, *finetunings):
-        rates_are_sound(section)
+    finetunings = ("finetune_spam", "finetune_instruct", "finetune_preference", "reward_model", "reinforce")
+    for section in ("pretrain", *finetunings):
+        rates_are_sound(getattr(params, section))
     for model in pretrained_models(params).values():
         assert model.config(300).n_parameters > 0
     base = params.model.config(300) if params.finetune_spam.base == "pretrain" else published_config("nano")

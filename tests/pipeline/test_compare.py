@@ -29,6 +29,7 @@ ANSWERS += ["judge.dpo.mean_score", "judge.instruct.mean_score"]
 LOSS = "finetune_instruct.after.test_loss"
 PAIRS = [f"finetune_preference/dpo.test.{name}" for name in ("loss", "accuracy", "margin")]
 PAIRS += [name.replace("finetune_preference/dpo", "reward_model/bradley_terry") for name in PAIRS]
+PAIRS += ["reinforce/grpo.test.reward", "reinforce/grpo.test.gain"]
 
 
 def branch(project: Path, name: str, parameter: str, value: object, *stages: str) -> None:
@@ -58,7 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         FEW_STEPS | {"generate.sampling.temperature": 1.0, "variants": VARIANTS},
     )
     run(project, "git", "switch", "-qC", "main")
-    aligned = ("finetune_preference@dpo", "reward_model@bradley_terry")
+    aligned = ("finetune_preference@dpo", "reward_model@bradley_terry", "reinforce@grpo")
     run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", *aligned, "judge")
     commit(project, "Build")
     branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
@@ -139,9 +140,8 @@ def test_a_revision_whose_stages_are_behind_its_parameters_says_so(there: Path) 
     (warning,) = compared("main", "other-draws").warnings
     assert warning == (
         "other-draws is not built from what it holds: parameters, packages, code or metrics of tokenize, pretrain, "
-        "finetune_spam, finetune_instruct, finetune_preference@dpo, reward_model@bradley_terry have changed since its "
-        "last `dvc repro`; "
-        "rebuild: `scratchlm build other-draws`"
+        "finetune_spam, finetune_instruct, finetune_preference@dpo, reward_model@bradley_terry, reinforce@grpo have "
+        "changed since its last `dvc repro`; rebuild: `scratchlm build other-draws`"
     )
 
 

@@ -17,10 +17,11 @@ from tests.clones import REPOSITORY, commit, make_clone, results, run, set_param
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 PREFERENCE = "finetune_preference@dpo"
 REWARD = "reward_model@bradley_terry"
-ANSWERS = ["generate@base", "generate@instruct", "generate@dpo"]
+REINFORCE = "reinforce@grpo"
+ANSWERS = ["generate@base", "generate@instruct", "generate@dpo", "generate@grpo"]
 STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
-    "finetune_instruct", PREFERENCE, REWARD, *ANSWERS, "judge", "report",
+    "finetune_instruct", PREFERENCE, REWARD, REINFORCE, *ANSWERS, "judge", "report",
 ]  # fmt: skip
 CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
 COMPUTED = r"^(metrics/|dvc\.lock)"
@@ -92,6 +93,8 @@ def test_every_stage_visibly_learns(clone):
     assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
     assert metrics(clone, "finetune_preference/dpo")["test"]["accuracy"] >= 0.8
     assert metrics(clone, "reward_model/bradley_terry")["test"]["accuracy_low"] >= 0.65
+    reinforced = metrics(clone, "reinforce/grpo")  # a small gain, whose interval on the test prompts may include 0
+    assert all(reinforced[split]["gain"] > 0 for split in ("train", "val", "test"))
     judged = metrics(clone, "judge")
     assert judged["base"]["mean_score"] <= 10
     assert judged["instruct"]["mean_score"] >= 60
@@ -104,7 +107,7 @@ def test_peak_memory_stays_within_two_gigabytes(clone):
     assert max(peaks.values()) <= 2 * 2**30
 
 
-TRAININGS = ("pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, REWARD)
+TRAININGS = ("pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, REWARD, REINFORCE)
 CONCERNED = [
     ("sources.corpus", "the-verdict", {"download", "tokenize"}),
     ("tokenize.messages.balance", False, {"tokenize"}),
@@ -118,6 +121,8 @@ CONCERNED = [
     ("generate.max_new_tokens", 16, {*ANSWERS}),
     ("judge.controls", 3, {"judge"}),
     ("reward_model.learning_rate", 0.001, {REWARD}),
+    ("reinforce.kl_coefficient", 0.1, {REINFORCE}),
+    ("reinforce_runs.grpo", {"reward": "models/reward_model/bradley_terry"}, {REINFORCE}),
     ("seed", 7, {"tokenize", *TRAININGS, *ANSWERS, "judge"}),
     ("threads", 1, {"load_gpt2@nano", *TRAININGS, *ANSWERS}),
 ]

@@ -30,6 +30,7 @@ IMPORTS = {
     "finetune_instruct": MODELS,
     "finetune_preference": MODELS,
     "reward_model": MODELS,
+    "reinforce": MODELS,
     "generate": MODELS,
     "judge": {"pyarrow"},
     "report": {"jinja2", "matplotlib", "pyarrow"},

@@ -180,6 +180,17 @@ def _preferences(columns: Columns, tracked: Mapping[str, float]) -> dict[str, St
     }
 
 
+def _rewards(revision: Revision, family: Family) -> Records:
+    """Records of GAIN_SCHEMA; an id includes a hash of its content."""
+    table = revision.table(family.paths[0])
+    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "reward", "reward_before"))
+
+
+def _gains(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
+    rewards, ones = columns["reward"], np.ones_like(columns["reward"])
+    return {"reward": Ratio(rewards, ones), "gain": Ratio(rewards - columns["reward_before"], ones)}
+
+
 def _responses(revision: Revision, family: Family) -> Records:
     rows = revision.table(family.paths[0]).to_pylist()
     exact = [normalise(row["response"]) == normalise(row["output"]) for row in rows]
@@ -237,6 +248,10 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     ),
     PREFERENCE,
     PREFERENCE._replace(prefix=r"reward_model/(.+)\.test", paths=(r"data/losses/reward_model/\1.parquet",)),
+    Family(
+        r"reinforce/(.+)\.test", (r"data/losses/reinforce/\1.parquet",), ("reward", "gain"), "prompts",
+        "sources.preferences and tokenize.preferences", _rewards, _gains,
+    ),
     Family(
         r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
         _responses, _counts,

@@ -15,6 +15,7 @@ from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.preference import PAIR_SCHEMA, PairScores
 from scratchlm.tasks.reward import REWARD_SCHEMA, RewardScores
+from scratchlm.tasks.rewards import GAIN_SCHEMA, reward_metrics
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores, prediction_rows
 
 
@@ -100,6 +101,9 @@ METRICS = [
     "reward_model/bradley_terry.test.accuracy",
     "reward_model/bradley_terry.test.calibration_error",
     "reward_model/bradley_terry.train.accuracy",
+    "reinforce/grpo.test.reward",
+    "reinforce/grpo.test.gain_low",
+    "reinforce/grpo.train.gain",
     "finetune_spam.test.loss",
     "load_gpt2/nano.val.loss",
     "load_gpt2/124M.val.loss",
@@ -120,6 +124,7 @@ def test_each_family_is_found_once_in_the_order_of_the_pipeline() -> None:
         ("finetune_instruct.after", ("data/losses/finetune_instruct.parquet",), "responses"),
         ("finetune_preference/dpo.test", ("data/losses/finetune_preference/dpo.parquet",), "pairs"),
         ("reward_model/bradley_terry.test", ("data/losses/reward_model/bradley_terry.parquet",), "pairs"),
+        ("reinforce/grpo.test", ("data/losses/reinforce/grpo.parquet",), "prompts"),
         ("generate/base", ("data/responses/generate/base.parquet",), "responses"),
         ("generate/instruct", ("data/responses/generate/instruct.parquet",), "responses"),
         ("judge.instruct", ("data/responses/generate/instruct.parquet", "data/responses/judge.parquet"), "responses"),
@@ -157,6 +162,7 @@ def test_a_judge_that_gave_no_score_leaves_nothing_to_compare() -> None:
      ("finetune_instruct.after.test_loss", False), ("finetune_spam.test.accuracy", True),
      ("finetune_preference/dpo.test.margin", True), ("finetune_preference/dpo.test.loss", False),
      ("reward_model/a.test.accuracy", True), ("reward_model/a.test.calibration_error", False),
+     ("reinforce/grpo.test.reward", True), ("reinforce/grpo.test.gain", True),
      ("generate/instruct.finished", True), ("judge.instruct.mean_score", True)],
 )  # fmt: skip
 def test_every_metric_of_a_family_has_its_good_direction(metric: str, up_is_better: bool) -> None:
@@ -231,6 +237,17 @@ def test_pairs_give_the_scores_that_the_stage_tracks() -> None:
     assert set(found) == set(family("finetune_preference/dpo.test.loss").names)
     held = Held("main", a=(RewardScores(rewards, losses).rows([f"pair-{i}" for i in range(20)]), REWARD_SCHEMA))
     assert values("reward_model/a.test.loss", held) == pytest.approx({name: expected[name] for name in found})
+
+
+def test_rewards_give_the_means_that_the_stage_tracks() -> None:
+    rows = [
+        {"id": f"pair-{i}", "response": "", "finished": i > 2, "reward_before": i / 7, "reward": i * i / 40}
+        for i in range(9)
+    ]
+    found, expected = values("reinforce/a.test.gain", Held("main", a=(rows, GAIN_SCHEMA))), reward_metrics(rows, 1)
+    assert found == pytest.approx({name: expected[name] for name in found})
+    assert set(found) == set(family("reinforce/a.test.gain").names)
+    assert expected["finished_share"] == pytest.approx(6 / 9)
 
 
 def test_a_certain_mistake_costs_what_scikit_learn_says() -> None:
