@@ -6,6 +6,7 @@ rounded to hundredths of a point.
 """
 
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,7 @@ WIDTH_INCHES = 7.6
 SMALL_FONT = 7.5  # as on a narrow screen, where the style sheet sets it
 CELL_INCHES, FEW_CLASSES = (1.29, 0.62, 0.36), 8  # of the confusion matrix of two, of few and of many classes
 NAME_CHARACTERS, INCHES_PER_CHARACTER = 18, 0.07
+MEAN_STEPS = 10  # of a running mean
 PIXELS_PER_POINT = 96 / 72
 NUMBER = re.compile(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w.])")  # in a tag, apart from colours and ids
 Curve = Sequence[Mapping[str, float]]
@@ -79,6 +81,29 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
         return _svg(
             figure, f"{name}-curves", f"{name}: {', '.join(panel.label for panel in panels)} over optimizer steps"
         )
+
+
+def step_chart(name: str, steps: Curve, labels: Mapping[str, str]) -> Markup:
+    """Draw an even number of columns over the optimizer step, two small panels beside each other, with running means.
+
+    labels: column -> title. The value of a step depends on its few prompts, so the line is the mean of the last
+    MEAN_STEPS steps.
+    """
+    with _style():
+        n_rows = len(labels) // 2
+        figure = _figure(WIDTH_INCHES, 1.9 * n_rows)
+        figure.subplots_adjust(wspace=0.2, hspace=0.35, top=1 - 0.13 / n_rows)
+        axes = figure.subplots(n_rows, 2, sharex=True, squeeze=False).flatten()
+        numbers = [row["step"] for row in steps]
+        for axis, (column, label) in zip(axes, labels.items(), strict=True):
+            values = [row[column] for row in steps]
+            axis.plot(numbers, values, "o", color=INK, alpha=0.35, markersize=2.5)
+            last = [values[max(0, i + 1 - MEAN_STEPS) : i + 1] for i in range(len(values))]
+            axis.plot(numbers, [math.fsum(part) / len(part) for part in last], "-", color=SECOND, linewidth=1.8)
+            axis.set_title(label, fontsize=9, loc="left")
+        for axis in axes[-2:]:
+            axis.set_xlabel("optimizer step")
+        return _svg(figure, f"{name}-steps", f"{name}: {', '.join(labels.values())} over optimizer steps")
 
 
 def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: Sequence[str]) -> Markup:

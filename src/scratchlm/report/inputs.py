@@ -16,7 +16,7 @@ TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
 VARIED = {  # stage -> section of its variants
     "ablate_pretrain": "pretrain_ablations", "ablate_spam": "spam_ablations", "finetune_preference": "preference_runs",
-    "reward_model": "reward_runs", "generate": "variants",
+    "reward_model": "reward_runs", "reinforce": "reinforce_runs", "generate": "variants",
 }  # fmt: skip
 
 Rows = Sequence[Mapping[str, Any]]
@@ -37,7 +37,8 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant.
+    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant, steps by
+    reinforcement run.
 
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     pairs: rows of REWARD_SCHEMA by reward run.
@@ -54,6 +55,7 @@ class Report:
     losses: Sequence[Rows]
     pairs: Mapping[str, Rows]
     curves: Mapping[str, list[dict[str, float]]]
+    steps: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Sequence[Rows]
     responses: Rows
@@ -68,6 +70,7 @@ def collect(inputs: Inputs) -> Report:
     params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
     metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
     loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
+    reinforced = [f"reinforce/{name}" for name in params[VARIED["reinforce"]]]
     pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
     return Report(
         params=params,
@@ -83,8 +86,9 @@ def collect(inputs: Inputs) -> Report:
             name: read_table(inputs.losses / "reward_model" / f"{name}.parquet")
             for name in params[VARIED["reward_model"]]
         },
-        curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params)]},
-        samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in SAMPLED},
+        curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params), *reinforced]},
+        steps={stage: _curve(plots / f"{stage}_steps.csv") for stage in reinforced},
+        samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in [*SAMPLED, *reinforced]},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         responses=_judged(inputs.responses, params[VARIED["generate"]]),
         models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],

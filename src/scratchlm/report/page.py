@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.model.config import ModelParams
-from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart
+from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.inputs import VARIED, Report, Rows, preference_stages
@@ -36,7 +36,7 @@ from scratchlm.tasks.variants import ASSISTANT
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 TABULATED = (
     "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
-    "finetune_preference", "reward_model", "generate", "judge",
+    "finetune_preference", "reward_model", "reinforce", "generate", "judge",
 )  # fmt: skip
 CONTROLS = {
     "control_reference": "the reference answer",
@@ -48,6 +48,12 @@ OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in pr
 MAX_MISTAKES = 20
 EXAMPLES = 4  # responses in each group: best, around the median, worst
 MAX_SAMPLES = 12
+STEP_COLUMNS = {  # of a reinforcement step -> what the report calls it
+    "reward": "reward of the sampled responses",
+    "kl": "KL to the assistant, nats per token",
+    "entropy": "entropy, nats per token",
+    "tokens": "tokens per response",
+}
 
 
 def render(report: Report) -> str:
@@ -67,7 +73,8 @@ def render(report: Report) -> str:
     loaded: dict[str, dict] = {"load_gpt2": {}, "load_pretrained": {}}
     for name, found in report.loaded.items():
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
-    repeated = {stage: report.ablations[stage] for stage in ("finetune_preference", "reward_model", "generate")}
+    runs = ("finetune_preference", "reward_model", "reinforce", "generate")
+    repeated = {stage: report.ablations[stage] for stage in runs}
     scores = {stage: without_confusions(metrics[stage]) for stage in ("finetune_spam", "baseline_spam")}
     tables = {**metrics, **scores, **loaded, **repeated, "judge": judged}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -87,7 +94,9 @@ def render(report: Report) -> str:
         pretrain_variants=pretrain_variants(report),
         variants=answering(report),
         examples=examples(report.responses),
-        instruct_samples=instruct_samples(report.samples["finetune_instruct"], report.curves["finetune_instruct"]),
+        instruct_samples=response_samples(report, "finetune_instruct"),
+        reinforced=report.ablations["reinforce"],
+        reinforce_samples={stage: response_samples(report, stage) for stage in report.steps},
         pretrain_samples=_with_steps(report.samples["pretrain"], report.curves["pretrain"]),
         identity=metrics["judge"]["judge"],
         judged=judged,
@@ -132,6 +141,10 @@ def charts(report: Report) -> dict[str, Markup]:
         loss = Panel("loss per pair", {"train": "train_loss", "val": "val_loss"}, 2.3)
         panels = [loss, accuracy._replace(label="reward accuracy"), margin]
         drawn[stage] = curve_chart(stage.replace("/", "-"), report.curves[stage], panels)
+    for stage, steps in report.steps.items():
+        panels = [Panel(f"{name} (greedy)", {name: f"val_{name}"}, 1.5) for name in ("reward", "tokens")]
+        drawn[stage] = curve_chart(stage.replace("/", "-"), report.curves[stage], panels)
+        drawn[f"{stage}/steps"] = step_chart(stage.replace("/", "-"), steps, STEP_COLUMNS)
     for name, rows in report.pairs.items():
         bins = calibration_bins(row["chosen_reward"] - row["rejected_reward"] for row in rows)
         drawn[f"calibration/{name}"] = calibration_chart(f"reward_model-{name}", bins)
@@ -239,10 +252,11 @@ def examples(responses: Rows) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def instruct_samples(samples: Rows, curve: Rows) -> list[dict[str, Any]]:
-    """Return for each sampled instruction the task and its responses in the course of training."""
+def response_samples(report: Report, stage: str) -> list[dict[str, Any]]:
+    """Return for each sampled instruction the task and its responses in the course of a training."""
+    samples = report.samples[stage]
     asked = samples[0]["responses"] if samples else []
-    rows = _with_steps(samples, curve)
+    rows = _with_steps(samples, report.curves[stage])
     return [{**task, "rows": [row | {"response": row["responses"][i]} for row in rows]} for i, task in enumerate(asked)]
 
 

@@ -7,6 +7,7 @@ from scratchlm.run.nested import flattened
 
 PERCENTAGES = {
     *("accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "macro_precision", "macro_recall"),
+    "finished_share",
 }
 COLUMN_ORDER = ("train", "val", "test", "before", "after")
 MAX_CHARACTERS = 400

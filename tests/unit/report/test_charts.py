@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scratchlm.report import charts
-from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart
+from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
 from scratchlm.tasks.calibration import calibration_bins
 
 
@@ -20,6 +20,7 @@ def drawn(n_steps: int) -> dict[str, str]:
         "curve": curve_chart("pretrain", curve, panels),
         "confusion": confusion_chart("finetune_spam", counts, ("ham", "spam")),
         "calibration": calibration_chart("a", calibration_bins([0.3, 0.4, -0.2, 2.0, -1.1, 5.0])),
+        "steps": step_chart("b", curve, dict.fromkeys(curve[0], "a")),
         "scores": score_chart("judge", {"base": [0.0, 3.5, 12.0], "instruct": [100.0, 55.5, 40.0], "dpo": [90.0]}),
     }
 
@@ -49,7 +50,9 @@ def test_coordinates_are_rounded_and_texts_are_not() -> None:
 
 def test_ids_are_counted_from_zero_and_all_are_referred_to() -> None:
     for chart, key in zip(
-        drawn(7).values(), ("pretrain-curves", "finetune_spam-confusion", "a-calibration", "judge-scores"), strict=True
+        drawn(7).values(),
+        ("pretrain-curves", "finetune_spam-confusion", "a-calibration", "b-steps", "judge-scores"),
+        strict=True,
     ):
         ids = re.findall(r' id="([^"]*)"', chart)
         assert ids == [f"{key}-{i}" for i in range(len(ids))]

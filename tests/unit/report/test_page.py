@@ -75,6 +75,7 @@ def make_project(root: Path) -> Path:
         write_csv(metrics / "plots" / f"{stage}.csv", curve())
     write_preferences(root, "dpo")
     write_rewards(root, "bradley_terry")
+    write_reinforced(root, "grpo")
     asked = {"id": "task-9", "instruction": "Name a bird.", "input": "", "output": "A heron.", "finished": True}
     figures = {"train_loss": 2.0, "val_loss": 2.5}
     write_json(
@@ -147,6 +148,23 @@ def write_rewards(root: Path, name: str) -> None:
     write_table(root / "data" / "losses" / "reward_model" / f"{name}.parquet", rows, REWARD_SCHEMA)
 
 
+def write_reinforced(root: Path, name: str) -> None:
+    scores = {"reward_before": 0.5123, "reward": 0.6234, "gain": 0.1111, "gain_low": -0.0222, "gain_high": 0.2111}
+    write_json(
+        root / "metrics" / "reinforce" / f"{name}.json", dict.fromkeys(SPLITS, scores | {"finished_share": 0.954})
+    )
+    measured = [{"step": 20 * i, "val_reward": 0.3217 + i, "val_tokens": 7.0} for i in range(4)]
+    write_csv(root / "metrics" / "plots" / "reinforce" / f"{name}.csv", measured)
+    steps = [{"step": i, "reward": 0.1 * i, "tokens": 7.0, "kl": 0.0, "entropy": 1 / i} for i in range(1, 15)]
+    write_csv(root / "metrics" / "plots" / "reinforce" / f"{name}_steps.csv", steps)
+    asked = {"id": "pair-9", "instruction": "Name a fish.", "input": "", "output": "A carp.", "finished": True}
+    samples = [
+        {"evaluation": i, "val_reward": row["val_reward"], "responses": [asked | {"response": f"A cod {i} of {name}"}]}
+        for i, row in enumerate(measured)
+    ]
+    write_json(root / "data" / "samples" / "reinforce" / f"{name}.json", samples)
+
+
 def curve() -> list[dict[str, float]]:
     return [
         {"step": 20 * i, "epoch": i / 4, "learning_rate": 1e-3 / (i + 1), "train_loss": 7.0 / (i + 1), "val_loss": 7.5}
@@ -155,7 +173,7 @@ def curve() -> list[dict[str, float]]:
 
 
 def make_responses(*models: str, n: int = 30) -> list[dict[str, Any]]:
-    """Answers of the variants; those of instruct and dpo are mostly right, and dpo is right once more."""
+    """Answers of the variants; those of all but the base are mostly right, and dpo is right once more."""
     return [
         {
             "id": f"task-{i:05d}",
@@ -166,7 +184,7 @@ def make_responses(*models: str, n: int = 30) -> list[dict[str, Any]]:
             "response": f"It is {2 * i}." if model != "base" and (i % 3 or i == 3 and model == "dpo") else f"no {i}",
             "finished": model != "base",
         }
-        for model in models or ("base", "instruct", "dpo")
+        for model in models or ("base", "instruct", "dpo", "grpo")
         for i in range(n)
     ]
 
@@ -318,7 +336,7 @@ def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
         )
         pages.append(target.read_bytes())
     assert pages[0] == pages[1]
-    assert pages[0].count(b"<svg") == 9
+    assert pages[0].count(b"<svg") == 11
 
 
 def test_the_page_tells_nothing_of_time_place_and_versions(page: str, tmp_path: Path) -> None:
@@ -392,25 +410,42 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
 
 def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> None:
     change_params(project, preference_runs={"dpo": {}, "ipo": {"loss": "ipo"}}, reward_runs={"a": {}, "b": {}})
+    change_params(project, reinforce_runs={"ppo": {"reward": "models/reward_model/a"}})
     with pytest.raises(UserError, match=r"finetune_preference/ipo\.json"):
         page_of(project)
     write_preferences(project, "ipo")
     for name in ("a", "b"):
         write_rewards(project, name)
+    with pytest.raises(UserError, match=r"reinforce/ppo\.json"):
+        page_of(project)
+    write_reinforced(project, "ppo")
     page = page_of(project)
     assert page.count("87.7\N{NO-BREAK SPACE}%") == 5 * 3
-    for stage, names in {"finetune_preference": ("dpo", "ipo"), "reward_model": ("bradley_terry", "a", "b")}.items():
+    runs = {"finetune_preference": ("dpo", "ipo"), "reward_model": ("bradley_terry", "a", "b")}
+    for stage, names in (runs | {"reinforce": ("grpo", "ppo")}).items():
         for name in names:
             assert f"<figcaption>{stage}/{name}</figcaption>" in page
             assert f"{stage}@{name}" in page
     assert page.count("accuracy over confidence on the test pairs") == 3
     Checker(page)
-    fewer = {"preference_runs": {}, "reward_runs": {}, "variants": {"instruct": "finetune_instruct"}}
+    fewer = {
+        "preference_runs": {}, "reward_runs": {}, "reinforce_runs": {}, "variants": {"instruct": "finetune_instruct"},
+    }  # fmt: skip
     values = load_yaml(project / "params.yaml") | fewer
     (project / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     without = page_of(project)
     assert "finetune_preference/" not in without and "finetune_preference@" not in without
     assert "reward_model/" not in without and "reward_model@" not in without
+    assert "reinforce/" not in without and "Reinforcement" not in without
+
+
+def test_rewards_before_and_after_are_one_table_and_responses_are_shown_over_the_training(project: Path) -> None:
+    page = page_of(project)
+    (table,) = re.findall(r"<h3>Reinforcement learning</h3>.*?</table>", page, flags=re.DOTALL)
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td data.*", table)]
+    assert [row[:2] for row in rows] == [["grpo", split] for split in SPLITS]
+    assert rows[0][2:] == ["0.5123", "0.6234", "+0.111 (−0.022 to +0.211)", "95.4\N{NO-BREAK SPACE}%"]
+    assert page.count("A cod 3 of grpo") == 1 and "3.322" in page
 
 
 def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) -> None:
@@ -442,7 +477,8 @@ def test_classifiers_are_compared_in_one_table_paired_by_message(project: Path) 
 
 def test_the_variants_of_the_assistant_are_compared_in_one_table_paired_by_task(project: Path) -> None:
     (table,) = re.findall(r"<h3>The variants of the assistant</h3>.*?</table>", page_of(project), flags=re.DOTALL)
-    base, instruct, dpo = (re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td data.*", table))
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr><td data.*", table)]
+    base, instruct, dpo, _ = rows
     assert base[:4] == ["base", "gpt2-nano", "20", "30"]
     scores = {
         name: [row["score"] for row in read_table(project / "data/responses/judge.parquet") if row["model"] == name]
@@ -594,7 +630,7 @@ def test_best_middling_and_worst_responses_are_shown_with_those_of_all_variants(
     best, worst = shown["Best"][0], shown["Worst"][-1]
     assert best["score"] == 100 and worst["score"] < 50
     assert {name: (row["id"], row["model"]) for name, row in best["answers"].items()} == {
-        name: (best["id"], name) for name in ("base", "instruct", "dpo")
+        name: (best["id"], name) for name in ("base", "instruct", "dpo", "grpo")
     }
 
 
@@ -616,6 +652,7 @@ def test_the_real_pipeline_has_the_edges_that_its_parameters_make() -> None:
     assert graph["finetune_spam"] == ("tokenize", "load_gpt2@nano")
     assert graph["generate@base"] == ("tokenize", "load_gpt2@nano")
     assert graph["generate@dpo"] == ("tokenize", "finetune_preference@dpo")
+    assert graph["generate@grpo"] == ("tokenize", "reinforce@grpo")
     assert graph["judge"] == ("generate@base", "generate@instruct", "generate@dpo", "generate@grpo")
     assert "pretrain" in graph["report"] and "report" not in graph["report"]
 
