@@ -34,8 +34,8 @@ EXAMPLES = (
     "ratings.csv",
     "site/",
 )
-# Files that exist in a workspace where something was built, made, installed or interrupted
-MADE = ("data/", "logs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/")
+# Files that exist in a workspace where something was built, made, installed or interrupted; the last two below data
+MADE = ("data/", "logs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/", "tokens/", "models/")
 OTHER = {"origin/main", "config.json", "model.safetensors", "environment.json"}
 IDS = [page.name for page in PAGES]
 
