@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import Module
 
 from scratchlm.data.messages import Messages, MessagesParams, load_messages, write_messages
 from scratchlm.data.tokenizer import load_tokenizer
@@ -17,6 +19,7 @@ from scratchlm.formats.openai import load_openai
 from scratchlm.model.classifier import Position
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
+from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, SpamResult, finetune_spam
 
@@ -80,6 +83,46 @@ def test_on_a_tiny_model_the_curve_and_all_probabilities_stay_the_same(
     for split, expected in slow.probabilities.items():
         np.testing.assert_allclose(fast.probabilities[split], expected, rtol=1e-4)
     assert fast.metrics["padded_tokens"] == slow.metrics["padded_tokens"] == 8
+
+
+@pytest.mark.parametrize("class_weights", [None, "balanced"])
+def test_an_interrupted_training_of_three_classes_resumes_to_the_same_bits(
+    tiny_gpt: Callable[..., GPTModel], training_values: dict[str, Any], tmp_path: Path, class_weights: str | None
+) -> None:
+    splits = {
+        split: [{"label": i % 4 % 3, "token_ids": [(i + j) % 9 for j in range(1 + i % 6)]} for i in range(n)]
+        for split, n in (("train", 24), ("val", 8), ("test", 8))
+    }
+    values = training_values | {
+        "base": "gpt2-nano", "pretrained": True, "trainable": "all", "padding": "longest", "dropout": 0.2, "lora": None,
+        "position": "mean", "class_weights": class_weights, "epochs": 2.0, "evaluate_every_steps": 2,
+    }  # fmt: skip
+    params, evaluation = FinetuneSpamParams(**values), EvaluationParams(context_length=8, batch_size=8, max_rows=40)
+
+    def experiment(gpt: GPTModel, checkpoint: Checkpoint) -> SpamResult:
+        run = Run(seed=7, checkpoint=checkpoint)
+        return finetune_spam(gpt, Messages(splits, ("a", "b", "c")), 10, params, evaluation, run)
+
+    expected = experiment(tiny_gpt(dropout=0.2), Checkpoint())
+    interrupted, n_left = tiny_gpt(dropout=0.2), 4
+
+    def interrupt(block: Module, *_: Any) -> None:
+        nonlocal n_left
+        n_left -= block.training
+        if not n_left:
+            raise KeyboardInterrupt
+
+    interrupted.final_norm.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        experiment(interrupted, Checkpoint(tmp_path, "spam"))
+    checkpoint = Checkpoint(tmp_path, "spam")
+    resumed = experiment(tiny_gpt(dropout=0.2), checkpoint)
+    assert checkpoint.position and checkpoint.position.startswith("step ")
+    assert resumed.curve == expected.curve and resumed.metrics == expected.metrics
+    for name, weight in expected.classifier.state_dict().items():
+        assert torch.equal(resumed.classifier.state_dict()[name], weight), name
+    for split, probabilities in expected.probabilities.items():
+        np.testing.assert_array_equal(resumed.probabilities[split], probabilities)
 
 
 @pytest.mark.slow
