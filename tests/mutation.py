@@ -55,6 +55,13 @@ GROUPS = {  # a module of src/scratchlm -> its tests, in tests/unit
         "compare/processors.py": "compare/test_processors.py",
     },
     "overlap": {"judge/overlap.py": "judge/test_overlap.py"},
+    "judge": {
+        "judge/agreement.py": "judge/test_agreement.py",
+        "judge/anchor.py": "judge/test_rating.py",
+        "judge/pairwise.py": "judge/test_pairwise.py",
+        "judge/rating.py": "judge/test_rating.py",
+        "judge/win_rate.py": "judge/test_pairwise.py",
+    },
 }
 IN_CLONES = {  # functions that run DVC, git or another process, which only the long tests call
     "run_seeds", "_refs", "_refuse_existing", "_metrics_file", "_check_inputs", "arithmetic_here", "_asked_once",

@@ -173,7 +173,7 @@ def test_the_interval_is_the_sandwich_of_the_logit() -> None:
     assert length_controlled_win_rate(given, [0.0] * 20)[1:] == pytest.approx(ends)
 
 
-def test_the_fit_is_the_maximum_of_the_penalised_likelihood() -> None:
+def test_fit_and_interval_are_those_of_the_penalised_likelihood() -> None:
     source = np.random.default_rng(3)
     differences = source.normal(20, 40, 60)
     won = (source.random(60) < 1 / (1 + np.exp(-0.5 - np.tanh(differences / 40)))).astype(float)
@@ -186,8 +186,13 @@ def test_the_fit_is_the_maximum_of_the_penalised_likelihood() -> None:
         return float(np.sum(np.logaddexp(0, logits) - y * logits) + at[1] ** 2 / (2 * PRIOR_SCALE**2))
 
     best = minimize(loss, [0.0, 0.0], tol=1e-12).x
-    value, *_ = length_controlled_win_rate(won.tolist(), differences.tolist())
-    assert value == pytest.approx(1 / (1 + math.exp(-best[0])), abs=1e-6)
+    design = np.stack([np.ones_like(x), x], axis=1)
+    expected = 1 / (1 + np.exp(-design @ best))
+    curvature = np.linalg.inv((design.T * expected * (1 - expected)) @ design + np.diag([0, 1 / PRIOR_SCALE**2]))
+    sandwich = curvature @ (design.T * (y - expected) ** 2) @ design @ curvature
+    arm = 1.959964 * math.sqrt(sandwich[0, 0])
+    found = length_controlled_win_rate(won.tolist(), differences.tolist())
+    assert found == pytest.approx([1 / (1 + math.exp(-(best[0] + k * arm))) for k in (0, -1, 1)], abs=1e-6)
 
 
 def test_a_judge_that_prefers_the_longer_response_is_corrected() -> None:
