@@ -34,6 +34,11 @@ def changed_stages(clone: Path) -> set[str]:
         return set(repo.status())
 
 
+def all_stages(clone: Path) -> list[str]:
+    with contextlib.chdir(clone), Repo() as repo:
+        return sorted(stage.addressing for stage in repo.index.stages)
+
+
 def restore(clone: Path) -> None:
     run(clone, "git", "checkout", "-q", "--", ".")
     with contextlib.chdir(clone), Repo() as repo:
@@ -82,7 +87,7 @@ def test_a_forced_rebuild_under_other_circumstances_gives_the_same_bytes(built, 
     clone = shutil.copytree(built, tmp_path / "elsewhere" / "scratchlm", symlinks=True)
     before = results(clone)
     done = run(clone, "dvc", "repro", "-f", PYTHONHASHSEED="77", LC_ALL="C", TZ="Asia/Tokyo", OMP_NUM_THREADS="2")
-    assert stages_run(done) == STAGES
+    assert sorted(stages_run(done)) == all_stages(clone)
     assert results(clone) == before
 
 
