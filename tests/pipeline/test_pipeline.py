@@ -146,10 +146,9 @@ def test_a_changed_parameter_concerns_exactly_its_stages(workspace, key, value, 
 
 def users(clone: Path, kind: str, name: str) -> set[str]:
     """The stages whose code has a file or a package, by what the stage `code` wrote."""
-    scripts = {stage.partition("@")[0]: stage for stage in STAGES if stage != "code"}
-    found = {
-        stage: json.loads((clone / "data/code" / f"{script}.json").read_text()) for script, stage in scripts.items()
-    }
+    folder = clone / "data" / "code"
+    scripts = {stage: stage.partition("@")[0] for stage in STAGES if stage != "code"}
+    found = {stage: json.loads((folder / f"{script}.json").read_text()) for stage, script in scripts.items()}
     return {stage for stage, code in found.items() if name in code[kind]}
 
 
