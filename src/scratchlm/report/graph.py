@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from scratchlm.run.pipeline import paths, resolved_stages
 
-BOX_WIDTH, BOX_HEIGHT = 152, 32
+LEAST_BOX_WIDTH, BOX_HEIGHT = 152, 32
+CHARACTER_WIDTH = 7.3  # of a stage's name
 LAYER_HEIGHT = 68  # from the top of one layer to the top of the next
 LANE_WIDTH = 8  # of an arrow that passes a layer
 GAP = 20  # between neighbours
@@ -117,7 +118,11 @@ def _layout(stages: Sequence[Stage]) -> tuple[dict[_Point, tuple[float, float]],
 
 
 def _half(point: _Point) -> float:
-    return (BOX_WIDTH if len(point) == 1 else LANE_WIDTH) / 2
+    return (_box_width(point[0]) if len(point) == 1 else LANE_WIDTH) / 2
+
+
+def _box_width(name: str) -> float:
+    return max(LEAST_BOX_WIDTH, CHARACTER_WIDTH * len(name) + GAP)
 
 
 def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
@@ -131,10 +136,11 @@ def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
 
 
 def _box(stage: Stage, x: float, y: float) -> Markup:
+    width = _box_width(stage.name)
     return Markup(
         '<g class="stage" transform="translate({x:.1f} {y:.1f})"><title>{title}</title>'
         '<rect x="{left}" y="{top}" width="{w}" height="{h}" rx="6"/><text y="4">{name}</text></g>'
     ).format(
-        x=x, y=y, title=stage.description, left=-BOX_WIDTH / 2, top=-BOX_HEIGHT / 2, w=BOX_WIDTH, h=BOX_HEIGHT,
+        x=x, y=y, title=stage.description, left=-width / 2, top=-BOX_HEIGHT / 2, w=width, h=BOX_HEIGHT,
         name=stage.name,
     )  # fmt: skip
