@@ -74,7 +74,7 @@ class Texts(NamedTuple):
 
 
 def make_messages(folder: Path, amount: int, texts: Texts) -> dict[str, Any]:
-    path = folder / "messages.tsv"
+    path = folder / "sms"
     with path.open("w", encoding="utf-8") as file:
         for number, phrase in zip(range(amount), texts.phrases(), strict=False):
             file.write(f"{'spam' if number % 2 else 'ham'}\t{phrase}\n")
