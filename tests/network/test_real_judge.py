@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from scratchlm.judge.pairwise import judge_pairs, pair_metrics, pairwise_judge
 from scratchlm.judge.prompt import QUESTION_CUT
 from scratchlm.judge.protocol import LlamaCppJudgeParams, OpenAIJudgeParams
 from scratchlm.judge.scoring import build_judge, check_judge, control_records, judge_records, judge_scores
@@ -34,6 +35,21 @@ def test_smollm2_judges_and_does_not_separate_its_controls(smollm2: Path, real: 
     with pytest.raises(UserError, match="the judge does not separate its controls"):
         check_trust(judged, scores)
     assert judge.score(tasks[0], tasks[0]["output"]).raw_reply == judged[0]["raw_reply"]
+
+
+@pytest.mark.slow
+def test_smollm2_prefers_a_position_and_its_contradictions_are_ties(smollm2: Path, real: Path, tmp_path: Path) -> None:
+    """The reference answer against that of another task."""
+    sizes = UNTRIED | {"prompt": "anchored", "context_tokens": 2048, "max_new_tokens": 128}
+    params = LlamaCppJudgeParams(backend="llama.cpp", model=str(smollm2.resolve()), sha256=sha256_of(smollm2), **sizes)
+    tasks = json.loads((real / "instruction-data" / "instruction-data.json").read_text())[-165:][:N_TASKS]
+    right = [{**task, "id": f"{i}", "model": "right", "response": task["output"]} for i, task in enumerate(tasks)]
+    wrong = [{**row, "model": "wrong", "response": right[(i + 1) % N_TASKS]["output"]} for i, row in enumerate(right)]
+    found = pair_metrics(judge_pairs(pairwise_judge(params, tmp_path), list(zip(wrong, right, strict=True))))
+    print(found)
+    assert (found["responses"], found["failures"] <= 2) == (N_TASKS, True)
+    assert found["inconsistent"] >= N_TASKS / 2
+    assert found["win_rate_low"] < 0.5 < found["win_rate_high"]
 
 
 @pytest.mark.slow
