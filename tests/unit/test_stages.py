@@ -256,7 +256,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
 
     (responses / "generate").mkdir(parents=True)
     (responses / "generate" / "removed.parquet").write_text("no table")  # of a variant that params.yaml had
-    for name in ("base", "instruct", "dpo"):
+    for name in ("base", "instruct", "dpo", "grpo"):
         call(f"generate@{name}")
         answers = read_table(responses / "generate" / f"{name}.parquet")
         assert [(row["id"], row["model"]) for row in answers] == [(task, name) for task in tasks]
@@ -268,9 +268,10 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     scores = read_json(metrics / "judge.json")
     assert scores["control_reference"]["mean_score"] == 100
     assert scores["control_empty"]["mean_score"] == 0
-    models = [row["model"] for row in read_table(responses / "judge.parquet")]
-    assert models == [*(["base"] * 6), *(["dpo"] * 6), *(["instruct"] * 6), *models[18:]]  # as in params.yaml
-    assert len(models) == 3 * 6 + 3 * 2
+    judged = [row["model"] for row in read_table(responses / "judge.parquet")]
+    names = yaml.safe_load((place / "params.yaml").read_text())["variants"]  # in this order
+    assert judged == [*(name for name in names for _ in range(6)), *judged[24:]]
+    assert len(judged) == 4 * 6 + 3 * 2
 
     call("ablate_spam@first")
     ids = [row["id"] for row in read_table(data / "predictions" / "ablate_spam" / "first.parquet")]

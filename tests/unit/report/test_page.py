@@ -39,8 +39,7 @@ SPLITS = ("train", "val", "test")
 def make_project(root: Path) -> Path:
     """What all stages of the sample profile leave behind, in their layout, through their writers."""
     metrics, data = root / "metrics", root / "data"
-    variants = {"base": "gpt2-nano", "instruct": "finetune_instruct", "dpo": "finetune_preference/dpo"}
-    values = load_yaml(PROFILE) | {"variants": variants}
+    values = load_yaml(PROFILE)
     write_text(root / "params.yaml", yaml.safe_dump(values, sort_keys=False))
     shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
     write_downloads(root)

@@ -100,9 +100,9 @@ def test_chosen_responses_of_the_train_split_have_mean_reward_0(tiny_gpt: Any, p
     scores = RewardEvaluation(PAIRS, EVALUATION).full(model)
     assert scores["train"].metrics()["chosen_reward"] == pytest.approx(0, abs=1e-6)
     after = rewards(model, PAIRS.sequences("test", range(5)))
-    torch.testing.assert_close(after, before - model.origin.double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(after, before - model.origin.double(), rtol=0, atol=1e-6)
     assert abs(model.origin.item()) > 0.01
-    np.testing.assert_allclose(scores["test"].rewards.flatten(), after, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(scores["test"].rewards.flatten(), after, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("checkpoint_activations", [False, True])
