@@ -19,7 +19,16 @@ from scratchlm.model.lora import LoRAParams
 from scratchlm.run.params import with_changes
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.rewards import PolicyEvaluation, Prompts, mean
-from scratchlm.tasks.rollouts import Responses, Reward, Rollout, collated, grpo_rollout, measure, ppo_rollout
+from scratchlm.tasks.rollouts import (
+    Responses,
+    Reward,
+    Rollout,
+    collated,
+    grpo_rollout,
+    measure,
+    policy_logits,
+    ppo_rollout,
+)
 from scratchlm.training.loop import Batch, Task, TrainingState, batch_indices, update
 from scratchlm.training.losses import scored_states
 from scratchlm.training.optimizer import TrainingParams
@@ -141,9 +150,10 @@ class _Learner:
     ) -> tuple[Rollout, dict[str, float]]:
         """The responses with all that the loss needs, and their means for the table of steps."""
         p = self._params
-        measured = measure(model, responses, p.max_micro_batch_size)
+        settings = responses, p.temperature, p.max_micro_batch_size
+        measured = measure(model, *settings)
         old, entropies, _ = measured
-        reference = measure(self._assistant, responses, p.max_micro_batch_size, entropy=False).log_probabilities
+        reference = measure(self._assistant, *settings, entropy=False).log_probabilities
         if p.algorithm == "grpo":
             rollout = grpo_rollout(responses, rewards, p.responses_per_prompt, old, reference)
         else:
@@ -175,7 +185,7 @@ class PolicyLoss:
         actor = actor_of(model)
         hidden, scored = scored_states(actor, inputs, targets)
         with rows_of(pad((targets != IGNORE_INDEX).sum(1).cumsum(0), (1, 0))):
-            losses = cross_entropy(actor.head(hidden), scored, "none").cpu().double()
+            losses = cross_entropy(policy_logits(actor, hidden, p.temperature), scored, "none").cpu().double()
             values = model.values(hidden) if isinstance(model, ActorCritic) else None
         found = policy_weights(-losses.detach(), old, advantages, p.clip)
         self.n_clipped += found.n_clipped

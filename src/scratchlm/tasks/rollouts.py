@@ -12,6 +12,7 @@ from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.critic import ActorCritic, actor_of
 from scratchlm.model.generate import Generation
+from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.generation import Rows
 from scratchlm.training.losses import scored_states
 from scratchlm.training.policy import group_advantages, standardised, token_advantages
@@ -56,8 +57,10 @@ class Measured(NamedTuple):
 
 
 @torch.no_grad()
-def measure(model: nn.Module, responses: Responses, n_at_once: int, *, entropy: bool = True) -> Measured:
-    """The tokens of all responses under a policy (GPTModel or ActorCritic), n_at_once rows per forward pass.
+def measure(
+    model: nn.Module, responses: Responses, temperature: float, n_at_once: int, *, entropy: bool = True
+) -> Measured:
+    """The tokens of all responses under a model at a temperature, n_at_once rows per forward pass.
 
     The entropy of a distribution over V tokens is ln V less its divergence from the uniform one.
     """
@@ -66,12 +69,18 @@ def measure(model: nn.Module, responses: Responses, n_at_once: int, *, entropy: 
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for inputs, targets in zip(responses.inputs.split(n_at_once), responses.targets.split(n_at_once), strict=True):
         hidden, scored = scored_states(actor, inputs.to(device), targets.to(device))
-        logits = actor.head(hidden)
+        logits = policy_logits(actor, hidden, temperature)
         chosen = -cross_entropy(logits, scored, "none").cpu().double()
         spread = math.log(V) - kl_divergence(logits, torch.zeros_like(logits)).cpu() if entropy else 0 * chosen
         values = model.values(hidden) if isinstance(model, ActorCritic) else 0 * chosen
         found.append((chosen, spread, values))
     return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def policy_logits(actor: GPTModel, hidden: Tensor, temperature: float) -> Tensor:
+    """The logits that tokens are drawn from: the policy is the model at its temperature. (K, C) -> (K, V)."""
+    logits = actor.head(hidden)
+    return logits if temperature == 1 else logits / temperature
 
 
 class Rollout(NamedTuple):

@@ -146,16 +146,17 @@ def test_a_cut_response_has_no_end_token_to_score() -> None:
     assert found.lengths == [2, 2]
 
 
-def test_measured_tokens_equal_the_textbook(tiny_gpt: Any) -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_measured_tokens_equal_the_textbook(tiny_gpt: Any, temperature: float) -> None:
     model = ActorCritic(tiny_gpt())
     rows = [{"prompt_token_ids": [2, 3]}, {"prompt_token_ids": [4]}, {"prompt_token_ids": [5, 1]}]
     answers = [Generation([5, 6], False), Generation([7], True), Generation([], True)]
     responses = collated(rows, answers, 0, 8)
     torch.nn.init.normal_(model.value_head.weight)
-    found = measure(model, responses, 2)
+    found = measure(model, responses, temperature, 2)
     with torch.no_grad():
         hidden = model.gpt.hidden_states(responses.inputs)
-        chances = model.gpt.head(hidden).double().softmax(-1)
+        chances = (model.gpt.head(hidden).double() / temperature).softmax(-1)
     is_scored = responses.targets != IGNORE_INDEX
     chosen = chances.gather(-1, responses.targets.clamp(min=0)[..., None])[..., 0]
     torch.testing.assert_close(found.log_probabilities, chosen.log()[is_scored], rtol=1e-5, atol=1e-6)
