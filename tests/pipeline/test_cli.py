@@ -212,7 +212,7 @@ def test_a_missing_model_is_one_sentence(home):
 def test_a_language_model_cannot_classify(home):
     done = scratchlm(home, "classify", "hello", "--model", "data/models/finetune_instruct")
     assert done.returncode == 1
-    assert "not a classifier" in done.stderr
+    assert "does not hold a classifier" in done.stderr
 
 
 def test_a_tokenizer_of_another_model_is_refused(home, tmp_path):

@@ -81,9 +81,9 @@ print(*sys.modules)
 """
 PANDAS = """
 import pandas
-from scratchlm.data.messages import read_messages
+from scratchlm.data.labelled_texts import read_labelled_texts
 Path("messages").write_text("ham\\ta\\nspam\\tb\\n")
-assert read_messages(Path("messages"), "strict")["text"].tolist() == ["a", "b"]
+assert read_labelled_texts(Path("messages"), "strict", None)[0]["text"].tolist() == ["a", "b"]
 frame = pandas.DataFrame({"text": ["a", None], "number": [1, 2]})
 assert pa.Table.from_pandas(frame)["text"].to_pylist() == ["a", None]
 assert pa.table({"number": [1, 2]}).to_pandas()["number"].tolist() == [1, 2]
