@@ -93,7 +93,7 @@ def _examples(metrics: Mapping[str, Any], key: str) -> float:
     """Return the number of examples for a count: the `responses` beside it, or the sum of the counts beside it."""
     section = _parts(key)[0]
     counts = [value for name, value in metrics.items() if _parts(name)[0] == section and isinstance(value, int)]
-    return metrics.get(f"{section}.responses", sum(counts))
+    return metrics.get(f"{section}.responses".removeprefix("."), sum(counts))
 
 
 def _parts(key: str) -> tuple[str, str]:

@@ -38,6 +38,11 @@ def beyond(committed: dict, rebuilt: dict) -> list[str]:
         ),
         ({"exact_matches": 1, "responses": 6}, {"exact_matches": 2, "responses": 6}, []),
         (
+            {"exact_matches": 66, "finished": 100, "responses": 100},
+            {"exact_matches": 70, "finished": 96, "responses": 100},
+            ["exact_matches", "finished"],
+        ),
+        (
             {"test": {"confusion": CONFUSION}},
             {"test": {"confusion": CONFUSION | {"ham_as_spam": 4, "ham_as_ham": 74}}},
             [],
