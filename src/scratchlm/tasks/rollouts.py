@@ -1,6 +1,5 @@
 """Responses that a policy samples to learn from: with their rewards, log-probabilities and advantages."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.arithmetic.functions import cross_entropy, kl_divergence
+from scratchlm.arithmetic.portable import log
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.critic import ActorCritic, actor_of
@@ -71,7 +71,7 @@ def measure(
         hidden, scored = scored_states(actor, inputs.to(device), targets.to(device))
         logits = policy_logits(actor, hidden, temperature)
         chosen = -cross_entropy(logits, scored, "none").cpu().double()
-        spread = math.log(V) - kl_divergence(logits, torch.zeros_like(logits)).cpu() if entropy else 0 * chosen
+        spread = log(V) - kl_divergence(logits, torch.zeros_like(logits)).cpu() if entropy else 0 * chosen
         values = model.values(hidden) if isinstance(model, ActorCritic) else 0 * chosen
         found.append((chosen, spread, values))
     return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
