@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.arithmetic.random import stream
 from scratchlm.data.preferences import PREFERENCE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
@@ -11,12 +10,13 @@ from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.reward import load_reward_model
 from scratchlm.judge.rewards import model_reward, reference_reward
 from scratchlm.model.critic import ActorCritic
-from scratchlm.model.lora import adapter_state, apply_lora, merge_lora
+from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
+from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
 from scratchlm.tasks.rewards import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.settings import EvaluationParams
@@ -37,8 +37,7 @@ def main(
     set_up(run, p)
     settings = reinforce_run(p.reinforce, p.reinforce_runs, metrics.stem)
     gpt, before = (load_gpt(assistant, dropout=0.0).to(run.device) for _ in range(2))
-    if settings.lora is not None:
-        apply_lora(gpt, settings.lora, stream(p.seed, "lora"))
+    prepare_assistant(gpt, settings.lora, p.seed)
     words = load_tokenizer(tokenizer)
     given = read_splits(preferences, PREFERENCE_SCHEMA)
     prompts = Prompts(given, words, gpt.config.context_length, settings.max_new_tokens)
