@@ -21,8 +21,12 @@ class ActorCritic(nn.Module):
             nn.init.zeros_(parameter)
 
     def values(self, hidden: Tensor) -> Tensor:
-        """The reward that is still expected at each position: (K, C) hidden states -> (K,) float64 on the CPU."""
-        return self.value_head(hidden).squeeze(-1).cpu().to(torch.float64)
+        """The reward that is still expected at each position: (K, C) hidden states -> (K,) float64 on the CPU.
+
+        In float32 even under autocast, as in RewardModel.read: advantages are differences of values.
+        """
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden.float()).squeeze(-1).cpu().to(torch.float64)
 
 
 def actor_of(model: nn.Module) -> GPTModel:

@@ -164,6 +164,15 @@ def test_measured_tokens_equal_the_textbook(tiny_gpt: Any, temperature: float) -
     torch.testing.assert_close(found.values.float(), model.value_head(hidden)[..., 0][is_scored])
 
 
+def test_the_critic_computes_in_float32_under_autocast(tiny_gpt: Any) -> None:
+    model = ActorCritic(tiny_gpt())
+    torch.nn.init.normal_(model.value_head.weight)
+    hidden = torch.randn(5, model.gpt.config.emb_dim)
+    expected = model.values(hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.values(hidden), expected)
+
+
 def test_rollouts_by_hand(params: Any) -> None:
     rows = [{"prompt_token_ids": [2]}] * 4
     answers = [Generation([5], True), Generation([6], False), Generation([], True), Generation([7], False)]
