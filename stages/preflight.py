@@ -8,7 +8,7 @@ from scratchlm.run.files import write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.disk import check_disk, disk_needs, plan
-from scratchlm.tasks.preflight import check_together, leftover_metrics, pretrained_models, pretraining_steps
+from scratchlm.tasks.preflight import check_together, pretrained_models, pretraining_steps, stale_files
 from stages import (
     ablate_pretrain,
     ablate_spam,
@@ -44,7 +44,7 @@ def main(run: Run, *, params: Path, metrics: Path, data: Path, dvc: Path, marker
     run.record({"disk_bytes": needs._asdict(), "most_pretraining_steps": n_steps})
     if warning := check_disk(needs, data, dvc):
         run.say(warning)
-    for path in leftover_metrics(p, metrics):
+    for path in stale_files(p, metrics, data):
         run.say(f"{path} belongs to no stage of params.yaml; delete it if you no longer need it")
     write_text(marker, "params.yaml was checked\n")
 

@@ -117,7 +117,7 @@ def test_preflight_leaves_the_same_marker_for_any_valid_parameters(place: Path, 
     assert (place / "one").read_bytes() == (place / "other").read_bytes()
 
 
-def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
+def test_preflight_names_files_that_no_stage_makes_and_deletes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = (
@@ -126,8 +126,9 @@ def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     )  # fmt: skip
     loaded, *others = (tmp_path / "metrics" / name for name in folders)
     names = ("nano.json", "124M.json", "NOTES.md", "mine/a.txt")
-    leftovers = [loaded / "124M.json", *(folder / "x.json" for folder in others)]
-    files = [*(loaded / name for name in names), *leftovers[1:]]
+    responses = tmp_path / "data" / "responses" / "generate"
+    stale = [loaded / "124M.json", *(folder / "x.json" for folder in others), responses / "x.parquet"]
+    files = [*(loaded / name for name in names), *stale[1:], responses / "instruct.parquet"]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
@@ -135,7 +136,7 @@ def test_preflight_names_metrics_that_no_stage_makes_and_deletes_nothing(
     assert all(file.exists() for file in files)
     plan, *lines = capsys.readouterr().err.splitlines()
     assert plan.startswith("preflight: at most ")
-    assert [line.split()[1] for line in lines] == [str(path) for path in leftovers]
+    assert [line.split()[1] for line in lines] == [str(path) for path in stale]
 
 
 def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

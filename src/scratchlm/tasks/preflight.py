@@ -40,9 +40,10 @@ def check_together(params: Any) -> None:
         raise UserError("\n".join(mistakes))
 
 
-def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
-    """Metrics of models, ablations and variants that params.yaml no longer names: no stage reads or deletes them.
+def stale_files(params: Any, metrics: Path, data: Path) -> list[Path]:
+    """Metrics and responses of models, ablations and variants that params.yaml no longer names.
 
+    No stage reads or deletes them, but the judge depends on the folder of responses, and would run again without them.
     metrics: the folder with one folder per stage that runs several times, and in it one JSON file per item.
     """
     items = {
@@ -55,11 +56,13 @@ def leftover_metrics(params: Any, metrics: Path) -> list[Path]:
         "reinforce": params.reinforce_runs,
         "generate": params.variants,
     }
+    folders = [*((metrics / stage, names) for stage, names in items.items())]
+    folders.append((data / "responses" / "generate", params.variants))
     return [
         path
-        for folder, names in ((metrics / stage, names) for stage, names in items.items())
-        for path in sorted(folder.glob("*.json"))
-        if path.stem not in names
+        for folder, names in folders
+        for path in sorted(folder.glob("*"))
+        if path.suffix in (".json", ".parquet") and path.stem not in names
     ]
 
 
