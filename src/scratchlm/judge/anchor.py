@@ -1,4 +1,4 @@
-"""What a person's scores of a sample say of a judge: do the two agree, and what would the person's mean be?"""
+"""A judge measured by a person's scores of a sample: do the two agree, and what would the person's mean be?"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

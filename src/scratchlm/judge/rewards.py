@@ -1,4 +1,4 @@
-"""What a response earns in reinforcement learning."""
+"""Rewards for reinforcement learning: by the reference judge, or by a reward model."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def reference_reward(tokenizer: Tokenizer, unfinished_reward: float) -> Reward:
 
 
 def model_reward(model: RewardModel, unfinished_reward: float) -> Reward:
-    """What the model gives to a response that ended by itself."""
+    """The reward model's number, for a response that ended by itself."""
 
     def reward(rows: Rows, answers: Sequence[Generation]) -> list[float]:
         sequences = [[*row["prompt_token_ids"], *a.token_ids] for row, a in zip(rows, answers, strict=True)]

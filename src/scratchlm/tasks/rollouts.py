@@ -17,7 +17,7 @@ from scratchlm.tasks.generation import Rows
 from scratchlm.training.losses import scored_states
 from scratchlm.training.policy import group_advantages, standardised, token_advantages
 
-# The reward of a response to each row (id, instruction, input, output, prompt_token_ids), from 0 to 1 for a scorer
+# The reward of a response to each row (id, instruction, input, output, prompt_token_ids)
 Reward = Callable[[Rows, Sequence[Generation]], list[float]]
 
 
@@ -49,7 +49,7 @@ def collated(rows: Rows, generations: Sequence[Generation], end_token_id: int, c
 
 
 class Measured(NamedTuple):
-    """What is known of K tokens before an update: (K,) float64 each on the CPU; values are 0 without a critic."""
+    """Measurements of K tokens before an update: (K,) float64 each on the CPU; values are 0 without a critic."""
 
     log_probabilities: Tensor
     entropies: Tensor
@@ -86,8 +86,8 @@ def policy_logits(actor: GPTModel, hidden: Tensor, temperature: float) -> Tensor
 class Rollout(NamedTuple):
     """A batch to learn from: N responses, K tokens. All but `responses` are (K,) float64 on the CPU.
 
-    old, reference: log-probabilities of the policy that sampled, and of the assistant it started from. returns: what
-    the critic should have said. scale: 1 over the length of the token's response.
+    old, reference: log-probabilities of the policy that sampled, and of the assistant it started from. returns: the
+    critic's targets. scale: 1 over the length of the token's response.
     """
 
     responses: Responses

@@ -45,7 +45,7 @@ def standardised(values: Sequence[float]) -> list[float]:
 
 
 class TokenWeights(NamedTuple):
-    """What a policy loss of K tokens needs of the backward pass.
+    """A policy loss of K tokens, as the backward pass needs it.
 
     weights: ∂loss/∂(-ln π) of each token, (K,) float64. losses: the value of the loss, (K,) float64. n_clipped: tokens
     whose ratio is out of range in the direction of their advantage, and which therefore have no weight of their own.
@@ -63,10 +63,10 @@ def policy_weights(log_probabilities: Tensor, old: Tensor, advantages: Tensor, c
     Source: Schulman et al. 2017 (PPO), equation 7.
     """
     ratios = exp(log_probabilities - old)
-    kept = ratios.clamp(1 - clip, 1 + clip)
-    is_clipped = ratios * advantages > kept * advantages
+    clipped = ratios.clamp(1 - clip, 1 + clip)
+    is_clipped = ratios * advantages > clipped * advantages
     weights = torch.where(is_clipped, 0.0, ratios * advantages)
-    losses = -torch.where(is_clipped, kept, ratios) * advantages
+    losses = -torch.where(is_clipped, clipped, ratios) * advantages
     return TokenWeights(weights, losses, int(is_clipped.sum()))
 
 
