@@ -18,7 +18,7 @@ from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
-from scratchlm.tasks.rewards import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
+from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 

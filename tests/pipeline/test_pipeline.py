@@ -127,7 +127,7 @@ CONCERNED = [
     ("judge.controls", 3, {"judge"}),
     ("reward_model.learning_rate", 0.001, {REWARD}),
     ("reinforce.kl_coefficient", 0.1, {REINFORCE}),
-    ("reinforce_runs.grpo", {"reward": "models/reward_model/bradley_terry"}, {REINFORCE}),
+    ("reinforce_runs.grpo", {"reward": "models/reward_model/bradley_terry", "unfinished_reward": -3.0}, {REINFORCE}),
     ("seed", 7, {"tokenize", *TRAININGS, *ANSWERS, "judge"}),
     ("threads", 1, {"load_gpt2@nano", *TRAININGS, *ANSWERS}),
 ]

@@ -56,7 +56,7 @@ TINY: dict[str, Any] = {
     "reward_model": {"epochs": 2, "batch_size": 8, "warmup_steps": 1, "evaluate_every_steps": 3},
     "reward_runs": {"thin": {"lora": {"rank": 2, "alpha": 2.0, "layers": "blocks"}}},
     "reinforce": {"max_new_tokens": 4, "responses_per_prompt": 2, "evaluate_every_steps": 2},
-    "reinforce_runs": {"ppo": {"reward": "models/reward_model/thin", "algorithm": "ppo"}},
+    "reinforce_runs": {"ppo": {"reward": "models/reward_model/thin", "algorithm": "ppo", "unfinished_reward": -3.0}},
     "variants": {"base": "pretrain"},
 }
 Call = Callable[..., None]
@@ -248,7 +248,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
         assert [row["id"].rpartition("-")[0] for row in rows] == [row["id"] for row in given]
         scores, curves = read_json(metrics / "reinforce" / f"{name}.json"), metrics / "plots" / "reinforce"
         assert sum(row["reward"] for row in rows) / len(rows) == pytest.approx(scores["test"]["reward"], abs=1e-6)
-        steps = read_csv(curves / f"{name}_steps.csv")
+        steps = read_csv(curves.with_name("reinforce_steps") / f"{name}.csv")
         assert list(steps[0]) == ["step", "reward", "tokens", "kl", "entropy", "clipped"]
         assert [int(row["step"]) for row in steps] == [*range(1, len(steps) + 1)]
         assert read_csv(curves / f"{name}.csv")[-1]["step"] == steps[-1]["step"]

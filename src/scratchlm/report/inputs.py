@@ -87,7 +87,7 @@ def collect(inputs: Inputs) -> Report:
             for name in params[VARIED["reward_model"]]
         },
         curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params), *reinforced]},
-        steps={stage: _curve(plots / f"{stage}_steps.csv") for stage in reinforced},
+        steps={stage: _curve(plots / f"{stage.replace('/', '_steps/')}.csv") for stage in reinforced},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in [*SAMPLED, *reinforced]},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         responses=_judged(inputs.responses, params[VARIED["generate"]]),

@@ -154,7 +154,7 @@ def _variants(params: Any) -> Iterator[str]:
 
 
 def _rewards(params: Any) -> Iterator[str]:
-    """Every reward model that rewards is trained."""
+    """Every reward model that rewards is trained, and a response that is cut never earns more than one that ends."""
     allowed = [REFERENCE, *(f"{REWARD_MODELS}{name}" for name in params.reward_runs)]
     for name, run in params.reinforce_runs.items():
         if run.reward not in allowed:
@@ -162,6 +162,13 @@ def _rewards(params: Any) -> Iterator[str]:
                 f"reinforce_runs.{name}.reward is {run.reward!r}; allowed are {', '.join(allowed)}; choose one, "
                 "or add the reward model to reward_runs"
             )
+        elif run.reward != REFERENCE:
+            unfinished = reinforce_run(params.reinforce, params.reinforce_runs, name).unfinished_reward
+            if unfinished >= 0:
+                yield (
+                    f"reinforce_runs.{name}.unfinished_reward is {unfinished}, but a reward model gives good responses "
+                    "a mean of 0, so the policy would learn not to end; set it well below 0, such as -3.0"
+                )
 
 
 def _pairs(params: Any) -> Iterator[str]:

@@ -12,13 +12,14 @@ from scratchlm.arithmetic.functions import cross_entropy, total
 from scratchlm.arithmetic.random import stream
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.fast.decoding import for_inference
 from scratchlm.model.critic import ActorCritic, actor_of
 from scratchlm.model.generate import SamplingParams, Temperature
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
 from scratchlm.run.params import with_changes
 from scratchlm.tasks.generation import Rows
-from scratchlm.tasks.rewards import PolicyEvaluation, Prompts, mean
+from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts, mean
 from scratchlm.tasks.rollouts import (
     Responses,
     Reward,
@@ -141,7 +142,7 @@ class _Learner:
             stream(state.run.seed, f"rollout {state.step} {row['id']} {i % p.responses_per_prompt}")
             for i, row in enumerate(rows)
         ]
-        generations = self._prompts.respond(state.model, rows, sampling, seeds)
+        generations = self._prompts.respond(for_inference(actor_of(state.model)), rows, sampling, seeds)
         end = self._prompts.tokenizer.end_token_id
         return collated(rows, generations, end, self._prompts.context_length), self._reward(rows, generations)
 

@@ -13,9 +13,9 @@ from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
+from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, reward_metrics
 from scratchlm.tasks.preference import PAIR_SCHEMA, PairScores
 from scratchlm.tasks.reward import REWARD_SCHEMA, RewardScores
-from scratchlm.tasks.rewards import GAIN_SCHEMA, reward_metrics
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, classification_scores, prediction_rows
 
 

@@ -155,7 +155,7 @@ def write_reinforced(root: Path, name: str) -> None:
     measured = [{"step": 20 * i, "val_reward": 0.3217 + i, "val_tokens": 7.0} for i in range(4)]
     write_csv(root / "metrics" / "plots" / "reinforce" / f"{name}.csv", measured)
     steps = [{"step": i, "reward": 0.1 * i, "tokens": 7.0, "kl": 0.0, "entropy": 1 / i} for i in range(1, 15)]
-    write_csv(root / "metrics" / "plots" / "reinforce" / f"{name}_steps.csv", steps)
+    write_csv(root / "metrics" / "plots" / "reinforce_steps" / f"{name}.csv", steps)
     asked = {"id": "pair-9", "instruction": "Name a fish.", "input": "", "output": "A carp.", "finished": True}
     samples = [
         {"evaluation": i, "val_reward": row["val_reward"], "responses": [asked | {"response": f"A cod {i} of {name}"}]}

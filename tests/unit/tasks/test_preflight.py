@@ -49,7 +49,8 @@ def check(changes: dict[str, Any]) -> None:
         {"gpt2_sizes": [], "pretrained": ["smollm2-135m"], "sources.vocabulary": "smollm2-135m",
          "finetune_spam.base": "smollm2-135m", "finetune_instruct.base": "pretrain"},
         {"preference_runs": {}, "reward_runs": {}, "reinforce_runs": {}},
-        {"reinforce_runs": {"ppo": {"algorithm": "ppo", "reward": "models/reward_model/bradley_terry"},
+        {"reinforce_runs": {"ppo": {"algorithm": "ppo", "reward": "models/reward_model/bradley_terry",
+                                    "unfinished_reward": -3.0},
                             "one": {"algorithm": "ppo", "reward": "tokens/preferences", "responses_per_prompt": 1}}},
         {"reinforce_runs": {"long": {"reward": "tokens/preferences", "max_new_tokens": 256}}},
         {"variants": {"instruct": "finetune_instruct", "rewarded": "reinforce/grpo"}},
@@ -243,6 +244,11 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             {"reinforce_runs": {}, "reinforce.max_new_tokens": 257},
             "reinforce.max_new_tokens is 257, but gpt2-nano has a context of 256 tokens; lower it to that or less",
+        ),
+        (
+            {"reinforce_runs": {"a": {"reward": "models/reward_model/bradley_terry"}}},
+            "reinforce_runs.a.unfinished_reward is 0.0, but a reward model gives good responses a mean of 0, so the "
+            "policy would learn not to end; set it well below 0, such as -3.0",
         ),
         (
             {"reinforce_runs": {"a b": {"reward": "tokens/preferences"}}},

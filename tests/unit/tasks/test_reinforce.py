@@ -15,8 +15,8 @@ from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.generation import Rows
+from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, reinforce_run, reinforce_task
-from scratchlm.tasks.rewards import PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.rollouts import Measured, collated, grpo_rollout, measure, ppo_rollout
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Training, train

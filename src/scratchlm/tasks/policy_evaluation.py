@@ -41,11 +41,12 @@ class Prompts:
                 f"than the model's context of {context_length}; lower max_new_tokens, or shorten the prompts"
             )
 
-    def respond(self, model: nn.Module, rows: Rows, sampling: SamplingParams, seeds: Sequence[int]) -> list[Generation]:
-        """A response of the model to each row."""
+    def respond(
+        self, decoder: GPTModel, rows: Rows, sampling: SamplingParams, seeds: Sequence[int]
+    ) -> list[Generation]:
+        """A response to each row. decoder: of for_inference."""
         stopping = Stopping(self.max_new_tokens, self.tokenizer.end_token_id)
-        prompts = [row["prompt_token_ids"] for row in rows]
-        return generate(for_inference(actor_of(model)), prompts, stopping, sampling, seeds)
+        return generate(decoder, [row["prompt_token_ids"] for row in rows], stopping, sampling, seeds)
 
     def ids(self, split: str) -> list[str]:
         """The id of every prompt, with a hash of its content."""
@@ -77,9 +78,10 @@ class PolicyEvaluation:
 
     def greedy(self, model: nn.Module, rows: Rows) -> tuple[list[Generation], list[float]]:
         """The greedy response to each row, and its reward."""
+        decoder, n_at_once = for_inference(actor_of(model)), self._evaluation.batch_size
         answers: list[Generation] = []
-        for start in range(0, len(rows), self._evaluation.batch_size):
-            answers += self._prompts.respond(model, rows[start : start + self._evaluation.batch_size], GREEDY, ())
+        for start in range(0, len(rows), n_at_once):
+            answers += self._prompts.respond(decoder, rows[start : start + n_at_once], GREEDY, ())
         return answers, self._reward(rows, answers)
 
     def records(self, assistant: GPTModel, policy: GPTModel, split: str) -> list[dict[str, Any]]:
