@@ -39,7 +39,7 @@ from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.resume import Checkpoint
-from scratchlm.tasks import instruct, preference, reinforce, reward, rewards
+from scratchlm.tasks import instruct, policy_evaluation, preference, reinforce, reward
 from scratchlm.tasks.generation import GenerateParams, Responder
 from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
 from scratchlm.tasks.settings import EvaluationParams
@@ -242,13 +242,13 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
         split: [{"chosen": "", **row} for row in instructions(n)]
         for split, n in (("train", 8), ("val", 5), ("test", 6))
     }
-    prompts = rewards.Prompts(splits, TOKENIZER, CONTEXT_LENGTH, params.max_new_tokens)
+    prompts = policy_evaluation.Prompts(splits, TOKENIZER, CONTEXT_LENGTH, params.max_new_tokens)
 
     def even_tokens(rows: Any, answers: Sequence[Generation]) -> list[float]:
         shares = [sum(i % 2 == 0 for i in answer.token_ids) / (1 + len(answer.token_ids)) for answer in answers]
         return [share if it.finished else share - 0.5 for share, it in zip(shares, answers, strict=True)]
 
-    evaluation = rewards.PolicyEvaluation(prompts, even_tokens, evaluation_params(batches))
+    evaluation = policy_evaluation.PolicyEvaluation(prompts, even_tokens, evaluation_params(batches))
     gpt, assistant = (model(run, tied_head=True, initialisation="gpt2") for _ in range(2))
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
@@ -256,7 +256,7 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     adapter, critic = adapter_state(gpt), [it.value_head for it in [policy] if isinstance(it, ActorCritic)]
     merge_lora(gpt)
     records = evaluation.records(assistant, gpt, "test")
-    return [gpt, adapter, critic, training, records, rewards.reward_metrics(records, run.seed)]
+    return [gpt, adapter, critic, training, records, policy_evaluation.reward_metrics(records, run.seed)]
 
 
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
