@@ -71,7 +71,7 @@ def set_param(path: Path, name: str, value: str) -> None:
     path.write_text(re.sub(rf"(?m)^{name}: \S+", f"{name}: {value}", path.read_text()))
 
 
-MEASUREMENTS = {"stage_start": Measurement(stage_start, 2.5), "repro_sample": Measurement(repro_sample, 90.0, 2.0)}
+MEASUREMENTS = {"stage_start": Measurement(stage_start, 2.5), "repro_sample": Measurement(repro_sample, 120.0, 2.0)}
 
 
 def main() -> None:
