@@ -17,8 +17,8 @@ from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.instruct import prepare_assistant
-from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
 from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
