@@ -8,8 +8,7 @@ from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.reward import load_reward_model
-from scratchlm.judge.rewards import model_reward, reference_reward
-from scratchlm.model.critic import ActorCritic
+from scratchlm.judge.rewards import reward_of
 from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
@@ -18,7 +17,7 @@ from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
-from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, reinforce_run, reinforce_task
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, policy_of, reinforce_run, reinforce_task
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -41,13 +40,10 @@ def main(
     words = load_tokenizer(tokenizer)
     given = read_splits(preferences, PREFERENCE_SCHEMA)
     prompts = Prompts(given, words, gpt.config.context_length, settings.max_new_tokens)
-    if reward.is_relative_to(preferences):
-        earned = reference_reward(words, settings.unfinished_reward)
-    else:
-        earned = model_reward(load_reward_model(reward).to(run.device), settings.unfinished_reward)
+    scorer = None if reward == preferences else load_reward_model(reward).to(run.device)
+    earned = reward_of(scorer, words, settings.unfinished_reward)
     evaluation = PolicyEvaluation(prompts, earned, p.evaluation)
-    policy = ActorCritic(gpt) if settings.algorithm == "ppo" else gpt
-    training = train(policy, reinforce_task(prompts, settings, earned, evaluation, before), run)
+    training = train(policy_of(gpt, settings), reinforce_task(prompts, settings, earned, evaluation, before), run)
     adapter = adapter_state(gpt)
     merge_lora(gpt)
     with run.autocast():

@@ -12,6 +12,11 @@ from scratchlm.tasks.rollouts import Reward
 from scratchlm.training.reward import rewards
 
 
+def reward_of(model: RewardModel | None, tokenizer: Tokenizer, unfinished_reward: float) -> Reward:
+    """The reward of a model; of the reference judge without one."""
+    return model_reward(model, unfinished_reward) if model else reference_reward(tokenizer, unfinished_reward)
+
+
 def reference_reward(tokenizer: Tokenizer, unfinished_reward: float) -> Reward:
     """The score of the reference judge, as a number from 0 to 1, for a response that ended by itself."""
     judge = ReferenceJudge()

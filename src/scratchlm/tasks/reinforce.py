@@ -90,6 +90,11 @@ def reinforce_run(params: ReinforceParams, runs: ReinforceRuns, name: str) -> Re
     return with_changes(params, runs[name].model_extra or {}, f"reinforce_runs.{name}")
 
 
+def policy_of(gpt: GPTModel, params: ReinforceParams) -> nn.Module:
+    """What is trained: for ppo, the model with a critic."""
+    return ActorCritic(gpt) if params.algorithm == "ppo" else gpt
+
+
 def reinforce_task(
     prompts: Prompts, params: ReinforceParams, reward: Reward, evaluation: PolicyEvaluation, assistant: GPTModel
 ) -> Task:
