@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from scratchlm.arithmetic.mode import use_compiler, use_recording
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
@@ -45,6 +46,8 @@ def as_before(deterministic_as_before: None) -> Iterator[None]:
     kernels = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     yield
     torch.backends.mkldnn.matmul.fp32_precision = kernels  # type: ignore[attr-defined]
+    use_compiler("")
+    use_recording(False)
 
 
 def start(device: str, precision: str = "float32", compiled: bool = False, checkpoint: Checkpoint | None = None) -> Run:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from scratchlm.arithmetic import autograd as exact
 from scratchlm.arithmetic import reference
-from scratchlm.arithmetic.mode import is_exact
+from scratchlm.arithmetic.blockwise_attention import blockwise_attention, can_be_blockwise
+from scratchlm.arithmetic.mode import compiler, is_exact
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,6 +36,16 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
         # on MPS, the gradient would add rows of the same token in any order (see training/repeatable.py)
         return F.embedding(ids.cpu(), weight.cpu()).to(weight.device)
     return F.embedding(ids, weight)
+
+
+def residual_stream(x: Tensor) -> Tensor:
+    """x in the precision in which blocks add to it: (…, C) twice.
+
+    That is float32, but in compiled bfloat16 it is bfloat16: on a card, half of the time between products is spent on
+    reading and writing it.
+    """
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if compiler() and torch.is_autocast_enabled(device) else x
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -94,7 +105,18 @@ def scaled_dot_product_attention(
             torch.arange(1, query.shape[-2] + 1, device=query.device)[None] if mask is None else mask.sum(-1)[:, 0]
         )
         return exact.attention(query, key, value, n_visible, dropout)
+    if causal and not dropout and can_be_blockwise(query):
+        return blockwise_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=causal)
+
+
+def most_likely(logits: Tensor) -> Tensor:
+    """The largest logit of each row and its token id, the first of equals: (B, V) -> (B, 2) float32 or better.
+
+    NaN counts as the largest.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # faster on a CPU than in bfloat16
+    return torch.stack([it.to(logits.dtype) for it in logits.max(-1)], dim=-1)  # float32 holds every id below 2^24
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "sum", "none"]) -> Tensor:

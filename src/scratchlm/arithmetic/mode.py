@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 _exact = False
 _compiler = ""
+_recording = False
 _n_threads = 1
 
 
@@ -33,6 +34,22 @@ def use_compiler(version: str) -> None:
     """Choose for the whole process."""
     global _compiler
     _compiler = version
+
+
+def is_recording() -> bool:
+    """Whether the work of a GPU is recorded, which needs shapes that do not depend on data (see fast/recording.py)."""
+    return _recording
+
+
+def use_recording(recording: bool) -> None:
+    """Choose for the whole process."""
+    global _recording
+    _recording = recording
+
+
+def has_static_shapes() -> bool:
+    """Whether trainings pad their batches to few shapes, for a compiler or a recording."""
+    return _recording or bool(_compiler)
 
 
 @contextmanager

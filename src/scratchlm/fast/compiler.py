@@ -21,6 +21,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from scratchlm.arithmetic.blockwise_attention import causal_blocks
 from scratchlm.model.variants import sines_and_cosines
 from scratchlm.run.errors import UserError
 
@@ -28,15 +29,19 @@ SHORTEST = 64  # tokens that the shortest rows are padded to; longer ones to twi
 MAX_PROGRAMS = 64  # more than a training has shapes
 
 
-def compiled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function, compiled when it is first called with a shape: half a minute each."""
+def compiled(function: Callable[..., Tensor], dynamic: bool = False) -> Callable[..., Tensor]:
+    """The same function, compiled when it is first called with a shape: half a minute each.
+
+    dynamic: one program for all shapes, except that a size of 1 has its own; it is a little slower.
+    """
     import torch._dynamo.config  # a second, so only here
     import torch._inductor.config
 
-    torch.compiler.assume_constant_result(sines_and_cosines)  # tables, not part of the program
+    for tables in (sines_and_cosines, causal_blocks):  # not part of the program
+        torch.compiler.assume_constant_result(tables)
     torch._dynamo.config.recompile_limit = MAX_PROGRAMS
     torch._inductor.config.deterministic = True
-    return torch.compile(loss, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=dynamic)
 
 
 def padded_length(n_tokens: int, context_length: int) -> int:

@@ -23,7 +23,7 @@ from scratchlm.arithmetic.functions import softmax
 from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
-from scratchlm.fast.static_cache import StaticCache
+from scratchlm.fast.static_cache import Rooms, StaticCache
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
@@ -40,13 +40,11 @@ class DecodingGPT(GPTModel):
     """
 
     parts: list[tuple[nn.Module, ...]]
-
-    def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        return cache.logits(token_ids) if isinstance(cache, StaticCache) else super().forward(token_ids, cache)
+    rooms: Rooms  # of a GPU
 
     def new_cache(self, n_rows: int) -> KVCache:
         on_gpu = self.token_embedding.weight.device.type == "cuda" and not is_exact()
-        return StaticCache(self, n_rows) if on_gpu else super().new_cache(n_rows)
+        return StaticCache(self.config, n_rows, self.rooms) if on_gpu else super().new_cache(n_rows)
 
     def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         if cache is None or token_ids.shape[1] > 1 or is_exact() or token_ids.device.type != "cpu":
@@ -80,6 +78,7 @@ def for_inference(model: GPTModel) -> DecodingGPT:
     twin: DecodingGPT = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})  # type: ignore[assignment]
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
+    twin.rooms = Rooms()
     twin.parts = [_parts(block) for block in twin.blocks]  # type: ignore[arg-type]
     return twin.eval()
 

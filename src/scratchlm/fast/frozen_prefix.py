@@ -9,11 +9,13 @@ blocks in each step. Equal to GPTClassifier.forward: tests/unit/fast/test_frozen
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
+from scratchlm.fast.recording import Recorded
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, normalise, run_blocks
 from scratchlm.model.classifier import GPTClassifier
 
@@ -63,6 +65,65 @@ class Texts:
             states += encoded.split(read.tolist())
         classifier.train(was_training)
         self._n_blocks, self._states = n_blocks, states
+
+    def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
+        """class_logits of some of the texts, on the CPU."""
+        device = classifier.trunk.token_embedding.weight.device
+        inputs, lengths = self.batch(indices)
+        return self.class_logits(classifier, inputs.to(device), lengths.to(device)).cpu()
+
+
+class PaddedTexts(Texts):
+    """Texts for a GPU whose work is recorded: every row is computed to its full width, so all batches have one shape.
+
+    A batch of cached texts has their numbers, which are looked up in the output of the frozen blocks on the GPU.
+    """
+
+    def __init__(self, token_ids: Tensor, lengths: Tensor) -> None:
+        super().__init__(token_ids, lengths)
+        self._encoded: Tensor | None = None  # (M, T, C)
+        self._recorded: tuple[GPTClassifier, Recorded[Tensor]] | None = None
+
+    @property
+    def are_cached(self) -> bool:
+        return self._encoded is not None
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        inputs = self.token_ids[indices] if self._encoded is None else torch.tensor(indices)
+        return inputs, self.lengths[indices]
+
+    def class_logits(self, classifier: GPTClassifier, inputs: Tensor, lengths: Tensor) -> Tensor:
+        if self._encoded is None:
+            return classifier(inputs, lengths)
+        x, trunk = self._encoded[inputs], classifier.trunk
+        for block in trunk.blocks[self._n_blocks :]:
+            x = trunk.run_block(block, x)
+        return classifier.head(classifier.pool(trunk.final_norm(x), lengths))
+
+    @torch.no_grad()
+    def cache_frozen_blocks(self, classifier: GPTClassifier, batch_size: int) -> None:
+        if not (n_blocks := n_frozen_blocks(classifier)):
+            return
+        trunk, was_training = classifier.trunk, classifier.training
+        device = trunk.token_embedding.weight.device
+
+        def encoded(token_ids: Tensor) -> Tensor:
+            x = trunk.embed(token_ids, torch.arange(token_ids.shape[1], device=device).expand_as(token_ids))
+            for block in trunk.blocks[:n_blocks]:
+                x = block(x)
+            return x
+
+        classifier.eval()
+        recorded = Recorded(encoded, device)
+        states = [recorded(token_ids).clone() for token_ids in self.token_ids.split(batch_size)]
+        classifier.train(was_training)
+        self._n_blocks, self._encoded = n_blocks, torch.cat(states)
+
+    def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
+        if self._recorded is None or self._recorded[0] is not classifier:
+            device = classifier.trunk.token_embedding.weight.device
+            self._recorded = classifier, Recorded(partial(self.class_logits, classifier), device)
+        return self._recorded[1](*self.batch(indices)).cpu()
 
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:

@@ -4,10 +4,13 @@ Letters: B batch, T time, K key-value heads, D head width, S cached positions.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from scratchlm.arithmetic.functions import most_likely
 
 CACHE_GROWTH = 32  # slots added at a time
 
@@ -55,6 +58,16 @@ class KVCache:
         for layer in self.layers:
             layer.positions, layer.mask = positions, mask
         return positions
+
+    def step(self, model: Callable[..., Tensor], token_ids: list[int]) -> Tensor:
+        """The next token of each row in, the logits of the one after it out: (n, V)."""
+        assert self.layers[0].keys is not None, "the prompts are in it"
+        device = self.layers[0].keys.device
+        return model(torch.tensor(token_ids, device=device)[:, None], self)[:, -1]
+
+    def most_likely(self, model: Callable[..., Tensor], token_ids: list[int]) -> list[list[float]]:
+        """The same, but of each row only the largest logit and its token id."""
+        return most_likely(self.step(model, token_ids)).tolist()
 
     def select(self, rows: list[int]) -> None:
         """Drop all rows but these."""

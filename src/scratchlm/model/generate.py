@@ -1,5 +1,6 @@
 """From logits to text: filters and sampling, and the loop that decodes a batch with a KV cache."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NamedTuple
 
@@ -7,7 +8,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from scratchlm.arithmetic.functions import running_total, softmax
+from scratchlm.arithmetic.functions import most_likely, running_total, softmax
 from scratchlm.arithmetic.random import uniform_draws
 from scratchlm.model.cache import KVCache
 from scratchlm.model.config import Strict
@@ -88,19 +89,24 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, draws: Tensor | None
     is inverted at the draw, so that a row's token depends on its own draw and not on its batch.
     Raises FloatingPointError if a row's largest logit is not a finite number, or one of them is NaN.
     """
-    logits = logits.float()  # argmax is then several times as fast as in bfloat16
+    logits = logits.float()
     if sampling.temperature:
         logits = logits.cpu() / sampling.temperature  # from here on exact and deterministic on every device
-    largest = logits.argmax(-1, keepdim=True)  # NaN counts as the largest
-    if not logits.gather(-1, largest).isfinite().all():
-        raise FloatingPointError("the model's logits are not finite; use a model whose training did not diverge")
+    greedy = finite_tokens(most_likely(logits).tolist())
     if sampling.temperature == 0:
-        return largest.squeeze(-1)
+        return torch.tensor(greedy)
     assert draws is not None
     logits = top_p_filter(top_k_filter(logits, sampling.top_k), sampling.top_p)
     cumulative = running_total(softmax(logits.double()))
     target = draws[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+
+
+def finite_tokens(most_likely: Sequence[Sequence[float]]) -> list[int]:
+    """Token ids from pairs of a logit and an id. Raises FloatingPointError if a logit is not a finite number."""
+    if not all(math.isfinite(logit) for logit, _ in most_likely):
+        raise FloatingPointError("the model's logits are not finite; use a model whose training did not diverge")
+    return [int(token_id) for _, token_id in most_likely]
 
 
 def stop_at(strings: Sequence[Sequence[str]], decode: Callable[[list[int]], str]) -> Callable[[int, list[int]], bool]:
@@ -143,11 +149,16 @@ def generate(
     for _ in range(stopping.max_new_tokens):
         if not active:
             break
-        logits = state.next_logits({row: tokens[row] for row in active})
-        if sampling.repetition_penalty != 1:
-            logits = penalise_repetition(logits, _seen(tokens, active, logits), sampling.repetition_penalty)
-        draws = uniform_draws([generators[row] for row in active]) if sampling.temperature else None
-        for row, token_id in zip(active, sample_tokens(logits, sampling, draws).tolist(), strict=True):
+        going = {row: tokens[row] for row in active}
+        if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+            found = finite_tokens(state.most_likely(going))
+        else:
+            logits = state.next_logits(going)
+            if sampling.repetition_penalty != 1:
+                logits = penalise_repetition(logits, _seen(tokens, active, logits), sampling.repetition_penalty)
+            draws = uniform_draws([generators[row] for row in active]) if sampling.temperature else None
+            found = sample_tokens(logits, sampling, draws).tolist()
+        for row, token_id in zip(active, found, strict=True):
             if token_id == stopping.end_token_id:
                 finished[row] = True
                 continue
@@ -188,16 +199,26 @@ class DecodeState:
         indices = {row: index for index, row in enumerate(fitting + outgrown)}
         return torch.cat(logits)[[indices[row] for row in tokens]]
 
+    def most_likely(self, tokens: Mapping[int, list[int]]) -> list[list[float]]:
+        """The same, but of each row only the largest logit and its token id."""
+        if self.cache is None or any(len(row) > self.model.config.context_length for row in tokens.values()):
+            return most_likely(self.next_logits(tokens)).tolist()
+        return self._cache_of(tokens).most_likely(self.model, [row[-1] for row in tokens.values()])
+
     def _cached_logits(self, tokens: Mapping[int, list[int]]) -> Tensor:
-        rows = list(tokens)
         if self.cache is None:
-            self.rows, self.cache = rows, self.model.new_cache(len(rows))
+            self.rows, self.cache = list(tokens), self.model.new_cache(len(tokens))
             return self.model.next_logits(list(tokens.values()), self.cache)
+        return self._cache_of(tokens).step(self.model, [row[-1] for row in tokens.values()])
+
+    def _cache_of(self, tokens: Mapping[int, list[int]]) -> KVCache:
+        """The cache, without the rows that have ended."""
+        assert self.cache is not None
+        rows = list(tokens)
         if rows != self.rows:
             self.cache.select([index for index, row in enumerate(self.rows) if row in tokens])
             self.rows = rows
-        last = torch.tensor([[row[-1]] for row in tokens.values()], device=self.model.token_embedding.weight.device)
-        return self.model(last, self.cache)[:, -1]
+        return self.cache
 
 
 def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:

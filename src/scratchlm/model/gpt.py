@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from scratchlm.arithmetic.checkpointing import checkpointed
-from scratchlm.arithmetic.functions import gelu, layer_norm
+from scratchlm.arithmetic.functions import gelu, layer_norm, residual_stream
 from scratchlm.arithmetic.layers import Dropout, Embedding, Linear
 from scratchlm.arithmetic.random import drawing_from, fill_normal
 from scratchlm.model.attention import MultiHeadAttention
@@ -141,7 +141,7 @@ class GPTModel(nn.Module):
         x = self.token_embedding(token_ids)
         if self.config.position != "rope":
             x = x + self.position_embedding(positions)
-        return self.dropout(x)
+        return self.dropout(residual_stream(x))
 
     def next_logits(self, rows: Sequence[Sequence[int]], cache: KVCache | None = None) -> Tensor:
         """Logits of the token that follows each row, (B, V). An empty cache holds the rows afterwards."""

@@ -48,13 +48,11 @@ class ClassifierEvaluation:
 @torch.no_grad()
 def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
     """The probability of each class for some of the texts, in their order: (N, K) float64."""
-    device = model.trunk.token_embedding.weight.device
     was_training = model.training
     model.eval()
     found = []
     for start in range(0, len(indices), batch_size):
-        inputs, lengths = texts.batch(indices[start : start + batch_size].tolist())
-        logits = texts.class_logits(model, inputs.to(device), lengths.to(device))
-        found.append(softmax(logits.cpu().double()).numpy())
+        logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
+        found.append(softmax(logits.double()).numpy())
     model.train(was_training)
     return complementary(np.concatenate(found))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scratchlm.arithmetic.mode import compiler
+from scratchlm.arithmetic.mode import has_static_shapes
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
@@ -22,7 +22,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import Rows, response_record
-from scratchlm.tasks.language_model import Losses, example_id, measure_losses
+from scratchlm.tasks.language_model import Losses, LossMeter, example_id
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
@@ -60,7 +60,7 @@ class Instructions:
         return collate(rows, end, self._context_length, mask_instruction=mask_instruction)
 
     def pad_rows(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The same batch in one of the few lengths that are compiled: (B, T) each."""
+        """The same batch in one of a few lengths: (B, T) each."""
         n_more = padded_length(inputs.shape[1], self._context_length) - inputs.shape[1]
         return pad(inputs, (0, n_more), value=self.tokenizer.end_token_id), pad(
             targets, (0, n_more), value=IGNORE_INDEX
@@ -92,7 +92,7 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
         found = instructions.batch([rows[i] for i in indices], mask_instruction=params.mask_instruction)
         inputs, targets = (torch.from_numpy(part) for part in found)
         n_scored = int((targets != IGNORE_INDEX).sum())
-        if compiler():
+        if has_static_shapes():
             inputs, targets = instructions.pad_rows(inputs, targets)
         return Batch((inputs, targets), n_scored)
 
@@ -106,7 +106,7 @@ class ResponseEvaluation:
     """Loss per response token on the three splits, with or without mask_instruction, and a few sample responses."""
 
     def __init__(self, instructions: Instructions, params: EvaluationParams) -> None:
-        self._instructions, self._params = instructions, params
+        self._instructions, self._params, self._meter = instructions, params, LossMeter()
 
     def evaluate(self, model: GPTModel) -> dict[str, float]:
         """train_loss and val_loss on at most max_rows responses of each: the same ones at each call."""
@@ -141,7 +141,7 @@ class ResponseEvaluation:
         def batch(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return self._instructions.batch([rows[i] for i in indices], mask_instruction=True)
 
-        return measure_losses(model, batch, evenly_spaced(len(rows), at_most), self._params.batch_size)
+        return self._meter.measure(model, batch, evenly_spaced(len(rows), at_most), self._params.batch_size)
 
 
 def mean_losses(losses: Mapping[str, Losses]) -> dict[str, float]:

@@ -3,16 +3,22 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn.functional import pad
 
+from scratchlm.arithmetic.mode import is_recording
 from scratchlm.arithmetic.portable import exp, log
+from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.fast.compiler import padded_length
+from scratchlm.fast.recording import Recorded
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.training.losses import row_losses
+from scratchlm.training.losses import row_losses, static_token_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -33,23 +39,41 @@ class Losses(NamedTuple):
         return math.fsum(self.sums) / n_scored  # numpy promises no order of summation
 
 
-@torch.no_grad()
-def measure_losses(model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
-    """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each.
+class LossMeter:
+    """Measures the losses of one model's rows, again and again while it trains."""
 
-    The model is left in the mode it was in; no random stream is touched.
-    """
-    device = model.token_embedding.weight.device
-    was_training = model.training
-    model.eval()
-    sums, counts = [], []
-    for start in range(0, len(chosen), batch_size):
-        inputs, targets = (torch.from_numpy(part).to(device) for part in rows(chosen[start : start + batch_size]))
-        row_sums, row_counts = row_losses(model, inputs, targets)
-        sums.append(row_sums.numpy())
-        counts.append(row_counts.numpy())
-    model.train(was_training)
-    return Losses(np.concatenate(sums), np.concatenate(counts))
+    def __init__(self) -> None:
+        self._recorded: tuple[GPTModel, Recorded[torch.Tensor]] | None = None
+
+    @torch.no_grad()
+    def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
+        """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each.
+
+        The model is left in the mode it was in; no random stream is touched.
+        """
+        was_training = model.training
+        model.eval()
+        sums, counts = [], []
+        for start in range(0, len(chosen), batch_size):
+            inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
+            row_sums, row_counts = self._row_losses(model, inputs, targets)
+            sums.append(row_sums.numpy())
+            counts.append(row_counts.numpy())
+        model.train(was_training)
+        return Losses(np.concatenate(sums), np.concatenate(counts))
+
+    def _row_losses(
+        self, model: GPTModel, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        device = model.token_embedding.weight.device
+        if not is_recording():
+            return row_losses(model, inputs.to(device), targets.to(device))
+        if self._recorded is None or self._recorded[0] is not model:
+            self._recorded = model, Recorded(partial(static_token_losses, model), device)
+        n_more = padded_length(inputs.shape[1], model.config.context_length) - inputs.shape[1]
+        targets = pad(targets, (0, n_more), value=IGNORE_INDEX)
+        losses = self._recorded[1](pad(inputs, (0, n_more)), targets)
+        return losses.cpu().double().sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 
 def loss_rows(ids: Sequence[str], losses: Losses) -> list[dict[str, object]]:

@@ -17,7 +17,7 @@ from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import with_changes
-from scratchlm.tasks.language_model import Losses, bits_per_byte, example_id, loss_rows, measure_losses, perplexity
+from scratchlm.tasks.language_model import Losses, LossMeter, bits_per_byte, example_id, loss_rows, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Metrics, Task, Training, no_sample, train
 from scratchlm.training.losses import static_next_token_loss, summed_window_loss
@@ -109,7 +109,7 @@ class CorpusEvaluation:
     """Loss on the corpus over windows that do not overlap; as many windows of train as there are of val."""
 
     def __init__(self, corpus: Corpus, params: EvaluationParams) -> None:
-        self._corpus, self._params = corpus, params
+        self._corpus, self._params, self._meter = corpus, params, LossMeter()
 
     def evaluate(self, model: GPTModel) -> dict[str, float]:
         """train_loss and val_loss on at most max_rows windows of each: the same ones at each call."""
@@ -140,4 +140,4 @@ class CorpusEvaluation:
 
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         windows = self._windows(split)
-        return measure_losses(model, windows.batch, evenly_spaced(len(windows), at_most), self._params.batch_size)
+        return self._meter.measure(model, windows.batch, evenly_spaced(len(windows), at_most), self._params.batch_size)

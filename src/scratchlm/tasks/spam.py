@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import cross_entropy, total
+from scratchlm.arithmetic.mode import is_recording
 from scratchlm.arithmetic.random import drawing_from, stream
 from scratchlm.data.messages import Messages, pad
-from scratchlm.fast.frozen_prefix import Texts, worth_caching
+from scratchlm.fast.frozen_prefix import PaddedTexts, Texts, worth_caching
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
 from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
@@ -120,7 +121,8 @@ def padded_width(padding: int | str, train: Sequence[Sequence[int]], context_len
 def padded_texts(token_ids: Sequence[Sequence[int]], pad_token_id: int, width: int) -> Texts:
     """Messages as a classifier takes them, cut and padded to `width` tokens."""
     padded, lengths = pad(token_ids, pad_token_id, width)
-    return Texts(torch.from_numpy(padded), torch.from_numpy(lengths))
+    kind = PaddedTexts if is_recording() else Texts
+    return kind(torch.from_numpy(padded), torch.from_numpy(lengths))
 
 
 def balanced_weights(labels: np.ndarray, n_classes: int) -> Tensor:
@@ -148,7 +150,9 @@ def spam_task(
         return class_loss(texts.class_logits(model, inputs, lengths), labels, weights)
 
     task = Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate)
-    return task if texts.are_cached else task._replace(static_loss=static_class_loss)
+    if not texts.are_cached:
+        return task._replace(static_loss=static_class_loss)
+    return task._replace(static_loss=loss, is_compiled=False) if isinstance(texts, PaddedTexts) else task
 
 
 def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:

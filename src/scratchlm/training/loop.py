@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.functions import clip_gradients
-from scratchlm.arithmetic.mode import compiler
+from scratchlm.arithmetic.mode import compiler, has_static_shapes
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
 from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.fast.compiler import compiled
+from scratchlm.fast.recording import RecordedGradients, pinned
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -46,8 +47,9 @@ class Task(NamedTuple):
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
-    tensors' numbers, to be compiled; None: `compile` changes nothing. step: instead of optimizer_step, for a task that
-    makes its batches with the model; it then calls `update` with a loss of its own, and batch and loss are not used.
+    tensors' numbers, to be recorded and, if is_compiled, compiled; None: there is none. step: instead of
+    optimizer_step, for a task that makes its batches with the model; it then calls `update` with a loss of its own,
+    and batch and loss are not used.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Task(NamedTuple):
     evaluate: Callable[[Any], Metrics]
     sample: Callable[[Any], Mapping[str, Any]] = no_sample
     static_loss: Callable[..., Tensor] | None = None
+    is_compiled: bool = True
     step: "Callable[[TrainingState], int] | None" = None
 
     @property
@@ -106,7 +109,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     if path := run.checkpoint.load():
         state.read(path)
         run.checkpoint.resumed(state.position())
-    if state.loss is not task.loss:
+    if state.recorded and compiler() and task.is_compiled:
         run.say("compile is true, so the first step of each shape takes half a minute")
     start, n_scored = time.perf_counter(), 0
     model.train()
@@ -141,7 +144,10 @@ class TrainingState:
     def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
         self.model, self.task, self.run = model, task, run
         self.device = next(model.parameters()).device
-        self.loss = compiled(task.static_loss) if compiler() and task.static_loss else task.loss
+        self.recorded: RecordedGradients | None = None
+        if has_static_shapes() and task.static_loss:
+            loss = compiled(task.static_loss) if compiler() and task.is_compiled else task.static_loss
+            self.recorded = RecordedGradients(model, loss, run)
         self.optimizer = build_optimizer(model, task.params)
         for module in model.modules():
             if isinstance(module, GPTModel):
@@ -258,10 +264,13 @@ def update(
     purpose = f"{task.name} dropout {state.step}" + (f" {number}" if number else "")
     key, n_before = stream(state.run.seed, purpose), 0
     for batch in batches:
+        if state.recorded and not loss_of:
+            state.recorded.add(batch.tensors, total, is_only=len(batches) == 1)
+            continue
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])
         with state.run.autocast():
-            loss = (loss_of or state.loss)(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
+            loss = (loss_of or task.loss)(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
         (loss / total).backward()
     collect_gradients(state.model)
     if params.max_grad_norm is not None:
@@ -275,9 +284,7 @@ def update(
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device. To a GPU it is copied while this process goes on to prepare the next step."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
 
 
 @lru_cache(maxsize=1)  # one epoch at a time

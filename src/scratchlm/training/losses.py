@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from scratchlm.arithmetic.functions import cross_entropy, linear, total
+from scratchlm.arithmetic.functions import cross_entropy, linear, matmul, total
 from scratchlm.arithmetic.layers import Linear
-from scratchlm.arithmetic.mode import is_exact
+from scratchlm.arithmetic.mode import compiler, is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
@@ -48,18 +48,50 @@ def summed_window_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tens
 
 
 def static_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
-    """summed_next_token_loss over every position, scored or not, for torch's compiler.
-
-    The head gets rows of zeros up to a multiple of 64, because a card multiplies odd sizes slowly; their logits
-    are left out of the loss.
-    """
+    """summed_next_token_loss over every position, scored or not, so that no shape depends on the data."""
+    if not compiler():
+        return summed_window_loss(model, inputs, targets)
     hidden, head = model.hidden_states(inputs).flatten(0, 1), model.head
     if type(head) is Linear:
-        V = len(head.weight)
-        logits = linear(hidden, pad(head.weight, (0, 0, 0, -V % HEAD_MULTIPLE)))[:, :V]
-    else:
-        logits = head(hidden)
-    return cross_entropy(logits, targets.flatten(), "sum")
+        return _PaddedHeadLoss.apply(hidden, head.weight, targets.flatten())
+    return cross_entropy(head(hidden), targets.flatten(), "sum")
+
+
+class _PaddedHeadLoss(torch.autograd.Function):
+    """The summed loss of a plain head and its gradients at once: (N, C), (V, C), (N,) int64 -> scalar, in nats.
+
+    With ∂L/∂z = softmax(z) - onehot(target) of each row of logits z, the products ∂L/∂h = ∂L/∂z W and
+    ∂L/∂W = (∂L/∂z)ᵀ h follow at once; a backward pass of its own would read all logits another time. The head gets
+    rows of zeros up to a multiple of 64, because a card multiplies odd sizes slowly; their logits are left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        padded = padded_head(weight)
+        logits = linear(hidden, padded)
+        if hidden.device.type == "cuda" and torch.compiler.is_compiling():
+            from scratchlm.fast.loss_kernel import loss_and_gradient  # needs Triton
+
+            losses, gradient = loss_and_gradient(logits, targets, len(weight))
+        else:
+            losses, gradient = _loss_and_gradient(logits, targets, len(weight))
+        ctx.save_for_backward(matmul(gradient, padded), matmul(gradient.T, hidden)[: len(weight)])
+        return total(losses)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_hidden, of_weight = ctx.saved_tensors
+        return factor * of_hidden.to(factor.dtype), factor * of_weight.to(factor.dtype), None
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
+    """What fast.loss_kernel.loss_and_gradient gives: (N, V), (N,) int64 -> (N,), (N, V)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    token_ids = torch.arange(logits.shape[1], device=logits.device)
+    log_p = logits.masked_fill(token_ids >= n_columns, -torch.inf).log_softmax(-1)
+    is_scored, targets = targets != IGNORE_INDEX, targets.clamp(min=0)[:, None]
+    gradient = (log_p.exp() - (token_ids == targets).to(log_p.dtype)) * is_scored[:, None]
+    return -log_p.gather(-1, targets).squeeze(-1) * is_scored, gradient
 
 
 def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,13 +102,26 @@ def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor
     hidden, scored = scored_states(model, inputs, targets)
     block = rows_at_once(model)
     losses = [
-        cross_entropy(model.head(part), wanted, "none")
+        cross_entropy(head_logits(model.head, part), wanted, "none")
         for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
     ]
     is_scored = targets != IGNORE_INDEX
     per_token = torch.zeros(targets.shape, device=targets.device)
     per_token[is_scored] = torch.cat(losses).float()
     return total(per_token.cpu().double(), dim=1), is_scored.sum(dim=1).cpu()
+
+
+def static_token_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of every position, 0 where nothing is scored: (B, T), (B, T) -> (B, T) float32.
+
+    No shape depends on the data.
+    """
+    hidden, block = model.hidden_states(inputs).flatten(0, 1), rows_at_once(model)
+    losses = [
+        cross_entropy(head_logits(model.head, part), wanted, "none")
+        for part, wanted in zip(hidden.split(block), targets.flatten().split(block), strict=True)
+    ]
+    return torch.cat(losses).float().view(targets.shape)
 
 
 def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +146,7 @@ def summed_head_loss(head: nn.Module, hidden: Tensor, targets: Tensor, block: in
     loss, so that the backward pass neither keeps logits nor computes them again.
     """
     if len(targets) <= block or is_exact():
-        return cross_entropy(head(hidden), targets, "sum")
+        return cross_entropy(head_logits(head, hidden), targets, "sum")
     weights = [p for p in head.parameters() if p.requires_grad]
     return _BlockwiseHeadLoss.apply(head, block, targets, hidden, *weights)
 
@@ -141,6 +186,18 @@ class _BlockwiseHeadLoss(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None  # kept, they would exist until the step has ended
         torch._foreach_mul_(gradients, factor)
         return None, None, None, *gradients
+
+
+def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """head(hidden): (N, C) -> (N, V). On a card, which multiplies odd sizes slowly, a plain head is padded first."""
+    if type(head) is not Linear or hidden.device.type != "cuda" or is_exact():
+        return head(hidden)
+    return linear(hidden, padded_head(head.weight))[:, : len(head.weight)]
+
+
+def padded_head(weight: Tensor) -> Tensor:
+    """A head with rows of zeros up to a multiple of HEAD_MULTIPLE: (V, C) -> (V', C)."""
+    return pad(weight, (0, 0, 0, -len(weight) % HEAD_MULTIPLE))
 
 
 def rows_at_once(model: GPTModel) -> int:

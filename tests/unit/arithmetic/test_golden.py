@@ -41,7 +41,8 @@ def few(cases: Iterable[str] = FEW) -> list[str]:
 
 def run_golden(*arguments: str, path: str = "", **variables: str) -> None:
     """Run tests/golden.py in a process of its own and assert that it finds the committed hashes."""
-    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, "src", ".")))} | variables
+    packages = os.environ.get("PYTHONPATH", "")  # beside a card, some are there
+    found = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (path, "src", ".", packages)))} | variables
     command = [sys.executable, "-m", "tests.golden", *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, env=found, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

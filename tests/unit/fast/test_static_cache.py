@@ -8,7 +8,7 @@ import torch
 
 from scratchlm.fast import static_cache
 from scratchlm.fast.decoding import CastLinear, DecodingGPT, for_inference
-from scratchlm.fast.static_cache import StaticCache
+from scratchlm.fast.static_cache import Room, Rooms, StaticCache, places_for
 from scratchlm.model.cache import KVCache
 from scratchlm.model.generate import DecodeState, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel
@@ -21,7 +21,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding models have a static cache with few slots, and the layers that a GPU has."""
     monkeypatch.setattr(static_cache, "SLOTS", 4)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(DecodingGPT, "new_cache", lambda model, n_rows: StaticCache(model, n_rows))
+    monkeypatch.setattr(DecodingGPT, "new_cache", lambda model, n_rows: StaticCache(model.config, n_rows, model.rooms))
     monkeypatch.setattr(DecodingGPT, "hidden_states", GPTModel.hidden_states)
 
 
@@ -56,19 +56,30 @@ def test_each_step_has_the_textbook_logits_while_rows_end_and_slots_are_added(
 
 @torch.no_grad()
 def test_a_step_is_recorded_for_few_shapes(tiny_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, int]] = []
     recorded: list[tuple[int, int]] = []
-    make_room = StaticCache._make_room
+    take, create = Rooms.take, Room.__init__
 
-    def noted(cache: StaticCache, token_ids: torch.Tensor) -> None:
-        make_room(cache, token_ids)
-        recorded.append((cache._n_places, cache._n_slots))
+    def noted_take(rooms: Rooms, model: Any, cache: StaticCache, *size: int) -> Room:
+        taken.append(size)  # type: ignore[arg-type]
+        return take(rooms, model, cache, *size)
 
-    monkeypatch.setattr(StaticCache, "_make_room", noted)
-    steps(for_inference(tiny_gpt(context_length=14)), [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
+    def noted_room(room: Room, model: Any, like: Any, *size: int) -> None:
+        recorded.append(size)  # type: ignore[arg-type]
+        create(room, model, like, *size)
+
+    monkeypatch.setattr(Rooms, "take", noted_take)
+    monkeypatch.setattr(Room, "__init__", noted_room)
+    model = for_inference(tiny_gpt(context_length=14))
+    steps(model, [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
     # five rows have eight places; the first that ends leaves the four others half of these, later two, and then one
-    assert recorded == [(8, 4), (4, 8), (2, 8), (2, 12), (1, 12), (1, 14)]
-    few = [StaticCache(tiny_gpt(), n)._room() for n in (1, 3, 16, 17, 110)]
-    assert few == [1, 4, 16, 32, 112]
+    sizes = [(8, 4), (4, 8), (2, 8), (2, 12), (1, 12), (1, 14)]
+    assert taken == recorded == sizes
+    steps(model, [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})  # the last four rooms are still there, but each pushes out another
+    steps(model, [11], {})
+    assert taken[len(sizes) :] == [*sizes, (1, 12), (1, 14)]
+    assert recorded[len(sizes) :] == sizes
+    assert [places_for(n) for n in (1, 3, 16, 17, 110)] == [1, 4, 16, 32, 112]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

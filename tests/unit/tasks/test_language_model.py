@@ -18,10 +18,10 @@ from scratchlm.run.files import read_table, write_table
 from scratchlm.tasks.language_model import (
     LOSS_SCHEMA,
     Losses,
+    LossMeter,
     bits_per_byte,
     example_id,
     loss_rows,
-    measure_losses,
     perplexity,
 )
 from scratchlm.training import losses
@@ -37,7 +37,7 @@ MASKED[5, [0, 7]] = IGNORE_INDEX
 
 
 def losses_of(model: GPTModel, inputs: np.ndarray, targets: np.ndarray, batch_size: int = 3) -> Losses:
-    return measure_losses(model, lambda i: (inputs[i], targets[i]), np.arange(len(inputs)), batch_size)
+    return LossMeter().measure(model, lambda i: (inputs[i], targets[i]), np.arange(len(inputs)), batch_size)
 
 
 def test_a_model_that_knows_nothing_is_in_doubt_among_all_tokens(tiny_gpt: Build) -> None:
