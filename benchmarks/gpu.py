@@ -3,6 +3,7 @@
 `--row decode_1` measures one row; each takes at most four minutes. A row that was measured is written at once, to
 benchmarks/results/gpu_<card>/<row>.json; what fails is named, and the next row follows. `--contender NAME` measures
 that one again and keeps the others of the file, if that is of the same commit. At the end there is one table.
+`--together` warms all contenders up at once, where they fit the card and there are many cores.
 `--device cpu --size nano` tries everything without a GPU. Needs no DVC, no TensorFlow and no network: finetuning takes
 the book's data where SCRATCHLM_MIRROR has it, else the sample's.
 """
@@ -10,7 +11,8 @@ the book's data where SCRATCHLM_MIRROR has it, else the sample's.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from concurrent.futures import wait
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 
 from benchmarks.gpu_rows import BOOKS, GPT2, NANO, PEAK, SAMPLES, Place, gpu_rows
 from benchmarks.harness import RESULTS, Row, about, description, table
-from benchmarks.one_by_one import Limits, combined, measure_one_by_one
+from benchmarks.one_by_one import Limits, Preparation, combined, measure_prepared, prepared
 from benchmarks.sources import source_file
 from benchmarks.summary import GPU_COMMAND, GPU_ROWS, markdown
 from scratchlm.data.sources import DownloadError
@@ -56,10 +58,12 @@ def in_tflops(found: Mapping[str, Any], flops: int, data_sheet: float | None) ->
     return {"tflop_per_second": rates, "share_of_data_sheet": shares}
 
 
-def measure_row(name: str, row: Row, limits: Limits, chosen: Sequence[str], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure the `chosen` contenders of a row. kept: the rounds of others that were measured before."""
-    measured = measure_one_by_one(name, row._replace(contenders={it: row.contenders[it] for it in chosen}), limits)
-    both = {it: rounds for it, rounds in kept.items() if it not in chosen} | measured["rounds"]
+def measure_row(
+    name: str, row: Row, preparation: Preparation, limits: Limits, kept: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure the contenders that are prepared. kept: the rounds of others that were measured before."""
+    measured = measure_prepared(name, preparation, limits)
+    both = {it: rounds for it, rounds in kept.items() if it not in preparation.pools} | measured["rounds"]
     rounds = {it: both[it] for it in row.contenders if it in both}
     found = combined(row, rounds) | {"row": name, "rounds": rounds, "failed": measured["failed"]}
     if "contenders" in found and PEAK in row.contenders:
@@ -82,6 +86,7 @@ def options_of(rows: Sequence[str], contenders: Sequence[str]) -> argparse.Names
     parser.add_argument("--size", choices=["gpt2", "nano"], default="gpt2", help="gpt2: 124M and 355M")
     parser.add_argument("--minutes", type=float, default=4.0, help="at most, for a row")
     parser.add_argument("--repeats", type=int, help="measured rounds, instead of the row's own number")
+    parser.add_argument("--together", action="store_true", help="warm up all at once, which takes all their memory")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -103,18 +108,27 @@ def main() -> None:
             source_file(source, name)  # now, since contenders prepare together
     origin = about("benchmarks.gpu", options.threads, machine) | {"size": options.size}
     folder, failed = results_folder(card), []
-    for name in options.row or rows:
-        row, path = rows[name], folder / f"{name}.json"
-        limits = Limits(60 * options.minutes, options.repeats or row.repeats, options.threads)
-        chosen = [contender for contender in row.contenders if contender in (options.contender or row.contenders)]
-        if not chosen:
-            continue
-        found = measure_row(name, row, limits, chosen, rounds_in(path, origin) if options.contender else {})
-        failed += [f"{name}: {contender}: {reason}" for contender, reason in found["failed"].items()]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found | origin)
-        if "contenders" in found:
-            print(f"\n{table(name, found)}\n{row.notes}\n", flush=True)
+    with ExitStack() as stack:
+        waiting = {}
+        for name in options.row or rows:
+            row = rows[name]
+            chosen = {it: work for it, work in row.contenders.items() if it in (options.contender or row.contenders)}
+            limits = Limits(60 * options.minutes, options.repeats or row.repeats, options.threads)
+            preparation = prepared(row._replace(contenders=chosen), limits, warm=options.together)
+            if chosen:
+                waiting[name] = limits, stack.enter_context(preparation) if options.together else preparation
+        if options.together:
+            wait([future for _, it in waiting.values() for future in it.set_ups.values()])
+        for name, (limits, preparation) in waiting.items():
+            path = folder / f"{name}.json"
+            kept = rounds_in(path, origin) if options.contender else {}
+            with nullcontext(preparation) if options.together else preparation as ready:
+                found = measure_row(name, rows[name], ready, limits, kept)
+            failed += [f"{name}: {contender}: {reason}" for contender, reason in found["failed"].items()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found | origin)
+            if "contenders" in found:
+                print(f"\n{table(name, found)}\n{rows[name].notes}\n", flush=True)
     print(f"\n{card}, {options.size}\n\n{markdown(folder, options.row or GPU_ROWS, GPU_COMMAND)}")
     if failed:
         sys.exit("\n".join(["", "failed:", *failed]))

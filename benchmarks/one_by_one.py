@@ -1,7 +1,8 @@
 """Measure contenders one after the other, each with a GPU to itself, within a time limit.
 
 All processes prepare together; then each in turn warms up, is measured and ends, so that its memory is free for the
-next. A contender that fails or takes too long is named, and the others are measured all the same.
+next. Where all fit the GPU together, they can warm up together too, which takes less time where there are many cores.
+A contender that fails or takes too long is named, and the others are measured all the same.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -23,8 +24,6 @@ from benchmarks.harness import Row, environment, peak_memory_bytes, results, run
 RESERVED_SECONDS = 15  # for each contender that has not had its turn yet
 ENDED = "its process ended: out of time, or out of memory"
 
-Pools = Mapping[str, ProcessPoolExecutor]
-
 
 class Limits(NamedTuple):
     """seconds: for the whole row. repeats: rounds that count."""
@@ -34,18 +33,33 @@ class Limits(NamedTuple):
     threads: int
 
 
+class Preparation(NamedTuple):
+    """Of each contender its process, and the future of what it does before it is measured."""
+
+    pools: Mapping[str, ProcessPoolExecutor]
+    set_ups: Mapping[str, Future[Any]]
+
+
 class Failed(Exception):
     """A contender's failure in words."""
 
 
 def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
     """Of each contender its rounds, as `combined` takes them, or in `failed` the reason why there are none."""
+    with prepared(row, limits, warm=False) as preparation:
+        return measure_prepared(name, preparation, limits)
+
+
+def measure_prepared(name: str, preparation: Preparation, limits: Limits) -> dict[str, Any]:
+    """measure_one_by_one for processes that exist."""
+    wait(preparation.set_ups.values())  # none prepares while another is measured
     deadline, rounds, failed = time.monotonic() + limits.seconds, {}, {}
-    with prepared(row, limits) as (pools, set_ups), tqdm(total=len(pools), desc=name, unit="contender") as bar:
+    pools = preparation.pools
+    with tqdm(total=len(pools), desc=name, unit="contender") as bar:
         for n_left, contender in zip(reversed(range(len(pools))), pools, strict=True):
             seconds = deadline - time.monotonic() - n_left * RESERVED_SECONDS
             try:
-                awaited(set_ups[contender])
+                awaited(preparation.set_ups[contender])
                 rounds[contender] = measured(pools[contender], seconds, limits.repeats)
             except Failed as error:
                 failed[contender] = str(error)
@@ -56,8 +70,8 @@ def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
 
 
 @contextmanager
-def prepared(row: Row, limits: Limits) -> Iterator[tuple[Pools, Mapping[str, Any]]]:
-    """A process for each contender, and the future of its preparation. A process that hangs is ended."""
+def prepared(row: Row, limits: Limits, warm: bool) -> Iterator[Preparation]:
+    """A process for each contender, which begins to prepare and, if `warm`, to warm up. One that hangs is ended."""
     spawn, threads = multiprocessing.get_context("spawn"), str(limits.threads)
     alarm = max(1, int(limits.seconds - RESERVED_SECONDS * len(row.contenders)))
     pools = {contender: ProcessPoolExecutor(1, spawn) for contender in row.contenders}
@@ -69,10 +83,11 @@ def prepared(row: Row, limits: Limits) -> Iterator[tuple[Pools, Mapping[str, Any
                 contender: pools[contender].submit(set_up_contender, work, limits.threads)
                 for contender, work in row.contenders.items()
             }
+            if warm:
+                set_ups = {contender: pool.submit(run_once) for contender, pool in pools.items()}
             for pool in pools.values():
                 pool.submit(signal.alarm, 0)
-            wait(set_ups.values())  # none prepares while another is measured
-        yield pools, set_ups
+        yield Preparation(pools, set_ups)
     finally:
         for pool in pools.values():
             pool.shutdown()

@@ -3,6 +3,7 @@
 `make gpu-check` runs the tests marked gpu. On the CPU the others run the same code.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from scratchlm.arithmetic.mode import use_compiler, use_recording
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
+from scratchlm.model.classifier import GPTClassifier, freeze
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel, build_model
@@ -23,7 +25,9 @@ from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
+from scratchlm.tasks.language_model import LossMeter
 from scratchlm.tasks.pretraining import pretraining_task
+from scratchlm.tasks.spam import padded_texts
 from scratchlm.training.loop import Task, TrainingState, batch_indices, no_sample, optimizer_step, train
 from scratchlm.training.losses import next_token_loss
 
@@ -127,6 +131,40 @@ def test_losses_and_gradients_are_those_of_the_textbook_on_the_cpu(
     for (name, ours), textbook in zip(model.named_parameters(), expected.parameters(), strict=True):
         gradient = state.optimizer.state[ours]["exp_avg"].double().cpu() / share
         assert (gradient - textbook.grad).norm() < TOLERANCES[precision] * textbook.grad.norm(), name
+
+
+@on_every_device
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_recorded_evaluations_follow_the_weights(training_values: dict[str, Any], device: str, precision: str) -> None:
+    """The loss of rows, and a classifier's logits with and without frozen blocks, before and after a change."""
+    run, model, meter = start(device, precision), gpt(device), LossMeter()
+    use_recording(True)
+    classifier = GPTClassifier(gpt(device), 2, "last_real").to(device)
+    freeze(classifier, "last_block")
+    texts = padded_texts([[1 + (i * j) % 90 for j in range(1 + i)] for i in range(10)], 0, CONTEXT)
+    task, chosen = windows(training_values), np.arange(6)
+    rows = [tensor.numpy() for tensor in task.batch(chosen).tensors]
+
+    def check() -> None:
+        with run.autocast():
+            found = meter.measure(model, lambda indices: (rows[0][indices], rows[1][indices]), chosen, 4)
+            logits = texts.evaluated(classifier, [3, 9, 0])
+        expected = next_token_loss(
+            copy.deepcopy(model).cpu().double()(torch.from_numpy(rows[0])), torch.from_numpy(rows[1])
+        )
+        assert found.mean == pytest.approx(float(expected.detach()), rel=TOLERANCES[precision])
+        wanted = copy.deepcopy(classifier).cpu().double()(texts.token_ids[[3, 9, 0]], texts.lengths[[3, 9, 0]])
+        assert (logits.double() - wanted).norm() < 2 * TOLERANCES[precision] * wanted.norm()
+
+    for cached in (False, True):
+        if cached:
+            with run.autocast():
+                texts.cache_frozen_blocks(classifier, 4)
+        check()
+        with torch.no_grad():
+            for weight in [*model.blocks.parameters(), *classifier.trunk.blocks[-1].parameters()]:  # type: ignore[union-attr]
+                weight.mul_(1.5)
+        check()
 
 
 @on_every_device

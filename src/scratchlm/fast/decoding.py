@@ -23,6 +23,8 @@ from scratchlm.arithmetic.functions import softmax
 from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
+from scratchlm.fast.compiler import padded_length
+from scratchlm.fast.recording import Recorded
 from scratchlm.fast.static_cache import Rooms, StaticCache
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.cache import KVCache, LayerCache
@@ -31,6 +33,7 @@ from scratchlm.model.gpt import GELU, FeedForward, GPTModel, TransformerBlock
 from scratchlm.model.variants import RMSNorm, sines_and_cosines
 
 FEW_ROWS = 32  # for more, a product of matrices is faster
+RECORDED_TOKENS = 4096  # of prompts; with more, a GPU computes longer than this process launches
 
 
 class DecodingGPT(GPTModel):
@@ -40,7 +43,8 @@ class DecodingGPT(GPTModel):
     """
 
     parts: list[tuple[nn.Module, ...]]
-    rooms: Rooms  # of a GPU
+    rooms: Rooms  # of a GPU, like prompts
+    prompts: Recorded[tuple[Tensor, Tensor, Tensor]]
 
     def new_cache(self, n_rows: int) -> KVCache:
         on_gpu = self.token_embedding.weight.device.type == "cuda" and not is_exact()
@@ -60,12 +64,40 @@ class DecodingGPT(GPTModel):
     def next_logits(self, rows: Sequence[Sequence[int]], cache: KVCache | None = None) -> Tensor:
         lengths = [len(row) for row in rows]
         device = self.token_embedding.weight.device
+        n_tokens = padded_length(max(lengths), self.config.context_length)
+        if isinstance(cache, StaticCache) and len(rows) * n_tokens <= RECORDED_TOKENS:
+            cache.lengths = lengths
+            return self._recorded_logits(rows, n_tokens, cache)
         layout = VarlenLayout(torch.tensor(lengths, device=device))
         token_ids = torch.tensor([token_id for row in rows for token_id in row], device=device)  # (N,)
         logits = self.head(last_token_states(self, embed(self, token_ids, layout), layout, cache=cache))
         if cache:
             cache.lengths = lengths
         return logits
+
+    def _recorded_logits(self, rows: Sequence[Sequence[int]], n_tokens: int, cache: KVCache) -> Tensor:
+        """next_logits on a GPU, padded to n_tokens: for few tokens, launching takes longer than computing."""
+        padded = torch.zeros(len(rows), n_tokens, dtype=torch.int64)
+        for row, token_ids in zip(padded, rows, strict=True):
+            row[: len(token_ids)] = torch.tensor(token_ids)
+        logits, keys, values = self.prompts(padded, torch.tensor([len(row) - 1 for row in rows]))
+        for layer, key, value in zip(cache.layers, keys.clone(), values.clone(), strict=True):
+            layer.keys, layer.values = key, value
+        return logits.clone()
+
+    def _read_prompts(self, token_ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits after each row's last token, (B, V), and the keys and values of all layers, (L, B, K, T, D) each."""
+        x, found = self.embed(token_ids, torch.arange(token_ids.shape[1], device=ends.device).expand_as(token_ids)), []
+        block: TransformerBlock
+        for block in self.blocks:  # type: ignore[assignment]
+            attention = block.attention
+            query, key, value = attention.split_heads(attention.qkv(block.norm1(x)))
+            x = x + attention.projection(attention.attend(query, key, value))
+            x = x + block.feed_forward(block.norm2(x))
+            found.append((key, value))
+        last = self.final_norm(x[torch.arange(len(ends), device=ends.device), ends])
+        keys, values = (torch.stack(of_layers) for of_layers in zip(*found, strict=True))
+        return self.head(last), keys, values
 
 
 def for_inference(model: GPTModel) -> DecodingGPT:
@@ -78,7 +110,7 @@ def for_inference(model: GPTModel) -> DecodingGPT:
     twin: DecodingGPT = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})  # type: ignore[assignment]
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
-    twin.rooms = Rooms()
+    twin.rooms, twin.prompts = Rooms(), Recorded(twin._read_prompts, model.token_embedding.weight.device)
     twin.parts = [_parts(block) for block in twin.blocks]  # type: ignore[arg-type]
     return twin.eval()
 

@@ -15,6 +15,7 @@ from scratchlm.data.tokenizer import IGNORE_INDEX
 
 COLUMNS = tl.constexpr(8192)  # read at a time: 8 numbers by each of a program's threads
 WARPS = 32
+LOG2_E = tl.constexpr(1.4426950408889634)
 UNSCORED = tl.constexpr(IGNORE_INDEX)
 
 
@@ -23,26 +24,24 @@ def _loss_and_gradient(logits_of_rows, targets, losses, gradients, n_columns, n_
     row = tl.program_id(0).to(tl.int64)
     logits, gradient = logits_of_rows + row * n_padded, gradients + row * n_padded
     target = tl.load(targets + row)
-    largest = tl.full([COLUMNS], float("-inf"), tl.float32)
+    is_scored = target != UNSCORED
+    # Powers of two, which the card has an instruction for: z is in units of log 2 from here on
+    top = tl.max(tl.full([COLUMNS], float("-inf"), tl.float32), 0)
     summed = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, n_padded, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        z = tl.load(logits + columns, columns < n_columns, float("-inf")).to(tl.float32)
-        larger = tl.maximum(largest, z)
-        is_finite = larger > float("-inf")
-        summed = tl.where(is_finite, summed * tl.exp(largest - larger) + tl.exp(z - larger), 0.0)
-        largest = larger
-    top = tl.max(largest, 0)
-    total = tl.sum(summed * tl.exp(largest - top), 0)
-    share = 1.0 / total
-    is_scored = target != UNSCORED
+        z = tl.load(logits + columns, columns < n_columns, float("-inf")).to(tl.float32) * LOG2_E
+        larger = tl.maximum(top, tl.max(z, 0))
+        summed = summed * tl.exp2(top - larger) + tl.exp2(z - larger)
+        top = larger
+    total = tl.sum(summed, 0)
     of_target = tl.load(logits + tl.where(is_scored, target, 0)).to(tl.float32)
-    tl.store(losses + row, tl.where(is_scored, tl.log(total) + top - of_target, 0.0))
+    tl.store(losses + row, tl.where(is_scored, (tl.log2(total) + top) / LOG2_E - of_target, 0.0))
+    share, target = tl.where(is_scored, 1.0 / total, 0.0), tl.where(is_scored, target, -1)
     for start in range(0, n_padded, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        z = tl.load(logits + columns, columns < n_columns, float("-inf")).to(tl.float32)
-        found = tl.exp(z - top) * share - tl.where(columns == target, 1.0, 0.0)
-        found = tl.where(is_scored, found, 0.0)
+        z = tl.load(logits + columns, columns < n_columns, float("-inf")).to(tl.float32) * LOG2_E
+        found = tl.exp2(z - top) * share - tl.where(columns == target, 1.0, 0.0)
         tl.store(gradient + columns, found.to(gradients.dtype.element_ty), columns < n_padded)
 
 

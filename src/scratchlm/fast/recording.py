@@ -39,8 +39,11 @@ def recorded(work: Callable[[], T], device: torch.device, pool: Any = None) -> C
     torch.cuda.current_stream().wait_stream(side)
     restore_random_states(states)
     graph = torch.cuda.CUDAGraph()
+    # A surrounding autocast keeps weights that it has converted: the graph has to convert them itself, each time
+    torch.clear_autocast_cache()
     with torch.cuda.graph(graph, pool=pool):
         result = work()
+    torch.clear_autocast_cache()
 
     def replay() -> T:
         graph.replay()
@@ -64,7 +67,7 @@ class Recorded(Generic[T]):
         """tensors: on the CPU."""
         shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if shape not in self._recordings:
-            inputs = [tensor.to(self._device) for tensor in tensors]
+            inputs = [tensor.to(self._device, copy=True) for tensor in tensors]
             self._recordings[shape] = inputs, recorded(partial(self._work, *inputs), self._device, self._pool)
         inputs, replay = self._recordings[shape]
         for place, tensor in zip(inputs, tensors, strict=True):

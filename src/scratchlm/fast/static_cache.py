@@ -29,7 +29,7 @@ from scratchlm.model.config import GPTConfig
 
 SLOTS = 256  # added at a time
 LARGEST_DOUBLING = 16  # room for more rows is a multiple of this
-MAX_ROOMS = 4  # that a model keeps
+KEPT_BYTES = 2 << 30  # of rooms that a model keeps for later
 
 
 class StaticCache(KVCache):
@@ -87,8 +87,8 @@ class Rooms:
         if room is None or room.owner() is not None:
             room = Room(model, cache.layers, n_places, n_slots)
         self._rooms[size] = room
-        for oldest in [*self._rooms][:-MAX_ROOMS]:
-            del self._rooms[oldest]
+        while len(self._rooms) > 1 and sum(kept.n_bytes for kept in self._rooms.values()) > KEPT_BYTES:
+            del self._rooms[next(iter(self._rooms))]  # the oldest
         room.owner = weakref.ref(cache)
         return room
 
@@ -108,6 +108,7 @@ class Room(KVCache):
         for new, layer in zip(self.layers, like, strict=True):
             new.keys, new.values = (_with_room(it, n_places, n_slots) for it in (layer.keys, layer.values))
         assert self.layers[0].keys is not None
+        self.n_bytes = 2 * len(like) * self.layers[0].keys.nbytes
         empty = torch.zeros(n_places, 1, dtype=torch.int64, device=self.layers[0].keys.device)
         self.token_ids, self.positions, self.used = empty, empty.clone(), empty.clone()
         self.owner: Callable[[], StaticCache | None] = lambda: None
