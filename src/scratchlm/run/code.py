@@ -19,6 +19,7 @@ from scratchlm.run.files import read_json, sha256_of
 
 # These run a stage and show its progress; no result depends on their versions
 WITHOUT_INFLUENCE = {"dvc", "psutil", "tqdm", "voluptuous"}
+WITH_TORCH = {"triton"}  # comes with a torch for cards, in that one's version, which the arithmetic's fingerprint holds
 OPTIONAL = {"xllamacpp"}  # extras: where one is not installed, the stage that needs it says so itself
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -51,7 +52,7 @@ def stage_code(script: Path, library: Path, lock: Path) -> dict[str, dict[str, s
                 pending += [path for path in new if path.suffix == ".py"]
             elif (top := name.split(".")[0]) not in (library.name, script.parent.name, *sys.stdlib_module_names):
                 packages.add(DISTRIBUTIONS.get(top, top.lower().replace("_", "-")))
-    packages -= WITHOUT_INFLUENCE
+    packages -= WITHOUT_INFLUENCE | WITH_TORCH
     pinned = locked_versions(lock.read_text(encoding="utf-8"))
     if missing := sorted(packages - set(pinned)):
         raise UserError(

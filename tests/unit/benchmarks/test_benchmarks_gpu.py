@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token
 from benchmarks.gpu_rows import BOOKS, COMPILED, GPT2, NANO, OURS, PEAK, SAMPLES, Place, gpu_rows
 from benchmarks.harness import Contender, Row, matrix_products
-from benchmarks.one_by_one import Limits, combined, measure_one_by_one
+from benchmarks.one_by_one import Limits, Preparation, combined, measure_one_by_one, measure_prepared, prepared
 from benchmarks.summary import GPU_ROWS
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
@@ -100,18 +101,18 @@ def test_every_contender_works_where_dvc_and_tensorflow_are_missing(device: str,
 
 
 def invented(rates: dict[str, float]) -> Callable[..., dict[str, Any]]:
-    """Stands in for measure_one_by_one. rates: units per second; a contender without one fails."""
+    """Stands in for measure_prepared. rates: units per second; a contender without one fails."""
 
-    def measure(name: str, row: Row, limits: Limits) -> dict[str, Any]:
+    def measure(name: str, preparation: Preparation, limits: Limits) -> dict[str, Any]:
         rounds = {
             contender: {
                 "units": [rates[contender]] * limits.repeats, "seconds": [1.0] * limits.repeats, "warmed_up": True,
                 "peak_memory_bytes": 2**30,
             }
-            for contender in row.contenders
+            for contender in preparation.pools
             if contender in rates
         }  # fmt: skip
-        return {"rounds": rounds, "failed": {it: "no memory" for it in row.contenders if it not in rates}}
+        return {"rounds": rounds, "failed": {it: "no memory" for it in preparation.pools if it not in rates}}
 
     return measure
 
@@ -126,7 +127,8 @@ def on_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
     def call(card: str, rates: dict[str, float], *arguments: str) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: card)
-        monkeypatch.setattr(gpu, "measure_one_by_one", invented(rates))
+        monkeypatch.setattr(gpu, "prepared", lambda row, limits, warm: nullcontext(Preparation(row.contenders, {})))
+        monkeypatch.setattr(gpu, "measure_prepared", invented(rates))
         monkeypatch.setattr("sys.argv", ["gpu.py", *arguments])
         gpu.main()
 
@@ -167,7 +169,9 @@ def test_what_fails_is_named_and_the_next_rows_are_measured(
     rows = ("spam", "instruct", "decode_1")
     with pytest.raises(SystemExit) as stopped:
         on_a_card(
-            "X", {OURS: 9.0, COMPILED: 9.0, "transformers": 3.0}, *(word for row in rows for word in ("--row", row))
+            "X",
+            {OURS: 9.0, COMPILED: 9.0, "scratchlm, bfloat16": 9.0, "transformers": 3.0},
+            *(word for row in rows for word in ("--row", row)),
         )
     assert str(stopped.value.code).split("\n")[2:] == [
         "spam: scratchlm, float32: no memory",
@@ -197,13 +201,14 @@ def test_a_contender_is_measured_again_beside_the_others_of_the_same_commit(
     found = read_json(path)
     assert (found["ratios"]["transformers"]["median"], found["ratios"]["llms-from-scratch"]["median"]) == (1.25, 2.5)
     monkeypatch.setattr(harness, "commit", lambda: "def")
-    on_a_card("X", RATES, *again)
+    on_a_card("X", RATES, *again, "--together")
     assert [*read_json(path)["contenders"]] == ["transformers"]
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("warm", [False, True])
 def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_measured(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], warm: bool
 ) -> None:
     monkeypatch.setattr("benchmarks.one_by_one.RESERVED_SECONDS", 5)
     contenders = {
@@ -211,7 +216,9 @@ def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_me
         "hanging": Contender(subprocess.call, {"args": ["sleep", "60"]}),
         "products": Contender(matrix_products, {"precision": "float32", "size": 64}),
     }
-    found = measure_one_by_one("example", Row("GFLOP", contenders, {}, ""), Limits(35, 2, 1))
+    limits = Limits(35, 2, 1)
+    with prepared(Row("GFLOP", contenders, {}, ""), limits, warm) as preparation:
+        found = measure_prepared("example", preparation, limits)
     assert found["failed"].keys() == {"broken", "hanging"}
     assert found["failed"]["broken"].startswith("JSONDecodeError (Expecting property name")
     assert found["failed"]["hanging"] == "its process ended: out of time, or out of memory"
