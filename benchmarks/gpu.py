@@ -11,7 +11,6 @@ the book's data where SCRATCHLM_MIRROR has it, else the sample's.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import wait
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -117,8 +116,8 @@ def main() -> None:
             preparation = prepared(row._replace(contenders=chosen), limits, warm=options.together)
             if chosen:
                 waiting[name] = limits, stack.enter_context(preparation) if options.together else preparation
-        if options.together:
-            wait([future for _, it in waiting.values() for future in it.set_ups.values()])
+        for _, preparation in waiting.values() if options.together else ():
+            preparation.wait()
         for name, (limits, preparation) in waiting.items():
             path = folder / f"{name}.json"
             kept = rounds_in(path, origin) if options.contender else {}

@@ -34,10 +34,13 @@ class Limits(NamedTuple):
 
 
 class Preparation(NamedTuple):
-    """Of each contender its process, and the future of what it does before it is measured."""
+    """Of each contender its process, and the futures of what it does before it is measured."""
 
     pools: Mapping[str, ProcessPoolExecutor]
-    set_ups: Mapping[str, Future[Any]]
+    begun: Mapping[str, list[Future[Any]]]
+
+    def wait(self) -> None:
+        wait([future for futures in self.begun.values() for future in futures])
 
 
 class Failed(Exception):
@@ -52,14 +55,15 @@ def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
 
 def measure_prepared(name: str, preparation: Preparation, limits: Limits) -> dict[str, Any]:
     """measure_one_by_one for processes that exist."""
-    wait(preparation.set_ups.values())  # none prepares while another is measured
+    preparation.wait()  # none prepares while another is measured
     deadline, rounds, failed = time.monotonic() + limits.seconds, {}, {}
     pools = preparation.pools
     with tqdm(total=len(pools), desc=name, unit="contender") as bar:
         for n_left, contender in zip(reversed(range(len(pools))), pools, strict=True):
             seconds = deadline - time.monotonic() - n_left * RESERVED_SECONDS
             try:
-                awaited(preparation.set_ups[contender])
+                for future in preparation.begun[contender]:
+                    awaited(future)
                 rounds[contender] = measured(pools[contender], seconds, limits.repeats)
             except Failed as error:
                 failed[contender] = str(error)
@@ -79,15 +83,15 @@ def prepared(row: Row, limits: Limits, warm: bool) -> Iterator[Preparation]:
         with environment(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads):
             for pool in pools.values():
                 pool.submit(signal.alarm, alarm)
-            set_ups = {
-                contender: pools[contender].submit(set_up_contender, work, limits.threads)
+            begun = {
+                contender: [pools[contender].submit(set_up_contender, work, limits.threads)]
                 for contender, work in row.contenders.items()
             }
-            if warm:
-                set_ups = {contender: pool.submit(run_once) for contender, pool in pools.items()}
+            for contender, pool in pools.items() if warm else ():
+                begun[contender].append(pool.submit(run_once))
             for pool in pools.values():
                 pool.submit(signal.alarm, 0)
-        yield Preparation(pools, set_ups)
+        yield Preparation(pools, begun)
     finally:
         for pool in pools.values():
             pool.shutdown()

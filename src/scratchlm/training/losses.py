@@ -70,7 +70,7 @@ class _PaddedHeadLoss(torch.autograd.Function):
         padded = padded_head(weight)
         logits = linear(hidden, padded)
         if hidden.device.type == "cuda" and torch.compiler.is_compiling():
-            from scratchlm.fast.loss_kernel import loss_and_gradient  # needs Triton
+            from scratchlm.training.loss_kernel import loss_and_gradient  # needs Triton
 
             losses, gradient = loss_and_gradient(logits, targets, len(weight))
         else:
@@ -85,7 +85,7 @@ class _PaddedHeadLoss(torch.autograd.Function):
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
-    """What fast.loss_kernel.loss_and_gradient gives: (N, V), (N,) int64 -> (N,), (N, V)."""
+    """What training.loss_kernel.loss_and_gradient gives: (N, V), (N,) int64 -> (N,), (N, V)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     token_ids = torch.arange(logits.shape[1], device=logits.device)
     log_p = logits.masked_fill(token_ids >= n_columns, -torch.inf).log_softmax(-1)

@@ -167,12 +167,9 @@ def test_what_fails_is_named_and_the_next_rows_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], on_a_card: Any
 ) -> None:
     rows = ("spam", "instruct", "decode_1")
+    rates = dict.fromkeys((OURS, COMPILED, "scratchlm, bfloat16"), 9.0) | {"transformers": 3.0}
     with pytest.raises(SystemExit) as stopped:
-        on_a_card(
-            "X",
-            {OURS: 9.0, COMPILED: 9.0, "scratchlm, bfloat16": 9.0, "transformers": 3.0},
-            *(word for row in rows for word in ("--row", row)),
-        )
+        on_a_card("X", rates, *(word for row in rows for word in ("--row", row)))
     assert str(stopped.value.code).split("\n")[2:] == [
         "spam: scratchlm, float32: no memory",
         "spam: llms-from-scratch: no memory",
