@@ -83,6 +83,19 @@ def test_a_step_is_recorded_for_few_shapes(tiny_gpt: Any, monkeypatch: pytest.Mo
     assert [places_for(n) for n in (1, 3, 16, 17, 110)] == [1, 4, 16, 32, 112]
 
 
+@torch.no_grad()
+def test_two_generations_at_the_same_time_have_rooms_of_their_own(tiny_gpt: Any) -> None:
+    plain = tiny_gpt(context_length=12).eval()
+    twin = for_inference(plain)
+    states = [(DecodeState(plain), DecodeState(twin)) for _ in range(2)]
+    rows = [{0: [1, 2]}, {0: [7, 3]}]
+    for step in range(6):
+        for (expected, found), tokens in zip(states, rows, strict=True):
+            torch.testing.assert_close(found.next_logits(tokens), expected.next_logits(tokens))
+            tokens[0] = [*tokens[0], step]
+    assert len(twin.rooms._rooms) == 2  # of 4 and of 8 slots, each taken last by the second
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_same_texts_are_generated(tiny_gpt: Any, temperature: float) -> None:
     plain, prompts = tiny_gpt(context_length=12), [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
