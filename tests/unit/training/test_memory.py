@@ -147,7 +147,7 @@ def test_a_block_keeps_what_the_formula_says_and_one_of_other_parts_no_less(prec
 def test_what_an_h100_allocated_is_what_the_formula_says() -> None:
     config = published_config("124M")
     head = FLOAT32 * config.vocab_size * config.emb_dim  # a gradient of it more was kept when this was measured
-    measured = 8_531_515_392  # benchmarks/results/gpu_nvidia-h100-80gb-hbm3.json
+    measured = 8_531_515_392  # bytes, at commit a0240cb (docs/gpu.md, "Memory")
     assert training_memory(config, Step(16, 1024)).peak + head == pytest.approx(measured, rel=0.01)
 
 
