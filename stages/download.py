@@ -2,9 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
-from scratchlm.data.catalogue import GPT2Size, PretrainedName, SourcesParams, wanted_files
-from scratchlm.data.sources import fetch, place
+from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, wanted_files
+from scratchlm.data.own_data import write_own
+from scratchlm.data.sources import fetch, own_paths, place
 from scratchlm.run.context import Run
 from scratchlm.run.files import atomic_folder, sha256_of, write_json
 from scratchlm.run.params import Section, read_params
@@ -23,14 +25,25 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> No
     wanted = wanted_files(p.sources, p.gpt2_sizes, p.pretrained)
     stored = [(source, file, fetch(source, file, store, mirror)) for source, file in wanted]
     report: dict[str, dict] = {source.name: {"files": 0, "bytes": 0, "sha256": {}} for source, _ in wanted}
+    own = {purpose: own_paths(purpose, source, store, mirror) for purpose, source in p.sources.own.items()}
     with atomic_folder(raw) as folder:
         for source, file, path in stored:
-            place(path, folder / source.name / file.name)
-            entry = report[source.name]
-            entry["files"] += 1
-            entry["bytes"] += path.stat().st_size
-            entry["sha256"][file.name] = sha256_of(path)
+            place(path, folder / (source.purpose or source.name) / file.name)
+            describe(report[source.name], file.name, path)
+        for purpose, paths in own.items():
+            (folder / purpose).mkdir(parents=True)
+            write_own(purpose, p.sources.own[purpose], paths, folder / purpose)
+            report[OWN + purpose] = {"files": 0, "bytes": 0, "sha256": {}}
+            for path in paths:
+                describe(report[OWN + purpose], path.name, path)
     write_json(metrics, report)
+
+
+def describe(entry: dict[str, Any], name: str, path: Path) -> None:
+    """Count a file in the metrics of its source."""
+    entry["files"] += 1
+    entry["bytes"] += path.stat().st_size
+    entry["sha256"][name] = sha256_of(path)
 
 
 if __name__ == "__main__":

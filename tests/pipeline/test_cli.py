@@ -1,14 +1,18 @@
 """The command line as a user calls it, on the models of a tiny pipeline."""
 
+import csv
+import json
 import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
+from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.formats.classifier import save_classifier
 from scratchlm.formats.huggingface import load_huggingface
 from scratchlm.formats.native import load_gpt, save_gpt
@@ -53,6 +57,70 @@ def test_classify_names_the_class_and_every_probability(home):
     names, values = zip(*(each.rsplit(" ", 1) for each in found.split(", ")), strict=True)
     assert label == names[0] and set(names) == {"ham", "spam", "news & views"}
     assert list(values) == sorted(values, reverse=True) and sum(map(float, values)) == pytest.approx(1, abs=0.002)
+
+
+def test_classify_takes_many_texts_in_and_gives_many_formats_out(home, tmp_path):
+    one = {each: scratchlm(home, "classify", each).stdout.strip() for each in ("You won", "See you, ok")}
+    done = scratchlm(home, "classify", given="You won\n\nSee you, ok\n")
+    assert done.stdout.splitlines() == [f"{found}  {text}" for text, found in one.items()]
+
+    (tmp_path / "texts.csv").write_text('n,message\n1,You won\n2,"See you, ok"\n')
+    asked = ("classify", "--file", str(tmp_path / "texts.csv"), "--text-column", "message", "--format")
+    found = [json.loads(line) for line in scratchlm(home, *asked, "jsonl").stdout.splitlines()]
+    assert [row["text"] for row in found] == [*one]
+    for row in found:
+        assert one[row["text"]].startswith(row["class"]) and max(row["probabilities"], key=row["probabilities"].get)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    head, *rows = csv.reader(scratchlm(home, *asked, "csv").stdout.splitlines())
+    assert head == ["text", "class", "ham", "spam", "news & views"]
+    assert [row[:2] for row in rows] == [[row["text"], row["class"]] for row in found]
+
+
+def test_classify_says_what_it_cut_and_what_it_cannot_read(home, tmp_path):
+    done = scratchlm(home, "classify", "the red bird " * 40)
+    assert done.stderr == "1 of 1 texts were cut: the classifier reads 32 tokens\n"
+    (tmp_path / "x.csv").write_text("message\nHello\n")
+    done = scratchlm(home, "classify", "--file", str(tmp_path / "x.csv"))
+    assert done.returncode == 1 and "row 1 has no text in the column 'text' (it has message)" in done.stderr
+    done = scratchlm(home, "classify", "--file", str(tmp_path / "none.txt"))
+    assert done.returncode == 1 and "none.txt: no such file" in done.stderr
+    done = scratchlm(home, "classify", "Hello", "--file", str(tmp_path / "x.csv"))
+    assert done.returncode == 1 and "give a message or --file, not both" in done.stderr
+
+
+def test_tokens_are_shown_with_their_pieces(home):
+    text = "the red\nbird é"
+    rows = json.loads(scratchlm(home, "tokens", text, "--format", "json").stdout)
+    assert load_tokenizer(home / TOKENIZER).encode(text) == [row["id"] for row in rows]
+    assert "".join(row["piece"] for row in rows).startswith("the red\nbird ")
+    *_, last = (table := scratchlm(home, "tokens", text).stdout).splitlines()
+    assert '" red"' in table and '"\\n"' in table
+    assert last == f"{len(rows)} tokens, 14 characters, 15 bytes"
+
+
+def test_complete_continues_a_text_and_explains_every_token(home):
+    chosen = ("--model", "data/models/finetune_instruct", "--tokenizer", TOKENIZER, "--max-new-tokens", "6")
+    done = scratchlm(home, "complete", "the red", *chosen, "--explain")
+    assert done.returncode == 0 and done.stdout.startswith("the red")
+    rows = [line for line in done.stdout.splitlines() if re.match('".*"  ', line)]
+    assert len(rows) == 6
+    for row in rows:  # greedy: the most likely token is the one that was chosen
+        token, p, likely = re.split(" {2,}", row, maxsplit=2)
+        assert likely.startswith(f"{token} {p}, ")
+    drawn = ("complete", "the red", *chosen, "--temperature", "1.5")
+    assert (
+        scratchlm(home, *drawn).stdout
+        == scratchlm(home, *drawn).stdout
+        != scratchlm(home, *drawn, "--seed", "2").stdout
+    )
+    done = scratchlm(home, "complete", "the red " * 200, *chosen, "--explain")
+    assert done.returncode == 1 and "--explain shows what fits the model's context of 128 tokens" in done.stderr
+    done = scratchlm(home, "complete", "", *chosen)
+    assert done.returncode == 1 and "the text has no tokens" in done.stderr
+
+
+def test_the_version_is_that_of_the_package(home):
+    assert scratchlm(home, "--version").stdout == f"scratchlm {version('scratchlm')}\n"
 
 
 def test_chat_answers_each_line_and_ends_with_the_input(home):
@@ -233,7 +301,9 @@ def test_help_lists_every_command_but_the_old_name():
     listed = scratchlm(REPOSITORY, "--help").stdout
     names = (
         "chat",
+        "complete",
         "classify",
+        "tokens",
         "export",
         "import",
         "results",

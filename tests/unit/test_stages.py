@@ -94,10 +94,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tasks = [{"instruction": f"Say {n}.", "input": "" if n % 2 else "x", "output": f"{n}."} for n in range(60)]
     pairs = [{**task, "chosen": task["output"], "rejected": f"{n}!"} for n, task in enumerate(tasks)]
-    texts = {"stories": stories, "messages": messages}
+    texts = {"corpus": stories, "messages": messages}
     texts |= {"instructions": json.dumps(tasks), "preferences": json.dumps(pairs)}
     for kind, text in texts.items():
-        folder = place / "data" / "raw" / f"sample-{kind}"
+        folder = place / "data" / "raw" / kind
         folder.mkdir(parents=True)
         (folder / "file").write_text(text)
     return place
@@ -149,7 +149,7 @@ def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeyp
     ]  # fmt: skip
     assert metrics["gpt2-nano"]["files"] == 5
     for source, entry in metrics.items():
-        files = list((tmp_path / "data" / "raw" / source).iterdir())
+        files = list((tmp_path / "data" / "raw" / (CATALOGUE[source].purpose or source)).iterdir())
         assert sum(path.stat().st_size for path in files) == entry["bytes"]
 
 
@@ -309,9 +309,9 @@ def test_a_table_with_other_labels_runs_from_tokens_to_predictions(
     names = [*kinds] * 20 + ["law"] * 20
     lines = [f"{name},{kinds[name].format(i, 2 * i)}" for i, name in enumerate(names)]
     (raw / "news.csv").write_text("\n".join(["label,text", *lines]))
-    sources = {name: place / "data" / "raw" / f"sample-{name}" for name in ("instructions", "preferences")}
+    sources = {name: place / "data" / "raw" / name for name in ("instructions", "preferences")}
     run = caller(tmp_path, place)
-    corpus = place / "data" / "raw" / "sample-stories"
+    corpus = place / "data" / "raw" / "corpus"
     run("tokenize", corpus=corpus, messages=raw, vocabulary=tmp_path / "none", **sources)
     run("finetune_spam", base=base)
     run("baseline_spam")
@@ -392,7 +392,7 @@ def test_another_pretrained_model_brings_its_vocabulary_to_the_finetunings(place
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in llama.state_dict().items())
     found = read_json(metrics / "load_pretrained" / "smollm2-135m.json")
     assert found["parameters"] == llama.config.n_parameters
-    text = "".join(split_chunks(only_file(tmp_path / "data" / "raw" / "sample-stories"), 0.9)["val"])
+    text = "".join(split_chunks(only_file(tmp_path / "data" / "raw" / "corpus"), 0.9)["val"])
     n_tokens, n_bytes = len(tokenizer.encode(text)), len(text.encode())
     expected = found["val"]["loss"] * n_tokens / n_bytes / math.log(2)
     assert found["val"]["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
@@ -432,9 +432,9 @@ def test_a_folder_of_hugging_face_becomes_a_base_of_the_finetunings(
     call, data = caller(tmp_path, tmp_path), tmp_path / "data"
     call("download")
     assert read_json(tmp_path / "metrics" / "download.json")[name]["files"] == 4
-    for kind in ("stories", "messages", "instructions"):  # the tiny ones instead of the sample's
-        shutil.rmtree(data / "raw" / f"sample-{kind}")
-        shutil.copytree(place / "data" / "raw" / f"sample-{kind}", data / "raw" / f"sample-{kind}")
+    for kind in ("corpus", "messages", "instructions"):  # the tiny ones instead of the sample's
+        shutil.rmtree(data / "raw" / kind)
+        shutil.copytree(place / "data" / "raw" / f"sample-{kind}", data / "raw" / kind)
     for stage in ("tokenize", f"load_pretrained@{name}", "finetune_instruct"):
         call(stage)
     kept = load_tokenizer(data / "tokens" / "finetuning_tokenizer")

@@ -5,24 +5,36 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from scratchlm.cli import models, pipeline, rating
+from scratchlm.cli import look, models, pipeline, rating
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"scratchlm {version('scratchlm')}")
+        raise typer.Exit
+
+
 @app.callback()
-def scratchlm() -> None:
+def scratchlm(
+    _: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
     """Use the models that `dvc repro` built, and compare and verify its results."""
 
 
 command: Callable[..., None]
-for command in (models.chat, models.classify, models.export):
+for command in (models.chat, look.complete, models.classify, look.tokens, models.export):
     app.command()(command)
 app.command("import")(models.import_model)
 for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):

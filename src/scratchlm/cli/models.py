@@ -1,5 +1,6 @@
 """Commands on the models that the pipeline built: chat, classify, export, import."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from scratchlm.run.display import printable, say
+from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ Style = Annotated[
 ]
 ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
 TOKENIZER = Path("data/tokens/finetuning_tokenizer")
+ROWS_AT_ONCE = 32  # texts that are classified together
+SHOWN_CHARACTERS = 60  # of each of many texts
 
 
 def chat(
@@ -40,7 +43,7 @@ def chat(
     values = GREEDY.model_dump() | {"temperature": temperature}
     sampling = check_params(values, SamplingParams, source="chat", whole=True)
     style = prompt_style or _prompt_style()
-    gpt, text = _load(model, tokenizer)
+    gpt, text = load_model(model, tokenizer)
     check_style(style, text)
     decoder = for_inference(gpt)
     stopping = Stopping(max_new_tokens, text.end_token_id)
@@ -52,30 +55,74 @@ def chat(
         if not instruction:
             return
         prompt = encode_prompt({"instruction": instruction, "input": ""}, style, text)
-        generate(decoder, [prompt], stopping, sampling, seeds=[turn], on_token=_printer(text))
+        generate(decoder, [prompt], stopping, sampling, seeds=[turn], on_token=printer(text))
         print(flush=True)
 
 
 def classify(
-    text: Annotated[str, typer.Argument(help="a message")],
+    text: Annotated[str | None, typer.Argument(help="a message; without one, the lines of standard input")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="texts: a .csv, .tsv, .jsonl, .json or .parquet table, or one per line")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="the column of the table with the texts")] = "text",
+    format: Annotated[Literal["text", "csv", "jsonl"], typer.Option(help="how to print")] = "text",
     model: Model = CLASSIFIER,
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
-    """Say the class of a message, such as spam or ham, and the probability of each class."""
+    """Say the class of a message, such as spam or ham, and the probability of each class; or of many messages."""
     import numpy as np
 
+    from scratchlm.data.own_data import TABLES, table_rows
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.classifier import load_classifier
     from scratchlm.tasks.classification import class_probabilities
     from scratchlm.tasks.spam import padded_texts
 
+    if file and text is not None:
+        raise UserError("give a message or --file, not both")
     classifier, settings = load_classifier(model)
     words = load_tokenizer(tokenizer)
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
-    texts = padded_texts([words.begin_ids + words.encode(text)], words.end_token_id, settings.padded_tokens)
-    (found,) = class_probabilities(classifier, texts, np.arange(1), 1).tolist()
-    ranked = sorted(zip(found, settings.classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
-    say(f"{ranked[0][1]} ({', '.join(f'{name} {probability:.3f}' for probability, name in ranked)})")
+    if file and file.suffix.lower() in TABLES:
+        given = [row["text"] for row in table_rows(file, {"text": text_column})]
+    else:
+        given = _lines(file) if text is None else [text]
+    width = settings.padded_tokens
+    encoded = [words.begin_ids + words.encode(each) for each in given]
+    texts = padded_texts(encoded, words.end_token_id, width)
+    found = class_probabilities(classifier, texts, np.arange(len(texts)), ROWS_AT_ONCE).tolist() if given else []
+    if format == "csv":
+        print(",".join(["text", "class", *(_csv(name) for name in settings.classes)]))
+    for each, row in zip(given, found, strict=True):
+        ranked = sorted(zip(row, settings.classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
+        chances = {name: round(chance, 6) for name, chance in zip(settings.classes, row, strict=True)}
+        if format == "jsonl":
+            say(json.dumps({"text": each, "class": ranked[0][1], "probabilities": chances}, ensure_ascii=False))
+        elif format == "csv":
+            print(",".join([_csv(each), _csv(ranked[0][1]), *map(str, chances.values())]), flush=True)
+        else:
+            shown = "" if text is not None else f"  {one_line(each)[:SHOWN_CHARACTERS]}"
+            say(f"{ranked[0][1]} ({', '.join(f'{name} {chance:.3f}' for chance, name in ranked)}){shown}")
+    if n_cut := sum(len(each) > width for each in encoded):
+        print(f"{n_cut} of {len(given)} texts were cut: the classifier reads {width} tokens", file=sys.stderr)
+
+
+def _lines(file: Path | None) -> list[str]:
+    """The lines of a text file, or of standard input, that are not blank. Raises UserError if the file is not text."""
+    from scratchlm.run.files import missing
+
+    try:
+        text = file.read_text(encoding="utf-8-sig") if file else sys.stdin.read()
+    except FileNotFoundError as error:
+        raise missing(Path(error.filename)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _csv(text: str) -> str:
+    """A field of a CSV file; quotation marks around every text keep it one."""
+    return '"' + printable(text).replace('"', '""') + '"'
 
 
 def export(
@@ -93,7 +140,7 @@ def export(
     from scratchlm.formats.huggingface import save_huggingface
 
     _refuse_existing(output)
-    gpt, text = _load(model, tokenizer)
+    gpt, text = load_model(model, tokenizer)
     if not isinstance(text, BytePairTokenizer):
         raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
     style = prompt_style or (_prompt_style() if model.resolve() == ASSISTANT.resolve() else None)
@@ -152,7 +199,8 @@ def _prompt_style() -> Any:
     return style
 
 
-def _load(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:
+def load_model(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:
+    """A language model and its tokenizer. Raises UserError if they do not belong together."""
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.native import load_gpt
 
@@ -174,7 +222,7 @@ def _refuse_existing(output: Path) -> None:
         raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 
 
-def _printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
+def printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
     """Return a function that prints text as its tokens come; an incomplete character waits for its other bytes."""
     token_ids: list[int] = []
     shown = ""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from pydantic import model_validator
+
+from scratchlm.data.own_data import COLUMNS, OwnSource, own_files
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
@@ -40,13 +43,14 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """Files that belong together, with their licence and their authors."""
+    """Files that belong together, with their licence and their authors. purpose: a field of SourcesParams, or None."""
 
     name: str
     description: str
     licence: str
     citation: str
     files: tuple[File, ...]
+    purpose: str | None = None
 
 
 def read_catalogue(text: str) -> dict[str, Source]:
@@ -67,24 +71,72 @@ def _file(name: str, pin: dict, addresses: list[str]) -> File:
 CATALOGUE = read_catalogue(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 
 
-class SourcesParams(Section):
-    """The source for each purpose. vocabulary: of encoder.json and vocab.bpe, or of a pretrained model."""
+ASSUMED_BYTES = 1 << 30  # of a corpus at an address
+OWN = "own-"  # begins the name of one's own data, which is no entry
 
-    corpus: Literal["sample-stories", "the-verdict", "tiny-shakespeare"]
-    messages: Literal["sample-messages", "sms-spam", "imdb"]
-    instructions: Literal["sample-instructions", "instruction-data"]
-    preferences: Literal["sample-preferences", "instruction-preference"]
+
+def own_source(purpose: str) -> Source:
+    """One's own data as if it were an entry."""
+    return Source(f"{OWN}{purpose}", f"your own {purpose}", "yours", "–", (), purpose)
+
+
+def source_named(name: str) -> Source:
+    """The entry, or one's own data."""
+    return own_source(name.removeprefix(OWN)) if name.startswith(OWN) else CATALOGUE[name]
+
+
+def names_for(purpose: str) -> tuple[str, ...]:
+    """The names in the catalogue of what may serve the purpose."""
+    return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose)
+
+
+class SourcesParams(Section):
+    """The source for each purpose: a name of the catalogue, or one's own data. vocabulary: of a GPT-2 or a pretrained
+    model."""
+
+    corpus: Literal[names_for("corpus")] | OwnSource  # type: ignore[valid-type]
+    messages: Literal[names_for("messages")] | OwnSource  # type: ignore[valid-type]
+    instructions: Literal[names_for("instructions")] | OwnSource  # type: ignore[valid-type]
+    preferences: Literal[names_for("preferences")] | OwnSource  # type: ignore[valid-type]
     vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m", "smollm2-360m"]
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> "SourcesParams":
+        for purpose, columns in COLUMNS.items():
+            source = getattr(self, purpose)
+            if isinstance(source, OwnSource) and (unknown := sorted(set(source.columns) - set(columns))):
+                raise ValueError(
+                    f"{purpose}.columns has {unknown[0]!r}, but only {', '.join(columns)} can be given the name of a "
+                    "column of the file"
+                )
+        return self
+
+    @property
+    def own(self) -> dict[str, OwnSource]:
+        """One's own data by purpose."""
+        found = {purpose: getattr(self, purpose) for purpose in COLUMNS}
+        return {purpose: source for purpose, source in found.items() if isinstance(source, OwnSource)}
+
+    @property
+    def corpus_name(self) -> str:
+        return self.own["corpus"].path if "corpus" in self.own else str(self.corpus)
+
+    @property
+    def corpus_bytes(self) -> int:
+        """The size of the corpus, which bounds the number of its tokens; of an address it is assumed."""
+        if own := self.own.get("corpus"):
+            return ASSUMED_BYTES if own.is_address else sum(path.stat().st_size for path in own_files(own))
+        return sum(file.size_bytes or 0 for file in CATALOGUE[self.corpus_name].files)
 
 
 def wanted_files(
     sources: SourcesParams, gpt2_sizes: Iterable[GPT2Size], pretrained: Iterable[PretrainedName]
 ) -> list[tuple[Source, File]]:
-    """Return every file that the parameters name, once, in the catalogue's order.
+    """Return every file of the catalogue that the parameters name, once, in the catalogue's order.
 
     Of a GPT-2 that is only the `vocabulary`, these are VOCABULARY_FILES.
     """
-    whole: set[str] = {sources.corpus, sources.messages, sources.instructions, sources.preferences}
+    whole: set[str] = {getattr(sources, purpose) for purpose in COLUMNS if purpose not in sources.own}
     whole |= {
         *(f"gpt2-{size}" for size in gpt2_sizes),
         *pretrained,

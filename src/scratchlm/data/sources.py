@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from urllib.parse import quote
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote, urlsplit
 
 from scratchlm.data.archive import read_member
-from scratchlm.data.catalogue import File, Source
+from scratchlm.data.catalogue import File, Source, own_source
+from scratchlm.data.own_data import OwnSource, own_files
 from scratchlm.data.transfer import Part, Refused, content_fault, is_path, without_secrets
 from scratchlm.data.wheels import obtain_wheel
 from scratchlm.run.errors import UserError
@@ -66,6 +67,15 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
             except Refused as reason:
                 tried.append(without_secrets(f"{address} ({reason})"))
     raise DownloadError(_sentence(source, file, tried))
+
+
+def own_paths(purpose: str, source: OwnSource, store: Path, mirror: str | None) -> list[Path]:
+    """The files of one's own data: below data/mine, or fetched. Raises UserError if there is none."""
+    if not source.is_address:
+        return own_files(source)
+    name = PurePosixPath(urlsplit(source.path).path).name or purpose
+    file = File(name, source.sha256, None, (source.path,))
+    return [fetch(own_source(purpose), file, store / str(source.sha256), mirror)]
 
 
 def place(stored: Path, target: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.data.catalogue import source_named
 from scratchlm.model.config import ModelParams
 from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
 from scratchlm.report.graph import graph_svg, stage_graph
@@ -103,7 +103,7 @@ def render(report: Report) -> str:
         trust=metrics["judge"].get("trust"),
         agreement=metrics["judge"].get("agreement"),
         pairwise={name: found for name, found in metrics["judge"].get("pairwise", {}).items() if name != "judge"},
-        sources=[(CATALOGUE[name], found) for name, found in sorted(metrics["download"].items())],
+        sources=[(source_named(name), found) for name, found in sorted(metrics["download"].items())],
     )
     return printable(page.strip()) + "\n"
 

@@ -66,6 +66,8 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
     wrong: dict[str, list[str]] = {}
     for mistake in error.errors():
         path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
+        if kind == "literal_error" and isinstance(mistake["input"], dict):
+            continue  # a section may stand there, too, and its mistakes are named
         value = "" if isinstance(mistake["input"], dict) else f"is {_shown(mistake['input'])}: "
         if kind.startswith("union_tag"):  # a section of several kinds, whose kind is missing or unknown
             path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
@@ -113,9 +115,10 @@ def _allowed_keys(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[
     for part in loc[:-1]:
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
         models = [inner for field in fields for inner in _models_in(field.annotation)] or [
-            model  # of the kind that pydantic names instead of a field
+            model  # of the kind, or the type, that pydantic names instead of a field
             for model in models
-            if any(part in get_args(field.annotation) for field in model.model_fields.values())
+            if str(part).rstrip("]").endswith(model.__name__)  # function-after[check(), Model]
+            or any(part in get_args(field.annotation) for field in model.model_fields.values())
         ]
     return [key for model in models for key in model.model_fields]
 

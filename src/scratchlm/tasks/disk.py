@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import wanted_files
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.preflight import corpus_bytes, model_configs
+from scratchlm.tasks.preflight import model_configs
 
 NUMBER_BYTES = 4  # of a float32 weight, or of a token
 CHECKPOINT_NUMBERS = 3  # a weight and AdamW's two moments
@@ -46,7 +46,7 @@ def disk_needs(params: Any) -> DiskNeeds:
     trained = [config.n_parameters for config in (models["pretrain"], *backbones, *assistants)]
     names = [*(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
     loaded = [models[name].n_parameters for name in names]
-    tokens = NUMBER_BYTES * corpus_bytes(params)
+    tokens = NUMBER_BYTES * params.sources.corpus_bytes
     files = [file for _, file in wanted_files(params.sources, params.gpt2_sizes, params.pretrained)]
     return DiskNeeds(
         sum(file.size_bytes or 0 for file in files),

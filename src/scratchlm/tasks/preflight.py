@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
@@ -219,7 +218,7 @@ def _contexts(params: Any) -> Iterator[str]:
 
 def _steps(params: Any) -> Iterator[str]:
     """Pretraining must have a window and reach its learning rate, even if each byte of the corpus were a token."""
-    source, p, n_bytes = params.sources.corpus, params.pretrain, corpus_bytes(params)
+    source, p, n_bytes = params.sources.corpus_name, params.pretrain, params.sources.corpus_bytes
     lengths = {name: model.context_length for name, model in pretrained_models(params).items()}
     lengths = {"model": lengths.pop("pretrain"), "evaluation": params.evaluation.context_length} | lengths
     for key, n_tokens in lengths.items():
@@ -233,15 +232,10 @@ def _steps(params: Any) -> Iterator[str]:
         )
 
 
-def corpus_bytes(params: Any) -> int:
-    """The size of the corpus, which bounds the number of its tokens."""
-    return sum(file.size_bytes or 0 for file in CATALOGUE[params.sources.corpus].files)
-
-
 def pretraining_steps(params: Any) -> int:
     """The steps of pretraining if each byte of the corpus were a token."""
     p, length = params.pretrain, params.model.context_length
-    return int(p.epochs * (max(0, corpus_bytes(params) - length) // p.stride + 1) / p.batch_size)
+    return int(p.epochs * (max(0, params.sources.corpus_bytes - length) // p.stride + 1) / p.batch_size)
 
 
 def _ranks(params: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ class Letters:
 
 
 def test_what_a_model_says_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    show = models._printer(Letters())  # type: ignore[arg-type]
+    show = models.printer(Letters())  # type: ignore[arg-type]
     for character in "\x1b]0;title\x07 a\r\n\u202eß":
         show(0, ord(character))
     assert capsys.readouterr().out == "\\u001b]0;title\\u0007 a\\u000d\n\\u202eß"

@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from scratchlm.data.catalogue import CATALOGUE, File, PretrainedName, Source, SourcesParams, wanted_files
+from scratchlm.data.catalogue import CATALOGUE, File, PretrainedName, Source, SourcesParams, names_for, wanted_files
+from scratchlm.data.own_data import COLUMNS
 from scratchlm.data.sources import fetch
 from scratchlm.model.config import PRETRAINED
 from scratchlm.run.errors import UserError
@@ -48,8 +49,9 @@ def test_a_pretrained_model_is_wanted_whole() -> None:
 
 
 def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
-    for name, field in SourcesParams.model_fields.items():
-        assert set(field.annotation.__args__) <= set(CATALOGUE), name
+    named = {source.name for source in CATALOGUE.values() if source.purpose}
+    assert named == {name for purpose in COLUMNS for name in names_for(purpose)}
+    assert set(get_args(SourcesParams.model_fields["vocabulary"].annotation)) <= set(CATALOGUE)
     for size in ("nano", "124M", "355M", "774M", "1558M"):
         assert {file.name for file in CATALOGUE[f"gpt2-{size}"].files} == {
             "hparams.json", "model.ckpt.index", "model.ckpt.data-00000-of-00001", "encoder.json", "vocab.bpe",
@@ -59,8 +61,10 @@ def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
 def test_an_unknown_source_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UserError) as caught:
         check_params(REAL.model_dump() | {"corpus": "verdict"}, SourcesParams, source="params.yaml")
-    *others, last = map(repr, SourcesParams.model_fields["corpus"].annotation.__args__)
-    assert str(caught.value) == f"params.yaml: corpus is 'verdict': must be {', '.join(others)} or {last}"
+    *others, last = map(repr, names_for("corpus"))
+    assert str(caught.value) == (
+        f"params.yaml: corpus is 'verdict': must be {', '.join(others)} or {last} or must be a mapping of parameters"
+    )
 
 
 ENTRIES = {f"{source.name}/{file.name}": (source, file) for source in CATALOGUE.values() for file in source.files}

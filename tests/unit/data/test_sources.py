@@ -19,7 +19,8 @@ import requests
 
 from scratchlm.data import transfer
 from scratchlm.data.catalogue import CATALOGUE, File, Source
-from scratchlm.data.sources import DownloadError, addresses, fetch, place
+from scratchlm.data.own_data import OwnSource
+from scratchlm.data.sources import DownloadError, addresses, fetch, own_paths, place
 from scratchlm.data.transfer import Part
 from scratchlm.run.files import sha256_of
 
@@ -160,6 +161,17 @@ def test_a_fresh_fetch_puts_the_file_into_the_store(server: Server, tmp_path: Pa
     assert stored == tmp_path / "books" / "book.txt"
     assert stored.read_bytes() == CONTENT
     assert left_in(tmp_path) == ["book.txt"]
+
+
+def test_ones_own_data_at_an_address_are_fetched_once_for_each_content(server: Server, tmp_path: Path) -> None:
+    server.files["/books/novel.txt"] = CONTENT
+    address = server.url("books/novel.txt")
+    for _ in range(2):
+        found = own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path, None)
+        assert [(path.name, path.read_bytes()) for path in found] == [("novel.txt", CONTENT)]
+    assert len(server.requests) == 1
+    with pytest.raises(DownloadError, match="cannot get own-corpus/novel.txt: tried http://127.0.0.1"):
+        own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(OTHER).hexdigest()), tmp_path, None)
 
 
 def test_a_second_fetch_makes_no_request(server: Server, tmp_path: Path) -> None:

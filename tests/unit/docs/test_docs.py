@@ -169,6 +169,7 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
                 for key in keys
                 if key.startswith(("pretrain_ablations.", "spam_ablations.", "variants.", "judge.second."))
                 or "_runs." in key
+                or re.match(r"sources\.\w+\.(path|sha256|columns\.)", key)
             }
             assert keys - free <= parameters(), block.text
 
