@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from scratchlm.arithmetic.mode import use_compiler, use_recording
+from scratchlm.arithmetic.mode import use_compiler, use_cuda_graphs
 from scratchlm.data.corpus import TokenWindows
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
@@ -51,7 +51,7 @@ def as_before(deterministic_as_before: None) -> Iterator[None]:
     yield
     torch.backends.mkldnn.matmul.fp32_precision = kernels  # type: ignore[attr-defined]
     use_compiler("")
-    use_recording(False)
+    use_cuda_graphs(False)
 
 
 def start(device: str, precision: str = "float32", compiled: bool = False, checkpoint: Checkpoint | None = None) -> Run:
@@ -135,10 +135,10 @@ def test_losses_and_gradients_are_those_of_the_textbook_on_the_cpu(
 
 @on_every_device
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_recorded_evaluations_follow_the_weights(training_values: dict[str, Any], device: str, precision: str) -> None:
+def test_captured_evaluations_follow_the_weights(training_values: dict[str, Any], device: str, precision: str) -> None:
     """The loss of rows, and a classifier's logits with and without frozen blocks, before and after a change."""
     run, model, meter = start(device, precision), gpt(device), LossMeter()
-    use_recording(True)
+    use_cuda_graphs(True)
     classifier = GPTClassifier(gpt(device), 2, "last_real").to(device)
     freeze(classifier, "last_block")
     texts = padded_texts([[1 + (i * j) % 90 for j in range(1 + i)] for i in range(10)], 0, CONTEXT)

@@ -434,7 +434,7 @@ def test_a_folder_of_hugging_face_becomes_a_base_of_the_finetunings(
     assert read_json(tmp_path / "metrics" / "download.json")[name]["files"] == 4
     for kind in ("corpus", "messages", "instructions"):  # the tiny ones instead of the sample's
         shutil.rmtree(data / "raw" / kind)
-        shutil.copytree(place / "data" / "raw" / f"sample-{kind}", data / "raw" / kind)
+        shutil.copytree(place / "data" / "raw" / kind, data / "raw" / kind)
     for stage in ("tokenize", f"load_pretrained@{name}", "finetune_instruct"):
         call(stage)
     kept = load_tokenizer(data / "tokens" / "finetuning_tokenizer")

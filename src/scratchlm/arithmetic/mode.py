@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 _exact = False
 _compiler = ""
-_recording = False
+_cuda_graphs = False
 _n_threads = 1
 
 
@@ -36,20 +36,20 @@ def use_compiler(version: str) -> None:
     _compiler = version
 
 
-def is_recording() -> bool:
-    """Whether the work of a GPU is recorded, which needs shapes that do not depend on data (see fast/recording.py)."""
-    return _recording
+def uses_cuda_graphs() -> bool:
+    """Whether work is captured as CUDA graphs, whose shapes must not depend on data (see fast/cuda_graphs.py)."""
+    return _cuda_graphs
 
 
-def use_recording(recording: bool) -> None:
+def use_cuda_graphs(wanted: bool) -> None:
     """Choose for the whole process."""
-    global _recording
-    _recording = recording
+    global _cuda_graphs
+    _cuda_graphs = wanted
 
 
 def has_static_shapes() -> bool:
-    """Whether trainings pad their batches to few shapes, for a compiler or a recording."""
-    return _recording or bool(_compiler)
+    """Whether trainings pad their batches to few shapes, for a compiler or for CUDA graphs."""
+    return _cuda_graphs or bool(_compiler)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from scratchlm.arithmetic.integers import CHUNK
 from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.fast.compiler import padded_length
-from scratchlm.fast.recording import Recorded
-from scratchlm.fast.static_cache import Rooms, StaticCache
+from scratchlm.fast.cuda_graphs import CapturedFunction
+from scratchlm.fast.static_cache import BufferPool, StaticCache
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
 from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
@@ -33,7 +33,7 @@ from scratchlm.model.gpt import GELU, FeedForward, GPTModel, TransformerBlock
 from scratchlm.model.variants import RMSNorm, sines_and_cosines
 
 FEW_ROWS = 32  # for more, a product of matrices is faster
-RECORDED_TOKENS = 4096  # of prompts; with more, a GPU computes longer than this process launches
+CAPTURED_TOKENS = 4096  # of prompts; with more, a GPU computes longer than this process launches
 
 
 class DecodingGPT(GPTModel):
@@ -43,12 +43,12 @@ class DecodingGPT(GPTModel):
     """
 
     parts: list[tuple[nn.Module, ...]]
-    rooms: Rooms  # of a GPU, like prompts
-    prompts: Recorded[tuple[Tensor, Tensor, Tensor]]
+    buffer_pool: BufferPool  # of a GPU, like prompts
+    prompts: CapturedFunction[tuple[Tensor, Tensor, Tensor]]
 
     def new_cache(self, n_rows: int) -> KVCache:
         on_gpu = self.token_embedding.weight.device.type == "cuda" and not is_exact()
-        return StaticCache(self.config, n_rows, self.rooms) if on_gpu else super().new_cache(n_rows)
+        return StaticCache(self.config, n_rows, self.buffer_pool) if on_gpu else super().new_cache(n_rows)
 
     def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         if cache is None or token_ids.shape[1] > 1 or is_exact() or token_ids.device.type != "cpu":
@@ -65,9 +65,9 @@ class DecodingGPT(GPTModel):
         lengths = [len(row) for row in rows]
         device = self.token_embedding.weight.device
         n_tokens = padded_length(max(lengths), self.config.context_length)
-        if isinstance(cache, StaticCache) and len(rows) * n_tokens <= RECORDED_TOKENS:
+        if isinstance(cache, StaticCache) and len(rows) * n_tokens <= CAPTURED_TOKENS:
             cache.lengths = lengths
-            return self._recorded_logits(rows, n_tokens, cache)
+            return self._captured_logits(rows, n_tokens, cache)
         layout = VarlenLayout(torch.tensor(lengths, device=device))
         token_ids = torch.tensor([token_id for row in rows for token_id in row], device=device)  # (N,)
         logits = self.head(last_token_states(self, embed(self, token_ids, layout), layout, cache=cache))
@@ -75,7 +75,7 @@ class DecodingGPT(GPTModel):
             cache.lengths = lengths
         return logits
 
-    def _recorded_logits(self, rows: Sequence[Sequence[int]], n_tokens: int, cache: KVCache) -> Tensor:
+    def _captured_logits(self, rows: Sequence[Sequence[int]], n_tokens: int, cache: KVCache) -> Tensor:
         """next_logits on a GPU, padded to n_tokens: for few tokens, launching takes longer than computing."""
         padded = torch.zeros(len(rows), n_tokens, dtype=torch.int64)
         for row, token_ids in zip(padded, rows, strict=True):
@@ -110,7 +110,8 @@ def for_inference(model: GPTModel) -> DecodingGPT:
     twin: DecodingGPT = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})  # type: ignore[assignment]
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
-    twin.rooms, twin.prompts = Rooms(), Recorded(twin._read_prompts, model.token_embedding.weight.device)
+    twin.buffer_pool = BufferPool()
+    twin.prompts = CapturedFunction(twin._read_prompts, model.token_embedding.weight.device)
     twin.parts = [_parts(block) for block in twin.blocks]  # type: ignore[arg-type]
     return twin.eval()
 

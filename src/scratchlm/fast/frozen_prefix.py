@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.fast.recording import Recorded
+from scratchlm.fast.cuda_graphs import CapturedFunction
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, normalise, run_blocks
 from scratchlm.model.classifier import GPTClassifier
 
@@ -74,7 +74,7 @@ class Texts:
 
 
 class PaddedTexts(Texts):
-    """Texts for a GPU whose work is recorded: every row is computed to its full width, so all batches have one shape.
+    """Texts for a GPU whose work is captured: every row is computed to its full width, so all batches have one shape.
 
     A batch of cached texts has their numbers, which are looked up in the output of the frozen blocks on the GPU.
     """
@@ -82,7 +82,7 @@ class PaddedTexts(Texts):
     def __init__(self, token_ids: Tensor, lengths: Tensor) -> None:
         super().__init__(token_ids, lengths)
         self._encoded: Tensor | None = None  # (M, T, C)
-        self._recorded: tuple[GPTClassifier, Recorded[Tensor]] | None = None
+        self._captured: tuple[GPTClassifier, CapturedFunction[Tensor]] | None = None
 
     @property
     def are_cached(self) -> bool:
@@ -114,16 +114,16 @@ class PaddedTexts(Texts):
             return x
 
         classifier.eval()
-        recorded = Recorded(encoded, device)
-        states = [recorded(token_ids).clone() for token_ids in self.token_ids.split(batch_size)]
+        captured = CapturedFunction(encoded, device)
+        states = [captured(token_ids).clone() for token_ids in self.token_ids.split(batch_size)]
         classifier.train(was_training)
         self._n_blocks, self._encoded = n_blocks, torch.cat(states)
 
     def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
-        if self._recorded is None or self._recorded[0] is not classifier:
+        if self._captured is None or self._captured[0] is not classifier:
             device = classifier.trunk.token_embedding.weight.device
-            self._recorded = classifier, Recorded(partial(self.class_logits, classifier), device)
-        return self._recorded[1](*self.batch(indices)).cpu()
+            self._captured = classifier, CapturedFunction(partial(self.class_logits, classifier), device)
+        return self._captured[1](*self.batch(indices)).cpu()
 
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:

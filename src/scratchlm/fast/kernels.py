@@ -13,7 +13,7 @@ import ctypes
 
 import torch
 
-from scratchlm.arithmetic.mode import use_compiler, use_exact, use_recording
+from scratchlm.arithmetic.mode import use_compiler, use_cuda_graphs, use_exact
 from scratchlm.fast.compiler import compiler_version, refuse_missing_compiler
 from scratchlm.run import device as run_device
 from scratchlm.run.context import Run
@@ -30,7 +30,7 @@ def set_up(run: Run, params: DeviceParams) -> None:
     if params.compile:
         refuse_missing_compiler(run.device)
     use_compiler(compiler_version(run.device) if params.compile else "")
-    use_recording(run.device == "cuda" and run.precision != "exact")
+    use_cuda_graphs(run.device == "cuda" and run.precision != "exact")
     if run.precision == "exact":
         torch.set_num_threads(1)
     elif run.device == "cpu":

@@ -1,11 +1,11 @@
-"""A KV cache of fixed shape, and decoding steps that a GPU replays as one recorded graph.
+"""A KV cache of fixed shape, and decoding steps that a GPU replays as one captured graph.
 
 Surprising: on a card, a step for a few rows takes as long as launching its hundreds of kernels one by one, however
-little each computes. A CUDA graph launches them at once, but has the addresses and shapes of when it was recorded. So
-the cache has room for a fixed number of rows and slots; a row that ends leaves its place unused, until half the room
-would do. A new graph is recorded then, and whenever a row needs more slots.
+little each computes. A CUDA graph launches them at once, but has the addresses and shapes of when it was captured. So
+the buffers have a fixed number of rows and slots; a row that ends leaves its index in the batch unused, until half the
+batch size would do. Other buffers and their graph follow then, and whenever a row needs more slots.
 
-The recorded step is the textbook's forward pass, so the tokens are the same: tests/unit/fast/test_static_cache.py runs
+The captured step is the textbook's forward pass, so the tokens are the same: tests/unit/fast/test_static_cache.py runs
 it without a GPU. With parameter `compile`, torch's compiler makes one program of it, for any number of rows and slots.
 docs/gpu.md has what both pay.
 """
@@ -23,98 +23,98 @@ from torch import Tensor
 from scratchlm.arithmetic.functions import most_likely
 from scratchlm.arithmetic.mode import compiler
 from scratchlm.fast.compiler import compiled
-from scratchlm.fast.recording import recorded
+from scratchlm.fast.cuda_graphs import captured
 from scratchlm.model.cache import KVCache, LayerCache
 from scratchlm.model.config import GPTConfig
 
 SLOTS = 256  # added at a time
-LARGEST_DOUBLING = 16  # room for more rows is a multiple of this
-KEPT_BYTES = 2 << 30  # of rooms that a model keeps for later
+LARGEST_DOUBLING = 16  # a batch size above it is a multiple of it
+KEPT_BYTES = 2 << 30  # of buffers that a model keeps for later
 
 
 class StaticCache(KVCache):
     """A KVCache whose rows, once the prompts are in it, get one token each at a step."""
 
-    def __init__(self, config: GPTConfig, n_rows: int, rooms: "Rooms") -> None:
+    def __init__(self, config: GPTConfig, n_rows: int, buffer_pool: "BufferPool") -> None:
         super().__init__(config.n_layers, n_rows, config.context_length)
-        self._places = list(range(n_rows))  # of each row in the room
-        self._rooms, self._room = rooms, cast("Room", None)
-        self._fed: list[int] | None = None  # the tokens that the last step has chosen and put in their places
+        self._indices = list(range(n_rows))  # of each row in the batch of the buffers
+        self._pool, self._buffers = buffer_pool, cast("Buffers", None)
+        self._fed: list[int] | None = None  # the next tokens that the buffers hold, if they are known here
 
     def select(self, rows: list[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
-        self._places = [self._places[row] for row in rows]
+        self._indices = [self._indices[row] for row in rows]
         self._fed = None
-        if self._room:
-            self._room.use(self._places)
+        if self._buffers:
+            self._buffers.use(self._indices)
 
     def step(self, model: Callable[..., Tensor], token_ids: list[int]) -> Tensor:
         logits, _ = self._stepped(model, token_ids)
-        return logits.index_select(0, torch.tensor(self._places, device=logits.device))
+        return logits.index_select(0, torch.tensor(self._indices, device=logits.device))
 
     def most_likely(self, model: Callable[..., Tensor], token_ids: list[int]) -> list[list[float]]:
         _, best = self._stepped(model, token_ids)
-        of_places = best.tolist()  # the only wait of a step
-        found = [of_places[place] for place in self._places]
+        of_batch = best.tolist()  # the only wait of a step
+        found = [of_batch[index] for index in self._indices]
         self._fed = [int(token_id) for _, token_id in found]
         return found
 
     def _stepped(self, model: Callable[..., Tensor], token_ids: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits and the most likely token of each place."""
-        longest, n_places = max(self.lengths), places_for(len(self._places))
-        if self._room is None or longest >= self._room.n_slots or n_places <= self._room.n_places // 2:
+        """Logits and the most likely token at each index of the batch."""
+        longest, batch_size = max(self.lengths), padded_batch_size(len(self._indices))
+        if self._buffers is None or longest >= self._buffers.n_slots or batch_size <= self._buffers.batch_size // 2:
             n_slots = min(self.context_length, SLOTS * (longest // SLOTS + 1))
-            self._room = self._rooms.take(model, self, n_places, n_slots)
-            self._room.receive(self.layers, self._places, self.lengths)
-            self.layers, self._places, self._fed = self._room.layers, list(range(len(self._places))), None
+            self._buffers = self._pool.take(model, self, batch_size, n_slots)
+            self._buffers.receive(self.layers, self._indices, self.lengths)
+            self.layers, self._indices, self._fed = self._buffers.layers, list(range(len(self._indices))), None
         if token_ids != self._fed:
-            self._room.put(self._places, token_ids)
+            self._buffers.put(self._indices, token_ids)
         self._fed = None
         self.lengths = [length + 1 for length in self.lengths]
-        return self._room.replay()
+        return self._buffers.replay()
 
 
-class Rooms:
-    """The rooms of one model. A later cache takes one that an earlier cache has left, so few steps are recorded."""
+class BufferPool:
+    """The buffers of one model. A later cache takes those that an earlier one has left, so few steps are captured."""
 
     def __init__(self) -> None:
-        self._rooms: dict[tuple[int, int], Room] = {}
+        self._pool: dict[tuple[int, int], Buffers] = {}
 
-    def take(self, model: Callable[..., Tensor], cache: StaticCache, n_places: int, n_slots: int) -> "Room":
-        """A room of this size that no other living cache has."""
-        size = (n_places, n_slots)
-        room = self._rooms.pop(size, None)
-        if room is None or room.owner() is not None:
-            room = Room(model, cache.layers, n_places, n_slots)
-        self._rooms[size] = room
-        while len(self._rooms) > 1 and sum(kept.n_bytes for kept in self._rooms.values()) > KEPT_BYTES:
-            del self._rooms[next(iter(self._rooms))]  # the oldest
-        room.owner = weakref.ref(cache)
-        return room
+    def take(self, model: Callable[..., Tensor], cache: StaticCache, batch_size: int, n_slots: int) -> "Buffers":
+        """Buffers of this size that no other living cache has."""
+        size = (batch_size, n_slots)
+        buffers = self._pool.pop(size, None)
+        if buffers is None or buffers.owner() is not None:
+            buffers = Buffers(model, cache.layers, batch_size, n_slots)
+        self._pool[size] = buffers
+        while len(self._pool) > 1 and sum(kept.n_bytes for kept in self._pool.values()) > KEPT_BYTES:
+            del self._pool[next(iter(self._pool))]  # the oldest
+        buffers.owner = weakref.ref(cache)
+        return buffers
 
 
-class Room(KVCache):
-    """Tensors of fixed shape and address, all that a recorded step reads and writes. It knows no row's length.
+class Buffers(KVCache):
+    """Tensors of fixed shape and address, all that a captured step reads and writes. It knows no row's length.
 
-    token_ids, positions: (B, 1) of the tokens that come next, for B places. used: (B, 1), 1 where there is a row.
-    replay: the next step. owner: the cache that has the room, or None.
+    token_ids, positions: (B, 1) of the tokens that come next. used: (B, 1), 1 where there is a row.
+    replay: the next step. owner: the cache that has the buffers, or None.
     """
 
     def __init__(
-        self, model: Callable[..., Tensor], like: Sequence[LayerCache], n_places: int, n_slots: int
+        self, model: Callable[..., Tensor], like: Sequence[LayerCache], batch_size: int, n_slots: int
     ) -> None:  # fmt: skip
         super().__init__(len(like), 1, n_slots)
-        self.n_places, self.n_slots = n_places, n_slots
+        self.batch_size, self.n_slots = batch_size, n_slots
         for new, layer in zip(self.layers, like, strict=True):
-            new.keys, new.values = (_with_room(it, n_places, n_slots) for it in (layer.keys, layer.values))
+            new.keys, new.values = (_empty_like(it, batch_size, n_slots) for it in (layer.keys, layer.values))
         assert self.layers[0].keys is not None
         self.n_bytes = 2 * len(like) * self.layers[0].keys.nbytes
-        empty = torch.zeros(n_places, 1, dtype=torch.int64, device=self.layers[0].keys.device)
+        empty = torch.zeros(batch_size, 1, dtype=torch.int64, device=self.layers[0].keys.device)
         self.token_ids, self.positions, self.used = empty, empty.clone(), empty.clone()
         self.owner: Callable[[], StaticCache | None] = lambda: None
         forward = compiled(logits_of, dynamic=True) if compiler() else logits_of
         with _writes_in_any_order():
-            self.replay = recorded(partial(step, forward, model, self), empty.device)
+            self.replay = captured(partial(step, forward, model, self), empty.device)
 
     def advance(self, n_tokens: int, device: torch.device) -> Tensor:
         assert n_tokens == 1 and self.layers[0].keys is not None, "prompts do not pass through here"
@@ -125,52 +125,52 @@ class Room(KVCache):
         return self.positions
 
     def receive(self, old: Sequence[LayerCache], rows: list[int], lengths: list[int]) -> None:
-        """Copy some rows of the old layers, and their lengths, into the first places."""
+        """Copy some rows of the old layers, and their lengths, to the first indices of the batch."""
         device = self.positions.device
         chosen = torch.tensor(rows, device=device)
         for new, layer in zip(self.layers, old, strict=True):
-            for place, it in ((new.keys, layer.keys), (new.values, layer.values)):
-                assert place is not None and it is not None
-                n_kept = min(self.n_slots, it.shape[2])
-                place[: len(rows), :, :n_kept] = it[chosen, :, :n_kept]
+            for target, source in ((new.keys, layer.keys), (new.values, layer.values)):
+                assert target is not None and source is not None
+                n_kept = min(self.n_slots, source.shape[2])
+                target[: len(rows), :, :n_kept] = source[chosen, :, :n_kept]
         self.positions.zero_()
         self.positions[: len(rows), 0] = torch.tensor(lengths, device=device)
         self.use(list(range(len(rows))))
 
-    def use(self, places: list[int]) -> None:
-        """Let only these places go on to their next positions."""
+    def use(self, indices: list[int]) -> None:
+        """Let only the rows at these indices advance with each step."""
         self.used.zero_()
-        self.used[torch.tensor(places, device=self.used.device)] = 1
+        self.used[torch.tensor(indices, device=self.used.device)] = 1
 
-    def put(self, places: list[int], token_ids: list[int]) -> None:
-        """Let these tokens come next."""
+    def put(self, indices: list[int], token_ids: list[int]) -> None:
+        """Set the next tokens of the rows at these indices."""
         device = self.token_ids.device
-        self.token_ids[torch.tensor(places, device=device), 0] = torch.tensor(token_ids, device=device)
+        self.token_ids[torch.tensor(indices, device=device), 0] = torch.tensor(token_ids, device=device)
 
 
-def places_for(n_rows: int) -> int:
-    """A number with room for the rows, such that there are few."""
+def padded_batch_size(n_rows: int) -> int:
+    """The smallest of a few batch sizes that holds the rows."""
     if n_rows <= LARGEST_DOUBLING:
         return 1 << (n_rows - 1).bit_length()
     return LARGEST_DOUBLING * math.ceil(n_rows / LARGEST_DOUBLING)
 
 
-def logits_of(model: Callable[..., Tensor], room: Room) -> Tensor:
-    """The forward pass of all places: (B, V)."""
-    return model(room.token_ids, room)[:, -1]
+def logits_of(model: Callable[..., Tensor], buffers: Buffers) -> Tensor:
+    """The forward pass of the whole batch: (B, V)."""
+    return model(buffers.token_ids, buffers)[:, -1]
 
 
-def step(forward: Callable[..., Tensor], model: Callable[..., Tensor], room: Room) -> tuple[Tensor, Tensor]:
-    """Logits and the most likely token of all places, which becomes the next one unless another is put there."""
-    logits = forward(model, room)
+def step(forward: Callable[..., Tensor], model: Callable[..., Tensor], buffers: Buffers) -> tuple[Tensor, Tensor]:
+    """Logits and the most likely tokens of the batch, which are the next ones unless others are put there."""
+    logits = forward(model, buffers)
     best = most_likely(logits)
-    # a row that has ended may stand beyond the last slot, until its place is used again
-    room.positions.copy_((room.positions + room.used).clamp(max=room.n_slots - 1))
-    room.token_ids.copy_(best[:, 1:])
+    # a row that has ended may be beyond the last slot
+    buffers.positions.copy_((buffers.positions + buffers.used).clamp(max=buffers.n_slots - 1))
+    buffers.token_ids.copy_(best[:, 1:])
     return logits, best
 
 
-def _with_room(like: Tensor | None, n_rows: int, n_slots: int) -> Tensor:
+def _empty_like(like: Tensor | None, n_rows: int, n_slots: int) -> Tensor:
     """Zeros for more rows and slots: (B, K, S, D) -> (n_rows, K, n_slots, D)."""
     assert like is not None
     return like.new_zeros(n_rows, like.shape[1], n_slots, like.shape[3])
@@ -178,7 +178,7 @@ def _with_room(like: Tensor | None, n_rows: int, n_slots: int) -> Tensor:
 
 @contextmanager
 def _writes_in_any_order() -> Iterator[None]:
-    """Without torch's deterministic mode, which sorts the indices of each write; no two tokens share a place here."""
+    """Without torch's deterministic mode, which sorts the indices of each write; no two tokens share a slot here."""
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("default")
     try:

@@ -11,11 +11,11 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import pad
 
-from scratchlm.arithmetic.mode import is_recording
+from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.compiler import padded_length
-from scratchlm.fast.recording import Recorded
+from scratchlm.fast.cuda_graphs import CapturedFunction
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.training.losses import row_losses, static_token_losses
@@ -43,7 +43,7 @@ class LossMeter:
     """Measures the losses of one model's rows, again and again while it trains."""
 
     def __init__(self) -> None:
-        self._recorded: tuple[GPTModel, Recorded[torch.Tensor]] | None = None
+        self._captured: tuple[GPTModel, CapturedFunction[torch.Tensor]] | None = None
 
     @torch.no_grad()
     def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
@@ -66,13 +66,13 @@ class LossMeter:
         self, model: GPTModel, inputs: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = model.token_embedding.weight.device
-        if not is_recording():
+        if not uses_cuda_graphs():
             return row_losses(model, inputs.to(device), targets.to(device))
-        if self._recorded is None or self._recorded[0] is not model:
-            self._recorded = model, Recorded(partial(static_token_losses, model), device)
+        if self._captured is None or self._captured[0] is not model:
+            self._captured = model, CapturedFunction(partial(static_token_losses, model), device)
         n_more = padded_length(inputs.shape[1], model.config.context_length) - inputs.shape[1]
         targets = pad(targets, (0, n_more), value=IGNORE_INDEX)
-        losses = self._recorded[1](pad(inputs, (0, n_more)), targets)
+        losses = self._captured[1](pad(inputs, (0, n_more)), targets)
         return losses.cpu().double().sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 

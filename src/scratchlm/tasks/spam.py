@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import cross_entropy, total
-from scratchlm.arithmetic.mode import is_recording
+from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.random import drawing_from, stream
 from scratchlm.data.messages import Messages, pad
 from scratchlm.fast.frozen_prefix import PaddedTexts, Texts, worth_caching
@@ -121,7 +121,7 @@ def padded_width(padding: int | str, train: Sequence[Sequence[int]], context_len
 def padded_texts(token_ids: Sequence[Sequence[int]], pad_token_id: int, width: int) -> Texts:
     """Messages as a classifier takes them, cut and padded to `width` tokens."""
     padded, lengths = pad(token_ids, pad_token_id, width)
-    kind = PaddedTexts if is_recording() else Texts
+    kind = PaddedTexts if uses_cuda_graphs() else Texts
     return kind(torch.from_numpy(padded), torch.from_numpy(lengths))
 
 

@@ -19,7 +19,7 @@ from scratchlm.arithmetic.mode import compiler, has_static_shapes
 from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
 from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.fast.compiler import compiled
-from scratchlm.fast.recording import RecordedGradients, pinned
+from scratchlm.fast.cuda_graphs import CapturedGradients, pinned
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -47,7 +47,7 @@ class Task(NamedTuple):
     batch: indices of examples -> Batch on the CPU. loss: (model, *tensors) -> the summed loss over n_scored items.
     evaluate: model -> the metrics of a row of the curve. sample: model -> a record of what it writes, {} for none.
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
-    tensors' numbers, to be recorded and, if is_compiled, compiled; None: there is none. step: instead of
+    tensors' numbers, to be captured and, if is_compiled, compiled; None: there is none. step: instead of
     optimizer_step, for a task that makes its batches with the model; it then calls `update` with a loss of its own,
     and batch and loss are not used.
     """
@@ -109,7 +109,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     if path := run.checkpoint.load():
         state.read(path)
         run.checkpoint.resumed(state.position())
-    if state.recorded and compiler() and task.is_compiled:
+    if state.captured and compiler() and task.is_compiled:
         run.say("compile is true, so the first step of each shape takes half a minute")
     start, n_scored = time.perf_counter(), 0
     model.train()
@@ -144,10 +144,10 @@ class TrainingState:
     def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
         self.model, self.task, self.run = model, task, run
         self.device = next(model.parameters()).device
-        self.recorded: RecordedGradients | None = None
+        self.captured: CapturedGradients | None = None
         if has_static_shapes() and task.static_loss:
             loss = compiled(task.static_loss) if compiler() and task.is_compiled else task.static_loss
-            self.recorded = RecordedGradients(model, loss, run)
+            self.captured = CapturedGradients(model, loss, run)
         self.optimizer = build_optimizer(model, task.params)
         for module in model.modules():
             if isinstance(module, GPTModel):
@@ -264,8 +264,8 @@ def update(
     purpose = f"{task.name} dropout {state.step}" + (f" {number}" if number else "")
     key, n_before = stream(state.run.seed, purpose), 0
     for batch in batches:
-        if state.recorded and not loss_of:
-            state.recorded.add(batch.tensors, total, is_only=len(batches) == 1)
+        if state.captured and not loss_of:
+            state.captured.add(batch.tensors, total, is_only=len(batches) == 1)
             continue
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])

@@ -1,4 +1,4 @@
-"""Decoding in places of fixed shape against the textbook, without a GPU: the step is run instead of recorded."""
+"""Decoding in indices of fixed shape against the textbook, without a GPU: the step is run instead of captured."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 from scratchlm.fast import static_cache
 from scratchlm.fast.decoding import CastLinear, DecodingGPT, for_inference
-from scratchlm.fast.static_cache import Room, Rooms, StaticCache, places_for
+from scratchlm.fast.static_cache import BufferPool, Buffers, StaticCache, padded_batch_size
 from scratchlm.model.cache import KVCache
 from scratchlm.model.generate import DecodeState, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel
@@ -16,12 +16,16 @@ from scratchlm.model.gpt import GPTModel
 TODAYS = {"position": "rope", "norm": "rms", "feed_forward": "swiglu", "hidden_dim": 12, "n_kv_heads": 1}
 
 
+def new_static_cache(model: DecodingGPT, n_rows: int) -> StaticCache:
+    return StaticCache(model.config, n_rows, model.buffer_pool)
+
+
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoding models have a static cache with few slots, and the layers that a GPU has."""
     monkeypatch.setattr(static_cache, "SLOTS", 4)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(DecodingGPT, "new_cache", lambda model, n_rows: StaticCache(model.config, n_rows, model.rooms))
+    monkeypatch.setattr(DecodingGPT, "new_cache", new_static_cache)
     monkeypatch.setattr(DecodingGPT, "hidden_states", GPTModel.hidden_states)
 
 
@@ -55,36 +59,36 @@ def test_each_step_has_the_textbook_logits_while_rows_end_and_slots_are_added(
 
 
 @torch.no_grad()
-def test_a_step_is_recorded_for_few_shapes(tiny_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_captured_for_few_shapes(tiny_gpt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[int, int]] = []
-    recorded: list[tuple[int, int]] = []
-    take, create = Rooms.take, Room.__init__
+    captured: list[tuple[int, int]] = []
+    take, create = BufferPool.take, Buffers.__init__
 
-    def noted_take(rooms: Rooms, model: Any, cache: StaticCache, *size: int) -> Room:
+    def noted_take(buffer_pool: BufferPool, model: Any, cache: StaticCache, *size: int) -> Buffers:
         taken.append(size)  # type: ignore[arg-type]
-        return take(rooms, model, cache, *size)
+        return take(buffer_pool, model, cache, *size)
 
-    def noted_room(room: Room, model: Any, like: Any, *size: int) -> None:
-        recorded.append(size)  # type: ignore[arg-type]
-        create(room, model, like, *size)
+    def noted_buffers(buffers: Buffers, model: Any, like: Any, *size: int) -> None:
+        captured.append(size)  # type: ignore[arg-type]
+        create(buffers, model, like, *size)
 
-    monkeypatch.setattr(Rooms, "take", noted_take)
-    monkeypatch.setattr(Room, "__init__", noted_room)
+    monkeypatch.setattr(BufferPool, "take", noted_take)
+    monkeypatch.setattr(Buffers, "__init__", noted_buffers)
     model = for_inference(tiny_gpt(context_length=14))
     steps(model, [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
-    # five rows have eight places; the first that ends leaves the four others half of these, later two, and then one
+    # five rows have a batch of eight; the first that ends leaves the four others half of it, later two, and then one
     sizes = [(8, 4), (4, 8), (2, 8), (2, 12), (1, 12), (1, 14)]
-    assert taken == recorded == sizes
+    assert taken == captured == sizes
     steps(model, [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
-    assert taken == 2 * sizes and recorded == sizes  # all rooms were still there
+    assert taken == 2 * sizes and captured == sizes  # all buffers were still there
     monkeypatch.setattr(static_cache, "KEPT_BYTES", 1)
     steps(model, [1] * 5, {0: 3, 1: 4, 2: 6, 3: 8})
-    assert recorded == [*sizes, *sizes[1:]]  # the first was, and then each pushed out the others
-    assert [places_for(n) for n in (1, 3, 16, 17, 110)] == [1, 4, 16, 32, 112]
+    assert captured == [*sizes, *sizes[1:]]  # the first was, and then each pushed out the others
+    assert [padded_batch_size(n) for n in (1, 3, 16, 17, 110)] == [1, 4, 16, 32, 112]
 
 
 @torch.no_grad()
-def test_two_generations_at_the_same_time_have_rooms_of_their_own(tiny_gpt: Any) -> None:
+def test_two_generations_at_the_same_time_have_buffers_of_their_own(tiny_gpt: Any) -> None:
     plain = tiny_gpt(context_length=12).eval()
     twin = for_inference(plain)
     states = [(DecodeState(plain), DecodeState(twin)) for _ in range(2)]
@@ -93,7 +97,7 @@ def test_two_generations_at_the_same_time_have_rooms_of_their_own(tiny_gpt: Any)
         for (expected, found), tokens in zip(states, rows, strict=True):
             torch.testing.assert_close(found.next_logits(tokens), expected.next_logits(tokens))
             tokens[0] = [*tokens[0], step]
-    assert len(twin.rooms._rooms) == 2  # of 4 and of 8 slots, each taken last by the second
+    assert len(twin.buffer_pool._pool) == 2  # of 4 and of 8 slots, each taken last by the second
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

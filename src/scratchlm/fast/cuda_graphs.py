@@ -1,11 +1,11 @@
-"""Work of a GPU recorded as CUDA graphs: gradients of trainings, evaluations, prompts and decoding steps.
+"""Work of a GPU captured as CUDA graphs: gradients of trainings, evaluations, prompts and decoding steps.
 
 Surprising: beside an H100, the processor needs 20 µs to launch an operation and 150 to 330 µs for a matrix product,
 whose library looks for a kernel at each call. A compiled step of 124M with 800 launches took 45 ms, of which the card
-computed 36. A graph is launched at once, but has the addresses and shapes of when it was recorded: so inputs are copied
-to places of their own, each shape is recorded, and no shape may depend on the numbers in a tensor.
+computed 36. A graph is launched at once, but has the addresses and shapes of when it was captured: so inputs are copied
+to static tensors, each shape is captured, and no shape may depend on the numbers in a tensor.
 
-On a device without graphs, the work is run instead of recorded: tests/unit/fast/test_recording.py.
+On a device without graphs, the work is run instead of captured: tests/unit/fast/test_cuda_graphs.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ from scratchlm.run.context import Run
 
 T = TypeVar("T")
 
-WARM_UP = 1  # runs before a graph is recorded: libraries choose kernels and workspaces in the first one
+WARM_UP = 1  # runs before a graph is captured: libraries choose kernels and workspaces in the first one
 
 
-def recorded(work: Callable[[], T], device: torch.device, pool: Any = None) -> Callable[[], T]:
+def captured(work: Callable[[], T], device: torch.device, pool: Any = None) -> Callable[[], T]:
     """`work` as a CUDA graph: each call computes it anew from the tensors that it reads, into the same results.
 
     pool: of memory, for graphs that are never replayed at the same time. No random stream is touched.
@@ -52,8 +52,8 @@ def recorded(work: Callable[[], T], device: torch.device, pool: Any = None) -> C
     return replay
 
 
-class Recorded(Generic[T]):
-    """work(*tensors) on a device, each shape of the tensors recorded when it first comes.
+class CapturedFunction(Generic[T]):
+    """work(*tensors) on a device, each shape of the tensors captured when it first comes.
 
     The next call with the same shapes overwrites the result.
     """
@@ -61,21 +61,21 @@ class Recorded(Generic[T]):
     def __init__(self, work: Callable[..., T], device: torch.device) -> None:
         self._work, self._device = work, device
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._recordings: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], T]]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], T]]] = {}
 
     def __call__(self, *tensors: Tensor) -> T:
         """tensors: on the CPU."""
         shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
-        if shape not in self._recordings:
+        if shape not in self._graphs:
             inputs = [tensor.to(self._device, copy=True) for tensor in tensors]
-            self._recordings[shape] = inputs, recorded(partial(self._work, *inputs), self._device, self._pool)
-        inputs, replay = self._recordings[shape]
-        for place, tensor in zip(inputs, tensors, strict=True):
-            place.copy_(pinned(tensor, self._device), non_blocking=True)
+            self._graphs[shape] = inputs, captured(partial(self._work, *inputs), self._device, self._pool)
+        inputs, replay = self._graphs[shape]
+        for static, tensor in zip(inputs, tensors, strict=True):
+            static.copy_(pinned(tensor, self._device), non_blocking=True)
         return replay()
 
 
-class RecordedGradients:
+class CapturedGradients:
     """The gradients of loss(model, *tensors) / total."""
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], run: Run) -> None:
@@ -86,7 +86,7 @@ class RecordedGradients:
                 found = loss(model, *tensors)
             return torch.autograd.grad(found / total, self._trained, allow_unused=True)
 
-        self._gradients = Recorded(gradients, next(model.parameters()).device)
+        self._gradients = CapturedFunction(gradients, next(model.parameters()).device)
 
     def add(self, tensors: Sequence[Tensor], total: int, is_only: bool) -> None:
         """Add the gradients to those that the parameters have. is_only: they have none, and get no others."""

@@ -1,30 +1,30 @@
-"""Recorded work without a GPU: it is run instead, from the places that inputs are copied to."""
+"""Captured work without a GPU: it is run instead, on the static tensors that inputs are copied to."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from scratchlm.fast.recording import Recorded, RecordedGradients
+from scratchlm.fast.cuda_graphs import CapturedFunction, CapturedGradients
 from scratchlm.run.context import Run
 
 CPU = torch.device("cpu")
 
 
-def test_each_shape_has_its_places_and_no_tensor_of_the_caller_changes() -> None:
-    places: list[int] = []
+def test_each_shape_has_static_tensors_and_no_tensor_of_the_caller_changes() -> None:
+    addresses: list[int] = []
 
     def double(x: torch.Tensor) -> torch.Tensor:
-        places.append(x.data_ptr())
+        addresses.append(x.data_ptr())
         return 2 * x
 
-    recorded = Recorded(double, CPU)
+    captured = CapturedFunction(double, CPU)
     long, short = torch.arange(6.0), torch.arange(2.0)
     given = [*long.split(3), short, long[:3]]
-    assert [recorded(x).tolist() for x in given] == [[0, 2, 4], [6, 8, 10], [0, 2], [0, 2, 4]]
+    assert [captured(x).tolist() for x in given] == [[0, 2, 4], [6, 8, 10], [0, 2], [0, 2, 4]]
     assert long.tolist() == [0, 1, 2, 3, 4, 5]
-    assert places[0] == places[1] == places[3] != places[2]
-    assert not {x.data_ptr() for x in given} & set(places)
+    assert addresses[0] == addresses[1] == addresses[3] != addresses[2]
+    assert not {x.data_ptr() for x in given} & set(addresses)
 
 
 class Line(torch.nn.Module):
@@ -41,8 +41,8 @@ def squares(line: Any, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("sizes", [[4], [3, 1], [2, 2]])
 def test_the_gradient_of_a_step_is_the_sum_over_its_micro_batches(sizes: list[int]) -> None:
     line, x = Line(), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    gradients = RecordedGradients(line, squares, Run())
-    for factor in (1, 2):  # recorded, and then repeated
+    gradients = CapturedGradients(line, squares, Run())
+    for factor in (1, 2):  # captured, and then repeated
         for part in (factor * x).split(sizes):
             gradients.add((part,), 4, is_only=len(sizes) == 1)
         assert (
