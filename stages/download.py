@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, wanted_files
-from scratchlm.data.own_data import write_own
+from scratchlm.data.own_data import FOLDER, write_own
 from scratchlm.data.sources import fetch, own_paths, place
 from scratchlm.run.context import Run
 from scratchlm.run.files import atomic_folder, sha256_of, write_json
@@ -22,10 +22,10 @@ class Params(Section):
 def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> None:
     p = read_params(params, Params)
     mirror = os.environ.get("SCRATCHLM_MIRROR")
+    own = {purpose: own_paths(purpose, source, store, mirror) for purpose, source in p.sources.own.items()}
     wanted = wanted_files(p.sources, p.gpt2_sizes, p.pretrained)
     stored = [(source, file, fetch(source, file, store, mirror)) for source, file in wanted]
     report: dict[str, dict] = {source.name: {"files": 0, "bytes": 0, "sha256": {}} for source, _ in wanted}
-    own = {purpose: own_paths(purpose, source, store, mirror) for purpose, source in p.sources.own.items()}
     with atomic_folder(raw) as folder:
         for source, file, path in stored:
             place(path, folder / (source.purpose or source.name) / file.name)
@@ -35,7 +35,8 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> No
             write_own(purpose, p.sources.own[purpose], paths, folder / purpose)
             report[OWN + purpose] = {"files": 0, "bytes": 0, "sha256": {}}
             for path in paths:
-                describe(report[OWN + purpose], path.name, path)
+                name = path.relative_to(FOLDER).as_posix() if path.is_relative_to(FOLDER) else path.name
+                describe(report[OWN + purpose], name, path)
     write_json(metrics, report)
 
 

@@ -61,6 +61,7 @@ def test_the_classifier_has_the_three_classes_of_the_table(clone: Path) -> None:
     assert test["confusion"].keys() == {f"{a}_as_{b}" for a in MOODS for b in MOODS}
     page = (clone / "data" / "report.html").read_text()
     assert "your own messages" in page and all(mood in page for mood in MOODS)
+    assert "<b>data/mine/novel</b>" in page and "path" not in page.partition("</title>")[0].rpartition("<title>")[2]
 
 
 def test_a_rebuild_in_a_clean_clone_gives_the_same_bytes(clone: Path, tmp_path: Path) -> None:
@@ -77,11 +78,12 @@ def test_an_edit_of_a_file_runs_again_what_depends_on_it(clone: Path) -> None:
     assert metrics(clone, "download")["own-messages"]["bytes"] == (clone / "data/mine/reviews.csv").stat().st_size
 
 
-def test_a_missing_file_is_named_before_anything_runs(clone: Path) -> None:
+@pytest.mark.parametrize("purpose", ["corpus", "messages", "instructions", "preferences"])
+def test_a_missing_file_is_named_before_anything_runs(clone: Path, purpose: str) -> None:
     params = clone / "params.yaml"
     before = params.read_text()
     changed = yaml.safe_load(before)
-    changed["sources"]["corpus"] = {"path": "data/mine/poems"}
+    changed["sources"][purpose] = {"path": "data/mine/poems"}
     params.write_text(yaml.safe_dump(changed))
     done = run(clone, "dvc", "repro", ok=False)
     params.write_text(before)

@@ -1,4 +1,4 @@
-"""Causal attention in compiled bfloat16 on a card, whose backward pass has no sums in any order.
+"""Causal attention for compiled bfloat16 on CUDA, with a deterministic backward pass.
 
 Surprising: torch's flash attention adds gradients of queries in the order in which blocks end. Its deterministic form
 gives each head to one processor of the card, so that with 16 windows of 12 heads a third of the 132 are idle. In
@@ -13,8 +13,7 @@ from torch import Tensor
 
 BLOCK = 128  # positions
 HEAD_DIMS = (64, 128)
-# Blocks of queries and keys and their work, the fastest of twenty on an H100 with heads of 64 (LOG.md). For other
-# heads, torch's own choice
+# Tile sizes, warps and stages for heads of 64, tuned on an H100 (LOG.md); for other heads, torch chooses
 TILES = {
     64: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64, "fwd_num_warps": 4, "fwd_num_stages": 3}
     | {"bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32}

@@ -1,6 +1,7 @@
 """Commands that show how a language model works: tokens, and what it expects next."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,7 +33,7 @@ def tokens(
         say(json.dumps(rows, ensure_ascii=False))
         return
     say(tabulate([[row["id"], _quoted(str(row["piece"]))] for row in rows], ["id", "piece"], disable_numparse=True))
-    say(f"{len(rows)} tokens, {len(text)} characters, {len(text.encode())} bytes")
+    say(f"{len(rows)} tokens, {len(text)} characters, {len(os.fsencode(text))} bytes")
 
 
 def complete(

@@ -84,7 +84,8 @@ def classify(
     words = load_tokenizer(tokenizer)
     _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
     if file and file.suffix.lower() in TABLES:
-        given = [row["text"] for row in table_rows(file, {"text": text_column})]
+        rows = table_rows(file, {"text": text_column}, "name the column with --text-column")
+        given = [row["text"] for row in rows]
     else:
         given = _lines(file) if text is None else [text]
     width = settings.padded_tokens
@@ -95,14 +96,14 @@ def classify(
         print(",".join(["text", "class", *(_csv(name) for name in settings.classes)]))
     for each, row in zip(given, found, strict=True):
         ranked = sorted(zip(row, settings.classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
-        chances = {name: round(chance, 6) for name, chance in zip(settings.classes, row, strict=True)}
+        probabilities = {name: round(probability, 6) for name, probability in zip(settings.classes, row, strict=True)}
         if format == "jsonl":
-            say(json.dumps({"text": each, "class": ranked[0][1], "probabilities": chances}, ensure_ascii=False))
+            say(json.dumps({"text": each, "class": ranked[0][1], "probabilities": probabilities}, ensure_ascii=False))
         elif format == "csv":
-            print(",".join([_csv(each), _csv(ranked[0][1]), *map(str, chances.values())]), flush=True)
+            print(",".join([_csv(each), _csv(ranked[0][1]), *map(str, probabilities.values())]), flush=True)
         else:
             shown = "" if text is not None else f"  {one_line(each)[:SHOWN_CHARACTERS]}"
-            say(f"{ranked[0][1]} ({', '.join(f'{name} {chance:.3f}' for chance, name in ranked)}){shown}")
+            say(f"{ranked[0][1]} ({', '.join(f'{name} {probability:.3f}' for probability, name in ranked)}){shown}")
     if n_cut := sum(len(each) > width for each in encoded):
         print(f"{n_cut} of {len(given)} texts were cut: the classifier reads {width} tokens", file=sys.stderr)
 
@@ -112,12 +113,14 @@ def _lines(file: Path | None) -> list[str]:
     from scratchlm.run.files import missing
 
     try:
-        text = file.read_text(encoding="utf-8-sig") if file else sys.stdin.read()
+        if not file and sys.stdin.isatty():
+            print("type messages, one per line, and end with Ctrl-D", file=sys.stderr)
+        text = (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise missing(Path(error.filename)) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-    return [line for line in text.splitlines() if line.strip()]
+        raise UserError(f"{file or 'standard input'}: not UTF-8 text ({error}); convert it to UTF-8") from None
+    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
 
 
 def _csv(text: str) -> str:

@@ -71,7 +71,7 @@ def _file(name: str, pin: dict, addresses: list[str]) -> File:
 CATALOGUE = read_catalogue(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
 
 
-ASSUMED_BYTES = 1 << 30  # of a corpus at an address
+ASSUMED_BYTES = 1 << 30  # of a corpus whose size is not known
 OWN = "own-"  # begins the name of one's own data, which is no entry
 
 
@@ -109,6 +109,8 @@ class SourcesParams(Section):
                     f"{purpose}.columns has {unknown[0]!r}, but only {', '.join(columns)} can be given the name of a "
                     "column of the file"
                 )
+            if isinstance(source, OwnSource) and len({source.columns.get(it, it) for it in columns}) < len(columns):
+                raise ValueError(f"{purpose}.columns takes two of {', '.join(columns)} from one column; name others")
         return self
 
     @property
@@ -123,9 +125,14 @@ class SourcesParams(Section):
 
     @property
     def corpus_bytes(self) -> int:
-        """The size of the corpus, which bounds the number of its tokens; of an address it is assumed."""
+        """The size of the corpus, which bounds the number of its tokens.
+
+        Of an address, and of Parquet, which is compressed, it is assumed.
+        """
         if own := self.own.get("corpus"):
-            return ASSUMED_BYTES if own.is_address else sum(path.stat().st_size for path in own_files(own))
+            files = [] if own.is_address else own_files(own)
+            is_known = files and all(path.suffix.lower() != ".parquet" for path in files)
+            return sum(path.stat().st_size for path in files) if is_known else ASSUMED_BYTES
         return sum(file.size_bytes or 0 for file in CATALOGUE[self.corpus_name].files)
 
 

@@ -27,6 +27,7 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two packets
 LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # on average over so long
 MOST_REDIRECTS = 10
 UNPINNED_LIMIT_BYTES = 1 << 24  # for files without a pinned size: archives and GPT-2's small files
+PINNED_LIMIT_BYTES = 1 << 40  # for files with a hash and no size, which are one's own
 CHUNK_BYTES = 1 << 16
 INDEX_END = bytes.fromhex("57fb808b247547db")  # of a TensorFlow checkpoint's index, a table in LevelDB's format
 
@@ -152,7 +153,9 @@ def _format_fault(path: Path, name: str) -> str | None:
 
 
 def _size_limit(file: File) -> int:
-    return UNPINNED_LIMIT_BYTES if file.size_bytes is None else file.size_bytes
+    if file.size_bytes is None:
+        return UNPINNED_LIMIT_BYTES if file.sha256 is None else PINNED_LIMIT_BYTES
+    return file.size_bytes
 
 
 def _digest(address: str) -> str:

@@ -58,8 +58,8 @@ class CapturedFunction(Generic[T]):
     The next call with the same shapes overwrites the result.
     """
 
-    def __init__(self, work: Callable[..., T], device: torch.device) -> None:
-        self._work, self._device = work, device
+    def __init__(self, work: Callable[..., T], device: torch.device, capture: bool = True) -> None:
+        self._work, self._device, self._capture = work, device, capture
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._graphs: dict[tuple[Any, ...], tuple[list[Tensor], Callable[[], T]]] = {}
 
@@ -68,17 +68,32 @@ class CapturedFunction(Generic[T]):
         shape = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         if shape not in self._graphs:
             inputs = [tensor.to(self._device, copy=True) for tensor in tensors]
-            self._graphs[shape] = inputs, captured(partial(self._work, *inputs), self._device, self._pool)
+            work = partial(self._work, *inputs)
+            self._graphs[shape] = inputs, captured(work, self._device, self._pool) if self._capture else work
         inputs, replay = self._graphs[shape]
         for static, tensor in zip(inputs, tensors, strict=True):
             static.copy_(pinned(tensor, self._device), non_blocking=True)
         return replay()
 
 
-class CapturedGradients:
-    """The gradients of loss(model, *tensors) / total."""
+class CapturedModel(Generic[T]):
+    """work(model, *tensors), captured again for another model, or for other layers of it, such as LoRA's."""
 
-    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], run: Run) -> None:
+    def __init__(self, work: Callable[..., T]) -> None:
+        self._work, self._layers = work, list[nn.Module]()
+        self._captured: CapturedFunction[T]
+
+    def __call__(self, model: nn.Module, *tensors: Tensor) -> T:
+        if (layers := [*model.modules()]) != self._layers:
+            self._layers = layers
+            self._captured = CapturedFunction(partial(self._work, model), next(model.parameters()).device)
+        return self._captured(*tensors)
+
+
+class CapturedGradients:
+    """The gradients of loss(model, *tensors) / total. capture: whether they can be captured."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], run: Run, capture: bool) -> None:
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
         def gradients(total: Tensor, *tensors: Tensor) -> Sequence[Tensor | None]:
@@ -86,7 +101,7 @@ class CapturedGradients:
                 found = loss(model, *tensors)
             return torch.autograd.grad(found / total, self._trained, allow_unused=True)
 
-        self._gradients = CapturedFunction(gradients, next(model.parameters()).device)
+        self._gradients = CapturedFunction(gradients, next(model.parameters()).device, capture)
 
     def add(self, tensors: Sequence[Tensor], total: int, is_only: bool) -> None:
         """Add the gradients to those that the parameters have. is_only: they have none, and get no others."""
@@ -96,7 +111,7 @@ class CapturedGradients:
             for p, new in found:
                 p.grad = new if is_only else new.clone()
         else:
-            torch._foreach_add_([p.grad for p, _ in found if p.grad is not None], [new for _, new in found])
+            torch._foreach_add_([p.grad for p, _ in found], [new for _, new in found])  # type: ignore[misc]
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -13,7 +13,9 @@ and by another 6 % without the calls of modules.
 
 import copy
 import math
+import weakref
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ CAPTURED_TOKENS = 4096  # of prompts; with more, a GPU computes longer than this
 
 
 class DecodingGPT(GPTModel):
-    """A GPTModel whose prompts have no padding, and whose last block runs only at their last token.
+    """A GPTModel for decoding. Prompts have no padding, and the last block runs only at their last token; on a GPU,
+    short prompts are padded and captured instead.
 
     In a step, each row of a cache gets one token. What all layers share is looked up once: positions, angles, the mask.
     """
@@ -111,7 +114,9 @@ def for_inference(model: GPTModel) -> DecodingGPT:
     twin.__class__ = DecodingGPT  # the same attributes, with another next_logits
     pack_weights(twin)
     twin.buffer_pool = BufferPool()
-    twin.prompts = CapturedFunction(twin._read_prompts, model.token_embedding.weight.device)
+    itself: DecodingGPT = weakref.proxy(twin)  # type: ignore[assignment]  # no cycle: weights are freed with the twin
+    read = partial(DecodingGPT._read_prompts, itself)
+    twin.prompts = CapturedFunction(read, model.token_embedding.weight.device)
     twin.parts = [_parts(block) for block in twin.blocks]  # type: ignore[arg-type]
     return twin.eval()
 

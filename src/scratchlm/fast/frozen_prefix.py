@@ -9,13 +9,12 @@ blocks in each step. Equal to GPTClassifier.forward: tests/unit/fast/test_frozen
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.fast.cuda_graphs import CapturedFunction
+from scratchlm.fast.cuda_graphs import CapturedFunction, CapturedModel
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, normalise, run_blocks
 from scratchlm.model.classifier import GPTClassifier
 
@@ -82,7 +81,7 @@ class PaddedTexts(Texts):
     def __init__(self, token_ids: Tensor, lengths: Tensor) -> None:
         super().__init__(token_ids, lengths)
         self._encoded: Tensor | None = None  # (M, T, C)
-        self._captured: tuple[GPTClassifier, CapturedFunction[Tensor]] | None = None
+        self._captured_logits = CapturedModel(self.class_logits)
 
     @property
     def are_cached(self) -> bool:
@@ -120,10 +119,7 @@ class PaddedTexts(Texts):
         self._n_blocks, self._encoded = n_blocks, torch.cat(states)
 
     def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
-        if self._captured is None or self._captured[0] is not classifier:
-            device = classifier.trunk.token_embedding.weight.device
-            self._captured = classifier, CapturedFunction(partial(self.class_logits, classifier), device)
-        return self._captured[1](*self.batch(indices)).cpu()
+        return self._captured_logits(classifier, *self.batch(indices)).cpu()
 
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:

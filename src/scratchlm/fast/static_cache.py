@@ -3,7 +3,8 @@
 Surprising: on a card, a step for a few rows takes as long as launching its hundreds of kernels one by one, however
 little each computes. A CUDA graph launches them at once, but has the addresses and shapes of when it was captured. So
 the buffers have a fixed number of rows and slots; a row that ends leaves its index in the batch unused, until half the
-batch size would do. Other buffers and their graph follow then, and whenever a row needs more slots.
+batch size would do. The cache then moves to smaller buffers, or to some with more slots; a graph is captured only where
+no earlier cache has left buffers of that size.
 
 The captured step is the textbook's forward pass, so the tokens are the same: tests/unit/fast/test_static_cache.py runs
 it without a GPU. With parameter `compile`, torch's compiler makes one program of it, for any number of rows and slots.
@@ -39,12 +40,12 @@ class StaticCache(KVCache):
         super().__init__(config.n_layers, n_rows, config.context_length)
         self._indices = list(range(n_rows))  # of each row in the batch of the buffers
         self._pool, self._buffers = buffer_pool, cast("Buffers", None)
-        self._fed: list[int] | None = None  # the next tokens that the buffers hold, if they are known here
+        self._next_token_ids: list[int] | None = None  # the next tokens that the buffers hold, if they are known here
 
     def select(self, rows: list[int]) -> None:
         self.lengths = [self.lengths[row] for row in rows]
         self._indices = [self._indices[row] for row in rows]
-        self._fed = None
+        self._next_token_ids = None
         if self._buffers:
             self._buffers.use(self._indices)
 
@@ -56,7 +57,7 @@ class StaticCache(KVCache):
         _, best = self._stepped(model, token_ids)
         of_batch = best.tolist()  # the only wait of a step
         found = [of_batch[index] for index in self._indices]
-        self._fed = [int(token_id) for _, token_id in found]
+        self._next_token_ids = [int(token_id) for _, token_id in found]
         return found
 
     def _stepped(self, model: Callable[..., Tensor], token_ids: list[int]) -> tuple[Tensor, Tensor]:
@@ -66,10 +67,11 @@ class StaticCache(KVCache):
             n_slots = min(self.context_length, SLOTS * (longest // SLOTS + 1))
             self._buffers = self._pool.take(model, self, batch_size, n_slots)
             self._buffers.receive(self.layers, self._indices, self.lengths)
-            self.layers, self._indices, self._fed = self._buffers.layers, list(range(len(self._indices))), None
-        if token_ids != self._fed:
+            self.layers, self._indices = self._buffers.layers, list(range(len(self._indices)))
+            self._next_token_ids = None
+        if token_ids != self._next_token_ids:
             self._buffers.put(self._indices, token_ids)
-        self._fed = None
+        self._next_token_ids = None
         self.lengths = [length + 1 for length in self.lengths]
         return self._buffers.replay()
 
@@ -94,7 +96,7 @@ class BufferPool:
 
 
 class Buffers(KVCache):
-    """Tensors of fixed shape and address, all that a captured step reads and writes. It knows no row's length.
+    """Tensors of fixed shape and address, all that a captured step reads and writes. Lengths of rows are kept outside.
 
     token_ids, positions: (B, 1) of the tokens that come next. used: (B, 1), 1 where there is a row.
     replay: the next step. owner: the cache that has the buffers, or None.
@@ -164,7 +166,7 @@ def step(forward: Callable[..., Tensor], model: Callable[..., Tensor], buffers: 
     """Logits and the most likely tokens of the batch, which are the next ones unless others are put there."""
     logits = forward(model, buffers)
     best = most_likely(logits)
-    # a row that has ended may be beyond the last slot
+    # the position of a finished row may exceed the last slot
     buffers.positions.copy_((buffers.positions + buffers.used).clamp(max=buffers.n_slots - 1))
     buffers.token_ids.copy_(best[:, 1:])
     return logits, best

@@ -149,11 +149,11 @@ def generate(
     for _ in range(stopping.max_new_tokens):
         if not active:
             break
-        going = {row: tokens[row] for row in active}
+        sequences = {row: tokens[row] for row in active}
         if sampling.temperature == 0 and sampling.repetition_penalty == 1:
-            found = finite_tokens(state.most_likely(going))
+            found = finite_tokens(state.most_likely(sequences))
         else:
-            logits = state.next_logits(going)
+            logits = state.next_logits(sequences)
             if sampling.repetition_penalty != 1:
                 logits = penalise_repetition(logits, _seen(tokens, active, logits), sampling.repetition_penalty)
             draws = uniform_draws([generators[row] for row in active]) if sampling.temperature else None

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import source_named
+from scratchlm.data.transfer import without_secrets
 from scratchlm.model.config import ModelParams
 from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
 from scratchlm.report.graph import graph_svg, stage_graph
@@ -103,9 +104,15 @@ def render(report: Report) -> str:
         trust=metrics["judge"].get("trust"),
         agreement=metrics["judge"].get("agreement"),
         pairwise={name: found for name, found in metrics["judge"].get("pairwise", {}).items() if name != "judge"},
+        source_names={key: _shown_source(source) for key, source in report.params["sources"].items()},
         sources=[(source_named(name), found) for name, found in sorted(metrics["download"].items())],
     )
     return printable(page.strip()) + "\n"
+
+
+def _shown_source(source: Any) -> str:
+    """The name of an entry of the catalogue, or the path of one's own data."""
+    return source if isinstance(source, str) else without_secrets(source["path"])
 
 
 def shown_params(params: Mapping[str, Any]) -> dict[str, Any]:

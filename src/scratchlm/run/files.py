@@ -252,8 +252,11 @@ def damaged(path: Path, fault: str) -> UserError:
 
 def is_artifact(path: Path) -> bool:
     """Whether the pipeline in the working folder makes this file, so that it can make it again."""
-    folders = [Path(name).absolute() for name in ("data", "metrics")]
-    return any(path.absolute().is_relative_to(folder) for folder in folders)
+    made, given = ("data", "metrics"), ("data/mine", "data/sample")
+    ours, theirs = (
+        any(path.absolute().is_relative_to(Path(name).absolute()) for name in names) for names in (made, given)
+    )
+    return ours and not theirs
 
 
 def _rounded(value: Any) -> Any:

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.compiler import padded_length
-from scratchlm.fast.cuda_graphs import CapturedFunction
+from scratchlm.fast.cuda_graphs import CapturedModel
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.training.losses import row_losses, static_token_losses
@@ -40,10 +39,10 @@ class Losses(NamedTuple):
 
 
 class LossMeter:
-    """Measures the losses of one model's rows, again and again while it trains."""
+    """Measures the losses of a model's rows, again and again while it trains."""
 
     def __init__(self) -> None:
-        self._captured: tuple[GPTModel, CapturedFunction[torch.Tensor]] | None = None
+        self._token_losses = CapturedModel(static_token_losses)
 
     @torch.no_grad()
     def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
@@ -68,11 +67,9 @@ class LossMeter:
         device = model.token_embedding.weight.device
         if not uses_cuda_graphs():
             return row_losses(model, inputs.to(device), targets.to(device))
-        if self._captured is None or self._captured[0] is not model:
-            self._captured = model, CapturedFunction(partial(static_token_losses, model), device)
         n_more = padded_length(inputs.shape[1], model.config.context_length) - inputs.shape[1]
         targets = pad(targets, (0, n_more), value=IGNORE_INDEX)
-        losses = self._captured[1](pad(inputs, (0, n_more)), targets)
+        losses = self._token_losses(model, pad(inputs, (0, n_more)), targets)
         return losses.cpu().double().sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from scratchlm.data.own_data import own_files
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
@@ -29,6 +30,9 @@ def check_together(params: Any) -> None:
         refuse_missing_compiler(device)
     if device == "mps":
         check_repeatable(device, params.precision)
+    for source in params.sources.own.values():
+        if not source.is_address:
+            own_files(source)
     mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_rewards(params), *_pairs(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]

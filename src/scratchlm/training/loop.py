@@ -147,7 +147,7 @@ class TrainingState:
         self.captured: CapturedGradients | None = None
         if has_static_shapes() and task.static_loss:
             loss = compiled(task.static_loss) if compiler() and task.is_compiled else task.static_loss
-            self.captured = CapturedGradients(model, loss, run)
+            self.captured = CapturedGradients(model, loss, run, capture=not self._redraws())
         self.optimizer = build_optimizer(model, task.params)
         for module in model.modules():
             if isinstance(module, GPTModel):
@@ -160,6 +160,11 @@ class TrainingState:
         self._consistent = True  # False while the weights are between two steps
         self._random = random_states(self.device)
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
+
+    def _redraws(self) -> bool:
+        """Whether the backward pass reads the random state, which cannot be captured."""
+        models = [module for module in self.model.modules() if isinstance(module, GPTModel)]
+        return self.task.params.checkpoint_activations and any(model.config.dropout for model in models)
 
     def position(self) -> str | None:
         """The position of training in words; None if no checkpoint can be written or nothing would be lost."""

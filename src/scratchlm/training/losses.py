@@ -85,7 +85,7 @@ class _PaddedHeadLoss(torch.autograd.Function):
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
-    """What training.loss_kernel.loss_and_gradient gives: (N, V), (N,) int64 -> (N,), (N, V)."""
+    """Return losses and gradients as training.loss_kernel.loss_and_gradient does: (N, V), (N,) -> (N,), (N, V)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     token_ids = torch.arange(logits.shape[1], device=logits.device)
     log_p = logits.masked_fill(token_ids >= n_columns, -torch.inf).log_softmax(-1)

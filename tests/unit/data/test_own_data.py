@@ -59,7 +59,32 @@ def test_many_files_are_documents_in_the_order_of_their_names(mine: Path, path: 
     (mine / "books" / "1.txt").write_text("one", encoding="utf-8-sig")
     (mine / "books" / "3.jsonl").write_text('{"text": "three"}\n\n{"text": "four"}\n')
     (mine / "books" / ".hidden").write_text("no")
+    (mine / "books" / "0.txt.dvc").write_text("outs: no")
     assert written("corpus", path).read_text() == "<|endoftext|>".join(["one", "two", "three", "four"])
+
+
+def test_a_link_to_a_folder_is_refused_since_dvc_does_not_follow_it(mine: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("a")
+    (mine / "novel").mkdir()
+    (mine / "novel" / "more").symlink_to(tmp_path / "elsewhere")
+    for path in ("data/mine/novel", "data/mine/novel/more", "data/mine/novel/more/a.txt"):
+        with pytest.raises(UserError, match="^data/mine/novel/more is a link to a folder, whose content DVC does not"):
+            own_files(OwnSource(path=path))
+
+
+def test_line_ends_are_kept_in_many_files_as_in_one(mine: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (mine / name).write_bytes(b"x\r\ny\n")
+    assert written("corpus", "data/mine/*.txt").read_bytes() == b"x\r\ny\n<|endoftext|>x\r\ny\n"
+
+
+def test_two_names_for_one_column_and_a_missing_column_of_inputs_are_refused(mine: Path) -> None:
+    taken = {"path": "data/mine/x.csv", "columns": {"text": "label"}}
+    assert "messages.columns takes two of text, label from one column; name others" in refusal(messages=taken)
+    (mine / "x.csv").write_text("instruction,output,context\na,b,c\n")
+    with pytest.raises(UserError, match="row 1 has no text in the column 'contxt'"):
+        written("instructions", "data/mine/x.csv", input="contxt")
 
 
 def test_a_column_of_another_name_is_a_corpus(mine: Path) -> None:
@@ -95,9 +120,29 @@ def test_instructions_may_lack_the_column_input(mine: Path) -> None:
     assert found == [{"instruction": "Why?", "input": "", "output": "So."}]
 
 
-def test_a_file_that_tokenization_reads_stays_as_it_is(mine: Path) -> None:
-    (mine / "x.json").write_text('[{"instruction": "a", "input": "", "chosen": "b", "rejected": "c", "n": 1}]')
-    assert written("preferences", "data/mine/x.json").read_bytes() == (mine / "x.json").read_bytes()
+@pytest.mark.parametrize(
+    ("content", "output"),
+    [('[{"instruction": "a", "output": "b"}]', "b"), ('\ufeff[{"instruction": "a", "input": null, "output": 7}]', "7")],
+)
+def test_a_json_list_may_lack_inputs_and_have_integers(mine: Path, content: str, output: str) -> None:
+    (mine / "x.json").write_text(content)
+    found = read_json(written("instructions", "data/mine/x.json"), list)
+    assert found == [{"instruction": "a", "input": "", "output": output}]
+
+
+def test_a_table_of_messages_that_tokenization_reads_stays_as_it_is(mine: Path) -> None:
+    (mine / "x.csv").write_bytes(b"label,other,text\r\na,1,b\r\n")
+    assert written("messages", "data/mine/x.csv").read_bytes() == (mine / "x.csv").read_bytes()
+
+
+def test_the_size_of_a_corpus_bounds_its_tokens_unless_it_is_compressed(mine: Path) -> None:
+    (mine / "x.txt").write_text("12345")
+    pq.write_table(pa.table({"text": ["a" * 100_000]}), mine / "x.parquet")
+    sizes = [
+        SourcesParams.model_validate(NAMES | {"corpus": {"path": f"data/mine/{name}"}}).corpus_bytes
+        for name in ("x.txt", "x.parquet")
+    ]
+    assert sizes == [5, 1 << 30]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +151,15 @@ def test_a_file_that_tokenization_reads_stays_as_it_is(mine: Path) -> None:
         ("x.csv", "text,kind\na,b\n", "x.csv: row 1 has no text in the column 'class' (it has text, kind); complete"),
         ("x.csv", 'text,class\n"a,b\n', "x.csv: unexpected end of data; correct the file, or save it as Parquet"),
         ("x.jsonl", "[1]\n", "x.jsonl: row 1 is no object with text, class; correct it"),
-        ("x.jsonl", "{\n", "x.jsonl: Expecting property name enclosed in double quotes"),
+        ("x.jsonl", '{"text": "a", "class": "b"}\n\n{\n', "x.jsonl: line 3: Expecting property name"),
+        ("x.csv", "text,class\nI liked it, really,good\n", "x.csv: line 2 has more or fewer columns than the first"),
+        ("x.jsonl", '{"text": "a", "class": 1.5}', "x.jsonl: row 1 has 1.5 in the column 'class', which is neither a"),
+        ("x.csv", "text,class,class\na,b,c\n", "x.csv: more than one column is named 'class'; rename all but one"),
+        ("x.csv", "text,class\n", "x.csv: there is no row; add some, or leave the file out"),
+        ("x.jsonl", '{"text": "a \\ud800", "class": "b"}', "x.jsonl: row 1 has characters in the column 'text' that"),
+        ("x.jsonl", '{"text": ' + "9" * 5000 + ', "class": "b"}', "x.jsonl: line 1: Exceeds the limit"),
+        ("x.json", "[" * 100_000, "x.json: maximum recursion depth exceeded"),
+        ("x.jsonl", '{"text": true, "class": "b"}', "x.jsonl: row 1 has True in the column 'text', which is neither a"),
         ("x.txt", "a", "x.txt: the name must end in .csv, .tsv, .jsonl, .json, .parquet; rename or convert the file"),
     ],
 )
@@ -129,7 +182,10 @@ def test_a_file_that_is_not_there_is_named(mine: Path) -> None:
         ({"path": "data/mine"}, "path is 'data/mine', but must be below data/mine"),
         ({"path": "data/mine/../x"}, "path is 'data/mine/../x', but must be below data/mine"),
         ({"path": "/data/mine/x"}, "path is '/data/mine/x', but must be below data/mine"),
-        ({"path": "s3://bucket/x"}, "path is 's3://bucket/x', but an address begins with https:// or http://"),
+        ({"path": "s3://bucket/x"}, "path is an address, which must begin with https:// or http://, have no space"),
+        ({"path": "https://me:hunter2@x.org/a", "sha256": "0" * 64}, "neither a name nor a password in it"),
+        ({"path": "http://[", "sha256": "0" * 64}, "path is an address, which must begin with"),
+        ({"path": "data/mine/**.txt"}, "path is 'data/mine/**.txt', but ** stands for whole folders"),
         ({"path": "https://x.org/a.txt"}, "a path that is an address needs the file's sha256 beside it"),
         ({"path": "data/mine/x", "sha256": "0" * 64}, "a path below data/mine needs no sha256, because DVC follows"),
         ({"path": "data/mine/x", "columns": {"label": "y"}}, "corpus.columns has 'label', but only text can be given"),
@@ -138,4 +194,5 @@ def test_a_file_that_is_not_there_is_named(mine: Path) -> None:
 )
 def test_a_description_that_cannot_work_is_answered_with_a_sentence(source: dict[str, Any], sentence: str) -> None:
     assert sentence in refusal(corpus=source)
+    assert "hunter2" not in refusal(corpus=source)
     assert "sample-stories" not in refusal(corpus=source)

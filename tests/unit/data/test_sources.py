@@ -164,11 +164,12 @@ def test_a_fresh_fetch_puts_the_file_into_the_store(server: Server, tmp_path: Pa
 
 
 def test_ones_own_data_at_an_address_are_fetched_once_for_each_content(server: Server, tmp_path: Path) -> None:
-    server.files["/books/novel.txt"] = CONTENT
+    content = CONTENT * 60  # more than is taken of a file without a hash
+    server.files["/books/novel.txt"] = content
     address = server.url("books/novel.txt")
     for _ in range(2):
-        found = own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(CONTENT).hexdigest()), tmp_path, None)
-        assert [(path.name, path.read_bytes()) for path in found] == [("novel.txt", CONTENT)]
+        found = own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(content).hexdigest()), tmp_path, None)
+        assert [(path.name, path.read_bytes()) for path in found] == [("novel.txt", content)]
     assert len(server.requests) == 1
     with pytest.raises(DownloadError, match="cannot get own-corpus/novel.txt: tried http://127.0.0.1"):
         own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(OTHER).hexdigest()), tmp_path, None)

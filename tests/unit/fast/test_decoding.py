@@ -1,5 +1,8 @@
 """A model made for decoding against the model itself."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +159,14 @@ def test_a_step_beyond_the_context_is_refused_as_by_the_model() -> None:
     twin.next_logits([[1] * 16], cache)
     with pytest.raises(ValueError, match="17 tokens do not fit"):
         twin(torch.tensor([[2]]), cache)
+
+
+def test_a_decoding_model_is_freed_as_soon_as_nobody_has_it() -> None:
+    gc.disable()
+    try:
+        twin = for_inference(model())
+        alive = weakref.ref(twin)
+        del twin
+        assert alive() is None
+    finally:
+        gc.enable()
