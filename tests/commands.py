@@ -15,7 +15,7 @@ def scratchlm(folder: Path, *words: str, given: str = "") -> subprocess.Complete
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
         contextlib.chdir(folder),
-        mock.patch.multiple(sys, argv=["scratchlm", *words], stdin=io.StringIO(given)),
+        mock.patch.multiple(sys, argv=["scratchlm", *words], stdin=io.TextIOWrapper(io.BytesIO(given.encode()))),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):

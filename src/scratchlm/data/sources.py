@@ -11,8 +11,9 @@ from urllib.parse import quote, urlsplit
 from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source, own_source
 from scratchlm.data.own_data import OwnSource, own_files
-from scratchlm.data.transfer import Part, Refused, content_fault, is_path, without_secrets
+from scratchlm.data.transfer import Part, Refused, content_fault, is_path
 from scratchlm.data.wheels import obtain_wheel
+from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, stale_temporary_files, temporary_folder
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -128,12 +127,6 @@ def content_fault(path: Path, file: File) -> str | None:
 
 def is_path(address: str) -> bool:
     return "://" not in address
-
-
-def without_secrets(sentence: str) -> str:
-    """Hide what follows the question mark of a URL, and a name and a password in it."""
-    sentence = re.sub(r"://[^/\s'\"]*@", "://***@", sentence)
-    return re.sub(r"(://[^?\s'\"]*\?)[^\s'\",)]*", r"\1***", sentence)
 
 
 def _format_fault(path: Path, name: str) -> str | None:

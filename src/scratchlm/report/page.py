@@ -10,7 +10,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import source_named
-from scratchlm.data.transfer import without_secrets
 from scratchlm.model.config import ModelParams
 from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
 from scratchlm.report.graph import graph_svg, stage_graph
@@ -27,7 +26,7 @@ from scratchlm.report.tables import (
     shortened,
     thinned,
 )
-from scratchlm.run.display import printable
+from scratchlm.run.display import printable, without_secrets
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.calibration import calibration_bins
 from scratchlm.tasks.intervals import mean_interval

@@ -31,6 +31,12 @@ def one_line(text: str) -> str:
     return text.translate(_ONE_LINE)
 
 
+def without_secrets(sentence: str) -> str:
+    """Hide what follows the question mark of a URL, and a name and a password in it."""
+    sentence = re.sub(r"://[^/\s'\"]*@", "://***@", sentence)
+    return re.sub(r"(://[^?\s'\"]*\?)[^\s'\",)]*", r"\1***", sentence)
+
+
 def markdown(text: str) -> str:
     """Return `text` as one line of GitHub's Markdown that shows it literally.
 
