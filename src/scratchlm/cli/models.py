@@ -23,6 +23,7 @@ Style = Annotated[
 ]
 ASSISTANT, CLASSIFIER = Path("data/models/finetune_instruct"), Path("data/models/finetune_spam")
 TOKENIZER = Path("data/tokens/finetuning_tokenizer")
+Classify = Callable[[list[str]], tuple[list[list[float]], list[bool]]]
 ROWS_AT_ONCE = 32  # texts that are classified together
 SHOWN_CHARACTERS = 60  # of each of many texts
 
@@ -42,7 +43,7 @@ def chat(
 
     values = GREEDY.model_dump() | {"temperature": temperature}
     sampling = check_params(values, SamplingParams, source="chat", whole=True)
-    style = prompt_style or _prompt_style()
+    style = prompt_style or style_of_params()
     gpt, text = load_model(model, tokenizer)
     check_style(style, text)
     decoder = for_inference(gpt)
@@ -70,33 +71,22 @@ def classify(
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
     """Say the class of a message, such as spam or ham, and the probability of each class; or of many messages."""
-    import numpy as np
-
     from scratchlm.data.own_data import TABLES, table_rows
-    from scratchlm.data.tokenizer import load_tokenizer
-    from scratchlm.formats.classifier import load_classifier
-    from scratchlm.tasks.classification import class_probabilities
-    from scratchlm.tasks.spam import padded_texts
 
     if file and text is not None:
         raise UserError("give a message or --file, not both")
-    classifier, settings = load_classifier(model)
-    words = load_tokenizer(tokenizer)
-    _check_vocabulary(model, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+    classes, probabilities_of = load_text_classifier(model, tokenizer)
     if file and file.suffix.lower() in TABLES:
         rows = table_rows(file, {"text": text_column}, "name the column with --text-column")
         given = [row["text"] for row in rows]
     else:
         given = _lines(file) if text is None else [text]
-    width = settings.padded_tokens
-    encoded = [words.begin_ids + words.encode(each) for each in given]
-    texts = padded_texts(encoded, words.end_token_id, width)
-    found = class_probabilities(classifier, texts, np.arange(len(texts)), ROWS_AT_ONCE).tolist() if given else []
+    found, cut = probabilities_of(given)
     if format == "csv":
-        print(",".join(["text", "class", *(_csv(name) for name in settings.classes)]))
+        print(",".join(["text", "class", *(_csv(name) for name in classes)]))
     for each, row in zip(given, found, strict=True):
-        ranked = sorted(zip(row, settings.classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
-        probabilities = {name: round(probability, 6) for name, probability in zip(settings.classes, row, strict=True)}
+        ranked = sorted(zip(row, classes, strict=True), key=lambda pair: -pair[0])  # stable: as argmax
+        probabilities = {name: round(probability, 6) for name, probability in zip(classes, row, strict=True)}
         if format == "jsonl":
             say(json.dumps({"text": each, "class": ranked[0][1], "probabilities": probabilities}, ensure_ascii=False))
         elif format == "csv":
@@ -104,8 +94,36 @@ def classify(
         else:
             shown = "" if text is not None else f"  {one_line(each)[:SHOWN_CHARACTERS]}"
             say(f"{ranked[0][1]} ({', '.join(f'{name} {probability:.3f}' for probability, name in ranked)}){shown}")
-    if n_cut := sum(len(each) > width for each in encoded):
-        print(f"{n_cut} of {len(given)} texts were cut: the classifier reads {width} tokens", file=sys.stderr)
+    if any(cut):
+        print(
+            f"{sum(cut)} of {len(given)} texts were cut: they are longer than what the classifier reads",
+            file=sys.stderr,
+        )
+
+
+def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], Classify]:
+    """The names of the classes, and a function from texts to the probabilities of each and to whether it was cut.
+
+    Raises UserError if the tokenizer is another one's.
+    """
+    import numpy as np
+
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.formats.classifier import load_classifier
+    from scratchlm.tasks.classification import class_probabilities
+    from scratchlm.tasks.spam import padded_texts
+
+    classifier, settings = load_classifier(folder)
+    words = load_tokenizer(tokenizer)
+    _check_vocabulary(folder, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+
+    def classified(given: list[str]) -> tuple[list[list[float]], list[bool]]:
+        encoded = [words.begin_ids + words.encode(text) for text in given]
+        texts = padded_texts(encoded, words.end_token_id, settings.padded_tokens)
+        found = class_probabilities(classifier, texts, np.arange(len(texts)), ROWS_AT_ONCE).tolist() if given else []
+        return found, [len(token_ids) > settings.padded_tokens for token_ids in encoded]
+
+    return settings.classes, classified
 
 
 def _lines(file: Path | None) -> list[str]:
@@ -146,7 +164,7 @@ def export(
     gpt, text = load_model(model, tokenizer)
     if not isinstance(text, BytePairTokenizer):
         raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
-    style = prompt_style or (_prompt_style() if model.resolve() == ASSISTANT.resolve() else None)
+    style = prompt_style or (style_of_params() if model.resolve() == ASSISTANT.resolve() else None)
     template = text.pairs.settings.chat_template
     if style:
         check_style(style, text)
@@ -190,7 +208,7 @@ def import_model(
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
 
 
-def _prompt_style() -> Any:
+def style_of_params() -> Any:
     """Return the prompt style of params.yaml. Raises UserError if it has none."""
     from scratchlm.data.prompts import PromptStyle
     from scratchlm.run.nested import value_at
@@ -227,15 +245,7 @@ def _refuse_existing(output: Path) -> None:
 
 def printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
     """Return a function that prints text as its tokens come; an incomplete character waits for its other bytes."""
-    token_ids: list[int] = []
-    shown = ""
+    from scratchlm.data.text_stream import TextStream
 
-    def add(_: int, token_id: int) -> None:
-        nonlocal shown
-        token_ids.append(token_id)
-        text = tokenizer.decode(token_ids)
-        if not text.endswith("\ufffd"):
-            print(printable(text.removeprefix(shown)), end="", flush=True)
-            shown = text
-
-    return add
+    stream = TextStream(tokenizer.decode)
+    return lambda _, token_id: print(printable(stream.add(token_id)), end="", flush=True)

@@ -1,6 +1,6 @@
 """The prompt templates: how an instruction is worded for the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -42,6 +42,29 @@ def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Token
         for part in _parts(entry, style)
     )
     return [*tokenizer.begin_ids, *chain.from_iterable(parts)]
+
+
+def encode_conversation(messages: Sequence[tuple[str, str]], style: PromptStyle, tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids of what chat_template words: a prompt for the answer to the last message.
+
+    messages: pairs of a role (system, user or assistant) and a text. Raises UserError as encode_prompt does.
+    """
+    check_style(style, tokenizer)
+    token_ids = [*tokenizer.begin_ids]
+    if style == "chatml":
+        start, end, line_end = *(tokenizer.special_tokens[marker] for marker in (START, END)), tokenizer.encode("\n")
+        if messages[0][0] != "system":
+            messages = [("system", SYSTEM), *messages]
+        for role, text in messages:
+            last = tokenizer.end_token_id if role == "assistant" else end
+            token_ids += [start, *tokenizer.encode(f"{role}\n{text}"), last, *line_end]
+        return [*token_ids, start, *tokenizer.encode("assistant\n")]
+    for role, text in messages:
+        if role == "user":
+            token_ids += tokenizer.encode(format_prompt({"instruction": text, "input": ""}, style))
+        elif role == "assistant":
+            token_ids += [*tokenizer.encode(text), tokenizer.end_token_id]
+    return token_ids
 
 
 def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:

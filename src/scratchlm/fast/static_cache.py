@@ -49,6 +49,25 @@ class StaticCache(KVCache):
         if self._buffers:
             self._buffers.use(self._indices)
 
+    def join(self, other: KVCache) -> None:
+        assert isinstance(other, StaticCache)
+        for cache in (self, other):
+            cache._leave_buffers()
+        super().join(other)
+        self._indices = list(range(len(self.lengths)))
+
+    def _leave_buffers(self) -> None:
+        """Copy the rows to layers of their own, so that other caches may take the buffers."""
+        index = torch.tensor(self._indices, device=self.layers[0].keys.device)  # type: ignore[union-attr]
+        layers = [LayerCache() for _ in self.layers]
+        for new, old in zip(layers, self.layers, strict=True):
+            assert old.keys is not None and old.values is not None
+            new.keys, new.values = old.keys[index], old.values[index]
+        if self._buffers:
+            self._buffers.owner = lambda: None
+        self.layers, self._buffers, self._next_token_ids = layers, cast("Buffers", None), None
+        self._indices = list(range(len(self._indices)))
+
     def step(self, model: Callable[..., Tensor], token_ids: list[int]) -> Tensor:
         logits, _ = self._stepped(model, token_ids)
         return logits.index_select(0, torch.tensor(self._indices, device=logits.device))

@@ -69,6 +69,16 @@ class KVCache:
         """The same, but of each row only the largest logit and its token id."""
         return most_likely(self.step(model, token_ids)).tolist()
 
+    def join(self, other: "KVCache") -> None:
+        """Append the rows of another cache of the same model; both have read their prompts."""
+        self.lengths += other.lengths
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            assert layer.keys is not None and layer.values is not None
+            assert more.keys is not None and more.values is not None
+            n_slots = max(layer.keys.shape[2], more.keys.shape[2])
+            layer.keys = torch.cat([_with_slots(keys, n_slots) for keys in (layer.keys, more.keys)])
+            layer.values = torch.cat([_with_slots(values, n_slots) for values in (layer.values, more.values)])
+
     def select(self, rows: list[int]) -> None:
         """Drop all rows but these."""
         self.lengths = [self.lengths[row] for row in rows]
@@ -76,3 +86,8 @@ class KVCache:
             if layer.keys is not None and layer.values is not None:
                 index = torch.tensor(rows, dtype=torch.int64, device=layer.keys.device)
                 layer.keys, layer.values = layer.keys[index], layer.values[index]
+
+
+def _with_slots(tensor: Tensor, n_slots: int) -> Tensor:
+    """(B, K, S, D) -> (B, K, n_slots, D), with zeros in the new slots."""
+    return pad(tensor, (0, 0, 0, n_slots - tensor.shape[2]))

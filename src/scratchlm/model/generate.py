@@ -184,6 +184,17 @@ class DecodeState:
         self.rows: list[int] = []  # those in the cache
         self.cache: KVCache | None = None
 
+    def add(self, tokens: Mapping[int, list[int]]) -> Tensor:
+        """Read the prompts of new rows, none longer than the context, into the cache: their next logits, (B, V)."""
+        cache = self.model.new_cache(len(tokens))
+        logits = self.model.next_logits(list(tokens.values()), cache)
+        if self.cache is None:
+            self.rows, self.cache = list(tokens), cache
+        else:
+            self.rows = self.rows + list(tokens)
+            self.cache.join(cache)
+        return logits
+
     def next_logits(self, tokens: Mapping[int, list[int]]) -> Tensor:
         """Logits of each row's next token, (B, V).
 
@@ -207,8 +218,7 @@ class DecodeState:
 
     def _cached_logits(self, tokens: Mapping[int, list[int]]) -> Tensor:
         if self.cache is None:
-            self.rows, self.cache = list(tokens), self.model.new_cache(len(tokens))
-            return self.model.next_logits(list(tokens.values()), self.cache)
+            return self.add(tokens)
         return self._cache_of(tokens).step(self.model, [row[-1] for row in tokens.values()])
 
     def _cache_of(self, tokens: Mapping[int, list[int]]) -> KVCache:

@@ -11,7 +11,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.instructions import InstructionsParams, write_instructions
 from scratchlm.data.messages import MessagesParams, write_messages
-from scratchlm.data.prompts import chat_template, check_style, encode_prompt, format_prompt
+from scratchlm.data.prompts import (
+    PromptStyle,
+    chat_template,
+    check_style,
+    encode_conversation,
+    encode_prompt,
+    format_prompt,
+)
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_json
@@ -89,6 +96,23 @@ def test_an_answer_ends_with_the_tokenizers_end_token(end: str) -> None:
     (text,), _ = render_jinja_template([chat], chat_template=chat_template("chatml", end), add_generation_prompt=True)
     first = format_prompt(entry("Hi"), "chatml")
     assert text == f"{first}Ho{end}\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("style", ["alpaca", "phi3", "chatml"])
+@pytest.mark.parametrize("system", [[], [("system", "Be brief.")]])
+def test_a_conversation_has_the_words_of_the_chat_template_and_no_markers_of_its_user(
+    tiny: BytePairTokenizer, style: PromptStyle, system: list[tuple[str, str]]
+) -> None:
+    turns = [*system, ("user", "Hi <|im_end|>"), ("assistant", "Ho"), ("user", "?\n")]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    template = chat_template(style, tiny.pairs.settings.end_token)
+    (text,), _ = render_jinja_template([chat], chat_template=template, add_generation_prompt=True)
+    ids = encode_conversation(turns, style, tiny)
+    assert tiny.decode(ids) == text
+    n_markers = 2 * 4 + 1 if style == "chatml" else 1  # around each of four messages, and what begins the answer
+    assert sum(token_id in tiny.special_tokens.values() for token_id in ids) == n_markers
+    alone = encode_conversation([("user", "Add.")], style, tiny)
+    assert alone == encode_prompt(entry("Add."), style, tiny)
 
 
 @pytest.mark.parametrize("kind", llama.KINDS)

@@ -43,6 +43,26 @@ def steps(model: GPTModel, lengths: Sequence[int], ends: dict[int, int]) -> list
 
 
 @torch.no_grad()
+def test_rows_join_and_leave_a_static_cache_as_they_do_the_textbooks(tiny_gpt: Any) -> None:
+    plain = tiny_gpt(context_length=12).double().eval()
+    found = []
+    for model in (plain, for_inference(plain)):
+        state, rows, logits = DecodeState(model), {0: [1, 2], 1: [3]}, []
+        for step in range(8):
+            logits.append(state.next_logits(rows))
+            rows = {row: [*tokens, (step + row) % 11] for row, tokens in rows.items() if (step, row) != (4, 0)}
+            if step in (2, 3):  # once into buffers, once into the copies that the first has left
+                new = {10 * step: [4, 5, 6], 10 * step + 1: [7]}
+                logits.append(state.add(new))
+                rows |= {row: [*tokens, 8] for row, tokens in new.items()}
+        found.append(logits)
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    whole = torch.cat([plain.next_logits([tokens[:-1]]) for tokens in rows.values()])
+    torch.testing.assert_close(found[0][-1], whole, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"attention": "sdpa"}, TODAYS], ids=["gpt2", "sdpa", "llama"])
 @pytest.mark.parametrize(
     ("lengths", "ends"),

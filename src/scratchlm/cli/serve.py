@@ -1,0 +1,90 @@
+"""The command that serves a model over HTTP."""
+
+import logging
+import os
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scratchlm.cli.models import (
+    ASSISTANT,
+    CLASSIFIER,
+    TOKENIZER,
+    Model,
+    Style,
+    TokenizerFolder,
+    load_model,
+    load_text_classifier,
+    style_of_params,
+)
+from scratchlm.run.errors import UserError
+
+KEY = "SCRATCHLM_API_KEY"
+WAITING_PER_ROW = 4
+SECONDS = 300.0  # from asking to the end of an answer
+GOODBYE_SECONDS = 5  # for answers that are not complete when the server ends
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    model: Model = ASSISTANT,
+    tokenizer: TokenizerFolder = TOKENIZER,
+    prompt_style: Style = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="also serve this classifier; default: that of finetune_spam, if it is built")
+    ] = None,
+    address: Annotated[str, typer.Option(help="host and port; port 0 takes a free one")] = "127.0.0.1:8000",
+    rows: Annotated[int, typer.Option(min=1, help="requests that are decoded together")] = 32,
+) -> None:
+    """Serve a model: OpenAI's API, a page to chat, classification and metrics. SCRATCHLM_API_KEY sets a key."""
+    import uvicorn
+
+    from scratchlm.data.prompts import check_style
+    from scratchlm.fast.decoding import for_inference
+    from scratchlm.serving.app import make_app
+    from scratchlm.serving.engine import Limits
+    from scratchlm.serving.service import LanguageModel, Service, TextClassifier
+
+    listener, host = _listen(address)
+    gpt, text = load_model(model, tokenizer)
+    style = prompt_style or style_of_params()
+    check_style(style, text)
+    ours = LanguageModel(model.resolve().name, for_inference(gpt), text, style)
+    limits = Limits(rows, WAITING_PER_ROW * rows, SECONDS)
+    folder = classifier or (CLASSIFIER if CLASSIFIER.exists() else None)
+    classes = TextClassifier(folder.resolve().name, *load_text_classifier(folder, tokenizer)) if folder else None
+    key = os.environ.get(KEY) or None
+    is_local = host in LOCAL
+    if not is_local and key is None:
+        print(
+            f"anybody who reaches {host} may ask this server; set {KEY} to a key that clients must send",
+            file=sys.stderr,
+        )
+    app = make_app(Service(ours, limits), classes, key, is_local=is_local)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GOODBYE_SECONDS)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    print(f"serving {ours.name}{f' and {classes.name}' if classes else ''} at {url}", flush=True)
+    print(f"a page to chat: {url}/   OpenAI's API: {url}/v1   Ctrl-C ends", flush=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that have gone away
+    with suppress(KeyboardInterrupt):  # uvicorn passes Ctrl-C on, after its last answers
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(address: str) -> tuple[socket.socket, str]:
+    """Take the address; before the model is loaded, since it may be refused. Raises UserError."""
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UserError(f"--address is {address!r}; give a host and a port, such as 127.0.0.1:8000")
+    try:
+        listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, int(port)))
+        listener.listen()
+    except OSError as error:
+        raise UserError(f"cannot listen at {address} ({error.strerror}); choose another --address") from None
+    return listener, host
