@@ -15,11 +15,13 @@ import httpx
 import psutil
 import pytest
 
+from benchmarks import serve
 from scratchlm.data.prompts import encode_prompt
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.decoding import for_inference
 from scratchlm.formats.native import load_gpt
 from scratchlm.model.generate import Stopping, generate
+from scratchlm.run.files import read_json
 
 CLIENTS, REQUESTS = 32, 1000
 N_NEW = 12
@@ -79,3 +81,15 @@ def test_of_a_thousand_requests_half_are_cut_off_and_the_others_answered_as_alon
     assert "scratchlm_active_requests 0.0" in metrics and "scratchlm_waiting_requests 0.0" in metrics
     after = served.process.memory_info().rss, served.process.num_fds(), served.process.num_threads()
     assert after[0] - before[0] < 8 << 20 and after[1] <= before[1] and after[2] == before[2]
+
+
+def test_the_benchmark_measures_both_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["serve.py", "--size", "gpt2-nano", "--clients", "2", "--repeats", "1"])
+    serve.main()
+    found = read_json(tmp_path / "serve.json")
+    names = [f"{server}, {n} at once" for server in ("scratchlm", "llama.cpp") for n in (1, 2)]
+    assert [row["server"] for row in found["rows"]] == names
+    assert all(0 < row["first text, s"] <= row["whole answer, s"] <= row["slowest, s"] for row in found["rows"])
+    rates = [row["tokens/s"] for row in found["rows"]]
+    assert found["ratios"]["against llama.cpp, at once"] == pytest.approx([rates[1] / rates[3]] * 3)

@@ -35,7 +35,8 @@ def serve(
     tokenizer: TokenizerFolder = TOKENIZER,
     prompt_style: Style = None,
     classifier: Annotated[
-        Path | None, typer.Option(help="also serve this classifier; default: that of finetune_spam, if it is built")
+        Path | None,
+        typer.Option(help="also serve this classifier; default: finetune_spam's, with its tokenizer"),
     ] = None,
     address: Annotated[str, typer.Option(help="host and port; port 0 takes a free one")] = "127.0.0.1:8000",
     rows: Annotated[int, typer.Option(min=1, help="requests that are decoded together")] = 32,
@@ -55,7 +56,7 @@ def serve(
     check_style(style, text)
     ours = LanguageModel(model.resolve().name, for_inference(gpt), text, style)
     limits = Limits(rows, WAITING_PER_ROW * rows, SECONDS)
-    folder = classifier or (CLASSIFIER if CLASSIFIER.exists() else None)
+    folder = classifier or (CLASSIFIER if tokenizer == TOKENIZER and CLASSIFIER.exists() else None)
     classes = TextClassifier(folder.resolve().name, *load_text_classifier(folder, tokenizer)) if folder else None
     key = os.environ.get(KEY) or None
     is_local = host in LOCAL

@@ -55,7 +55,11 @@ def make_app(service: Service, classifier: TextClassifier | None, key: str | Non
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        found = [{"id": name, "object": "model", "created": 0, "owned_by": "scratchlm"} for name in names]
+        """The models; has_turns: whether the prompt style was made for more than one message of the user."""
+        found: list[dict[str, Any]] = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "scratchlm"} for name in names
+        ]
+        found[0]["has_turns"] = service.language_model.style == "chatml"
         return {"object": "list", "data": found}
 
     return app
