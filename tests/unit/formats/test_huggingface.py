@@ -303,10 +303,38 @@ def test_an_export_is_the_same_bytes_each_time(
     exported: Path, tmp_path: Path, tiny: GPTModel, tokenizer: BytePairTokenizer
 ) -> None:
     save_huggingface(tmp_path / "again", tiny, tokenizer)
+    assert oct((tmp_path / "again" / WEIGHTS).stat().st_mode)[-3:] == "644"  # which others can read
     names = sorted(path.name for path in exported.iterdir())
-    assert names == ["config.json", "merges.txt", WEIGHTS, "tokenizer_config.json", "vocab.json"]
+    assert names == [
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        WEIGHTS,
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     for name in names:
         assert (exported / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_generate_decodes_to_the_end_token_or_the_end_of_the_context_without_being_told(
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    prompt, end = [7, 3, 200], tokenizer.end_token_id
+    model = random_gpt(tied_head=False)
+    save_huggingface(tmp_path / "long", model, tokenizer, card="A card.\n")
+    assert (tmp_path / "long" / "README.md").read_text() == "A card.\n"
+    (free,) = generate(model, [prompt], Stopping(64 - len(prompt), end))
+    with torch.no_grad():  # the end token takes the place of the token that comes seventh
+        model.head.weight[end] = 1.01 * model.head.weight[free.token_ids[6]]
+    save_huggingface(tmp_path / "short", model, tokenizer)
+    (short,) = generate(model, [prompt], Stopping(100, end))
+    assert len(short.token_ids) < len(free.token_ids) == 61
+    for name, expected in (("long", free.token_ids), ("short", [*short.token_ids, end])):
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert theirs.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist() == expected
+    padded = AutoTokenizer.from_pretrained(tmp_path / "short")(["a a a", "b"], padding=True, return_tensors="pt")
+    assert padded["input_ids"][1, -1] == end and padded["attention_mask"][1, -1] == 0
 
 
 def test_the_auto_tokenizer_of_an_export_agrees_with_ours(exported: Path, tokenizer: BytePairTokenizer) -> None:
