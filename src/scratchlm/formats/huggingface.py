@@ -13,7 +13,7 @@ from scratchlm.formats.names import HEAD, architecture, names_of
 from scratchlm.formats.native import WEIGHTS_FILE, read_weights, write_weights
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, write_json, write_text
+from scratchlm.run.files import atomic_folder, damaged, read_json, write_json, write_text
 
 WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
@@ -82,12 +82,22 @@ def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of model.safetensors, or of the shards in its place."""
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    if (folder / WEIGHTS_FILE).exists() or not shards:
-        if not (folder / WEIGHTS_FILE).exists() and (found := sorted(folder.glob("*.bin"))):
-            raise UserError(
-                f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
-                "write them with save_pretrained, as safetensors"
-            )
-        return read_weights(folder / WEIGHTS_FILE)
-    return {name: tensor for shard in shards for name, tensor in read_weights(shard).items()}
+    whole = folder / WEIGHTS_FILE
+    shards = [] if whole.exists() else _shards(folder)
+    if not (shards or whole.exists()) and (found := sorted(folder.glob("*.bin"))):
+        raise UserError(
+            f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
+            "write them with save_pretrained, as safetensors"
+        )
+    return {name: tensor for file in shards or [whole] for name, tensor in read_weights(file).items()}
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that the index names: others may be left of an earlier save. Without an index, all with such a name."""
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if not index.exists():
+        return sorted(folder.glob("model-*-of-*.safetensors"))
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise damaged(index, "weight_map does not name the file of each tensor")
+    return [folder / name for name in sorted(set(files.values()))]
