@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from scratchlm.data.catalogue import CATALOGUE, Source, own_source
 from scratchlm.data.own_data import COLUMNS
 from scratchlm.run.files import read_json
-from scratchlm.run.nested import flattened
+from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.params import load_yaml
 
 LOADING = ("load_gpt2", "load_pretrained")  # stages that train nothing: the corpus only measures their models
@@ -43,18 +43,21 @@ def read_origin(model: Path, folder: Path = Path()) -> Origin | None:
     Raises UserError naming a file that is damaged.
     """
     lock, path = folder / "dvc.lock", PurePosixPath(os.path.relpath(model, folder)).as_posix()
-    stages = load_yaml(lock)["stages"] if lock.exists() else {}
+    stages = (load_yaml(lock) or {}).get("stages", {}) if lock.exists() else {}
+    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
     steps = list(dict.fromkeys(_steps(path, stages)))
-    if not steps or _folder_md5(model) != steps[0].md5:
+    used = (entry for step in steps for entry in stages[step.stage].get("deps", []))
+    is_whole = all(entry.get("md5") == made.get(entry["path"], entry.get("md5")) for entry in used)  # nothing is newer
+    if not steps or not is_whole or _folder_md5(model) != made[path]:
         return None
-    chosen = stages["download"]["params"]["params.yaml"]["sources"]
+    chosen = value_at(stages, "download.params", {}).get("params.yaml", {}).get("sources", {})
     sources = {source.name: source for step in steps for source in _sources(step, stages, chosen)}
     return Origin(steps, list(sources.values()), dict(_metrics(path, stages, folder)))
 
 
 def _steps(path: str, stages: Mapping[str, Any]) -> Iterator[Step]:
     for name, stage in stages.items():
-        made = {out["path"]: out["md5"] for out in stage.get("outs", [])}
+        made = {out["path"]: out.get("md5", "") for out in stage.get("outs", [])}
         if path in made:
             yield Step(name, path, made[path])
             for used in stage.get("deps", []):
@@ -69,7 +72,7 @@ def _sources(step: Step, stages: Mapping[str, Any], chosen: Mapping[str, Any]) -
     for used in stages[step.stage]["deps"]:
         purpose = used["path"].removeprefix("data/tokens/")
         if purpose in COLUMNS:
-            name = chosen[purpose]
+            name = chosen.get(purpose)
             own = replace(own_source(purpose), description=f"Own data: {purpose}", licence="not stated")
             yield CATALOGUE[name] if isinstance(name, str) else own
 
@@ -88,10 +91,13 @@ def _metrics(path: str, stages: Mapping[str, Any], folder: Path) -> Iterator[tup
             yield from _results("judge.judge", judged["judge"])
 
 
-def _files(name: str, stages: Mapping[str, Any], folder: Path) -> list[Path]:
-    """The metrics files of a stage."""
-    made = (out["path"] for out in stages.get(name, {}).get("outs", []))
-    return [folder / path for path in made if path.startswith("metrics/") and path.endswith(".json")]
+def _files(name: str, stages: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Yield the metrics files of a stage that are as dvc.lock records them."""
+    for out in stages.get(name, {}).get("outs", []):
+        path = folder / out["path"]
+        is_metrics = out["path"].startswith("metrics/") and path.suffix == ".json"
+        if is_metrics and path.exists() and _md5(path) == out.get("md5"):
+            yield path
 
 
 def _results(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """What an exported model says of itself, by a dvc.lock and metrics written here."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,13 @@ def folder_md5(*names: str) -> str:
     return str(tree.hash_info.value)
 
 
+MODEL_MD5 = folder_md5("config.json", "model.safetensors")
+
+
 def stage(made: str, *used: str, metrics: str | None = None) -> dict[str, Any]:
-    outs = [{"path": made, "md5": folder_md5("config.json", "model.safetensors")}]
-    outs += [{"path": f"metrics/{metrics}.json", "md5": EMPTY_MD5}] if metrics else []
-    return {"cmd": "python", "deps": [{"path": path, "md5": EMPTY_MD5} for path in used], "outs": outs}
+    outs = [{"path": made, "md5": MODEL_MD5}]
+    outs += [{"path": f"metrics/{metrics}.json"}] if metrics else []  # its hash follows
+    return {"cmd": "python", "deps": [{"path": path, "md5": MODEL_MD5} for path in used], "outs": outs}
 
 
 @pytest.fixture
@@ -55,7 +59,6 @@ def project(tmp_path: Path) -> Path:
         "generate@instruct": stage(f"{responses}/instruct.parquet", assistant, metrics="generate/instruct"),
         "judge": stage("data/responses/judge.parquet", responses, metrics="judge"),
     }
-    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     for model in (dpo, assistant):
         folder = tmp_path / model
         folder.mkdir(parents=True)
@@ -70,6 +73,9 @@ def project(tmp_path: Path) -> Path:
     }
     for name, values in metrics.items():
         write_json(tmp_path / "metrics" / f"{name}.json", values)
+    for out in (out for each in stages.values() for out in each.get("outs", []) if "md5" not in out):
+        out["md5"] = hashlib.md5((tmp_path / out["path"]).read_bytes()).hexdigest()
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
     return tmp_path
 
 
@@ -81,11 +87,10 @@ def origin_of(project: Path, name: str = DPO) -> Origin:
 
 def test_a_model_has_the_data_of_all_its_stages_and_its_own_results(project: Path) -> None:
     found = origin_of(project)
-    md5 = folder_md5("config.json", "model.safetensors")
     assert found.steps == [
-        Step("finetune_preference@dpo", "data/models/finetune_preference/dpo", md5),
-        Step("finetune_instruct", "data/models/finetune_instruct", md5),
-        Step("load_gpt2@124M", "data/models/gpt2-124M", md5),
+        Step("finetune_preference@dpo", "data/models/finetune_preference/dpo", MODEL_MD5),
+        Step("finetune_instruct", "data/models/finetune_instruct", MODEL_MD5),
+        Step("load_gpt2@124M", "data/models/gpt2-124M", MODEL_MD5),
     ]
     assert [source.name for source in found.sources] == ["instruction-preference", "own-instructions", "gpt2-124M"]
     assert found.metrics == {
@@ -123,6 +128,20 @@ def test_the_card_shows_intervals_licences_and_lineage_and_never_changes(project
     assert "Git revision `0123abc`, with a dvc.lock that is not committed." in text
     assert f"| `finetune_instruct` | `data/models/finetune_instruct` | `{found.steps[1].md5}` |" in lines
     assert licence_text(found).splitlines()[1] == "Data own-instructions: not stated. –"
+
+
+def test_results_of_another_build_are_not_those_of_the_model(project: Path) -> None:
+    write_json(project / "metrics" / f"{DPO}.json", {"test": {"accuracy": 1.0}})
+    (project / "metrics/judge.json").unlink()
+    assert origin_of(project).metrics == {"generate/polite.exact_matches": 58}
+    lock = project / "dvc.lock"
+    text = lock.read_text()
+    newer = yaml.safe_load(text)
+    newer["stages"]["load_gpt2@124M"]["outs"][0]["md5"] = "0" * 32  # the base was built again, the assistant was not
+    lock.write_text(yaml.safe_dump(newer))
+    assert read_origin(project / "data/models" / DPO, project) is None
+    lock.write_text("")
+    assert read_origin(project / "data/models" / DPO, project) is None
 
 
 def test_a_model_that_dvc_lock_does_not_record_has_a_card_without_results(project: Path) -> None:
