@@ -160,4 +160,4 @@ def write_gguf(path: Path, shape: ShapeName, half: bool) -> None:
     encoder = {token: token_id for token_id, token in enumerate(tokens)}
     folder = path.with_suffix(".tokenizer")
     save_byte_pairs(folder, encoder, merges)
-    save_gguf(path, model, BytePairTokenizer(encoder, merges), half=half)
+    save_gguf(path, model, BytePairTokenizer(encoder, merges), storage="float16" if half else "float32")

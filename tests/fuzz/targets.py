@@ -117,8 +117,8 @@ def make_folder(folder: Path) -> dict[str, Target]:
         "hidden_dim": 8, "vocab_size": smollm_tokenizer.vocab_size,
     }  # fmt: skip
     grouped = build_model(GPTConfig(**config.model_dump() | parts), seed=1)
-    save_gguf(folder / "a.gguf", grouped, smollm_tokenizer, "{{ messages }}", half=True)
-    save_gguf(folder / "scores.gguf", grouped, BytePairTokenizer(*llama.tiny_pairs("llama2")), half=True)
+    save_gguf(folder / "a.gguf", grouped, smollm_tokenizer, "{{ messages }}", storage="float16")
+    save_gguf(folder / "scores.gguf", grouped, BytePairTokenizer(*llama.tiny_pairs("llama2")), storage="float16")
     with zipfile.ZipFile(folder / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("SMSSpamCollection", "ham\tHello\nspam\tWIN\n")
     shutil.copy(REPOSITORY / "metrics" / "plots" / "pretrain.csv", folder / "a.csv")

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.tokenizer import load_tokenizer
@@ -227,6 +228,49 @@ def test_a_style_whose_markers_the_tokenizer_lacks_is_refused_before_any_answer(
     assert not (home / "out").exists()
 
 
+def test_a_gguf_file_comes_with_its_modelfile_and_both_can_be_read_by_others(home, tmp_path):
+    done = scratchlm(home, "export", str(tmp_path / "out.gguf"), "--format", "gguf", "--storage", "q8_0")
+    assert done.stdout == f"wrote {tmp_path / 'out.gguf'} and {tmp_path / 'out.Modelfile'}\n", done.stderr
+    text = (tmp_path / "out.Modelfile").read_text()
+    assert text.startswith('FROM ./out.gguf\nTEMPLATE """{{ range .Messages }}') and "num_ctx 128\n" in text
+    assert {oct(path.stat().st_mode)[-3:] for path in tmp_path.iterdir()} == {"644"}
+    done = scratchlm(home, "export", str(tmp_path / "out"), "--format", "huggingface", "--storage", "q8_0")
+    assert done.stderr == "scratchlm: --storage q8_0 is for --format gguf; a folder for transformers holds float32\n"
+
+
+def test_a_classifier_is_exported_for_transformers_alone(home, tmp_path):
+    words = ("--model", "data/models/finetune_spam", "--format")
+    done = scratchlm(home, "export", str(tmp_path / "out"), *words, "huggingface")
+    assert done.returncode == 0, done.stderr
+    assert oct((tmp_path / "out").stat().st_mode)[-3:] == "755"
+    assert {oct(path.stat().st_mode)[-3:] for path in (tmp_path / "out").iterdir()} == {"644"}
+    assert read_json(tmp_path / "out/config.json")["id2label"]["2"] == "news & views"
+    assert "`dvc.lock` does not record this model" in (tmp_path / "out/README.md").read_text()
+    done = scratchlm(home, "export", str(tmp_path / "out.gguf"), *words, "gguf")
+    assert done.stderr == (
+        "scratchlm: data/models/finetune_spam holds a classifier, which GGUF has no form of; export it with "
+        "--format huggingface\n"
+    )
+
+
+def test_the_card_of_a_built_model_has_its_results_and_hashes(built, tmp_path):
+    for name in ("finetune_instruct", "finetune_spam"):
+        done = scratchlm(
+            built, "export", str(tmp_path / name), "--format", "huggingface", "--model", f"data/models/{name}"
+        )
+        assert done.returncode == 0, done.stderr
+        card = (tmp_path / name / "README.md").read_text()
+        stages = yaml.safe_load((built / "dvc.lock").read_text())["stages"]
+        for stage in (name, "pretrain"):
+            made = {out["path"]: out["md5"] for out in stages[stage]["outs"]}
+            assert f"| `{stage}` | `data/models/{stage}` | `{made[f'data/models/{stage}']}` |" in card
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=built, capture_output=True, text=True).stdout
+        assert f"Git revision `{revision.strip()}`. The" in card
+    scores = read_json(built / "metrics/finetune_spam.json")["test"]
+    ends = f"{scores['accuracy_low']:.4g} to {scores['accuracy_high']:.4g}"
+    assert f"| finetune_spam.test.accuracy | {scores['accuracy']:.4g} | {ends} |" in card
+
+
 def test_export_overwrites_nothing(home, tmp_path):
     (tmp_path / "out.gguf").write_text("mine")
     done = scratchlm(home, "export", str(tmp_path / "out.gguf"), "--format", "gguf")
@@ -234,6 +278,10 @@ def test_export_overwrites_nothing(home, tmp_path):
     assert "already exists" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "out.gguf").read_text() == "mine"
+    (tmp_path / "new.Modelfile").write_text("mine")
+    done = scratchlm(home, "export", str(tmp_path / "new.gguf"), "--format", "gguf")
+    assert done.stderr.startswith(f"scratchlm: {tmp_path / 'new.Modelfile'} already exists; name a new one")
+    assert (tmp_path / "new.Modelfile").read_text() == "mine" and not (tmp_path / "new.gguf").exists()
 
 
 def test_a_link_that_leads_nowhere_is_not_replaced(home, tmp_path):

@@ -86,6 +86,10 @@ def test_with_a_folder_as_remote_everything_is_computed_once_in_the_team(builder
     assert "up to date" in run(newcomer, "dvc", "status").stdout
     # Metrics and curves come with git; the remote has the other files of dvc.lock
     assert objects(tmp_path / "shared") < objects(builder / ".dvc" / "cache")
+    run(builder, "git", "tag", "--annotate", "assistant@v1.0.0", "--message", "First")
+    run(tmp_path, "dvc", "artifacts", "get", str(builder), "assistant", "--rev", "v1.0.0", "--out", "fetched")
+    assert filecmp.dircmp(tmp_path / "fetched", builder / "data/models/finetune_instruct").diff_files == []
+    assert len(list((tmp_path / "fetched").iterdir())) == 2
 
     set_parameter(newcomer, "judge.controls", 3)
     assert stages_run(run(newcomer, "dvc", "repro", "--pull")) == ["preflight", "judge", "report"]

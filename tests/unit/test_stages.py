@@ -379,7 +379,7 @@ def test_another_pretrained_model_brings_its_vocabulary_to_the_finetunings(place
     llama = build_model(GPTConfig.model_validate(shape | LLAMA | {"tied_head": True}), seed=1)
     source = tmp_path / "data" / "raw" / "smollm2-135m"
     source.mkdir()
-    save_gguf(source / "model.gguf", llama, tokenizer, half=False)
+    save_gguf(source / "model.gguf", llama, tokenizer)
 
     call, metrics = caller(tmp_path, tmp_path), tmp_path / "metrics"
     for stage in ("tokenize", "load_pretrained@smollm2-135m"):

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli import look, models, pipeline, rating, serve
+from scratchlm.cli import exports, look, models, pipeline, rating, serve
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,9 +34,9 @@ def scratchlm(
 
 
 command: Callable[..., None]
-for command in (models.chat, look.complete, models.classify, look.tokens, models.export):
+for command in (models.chat, look.complete, models.classify, look.tokens, exports.export):
     app.command()(command)
-app.command("import")(models.import_model)
+app.command("import")(exports.import_model)
 app.command()(serve.serve)
 for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):
     app.command()(command)

@@ -1,7 +1,6 @@
-"""Commands on the models that the pipeline built: chat, classify, export, import."""
+"""Commands on the models that the pipeline built: chat, classify."""
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +114,7 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], Clas
 
     classifier, settings = load_classifier(folder)
     words = load_tokenizer(tokenizer)
-    _check_vocabulary(folder, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+    check_vocabulary(folder, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
 
     def classified(given: list[str]) -> tuple[list[list[float]], list[bool]]:
         encoded = [words.begin_ids + words.encode(text) for text in given]
@@ -146,68 +145,6 @@ def _csv(text: str) -> str:
     return '"' + printable(text).replace('"', '""') + '"'
 
 
-def export(
-    output: Annotated[Path, typer.Argument(help="a new folder (huggingface) or file (gguf)")],
-    format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="for transformers, or for llama.cpp")],
-    model: Model = ASSISTANT,
-    tokenizer: TokenizerFolder = TOKENIZER,
-    prompt_style: Style = None,
-    half: Annotated[bool, typer.Option("--half", help="gguf: store matrices as float16")] = False,
-) -> None:
-    """Write a language model for transformers, or for llama.cpp and Ollama; an assistant with its chat template."""
-    from scratchlm.data.byte_pairs import BytePairTokenizer
-    from scratchlm.data.prompts import chat_template, check_style
-    from scratchlm.formats.gguf import save_gguf
-    from scratchlm.formats.huggingface import save_huggingface
-
-    _refuse_existing(output)
-    gpt, text = load_model(model, tokenizer)
-    if not isinstance(text, BytePairTokenizer):
-        raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
-    style = prompt_style or (style_of_params() if model.resolve() == ASSISTANT.resolve() else None)
-    template = text.pairs.settings.chat_template
-    if style:
-        check_style(style, text)
-        template = chat_template(style, text.pairs.settings.end_token, text.pairs.settings.begin_token)
-    if format == "huggingface":
-        save_huggingface(output, gpt, text, template)
-    else:
-        save_gguf(output, gpt, text, template, half=half)
-    say(f"wrote {output}")
-
-
-def import_model(
-    source: Annotated[
-        Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
-    ],
-    output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
-) -> None:
-    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote."""
-    from scratchlm.data.byte_pairs import save_byte_pairs
-    from scratchlm.formats.gguf_file import GGUFFile
-    from scratchlm.formats.gguf_reader import load_gguf
-    from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
-    from scratchlm.formats.huggingface import load_huggingface
-    from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
-    from scratchlm.formats.native import save_gpt
-    from scratchlm.run.files import atomic_folder, read_json
-
-    _refuse_existing(output)
-    if source.suffix == ".gguf":
-        pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
-        n_padding = 0
-    else:
-        pairs = load_huggingface_tokenizer(source)
-        gpt = load_huggingface(source, len(pairs.encoder))
-        n_padding = read_json(source / "config.json")["vocab_size"] - gpt.config.vocab_size
-    with atomic_folder(output) as temporary:
-        save_gpt(temporary / "model", gpt)
-        save_byte_pairs(temporary / "tokenizer", *pairs)
-    if n_padding:
-        say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
-    say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
-
-
 def style_of_params() -> Any:
     """Return the prompt style of params.yaml. Raises UserError if it has none."""
     from scratchlm.data.prompts import PromptStyle
@@ -226,21 +163,16 @@ def load_model(model: Path, tokenizer: Path) -> tuple["GPTModel", "Tokenizer"]:
     from scratchlm.formats.native import load_gpt
 
     gpt, text = load_gpt(model), load_tokenizer(tokenizer)
-    _check_vocabulary(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
+    check_vocabulary(model, gpt.config.vocab_size, tokenizer, text.vocab_size)
     return gpt, text
 
 
-def _check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
+def check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: int) -> None:
     if n_model != n_tokenizer:
         raise UserError(
             f"vocabulary mismatch: {model} has {n_model:,} tokens, {tokenizer} has {n_tokenizer:,}; "
             "pass the tokenizer used in training with --tokenizer"
         )
-
-
-def _refuse_existing(output: Path) -> None:
-    if os.path.lexists(output):  # a link that leads nowhere, too
-        raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 
 
 def printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:

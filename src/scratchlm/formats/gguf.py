@@ -1,7 +1,8 @@
 """GGUF files, which llama.cpp and Ollama run, written from our models. gguf_reader.py reads them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,16 +17,23 @@ from scratchlm.model.variants import rope_factors, rope_frequencies
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write
 
+if TYPE_CHECKING:
+    import gguf
+
+Storage = Literal["float32", "float16", "q8_0"]
 ROPE_FACTORS = "rope_freqs.weight"  # of scaled rope; the file has no key for the settings that they come from
+POSITIONS = "position_embd.weight"  # which llama.cpp's own quantisation leaves out, too
 HALF_LIMIT = np.finfo(np.float16).max
 
 
 def save_gguf(
     path: Path, model: GPTModel, tokenizer: BytePairTokenizer, template: str | None = None,
-    *, half: bool,
+    *, storage: Storage = "float32", general: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write one file of weights, tokenizer and chat template. half: store matrices in float16 instead of float32.
+    """Write one file of weights, tokenizer and chat template, with greedy decoding as its default.
 
+    storage: of matrices. q8_0 has blocks of 32 columns with 8 bits each and a scale; matrices of other widths, and
+    positions, are float16. general: texts by key of GGUF's section `general`, such as `name` and `license`.
     Raises UserError if a weight is too large for float16, or llama.cpp has no such models or tokenizers.
     """
     import gguf
@@ -48,7 +56,12 @@ def save_gguf(
             writer.add_rope_dimension_count(config.head_dim)
             writer.add_rope_freq_base(config.rope_base)
             writer.add_layer_norm_rms_eps(config.rms_epsilon)
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+        types = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
+        writer.add_file_type(gguf.LlamaFileType[types[storage]])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_sampling_temp(0.0)
+        for key, text in (general or {}).items():
+            writer.add_string(f"general.{key}", text)
         _add_tokenizer(writer, tokenizer, template)
         if config.rope_scaling:
             factors = rope_factors(rope_frequencies(config.head_dim, config.rope_base), config.rope_scaling)
@@ -57,15 +70,25 @@ def save_gguf(
             tensor = weights.float().numpy()
             if n_heads := turned_heads(name, config):
                 tensor = tensor.reshape(n_heads, 2, -1, config.emb_dim).swapaxes(1, 2).reshape(tensor.shape)
-            if half and tensor.ndim == 2:
-                if np.abs(tensor).max() > HALF_LIMIT:
-                    raise UserError(f"tensor {name} has numbers beyond float16; export without --half")
-                tensor = tensor.astype(np.float16)
-            writer.add_tensor(name, tensor)
+            kind_of_numbers = _stored_as(storage, name, tensor)
+            writer.add_tensor(name, gguf.quantize(tensor, kind_of_numbers), raw_dtype=kind_of_numbers)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+
+def _stored_as(storage: Storage, name: str, tensor: np.ndarray) -> "gguf.GGMLQuantizationType":
+    """The type of a tensor's numbers in the file. Raises UserError if it cannot hold them."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if storage == "float32" or tensor.ndim == 1:
+        return GGMLQuantizationType.F32
+    if np.abs(tensor).max() > HALF_LIMIT:  # of q8_0's scales, too
+        raise UserError(f"tensor {name} has numbers beyond float16; export with --storage float32")
+    columns, _ = GGML_QUANT_SIZES[GGMLQuantizationType.Q8_0]
+    is_whole = tensor.shape[-1] % columns == 0 and name != POSITIONS
+    return GGMLQuantizationType.Q8_0 if storage == "q8_0" and is_whole else GGMLQuantizationType.F16
 
 
 def turned_heads(name: str, config: GPTConfig) -> int:

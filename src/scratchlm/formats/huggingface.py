@@ -1,39 +1,55 @@
 """Hugging Face's folders of GPT-2, Llama and Qwen2, written and read: config, model.safetensors, tokenizer files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.conversion import convert_weights, their_tensors
 from scratchlm.formats.huggingface_config import huggingface_config, read_config
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import HEAD, architecture, names_of
-from scratchlm.formats.native import WEIGHTS_FILE, read_weights
+from scratchlm.formats.native import WEIGHTS_FILE, read_weights, write_weights
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, write_json
+from scratchlm.run.files import atomic_folder, damaged, read_json, write_json, write_text
 
 WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
-def save_huggingface(folder: Path, model: GPTModel, tokenizer: BytePairTokenizer, template: str | None = None) -> None:
-    """Write a folder that AutoModelForCausalLM and AutoTokenizer load. template: for apply_chat_template.
+def save_huggingface(
+    folder: Path, model: GPTModel, tokenizer: BytePairTokenizer, template: str | None = None, card: str | None = None
+) -> None:
+    """Write a folder that AutoModelForCausalLM and AutoTokenizer load; `generate` decodes greedily by default.
 
+    template: for apply_chat_template. card: the folder's README.md.
     Raises UserError if transformers has no such models.
     """
-    config = model.config
+    config, end = model.config, tokenizer.end_token_id
     prefix = WEIGHT_PREFIXES[architecture(config)]
     weights = {
         name if name == HEAD.huggingface else prefix + name: tensor
         for name, tensor in their_tensors(model, "huggingface")
     }
+    ids = {"bos_token_id": [*tokenizer.begin_ids, end][0], "eos_token_id": end, "pad_token_id": end}
     with atomic_folder(folder) as temporary:
-        save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        write_json(temporary / "config.json", huggingface_config(config, tokenizer.end_token_id, tokenizer.begin_ids))
+        write_folder(temporary, weights, huggingface_config(config, end, tokenizer.begin_ids), card)
+        write_json(
+            temporary / "generation_config.json", ids | {"max_length": config.context_length, "do_sample": False}
+        )
         save_huggingface_tokenizer(temporary, tokenizer, config.context_length, template)
+
+
+def write_folder(
+    folder: Path, weights: Mapping[str, torch.Tensor], config: dict[str, object], card: str | None
+) -> None:
+    """Write model.safetensors, config.json and README.md into a folder."""
+    write_weights(folder / WEIGHTS_FILE, weights, {"format": "pt"})
+    write_json(folder / "config.json", config)
+    if card:
+        write_text(folder / "README.md", card)
 
 
 def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
@@ -66,12 +82,22 @@ def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of model.safetensors, or of the shards in its place."""
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    if (folder / WEIGHTS_FILE).exists() or not shards:
-        if not (folder / WEIGHTS_FILE).exists() and (found := sorted(folder.glob("*.bin"))):
-            raise UserError(
-                f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
-                "write them with save_pretrained, as safetensors"
-            )
-        return read_weights(folder / WEIGHTS_FILE)
-    return {name: tensor for shard in shards for name, tensor in read_weights(shard).items()}
+    whole = folder / WEIGHTS_FILE
+    shards = [] if whole.exists() else _shards(folder)
+    if not (shards or whole.exists()) and (found := sorted(folder.glob("*.bin"))):
+        raise UserError(
+            f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
+            "write them with save_pretrained, as safetensors"
+        )
+    return {name: tensor for file in shards or [whole] for name, tensor in read_weights(file).items()}
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files that the index names: others may be left of an earlier save. Without an index, all with such a name."""
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    if not index.exists():
+        return sorted(folder.glob("model-*-of-*.safetensors"))
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise damaged(index, "weight_map does not name the file of each tensor")
+    return [folder / name for name in sorted(set(files.values()))]

@@ -23,6 +23,7 @@ _WITHOUT_EFFECT = (
     ("use_regex", True), ("trim_offsets", True), ("trim_offsets", False), ("invert", False),
     ("prepend_scheme", "always"), ("prepend_scheme", "first"),  # which differ after a special token
 )  # fmt: skip
+CONFIG_FILE = "tokenizer_config.json"
 _FLAGS = ("byte_fallback", "ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -32,10 +33,11 @@ def save_huggingface_tokenizer(
     """Write GPT-2's kind of tokenizer as its two files, any other as tokenizer.json."""
     settings = tokenizer.pairs.settings
     end = settings.end_token
-    own: dict[str, object] = {"model_max_length": context_length, "add_prefix_space": False}
+    own: dict[str, object] = {"model_max_length": context_length, "add_prefix_space": False, "eos_token": end}
+    own["pad_token"] = end  # as in training
     if settings.model_copy(update={"chat_template": None}) == GPT2_SETTINGS:
         write_vocabulary(folder / "vocab.json", folder / "merges.txt", tokenizer.pairs.encoder, tokenizer.pairs.merges)
-        own |= {"bos_token": end, "eos_token": end, "unk_token": end, "tokenizer_class": "GPT2Tokenizer"}
+        own |= {"bos_token": end, "unk_token": end, "tokenizer_class": "GPT2Tokenizer"}
     else:
         from tokenizers import processors
 
@@ -48,8 +50,8 @@ def save_huggingface_tokenizer(
                 **texts, special_tokens=[(begin, tokenizer.special_tokens[begin])]
             )
         write_text(folder / "tokenizer.json", hub.to_str(pretty=True) + "\n")
-        own |= {"eos_token": end, "tokenizer_class": "PreTrainedTokenizerFast"}
-    write_json(folder / "tokenizer_config.json", own | ({"chat_template": template} if template else {}))
+        own["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(folder / CONFIG_FILE, own | ({"chat_template": template} if template else {}))
 
 
 def load_huggingface_tokenizer(folder: Path) -> BytePairs:
@@ -59,7 +61,7 @@ def load_huggingface_tokenizer(folder: Path) -> BytePairs:
     config.json, for which the model has no vector, are left out.
     Raises UserError naming the file that is missing, or if vocabulary and merges disagree.
     """
-    path, settings = folder / "tokenizer_config.json", GPT2_SETTINGS
+    path, settings = folder / CONFIG_FILE, GPT2_SETTINGS
     config = read_json(path) if path.exists() else {}
     if (folder / "tokenizer.json").exists():
         model = folder / "config.json"

@@ -15,7 +15,7 @@ from scratchlm.formats.names import EMBEDDING, HEAD
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, missing, read_json, write_json
+from scratchlm.run.files import atomic_folder, atomic_write, damaged, missing, read_json, write_json
 
 Tensors = Mapping[str, Tensor]
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -92,8 +92,15 @@ def save_folder(folder: Path, weights: Tensors, config: dict[str, Any], adapter:
     with atomic_folder(folder) as temporary:
         for file, tensors in ((WEIGHTS_FILE, weights), ("adapter.safetensors", adapter)):
             if tensors:
-                save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary / file)
+                write_weights(temporary / file, tensors)
         write_json(temporary / CONFIG_FILE, config)
+
+
+def write_weights(path: Path, weights: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others can read: its library's own files are the owner's alone."""
+    with atomic_write(path) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, temporary, metadata)
+        temporary.chmod(0o644)
 
 
 def assign_tensors(model: nn.Module, weights: Tensors, source: str) -> None:

@@ -88,7 +88,7 @@ def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
     tmp_path: Path,
 ) -> None:
     model = random_gpt(**changes)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer)
     for text in PROMPTS:
         prompt = tokenizer.encode(text)
         (ours,) = generate(model, [prompt], Stopping(60, tokenizer.end_token_id))
@@ -102,13 +102,22 @@ def test_a_file_gives_the_model_back_bit_for_bit(
     changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(**changes)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer)
     again = load_gguf(GGUFFile(tmp_path / "model.gguf"))
     fixed = {"attention": "eager", "qkv_bias": model.config.qkv_bias}
     assert again.config.model_copy(update=fixed) == model.config.model_copy(update=fixed)
     found = again.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(found[name], tensor), name
+
+
+MATRICES = ("blk.0.attn_qkv.weight", "token_embd.weight", "blk.1.ffn_down.weight", "position_embd.weight")
+VECTORS = ("blk.0.attn_qkv.bias", "output_norm.weight", "blk.1.ffn_down.bias")
+
+
+def types_in(path: Path, *names: str) -> set[str]:
+    """The types of these tensors."""
+    return {tensor.tensor_type.name for tensor in gguf.GGUFReader(path).tensors if tensor.name in names}
 
 
 def rewrite(source: Path, target: Path, convert: Callable[[np.ndarray], tuple[np.ndarray, str]]) -> None:
@@ -132,7 +141,7 @@ def test_quantised_weights_are_the_numbers_that_they_stand_for(
     kind: str, error: float, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model, type_ = random_gpt(**LLAMA, hidden_dim=64), gguf.GGMLQuantizationType[kind]
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer)
     rewrite(tmp_path / "model.gguf", tmp_path / "small.gguf", lambda data: (gguf.quantize(data, type_), kind))
     found, expected = load_gguf(GGUFFile(tmp_path / "small.gguf")).state_dict(), model.state_dict()
     for name in ("blocks.0.attention.qkv.weight", "blocks.1.feed_forward.expansion.weight", "token_embedding.weight"):
@@ -143,7 +152,7 @@ def test_quantised_weights_are_the_numbers_that_they_stand_for(
 def test_weights_of_a_type_that_cannot_be_read_are_refused(
     random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
-    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA, hidden_dim=64), tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA, hidden_dim=64), tokenizer)
     rewrite(tmp_path / "model.gguf", tmp_path / "odd.gguf", lambda data: (data.astype(np.int8), "I8"))
     with pytest.raises(UserError, match=r"odd\.gguf: tensor \S+ is of type I8, which .*; take a file of another type"):
         load_gguf(GGUFFile(tmp_path / "odd.gguf"))
@@ -160,7 +169,7 @@ def test_what_is_not_a_model_of_ours_is_refused(
     assert refusal(tmp_path / "none.gguf").startswith(f"{tmp_path / 'none.gguf'}")
     (tmp_path / "text.gguf").write_text("no model" * 100)
     assert "not a whole GGUF file" in refusal(tmp_path / "text.gguf")
-    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA), tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(**LLAMA), tokenizer)
     whole = (tmp_path / "model.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:-1000])
     assert "not a whole GGUF file" in refusal(tmp_path / "cut.gguf")
@@ -175,7 +184,7 @@ def test_scaled_rope_whose_settings_a_file_does_not_tell_is_refused(
     changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.gguf"
-    save_gguf(path, random_gpt(**LLAMA, rope_base=5e5, rope_scaling=LLAMA3 | changes), tokenizer, half=False)
+    save_gguf(path, random_gpt(**LLAMA, rope_base=5e5, rope_scaling=LLAMA3 | changes), tokenizer)
     with pytest.raises(UserError, match=f"{path}: its rope is scaled, but not as in Llama 3.1; import"):
         load_gguf(GGUFFile(path))
 
@@ -189,13 +198,13 @@ def test_llama_cpp_stops_at_the_end_token(random_gpt: Build, tokenizer: BytePair
         model.head.weight[tokenizer.end_token_id] = 1.01 * model.head.weight[free.token_ids[6]]
     (ours,) = generate(model, [prompt], Stopping(40, tokenizer.end_token_id))
     assert ours.finished and len(ours.token_ids) < 40
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", model, tokenizer)
     theirs = continued_by_llama(tmp_path / "model.gguf", prompt, 40)
     assert theirs in (ours.token_ids, [*ours.token_ids, tokenizer.end_token_id])
 
 
 def test_llama_cpp_splits_text_into_our_tokens(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
-    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer)
     server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
     for text in (TEXT, " ", "a  b\n\n c", "I'll we'd 'S 007", "e\u0301 👩\u200d💻 \u00a0x"):
         reply = requests.post(f"{server.listening_address}/tokenize", json={"content": text}, timeout=60)
@@ -207,7 +216,7 @@ def test_llama_cpp_words_an_instruction_as_finetuning_does(
     style: PromptStyle, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     template = chat_template(style, END_OF_TEXT)
-    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer, template, half=False)
+    save_gguf(tmp_path / "model.gguf", random_gpt(), tokenizer, template)
     server = llama_server(tmp_path / "model.gguf", CONTEXT_LENGTH)
     messages = [{"role": "user", "content": "Write the opposite of hot."}]
     reply = requests.post(f"{server.listening_address}/apply-template", json={"messages": messages}, timeout=60)
@@ -221,7 +230,7 @@ def test_weights_beyond_float16_are_refused_and_not_made_infinite(
     with torch.no_grad():
         model.blocks[1].feed_forward.expansion.weight[3, 4] = -70_000
     with pytest.raises(UserError, match="tensor blk.1.ffn_up.weight has numbers beyond float16; exp"):
-        save_gguf(tmp_path / "half.gguf", model, tokenizer, half=True)
+        save_gguf(tmp_path / "half.gguf", model, tokenizer, storage="float16")
     assert not list(tmp_path.glob("*half.gguf*"))
 
 
@@ -229,21 +238,35 @@ def test_half_precision_halves_the_matrices_and_runs(
     random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt()
-    for name, half in (("whole.gguf", False), ("half.gguf", True)):
-        save_gguf(tmp_path / name, model, tokenizer, half=half)
-    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "half.gguf").tensors}
-    assert {types[name] for name in ("blk.0.attn_qkv.weight", "token_embd.weight", "blk.1.ffn_down.weight")} == {"F16"}
-    assert {types[name] for name in ("blk.0.attn_qkv.bias", "output_norm.weight", "blk.1.ffn_down.bias")} == {"F32"}
+    save_gguf(tmp_path / "whole.gguf", model, tokenizer)
+    save_gguf(tmp_path / "half.gguf", model, tokenizer, storage="float16")
+    assert types_in(tmp_path / "half.gguf", *MATRICES) == {"F16"}
+    assert types_in(tmp_path / "half.gguf", *VECTORS) == {"F32"}
     assert (tmp_path / "half.gguf").stat().st_size < 0.7 * (tmp_path / "whole.gguf").stat().st_size
     prompt = tokenizer.encode("Sara was")
     theirs = continued_by_llama(tmp_path / "half.gguf", prompt, 20)
-    rounded = random_gpt()
-    with torch.no_grad():
-        for parameter in rounded.parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(parameter.half().float())
-    (ours,) = generate(rounded, [prompt], Stopping(5, tokenizer.end_token_id))
+    (ours,) = generate(load_gguf(GGUFFile(tmp_path / "half.gguf")), [prompt], Stopping(5, tokenizer.end_token_id))
     assert theirs[: len(ours.token_ids)] == ours.token_ids
+
+
+@pytest.mark.parametrize(("emb_dim", "blocks", "rest"), [(64, "Q8_0", "Q8_0"), (40, "Q8_0", "F16")])
+def test_eight_bits_are_for_matrices_of_whole_blocks_and_run(
+    emb_dim: int, blocks: str, rest: str, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    """Of 40 channels and 160 in the feed-forward layer, blocks of 32 divide only the latter."""
+    model, path = random_gpt(emb_dim=emb_dim), tmp_path / "small.gguf"
+    save_gguf(path, model, tokenizer, storage="q8_0")
+    assert types_in(path, "blk.1.ffn_down.weight") == {blocks}
+    assert types_in(path, "blk.0.attn_qkv.weight", "token_embd.weight", "blk.0.ffn_up.weight") == {rest}
+    assert types_in(path, "position_embd.weight") == {"F16"}
+    assert types_in(path, *VECTORS) == {"F32"}
+    found = load_gguf(GGUFFile(path)).state_dict()
+    for name, weights in model.state_dict().items():
+        largest = weights.abs().max()
+        assert (found[name] - weights).abs().max() <= (0.51 / 127) * largest, name
+    name = "blocks.1.feed_forward.projection.weight"
+    assert (found[name] - model.state_dict()[name]).abs().max() > 1e-4  # float16 would be nearer
+    assert len(continued_by_llama(path, tokenizer.encode("Sara was"), 10)) > 0
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
@@ -251,7 +274,8 @@ def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
     tied_head: bool, random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
 ) -> None:
     model = random_gpt(qkv_bias=False, tied_head=tied_head)
-    save_gguf(tmp_path / "model.gguf", model, tokenizer, half=False)
+    general = {"name": "finetune_instruct", "license": "cc0-1.0"}
+    save_gguf(tmp_path / "model.gguf", model, tokenizer, general=general)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     weights = model.state_dict()
@@ -262,6 +286,8 @@ def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
     assert tensors["blk.0.attn_qkv.bias"].shape == (96,) and not tensors["blk.0.attn_qkv.bias"].any()
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.architecture"] == "gpt2"
+    assert (fields["general.name"], fields["general.license"]) == ("finetune_instruct", "cc0-1.0")
+    assert fields["general.sampling.temp"] == 0
     assert fields["gpt2.block_count"] == 2
     assert fields["gpt2.context_length"] == CONTEXT_LENGTH
     assert fields["gpt2.embedding_length"] == 32
@@ -278,6 +304,6 @@ def test_a_file_holds_every_tensor_and_what_llama_cpp_must_know(
 
 def test_the_same_model_gives_the_same_bytes(random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path) -> None:
     for name in ("one.gguf", "two.gguf"):
-        save_gguf(tmp_path / name, random_gpt(), tokenizer, half=True)
+        save_gguf(tmp_path / name, random_gpt(), tokenizer, storage="float16")
     assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.gguf", "two.gguf"]

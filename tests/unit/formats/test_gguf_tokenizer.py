@@ -185,7 +185,7 @@ def test_merges_are_written_as_scores_only_if_they_come_back(tiny_gpt: Callable[
         with pytest.raises(
             UserError, match="GGUF has no form of this tokenizer's rules or merges; export with --format"
         ):
-            save_gguf(tmp_path / "model.gguf", tiny_gpt(), BytePairTokenizer(*pairs), half=False)
+            save_gguf(tmp_path / "model.gguf", tiny_gpt(), BytePairTokenizer(*pairs))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.gguf"]
 
 
@@ -202,7 +202,7 @@ def test_llama_cpp_splits_text_into_our_tokens(
     )  # fmt: skip
     if theirs:
         monkeypatch.setattr(gguf_writer, "_add_tokenizer", lambda writer, *_: add_scores(writer, LLAMA2))
-    save_gguf(tmp_path / "model.gguf", model, BytePairTokenizer(*pairs), half=False)
+    save_gguf(tmp_path / "model.gguf", model, BytePairTokenizer(*pairs))
     tokenizer = BytePairTokenizer(*read_gguf_tokenizer(GGUFFile(tmp_path / "model.gguf")))
     assert set(tokenizer.pairs.merges) == set(pairs.merges)
     server = llama_server(tmp_path / "model.gguf", 256)

@@ -303,10 +303,38 @@ def test_an_export_is_the_same_bytes_each_time(
     exported: Path, tmp_path: Path, tiny: GPTModel, tokenizer: BytePairTokenizer
 ) -> None:
     save_huggingface(tmp_path / "again", tiny, tokenizer)
+    assert oct((tmp_path / "again" / WEIGHTS).stat().st_mode)[-3:] == "644"  # which others can read
     names = sorted(path.name for path in exported.iterdir())
-    assert names == ["config.json", "merges.txt", WEIGHTS, "tokenizer_config.json", "vocab.json"]
+    assert names == [
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        WEIGHTS,
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
     for name in names:
         assert (exported / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_generate_decodes_to_the_end_token_or_the_end_of_the_context_without_being_told(
+    random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    prompt, end = [7, 3, 200], tokenizer.end_token_id
+    model = random_gpt(tied_head=False)
+    save_huggingface(tmp_path / "long", model, tokenizer, card="A card.\n")
+    assert (tmp_path / "long" / "README.md").read_text() == "A card.\n"
+    (free,) = generate(model, [prompt], Stopping(64 - len(prompt), end))
+    with torch.no_grad():  # the end token takes the place of the token that comes seventh
+        model.head.weight[end] = 1.01 * model.head.weight[free.token_ids[6]]
+    save_huggingface(tmp_path / "short", model, tokenizer)
+    (short,) = generate(model, [prompt], Stopping(100, end))
+    assert len(short.token_ids) < len(free.token_ids) == 61
+    for name, expected in (("long", free.token_ids), ("short", [*short.token_ids, end])):
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert theirs.generate(torch.tensor([prompt]))[0, len(prompt) :].tolist() == expected
+    padded = AutoTokenizer.from_pretrained(tmp_path / "short")(["a a a", "b"], padding=True, return_tensors="pt")
+    assert padded["input_ids"][1, -1] == end and padded["attention_mask"][1, -1] == 0
 
 
 def test_the_auto_tokenizer_of_an_export_agrees_with_ours(exported: Path, tokenizer: BytePairTokenizer) -> None:
@@ -523,20 +551,48 @@ def test_rows_beyond_the_tokenizer_are_left_out(random_gpt: Build, exported: Pat
         load_huggingface(exported, 321)
 
 
-def test_what_transformers_saves_is_read_back_whole_and_in_shards(exported: Path, tmp_path: Path) -> None:
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
-    expected = load_huggingface_tokenizer(exported)
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+@pytest.mark.parametrize(
+    "changes", [{"tied_head": True}, {"tied_head": False}, LLAMA, LLAMA | {"qkv_bias": True, "tied_head": False}]
+)
+def test_what_transformers_saves_is_read_back_whole_and_in_shards(
+    changes: dict[str, Any], random_gpt: Build, tokenizer: BytePairTokenizer, tmp_path: Path
+) -> None:
+    """Its config, weights in bfloat16 and padded vocabulary, its tokenizer.json."""
+    save_huggingface(tmp_path / "ours", random_gpt(**changes), tokenizer)
+    theirs, auto = (kind.from_pretrained(tmp_path / "ours") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    expected = load_huggingface_tokenizer(tmp_path / "ours")
+    theirs.resize_token_embeddings(pad_to_multiple_of=64, mean_resizing=False)
+    theirs = theirs.bfloat16()
+    auto.add_special_tokens({"pad_token": "<pad>"})  # with an id in the padding, but without a row of its own
     for size in ("1GB", "20KB"):
         folder = tmp_path / size
         theirs.save_pretrained(folder, max_shard_size=size)
-        tokenizer.save_pretrained(folder)
+        auto.save_pretrained(folder)
         assert not (folder / "vocab.json").exists()
-        assert load_huggingface_tokenizer(folder) == expected
-        assert_same_logits(load_huggingface(folder, len(expected[0])), theirs)
-    assert not (tmp_path / "20KB" / WEIGHTS).exists()
-    next(iter(sorted((tmp_path / "20KB").glob("model-*")))).unlink()
-    assert f"{tmp_path / '20KB'}: tensor " in refusal(tmp_path / "20KB")
+        pairs = load_huggingface_tokenizer(folder)
+        assert pairs.merges == expected.merges and list(pairs.encoder)[:300] == list(expected.encoder)
+        ours = load_huggingface(folder, len(expected.encoder))
+        assert ours.config.vocab_size == 300 and ours.config.tied_head == random_gpt(**changes).config.tied_head
+        with torch.no_grad():
+            logits = theirs.float()(torch.arange(60)[None]).logits[..., :300]
+            torch.testing.assert_close(ours(torch.arange(60)[None]), logits, atol=TOLERANCE, rtol=0)
+        theirs = theirs.bfloat16()
+
+
+def test_the_index_says_which_shards_belong_to_a_model(exported: Path, tiny: GPTModel, tmp_path: Path) -> None:
+    folder, theirs = tmp_path / "shards", AutoModelForCausalLM.from_pretrained(exported)
+    theirs.save_pretrained(folder, max_shard_size="20KB")
+    shards, index = sorted(folder.glob("model-*")), folder / f"{WEIGHTS}.index.json"
+    save_file({"left.over": torch.zeros(1)}, folder / "model-00001-of-00099.safetensors")
+    assert not (folder / WEIGHTS).exists() and len(shards) > 3
+    assert_same_logits(load_huggingface(folder), tiny)
+    shards[1].unlink()
+    assert refusal(folder) == f"{shards[1]}: no such file; check the path"
+    for content in ("{}", '{"weight_map": {}}', '{"weight_map": {"wte.weight": 5}}'):
+        index.write_text(content)
+        assert refusal(folder).startswith(f"{index}: weight_map does not name the file of each tensor; correct it")
+    index.unlink()
+    assert "is missing" in refusal(folder)
 
 
 def test_a_pickle_is_not_read(exported: Path) -> None:

@@ -950,7 +950,7 @@ def test_a_language_model_behind_the_protocol_is_heard_and_its_score_kept(
     save_byte_pairs(tmp_path / "tokenizer", encoder, merges)
     size = {"vocab_size": 300, "context_length": 2048, "n_layers": 1, "emb_dim": 16}
     model = perturbed(tiny_gpt(**size, tied_head=True, initialisation="gpt2", attention="sdpa"), 0.3)
-    save_gguf(tmp_path / "judge.gguf", model, load_tokenizer(tmp_path / "tokenizer"), half=False)
+    save_gguf(tmp_path / "judge.gguf", model, load_tokenizer(tmp_path / "tokenizer"))
     llama = llama_server(tmp_path / "judge.gguf", model.config.context_length)
     replies: list[str] = []
     line_ends = [token_id for token, token_id in encoder.items() if set(token) & set("ĉĊč")]  # it would write them only

@@ -71,7 +71,7 @@ def write(tiny_gpt: Callable[..., GPTModel], tmp_path_factory: pytest.TempPathFa
                 model.head.weight[encoder[character]] = 10.0 - rank
             model.head.weight[encoder[END_OF_TEXT]] = 1.0
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
-        save_gguf(path, model.eval(), tokenizer, template, half=False)
+        save_gguf(path, model.eval(), tokenizer, template)
         return params(path, **changes)
 
     return made

@@ -1,0 +1,174 @@
+"""Commands that write models for other programs and read theirs: export, import."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from scratchlm.cli.models import (
+    ASSISTANT,
+    TOKENIZER,
+    Model,
+    Style,
+    TokenizerFolder,
+    check_vocabulary,
+    load_model,
+    style_of_params,
+)
+from scratchlm.run.display import say
+from scratchlm.run.errors import UserError
+
+Storage = Literal["float32", "float16", "q8_0"]
+
+if TYPE_CHECKING:
+    from scratchlm.data.byte_pairs import BytePairTokenizer
+    from scratchlm.data.tokenizer import Tokenizer
+    from scratchlm.report.card import Subject
+    from scratchlm.report.origin import Origin
+
+
+def export(
+    output: Annotated[Path, typer.Argument(help="a new folder (huggingface) or file (gguf)")],
+    format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="for transformers, or for llama.cpp")],
+    model: Model = ASSISTANT,
+    tokenizer: TokenizerFolder = TOKENIZER,
+    prompt_style: Style = None,
+    storage: Annotated[Storage, typer.Option(help="gguf: of matrices; q8_0 takes 8.5 bits a number")] = "float32",
+) -> None:
+    """Write a model for transformers, or a language model for llama.cpp and Ollama.
+
+    An assistant gets its chat template, a GGUF file a Modelfile beside it, a folder a model card.
+    """
+    from scratchlm.run.files import read_json
+
+    _refuse_existing(output)
+    if format == "huggingface" and storage != "float32":
+        raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
+    if "classifier" in read_json(model / "config.json"):
+        if format == "gguf":
+            raise UserError(
+                f"{model} holds a classifier, which GGUF has no form of; export it with --format huggingface"
+            )
+        _export_classifier(output, model, tokenizer)
+    else:
+        _export_language_model(output, model, tokenizer, prompt_style, storage if format == "gguf" else None)
+
+
+def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
+    from scratchlm.data.tokenizer import load_tokenizer
+    from scratchlm.formats.classifier import load_classifier
+    from scratchlm.formats.huggingface_classifier import save_huggingface_classifier
+    from scratchlm.model.gpt import parameter_count
+    from scratchlm.report.card import Subject
+    from scratchlm.report.origin import read_origin
+
+    classifier, settings = load_classifier(model)
+    config, text = classifier.trunk.config, load_tokenizer(tokenizer)
+    check_vocabulary(model, config.vocab_size, tokenizer, text.vocab_size)
+    origin = read_origin(model)
+    subject = Subject(_name(model, origin), config, parameter_count(classifier), settings.classes, False)
+    save_huggingface_classifier(output, classifier, settings, _byte_pairs(text), _card(subject, origin))
+    say(f"wrote {output}")
+
+
+def _export_language_model(
+    output: Path, model: Path, tokenizer: Path, prompt_style: Style, storage: Storage | None
+) -> None:
+    """storage: of a GGUF file; None for a folder of Hugging Face."""
+    from scratchlm.data.prompts import chat_template, check_style
+    from scratchlm.formats.gguf import save_gguf
+    from scratchlm.formats.huggingface import save_huggingface
+    from scratchlm.formats.modelfile import modelfile
+    from scratchlm.model.gpt import parameter_count
+    from scratchlm.report.card import Subject, licence, licence_text
+    from scratchlm.report.origin import read_origin
+    from scratchlm.run.files import write_text
+
+    recipe = output.with_name(f"{output.name.removesuffix('.gguf')}.Modelfile")
+    if storage:
+        _refuse_existing(recipe)
+    gpt, found = load_model(model, tokenizer)
+    text = _byte_pairs(found)
+    origin, settings, style = read_origin(model), text.pairs.settings, prompt_style
+    is_assistant = origin and any(Path(step.path) == ASSISTANT for step in origin.steps)  # or made from it
+    if is_assistant or model.resolve() == ASSISTANT.resolve():
+        style = style or style_of_params()
+    template = settings.chat_template
+    if style:
+        check_style(style, text)
+        template = chat_template(style, settings.end_token, settings.begin_token)
+    subject = Subject(_name(model, origin), gpt.config, parameter_count(gpt), (), template is not None)
+    if storage is None:
+        save_huggingface(output, gpt, text, template, _card(subject, origin))
+        say(f"wrote {output}")
+        return
+    general = {"name": subject.name, "description": subject.about}
+    if origin:
+        general |= {"license": str(licence(origin)), "license.name": licence_text(origin)}
+    save_gguf(output, gpt, text, template, storage=storage, general=general)
+    licences = general.get("license.name")
+    write_text(recipe, modelfile(output.name, settings, gpt.config.context_length, style, licences))
+    say(f"wrote {output} and {recipe}")
+
+
+def _byte_pairs(tokenizer: "Tokenizer") -> "BytePairTokenizer":
+    from scratchlm.data.byte_pairs import BytePairTokenizer
+
+    if not isinstance(tokenizer, BytePairTokenizer):
+        raise UserError("only byte-pair tokenizers can be exported; set tokenizer.kind to gpt2 or bpe and rebuild")
+    return tokenizer
+
+
+def _name(model: Path, origin: "Origin | None") -> str:
+    """Of a model of the pipeline, its path in data/models."""
+    return origin.steps[0].path.removeprefix("data/models/").replace("/", "-") if origin else model.resolve().name
+
+
+def _card(subject: "Subject", origin: "Origin | None") -> str:
+    from scratchlm.compare.git import git
+    from scratchlm.report.card import model_card
+
+    revision, is_changed = None, False
+    with suppress(UserError):  # there may be no git, or no commit
+        revision = git(Path(), "rev-parse", "HEAD")
+        is_changed = git(Path(), "status", "--porcelain", "--", "dvc.lock") != ""
+    return model_card(subject, origin, revision, is_changed)
+
+
+def import_model(
+    source: Annotated[
+        Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
+    ],
+    output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
+) -> None:
+    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote."""
+    from scratchlm.data.byte_pairs import save_byte_pairs
+    from scratchlm.formats.gguf_file import GGUFFile
+    from scratchlm.formats.gguf_reader import load_gguf
+    from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
+    from scratchlm.formats.huggingface import load_huggingface
+    from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
+    from scratchlm.formats.native import save_gpt
+    from scratchlm.run.files import atomic_folder, read_json
+
+    _refuse_existing(output)
+    if source.suffix == ".gguf":
+        pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
+        n_padding = 0
+    else:
+        pairs = load_huggingface_tokenizer(source)
+        gpt = load_huggingface(source, len(pairs.encoder))
+        n_padding = read_json(source / "config.json")["vocab_size"] - gpt.config.vocab_size
+    with atomic_folder(output) as temporary:
+        save_gpt(temporary / "model", gpt)
+        save_byte_pairs(temporary / "tokenizer", *pairs)
+    if n_padding:
+        say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
+    say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _refuse_existing(output: Path) -> None:
+    if os.path.lexists(output):  # a link that leads nowhere, too
+        raise UserError(f"{output} already exists; name a new one, nothing is overwritten")

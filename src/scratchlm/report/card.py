@@ -1,0 +1,68 @@
+"""The model card of an exported model: what it is, how to use it, its data, results and lineage."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+
+from scratchlm.formats.names import architecture
+from scratchlm.model.config import GPTConfig
+from scratchlm.report.origin import Origin
+from scratchlm.report.tables import format_number
+from scratchlm.run.display import markdown
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+LICENCES = ("apache-2.0", "cc-by-4.0", "cc0-1.0")  # identifiers of Hugging Face's hub; any other is `other` there
+ARCHITECTURES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2"}
+
+
+class Subject(NamedTuple):
+    """The model that is exported. classes: of a classifier, else none. is_chat: whether it has a chat template."""
+
+    name: str
+    config: GPTConfig
+    parameters: int
+    classes: Sequence[str]
+    is_chat: bool
+
+    @property
+    def about(self) -> str:
+        """One sentence."""
+        kind = "A classifier of texts" if self.classes else "An assistant" if self.is_chat else "A language model"
+        return f"{kind}, built like {ARCHITECTURES[architecture(self.config)]}."
+
+
+def model_card(subject: Subject, origin: Origin | None, revision: str | None, is_changed: bool) -> str:
+    """Return the README.md of an exported folder, the same text for the same model and revision.
+
+    revision: of git; None if there is none. is_changed: whether the dvc.lock of the model is not the revision's.
+    """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"markdown": markdown, "number": "{:,}".format}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        subject._asdict(), about=subject.about, licence=licence(origin), origin=origin, revision=revision,
+        is_changed=is_changed, measures=list(_measures(origin.metrics)) if origin else [],
+    )  # fmt: skip
+
+
+def licence(origin: Origin | None) -> str | None:
+    """Return the identifier of the licence that all data have, `other` if they differ, None if they are not known."""
+    if origin is None:
+        return None
+    found = {source.licence.partition(" (")[0].lower().replace(" ", "-") for source in origin.sources}
+    return found.pop() if len(found) == 1 and found <= set(LICENCES) else "other"
+
+
+def licence_text(origin: Origin) -> str:
+    """Return the licence of the data of each source, one line each."""
+    return "\n".join(f"Data {source.name}: {source.licence}. {source.citation}" for source in origin.sources)
+
+
+def _measures(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and interval. Its ends, such as mean_low of mean_score, have no line of their own."""
+    for name, value in metrics.items():
+        if name.removesuffix("_low").removesuffix("_high") == name:
+            stem = name.removesuffix("_score")
+            ends = [format_number(metrics[end]) for end in (f"{stem}_low", f"{stem}_high") if end in metrics]
+            yield name, format_number(value), " to ".join(ends)
