@@ -72,7 +72,7 @@ def classify(
     """Say the class of a message, such as spam or ham, and the probability of each class; or of many messages."""
     import numpy as np
 
-    from scratchlm.data.own_data import TABLES, table_rows
+    from scratchlm.data.tables import TABLES, table_rows
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.classifier import load_classifier
     from scratchlm.tasks.classification import class_probabilities

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scratchlm.data.entries import read_entries
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
+from scratchlm.run.files import atomic_folder, n_items, write_table
 
 FIELDS = ("instruction", "input", "output")
 _IDS = pa.list_(pa.int32())
@@ -42,17 +42,11 @@ def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: I
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:
-    """Return the entries of a JSON list, each with an `id` (`task-` and its index).
+    """Return the entries of a JSON list, each with an `id` (`task-` and its index), and its place.
 
-    Raises UserError naming the file and the first entry that lacks a field.
+    Errors as read_entries.
     """
-    entries = read_json(path, list)
-    if not entries:
-        raise damaged(path, f"no entry; expected entries with the texts {', '.join(FIELDS)}")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
-            raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
-    return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
+    return read_entries(path, FIELDS, "task")
 
 
 def split_instructions(

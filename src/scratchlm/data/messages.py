@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from scratchlm.data.labelled_texts import MAX_LABELS, Reading, label_fault, read_labelled_texts
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.tables import PLACE
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, read_splits, write_json, write_table
 from scratchlm.run.params import Section
@@ -128,9 +129,11 @@ def split_messages(
     splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
     refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages")
     if absent := sorted(set(range(len(classes))) - set(splits["train"]["label"])):
+        elsewhere = shuffled[shuffled["label"] == absent[0]][PLACE].tolist()
+        only = f" ({len(elsewhere)} of val and test, such as {elsewhere[0]})" if elsewhere else ""
         raise UserError(
-            f"none of the {len(splits['train'])} training messages is {classes[absent[0]]}, so it cannot be learnt; "
-            "add messages of this class, or raise tokenize.messages.train_fraction"
+            f"none of the {len(splits['train'])} training messages is {classes[absent[0]]}{only}, so it cannot be "
+            "learnt; add messages of this class, or raise tokenize.messages.train_fraction"
         )
     return splits
 

@@ -108,8 +108,9 @@ def test_half_a_surrogate_pair_is_refused(tmp_path: Path, half: str) -> None:
 
 def test_a_field_that_nobody_asked_for_is_left_out(tmp_path: Path) -> None:
     write_json(tmp_path / "tasks.json", [{"instruction": "a", "input": "", "output": "b", "rejected": "c"}])
+    place = f"{tmp_path / 'tasks.json'}: entry 0"
     assert read_instructions(tmp_path / "tasks.json") == [
-        {"id": "task-00000", "instruction": "a", "input": "", "output": "b"}
+        {"id": "task-00000", "place": place, "instruction": "a", "input": "", "output": "b"}
     ]
 
 
