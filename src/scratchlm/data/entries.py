@@ -1,8 +1,9 @@
 """Entries of a JSON list, such as instructions and pairs of responses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scratchlm.data.duplicates import Deduplicate, comparable, without_duplicates
 from scratchlm.data.tables import PLACE, refuse_rows
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import damaged, read_json
@@ -29,3 +30,13 @@ def read_entries(path: Path, fields: Sequence[str], name: str) -> list[dict[str,
         blank = [entry[PLACE] for entry in found if field != "input" and not entry[field].strip()]
         refuse_rows([f"{place} has no text for {field}" for place in blank], "complete it or remove it")
     return found
+
+
+def question(entry: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what an entry asks. Entries that ask the same are duplicates, whatever the responses."""
+    return entry["instruction"], entry["input"]
+
+
+def without_repetitions(entries: Sequence[dict[str, str]], how: Deduplicate) -> list[dict[str, str]]:
+    """Return the entries in their order, of those that ask the same only the first. how: `none` keeps all."""
+    return without_duplicates(entries, [comparable(question(entry), how) for entry in entries], how)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.data.entries import read_entries
+from scratchlm.data.entries import question, read_entries, without_repetitions
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tables import PLACE, files_of
@@ -27,17 +27,19 @@ class PreferencesParams(Fractions):
 def write_preferences(
     path: Path, tokenizer: Tokenizer, folder: Path, params: PreferencesParams, style: PromptStyle
 ) -> dict[str, Any]:
-    """Read, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
-    entries = read_preferences(path)
+    """Read, deduplicate, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
+    read = read_preferences(path)
+    entries = without_repetitions(read, params.deduplicate)
     pairs = {name: [pair for pair in split if differ(pair)] for name, split in split_in_order(entries, params).items()}
-    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences")
-    counts: dict[str, Any] = {"read": len(entries), "same_responses": sum(not differ(pair) for pair in entries)}
+    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences", params.deduplicate)
+    counts: dict[str, Any] = {"read": len(read), "removed_duplicates": len(read) - len(entries)}
+    counts["same_responses"] = sum(not differ(pair) for pair in entries)
     with atomic_folder(folder) as temporary:
         for name, split in pairs.items():
             rows = (_tokenized(pair, tokenizer, style) for pair in split)
             table = write_table(temporary / f"{name}.parquet", rows, PREFERENCE_SCHEMA)
             counts[name] = {"records": len(split), "tokens": sum(n_items(table[field]) for field in TOKENS)}
-    asked = {name: [(pair["instruction"], pair["input"]) for pair in split] for name, split in pairs.items()}
+    asked = {name: list(map(question, split)) for name, split in pairs.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 
 
