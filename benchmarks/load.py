@@ -83,7 +83,7 @@ def make_messages(folder: Path, amount: int, texts: Texts) -> dict[str, Any]:
 
 def tokenizing_messages(path: Path, folder: Path, vocabulary: str) -> Run:
     tokenizer, p = tokenizer_of(vocabulary), stage_params(tokenize.Params)
-    return lambda: write_messages(path, tokenizer, folder, p.tokenize.messages, p.seed)["read"]
+    return lambda: write_messages(path, tokenizer, folder, p.tokenize.messages, p.seed, print)["read"]
 
 
 def make_instructions(folder: Path, amount: int, texts: Texts) -> dict[str, Any]:

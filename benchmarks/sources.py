@@ -56,7 +56,7 @@ def messages_of(source: str, vocabulary: str) -> Messages:
     path, p = source_file(source, "SMSSpamCollection"), stage_params(tokenize.Params)
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name:
         folder = Path(name) / "messages"
-        write_messages(path, tokenizer_of(vocabulary), folder, p.tokenize.messages, p.seed)
+        write_messages(path, tokenizer_of(vocabulary), folder, p.tokenize.messages, p.seed, print)
         return load_messages(folder)
 
 

@@ -39,7 +39,9 @@ def main(
         "vocab_size": made.vocab_size,
         "finetuning_vocab_size": finetuning.vocab_size,
         "corpus": write_corpus(text, made, corpus_tokens, p.tokenize.corpus),
-        "messages": write_messages(only_file(messages), finetuning, message_tokens, p.tokenize.messages, p.seed),
+        "messages": write_messages(
+            only_file(messages), finetuning, message_tokens, p.tokenize.messages, p.seed, run.say
+        ),
         "instructions": write_instructions(only_file(instructions), finetuning, instruction_tokens, instruct),
         "preferences": write_preferences(
             only_file(preferences), finetuning, preference_tokens, p.tokenize.preferences, instruct.prompt_style

@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, write_corpus
+from scratchlm.data.duplicates import Deduplicate, comparable
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
 from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.data.messages import balance_by_undersampling, split_messages, write_messages
+from scratchlm.data.splits import count_crossing_duplicates
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
-from scratchlm.run.files import read_table, sha256_of
+from scratchlm.run.files import read_splits, read_table, sha256_of
 from tests.conftest import Inputs
 from tests.network.conftest import FILES
 from tests.unit.data.test_corpus import (  # noqa: F401
@@ -69,7 +72,7 @@ def test_the_messages_are_split_as_in_the_book(inputs: Inputs, gpt2: BytePairTok
         149,
         300,
     ]
-    write_messages(inputs.messages, gpt2, tmp_path / "messages", BOOKS_MESSAGES, 123)
+    write_messages(inputs.messages, gpt2, tmp_path / "messages", BOOKS_MESSAGES, 123, print)
     train = read_table(tmp_path / "messages" / "train.parquet")
     assert max(len(row["token_ids"]) for row in train) == 120  # section 6.3
 
@@ -84,6 +87,36 @@ def test_the_instructions_are_split_as_in_the_book(inputs: Inputs, gpt2: BytePai
     assert splits["test"][0]["id"] == "task-00935"
     counts = write_instructions(inputs.instructions, gpt2, tmp_path / "instructions", BOOKS_INSTRUCTIONS)
     assert counts["duplicates_across_splits"] == 6  # two of test and four of val repeat training entries
+
+
+@pytest.mark.parametrize(
+    ("how", "crossing", "removed", "records"),
+    [("exact", (50, 6), (403, 25), (1_306, 1_075)), ("normalised", (57, 6), (438, 31), (1_268, 1_069))],
+)
+def test_the_duplicates_are_as_docs_data_says(
+    inputs: Inputs, gpt2: BytePairTokenizer, tmp_path: Path, how: Deduplicate, crossing, removed, records
+) -> None:
+    """Of messages and instructions, in the book's splits."""
+
+    def write(how: Deduplicate) -> tuple[dict[str, Any], dict[str, Any]]:
+        change = {"deduplicate": how}
+        messages, tasks = (p.model_copy(update=change) for p in (BOOKS_MESSAGES, BOOKS_INSTRUCTIONS))
+        return (
+            write_messages(inputs.messages, gpt2, tmp_path / "messages", messages, 123, pytest.fail),
+            write_instructions(inputs.instructions, gpt2, tmp_path / "instructions", tasks),
+        )
+
+    write("none")
+    found = []
+    for folder, fields in (("messages", ["text"]), ("instructions", ["instruction", "input"])):
+        splits = read_splits(tmp_path / folder)
+        keys = {name: [comparable(tuple(row[it] for it in fields), how) for row in splits[name]] for name in splits}
+        found.append(count_crossing_duplicates(keys))
+    counts = write(how)
+    assert tuple(found) == crossing
+    assert tuple(each["removed_duplicates"] for each in counts) == removed
+    assert tuple(each["duplicates_across_splits"] for each in counts) == (0, 0)
+    assert tuple(sum(each[split]["records"] for split in ("train", "val", "test")) for each in counts) == records
 
 
 def test_known_texts_get_gpt2s_published_ids(gpt2: BytePairTokenizer) -> None:

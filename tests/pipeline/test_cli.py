@@ -83,7 +83,10 @@ def test_classify_says_what_it_cut_and_what_it_cannot_read(home, tmp_path):
     assert done.stderr == "1 of 1 texts were cut: the classifier reads 32 tokens\n"
     (tmp_path / "x.csv").write_text("message\nHello\n")
     done = scratchlm(home, "classify", "--file", str(tmp_path / "x.csv"))
-    assert done.returncode == 1 and "row 1 has no text in the column 'text' (it has message)" in done.stderr
+    assert (
+        done.returncode == 1
+        and "x.csv: no column 'text' among message; name the column with --text-column" in done.stderr
+    )
     done = scratchlm(home, "classify", "--file", str(tmp_path / "none.txt"))
     assert done.returncode == 1 and "none.txt: no such file" in done.stderr
     done = scratchlm(home, "classify", "Hello", "--file", str(tmp_path / "x.csv"))

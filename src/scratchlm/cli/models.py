@@ -70,7 +70,7 @@ def classify(
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
     """Say the class of a message, such as spam or ham, and the probability of each class; or of many messages."""
-    from scratchlm.data.own_data import TABLES, table_rows
+    from scratchlm.data.tables import TABLES, table_rows
 
     if file and text is not None:
         raise UserError("give a message or --file, not both")

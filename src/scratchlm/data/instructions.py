@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from scratchlm.data.entries import question, read_entries, without_repetitions
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
+from scratchlm.run.files import atomic_folder, n_items, write_table
 
 FIELDS = ("instruction", "input", "output")
 _IDS = pa.list_(pa.int32())
@@ -28,31 +28,27 @@ class InstructionsParams(Fractions):
 
 
 def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: InstructionsParams) -> dict[str, Any]:
-    """Read, split and tokenize the entries into `folder`/{train,val,test}.parquet; return the counts."""
-    splits = split_instructions(read_instructions(path), params)
-    counts: dict[str, Any] = {}
+    """Read, deduplicate, split and tokenize the entries into `folder`/{train,val,test}.parquet; return the counts."""
+    entries = read_instructions(path)
+    different = without_repetitions(entries, params.deduplicate)
+    splits = split_instructions(different, params)
+    counts: dict[str, Any] = {"removed_duplicates": len(entries) - len(different)}
     with atomic_folder(folder) as temporary:
         for name, split in splits.items():
             rows = (_tokenized(entry, tokenizer, params.prompt_style) for entry in split)
             table = write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
             n_tokens = sum(n_items(table[field]) for field in ("prompt_token_ids", "response_token_ids"))
             counts[name] = {"records": len(split), "tokens": n_tokens}
-    asked = {name: [(entry["instruction"], entry["input"]) for entry in split] for name, split in splits.items()}
+    asked = {name: list(map(question, split)) for name, split in splits.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:
-    """Return the entries of a JSON list, each with an `id` (`task-` and its index).
+    """Return the entries of a JSON list, each with an `id` (`task-` and its index), and its place.
 
-    Raises UserError naming the file and the first entry that lacks a field.
+    Errors as read_entries.
     """
-    entries = read_json(path, list)
-    if not entries:
-        raise damaged(path, f"no entry; expected entries with the texts {', '.join(FIELDS)}")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
-            raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
-    return [{"id": f"task-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
+    return read_entries(path, FIELDS, "task")
 
 
 def split_instructions(
@@ -60,7 +56,9 @@ def split_instructions(
 ) -> dict[str, Sequence[dict[str, str]]]:
     """Return the entries by split; see split_in_order. Raises UserError if a split would be empty."""
     splits = split_in_order(entries, params)
-    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.instructions")
+    refuse_empty_splits(
+        {name: len(split) for name, split in splits.items()}, "tokenize.instructions", params.deduplicate
+    )
     return splits
 
 

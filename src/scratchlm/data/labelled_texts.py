@@ -5,20 +5,25 @@ import gzip
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+import pyarrow as pa
+
+from scratchlm.data.tables import PLACE, TABLES, files_of, refuse_rows, table_rows
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import damaged, missing, open_table
+from scratchlm.run.files import damaged, missing
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Reading = Literal["strict", "book"]
-Rows = tuple[Sequence[str], Sequence[str], Sequence[str]]  # ids, labels and texts, equally many
+Rows = Mapping[str, Sequence[str]]  # id, label, text and place, equally many of each
 COLLECTION = ("ham", "spam")
 COLUMNS = ("label", "text")
+OWN_TABLE = "own.parquet"  # one's own texts, as `download` writes them, with the places that they come from
+OWN_SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, PLACE)])
 MAX_LABELS, MAX_LABEL_CHARACTERS = 128, 100  # a label's index is an int8
 FOLDERS = ("neg", "pos")  # in the archive of movie reviews
 _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"
@@ -27,23 +32,23 @@ _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch
 def read_labelled_texts(
     path: Path, reading: Reading, labels: Sequence[str] | None
 ) -> tuple["pd.DataFrame", tuple[str, ...]]:
-    """Return one row per text, with id, label (an index) and text, and the names of the classes in their order.
+    """Return one row per text, with id, label (an index), text and place, and the names of the classes in their order.
 
-    The ending of the name decides: .csv and .tsv have a header and quotation marks, .parquet needs none, .tar.gz is
-    that of the movie reviews; anything else is the SMS spam collection. labels: the names in the wanted order; None: as
-    found, sorted.
-    Raises UserError naming the file, and the first row that is wrong.
+    The ending of the name decides: those of tables, .tar.gz is that of the movie reviews; anything else is the SMS spam
+    collection. labels: the names in the wanted order; None: as found, sorted.
+    Raises UserError naming the file, and the first row that is wrong: of one's own texts, the user's file.
     """
     import pandas as pd
 
     read = next((reader for ending, reader in READERS.items() if path.name.lower().endswith(ending)), None)
-    ids, names, texts = read(path) if read else _read_collection(path, reading)
-    classes = _classes(path, set(names) if read else {*names, *COLLECTION}, labels)
+    rows = read(path) if read else _read_collection(path, reading)
+    names = rows["label"]
+    where = files_of(rows[PLACE]) if path.name == OWN_TABLE else str(path)
+    classes = _classes(where, rows, () if read else COLLECTION, labels)
     if len({f"{actual}_as_{predicted}" for actual in classes for predicted in classes}) < len(classes) ** 2:
-        raise UserError(f"{path}: labels that contain `_as_` make equal names of confusions; rename one of them")
+        raise UserError(f"{where}: labels that contain `_as_` make equal names of confusions; rename one of them")
     index = {name: number for number, name in enumerate(classes)}
-    found = pd.DataFrame({"id": ids, "label": pd.Series([index[name] for name in names], dtype="int8"), "text": texts})
-    return found, classes
+    return pd.DataFrame({**rows, "label": pd.Series([index[name] for name in names], dtype="int8")}), classes
 
 
 def label_fault(label: str) -> str | None:
@@ -56,25 +61,25 @@ def label_fault(label: str) -> str | None:
     )
 
 
-def _classes(path: Path, found: set[str], labels: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the classes in their order."""
+def _classes(where: str, rows: Rows, always: Iterable[str], labels: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of the classes in their order. always: those that need no row."""
+    found = {*rows["label"], *always}
     if labels is not None:
-        if unknown := sorted(found - set(labels)):
-            raise UserError(
-                f"{path}: a row has the label {unknown[0]!r}, which is not in tokenize.messages.labels; add it there, "
-                "or remove its rows"
-            )
+        pairs = zip(rows[PLACE], rows["label"], strict=True)
+        unknown = [f"{place} has the unknown label {name!r}" for place, name in pairs if name not in labels]
+        refuse_rows(unknown, "add it to tokenize.messages.labels, or remove its rows")
         if absent := [name for name in labels if name not in found]:
-            raise UserError(f"{path}: no row has the label {absent[0]!r}; remove it from tokenize.messages.labels")
+            raise UserError(f"{where}: no row has the label {absent[0]!r}; remove it from tokenize.messages.labels")
         return tuple(labels)
     if len(found) < 2:
         raise UserError(
-            f"{path}: {f'every row has the label {min(found)!r}' if found else 'there is no row'}, so there is nothing "
-            "to tell apart; add texts with another label"
+            f"{where}: {f'every row has the label {min(found)!r}' if found else 'there is no row'}, so there is "
+            "nothing to tell apart; add texts with another label"
         )
     if len(found) > MAX_LABELS:
         raise UserError(
-            f"{path}: {len(found)} different labels, and at most {MAX_LABELS} are allowed; is the column label a class?"
+            f"{where}: {len(found)} different labels, and at most {MAX_LABELS} are allowed; is the column label a "
+            "class?"
         )
     are_integers = all(re.fullmatch("-?[0-9]+", name) for name in found)
     return tuple(sorted(found, key=lambda name: (int(name) if are_integers else 0, name)))
@@ -99,51 +104,19 @@ def _read_collection(path: Path, reading: Reading) -> Rows:
     if wrong.any():
         row = int(wrong.to_numpy().argmax())
         raise UserError(f"{path}: row {row + 1} starts {messages['label'].iloc[row][:40]!r}; {_REMEDY}")
-    ids = [f"sms-{row:05d}" for row in range(len(messages))]
-    return ids, messages["label"].tolist(), messages["text"].tolist()
+    n = len(messages)
+    return {
+        "id": [f"sms-{row:05d}" for row in range(n)],
+        **{name: messages[name].tolist() for name in COLUMNS},
+        PLACE: [f"{path}: row {row}" for row in range(1, n + 1)],
+    }
 
 
-def _read_delimited(path: Path, delimiter: str) -> Rows:
-    """A CSV or TSV file with a header; a field in quotation marks may have delimiters, and line ends."""
-    remedy = "correct the line, or save the table as Parquet"
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(rows, [])
-            columns = _columns(path, header)
-            pairs = []
-            for row in rows:
-                if len(row) not in (0, len(header)):  # 0: a blank line
-                    raise UserError(f"{path}: line {rows.line_num} has {len(row)} of {len(header)} columns; {remedy}")
-                if row:
-                    pairs.append([row[column] for column in columns])
-    except FileNotFoundError:
-        raise missing(path) from None
-    except csv.Error as error:
-        raise UserError(f"{path}: line {rows.line_num}: {error}; {remedy}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-    return _checked(path, pairs)
-
-
-def _read_parquet(path: Path) -> Rows:
-    """A Parquet file, with texts as strings, and labels as strings or integers."""
-    import pyarrow as pa
-
-    with open_table(path) as file:
-        _columns(path, file.schema_arrow.names)
-        for name in COLUMNS:
-            kind = file.schema_arrow.field(name).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-            if not is_string and (name == "text" or not pa.types.is_integer(kind)):
-                allowed = "strings" if name == "text" else "strings or integers"
-                raise UserError(f"{path}: the column {name} has the type {kind}, not {allowed}; convert it")
-        table = file.read(columns=list(COLUMNS))
-        table.validate(full=True)  # strings that are not UTF-8
-        columns = [table[name].cast(pa.string()).to_pylist() for name in COLUMNS]
-    return _checked(path, zip(*columns, strict=True))
+def _read_table(path: Path) -> Rows:
+    names = OWN_SCHEMA.names if path.name == OWN_TABLE else COLUMNS
+    remedy = "name one column `text` and one `label`"
+    rows = list(table_rows(path, {name: name for name in names}, remedy))
+    return {"id": [f"row-{number:05d}" for number in range(len(rows))], **_checked(rows)}
 
 
 def _read_reviews(path: Path) -> Rows:
@@ -165,38 +138,18 @@ def _read_reviews(path: Path) -> Rows:
             raise
         raise damaged(path, f"cannot be read as an archive of reviews ({error})") from None
     ids = sorted(found)
-    _, labels, texts = _checked(path, (found[name] for name in ids))
-    return ids, labels, texts
+    rows = [dict(zip(COLUMNS, found[name], strict=True)) | {PLACE: f"{path}: {name}"} for name in ids]
+    return {"id": ids, **_checked(rows)}
 
 
-def _columns(path: Path, header: Sequence[str]) -> list[int]:
-    """The positions of label and text."""
-    for name in COLUMNS:
-        if header.count(name) != 1:
-            shown = ", ".join(header)[:200] or "none"
-            raise UserError(
-                f"{path}: {header.count(name) or 'no'} column{'s' * (header.count(name) > 1)} {name!r} among {shown}; "
-                "name one column `text` and one `label`, in a .csv or .tsv file in its first line"
-            )
-    return [header.index(name) for name in COLUMNS]
+def _checked(rows: Sequence[Mapping[str, str]]) -> Rows:
+    """The columns of rows that all have a text and a label."""
+    blank = [f"{row[PLACE]} has no text" for row in rows if not row["text"].strip()]
+    refuse_rows(blank, "remove it, or give it one")
+    for row in rows:
+        if fault := label_fault(row["label"]):
+            raise UserError(f"{row[PLACE]} has {fault}")
+    return {name: [row[name] for row in rows] for name in OWN_SCHEMA.names}
 
 
-def _checked(path: Path, pairs: Iterable[Sequence[str | None]]) -> Rows:
-    """Labels and texts that have one."""
-    labels, texts = [], []
-    for number, (label, text) in enumerate(pairs, 1):
-        if text is None or not text.strip():
-            raise UserError(f"{path}: row {number} has no text; remove it, or give it one")
-        if fault := label_fault(label or ""):
-            raise UserError(f"{path}: row {number} has {fault}")
-        labels.append(label or "")
-        texts.append(text)
-    return [f"row-{number:05d}" for number in range(len(texts))], labels, texts
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".csv": lambda path: _read_delimited(path, ","),
-    ".tsv": lambda path: _read_delimited(path, "\t"),
-    ".parquet": _read_parquet,
-    ".tar.gz": _read_reviews,
-}
+READERS: dict[str, Callable[[Path], Rows]] = {**dict.fromkeys(TABLES, _read_table), ".tar.gz": _read_reviews}

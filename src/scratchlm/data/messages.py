@@ -1,6 +1,6 @@
 """Texts and their classes, such as ham and spam: balancing, splitting, padding. The book's chapter 6."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from scratchlm.data.duplicates import Deduplicate, comparable, without_duplicates
 from scratchlm.data.labelled_texts import MAX_LABELS, Reading, label_fault, read_labelled_texts
 from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.tables import PLACE
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, read_splits, write_json, write_table
 from scratchlm.run.params import Section
@@ -37,11 +39,13 @@ class MessagesParams(Section):
 
     reading: of the SMS spam collection; `strict` takes every line as a message, `book` is the book's pandas call, where
     a quotation mark can join lines (two messages of the real collection are lost). labels: the classes in their order;
-    null: as found, sorted. balance: keep only as many messages of each class as the smallest has.
+    null: as found, sorted. deduplicate: first, keep only one of the messages with equal texts. balance: keep only as
+    many messages of each class as the smallest has.
     """
 
     reading: Reading
     labels: Annotated[list[str | int], Field(min_length=2, max_length=MAX_LABELS)] | None
+    deduplicate: Deduplicate
     balance: bool
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
@@ -67,13 +71,20 @@ class MessagesParams(Section):
 
 
 def write_messages(
-    path: Path, tokenizer: "Tokenizer", folder: Path, params: MessagesParams, seed: int
+    path: Path, tokenizer: "Tokenizer", folder: Path, params: MessagesParams, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Read, balance, split and tokenize the messages into `folder`, for load_messages; return the counts."""
+    """Read, deduplicate, balance, split and tokenize the messages into `folder`, for load_messages; return the counts.
+
+    say: is given one sentence if a text has more than one label.
+    """
     messages, classes = read_labelled_texts(path, params.reading, params.classes)
-    chosen = balance_by_undersampling(messages, classes, seed) if params.balance else messages
+    keys = [comparable((text,), params.deduplicate) for text in messages["text"]]
+    if conflicts := label_conflicts(messages, keys):
+        say(conflicts)
+    different = first_of_each(messages, keys, classes, params.deduplicate)
+    chosen = balance_by_undersampling(different, classes, seed) if params.balance else different
     splits = split_messages(chosen, classes, params, seed)
-    counts: dict[str, Any] = {"read": len(messages)}
+    counts: dict[str, Any] = {"read": len(messages), "removed_duplicates": len(messages) - len(different)}
     with atomic_folder(folder) as temporary:
         write_json(temporary / CLASSES_FILE, list(classes))
         for name, split in splits.items():
@@ -94,6 +105,35 @@ def load_messages(folder: Path) -> Messages:
     if not all(isinstance(name, str) for name in classes) or not n_classes <= len(classes) <= MAX_LABELS:
         raise damaged(folder / CLASSES_FILE, f"not the names of the {n_classes} or more classes beside it")
     return Messages(splits, tuple(classes))
+
+
+def label_conflicts(messages: "pd.DataFrame", keys: Sequence[Hashable]) -> str | None:
+    """Return a sentence if messages with equal keys have different labels, or None."""
+    places: dict[Hashable, dict[int, str]] = {}  # key -> label -> where it is first
+    for key, label, place in zip(keys, messages["label"], messages[PLACE], strict=True):
+        places.setdefault(key, {}).setdefault(label, place)
+    conflicts = [list(found.values()) for found in places.values() if len(found) > 1]
+    if not conflicts:
+        return None
+    texts = "1 text has" if len(conflicts) == 1 else f"{len(conflicts)} texts have"
+    return f"{texts} more than one label, as in {conflicts[0][0]} and {conflicts[0][1]}; correct the labels"
+
+
+def first_of_each(
+    messages: "pd.DataFrame", keys: Sequence[Hashable], classes: Sequence[str], how: Deduplicate
+) -> "pd.DataFrame":
+    """Return the messages in their order, of those with equal keys only the first, whatever the labels.
+
+    Raises UserError if no message of a class is left.
+    """
+    different = messages.iloc[without_duplicates(range(len(messages)), keys, how)]
+    if gone := sorted(set(messages["label"]) - set(different["label"])):
+        place = messages[messages["label"] == gone[0]][PLACE].iloc[0]
+        raise UserError(
+            f"each text of {classes[gone[0]]} is above it with another label, as that of {place}; correct the labels, "
+            "or set tokenize.messages.deduplicate to none"
+        )
+    return different
 
 
 def balance_by_undersampling(messages: "pd.DataFrame", classes: Sequence[str], seed: int) -> "pd.DataFrame":
@@ -126,11 +166,13 @@ def split_messages(
     train_end = int(len(shuffled) * params.train_fraction)
     val_end = train_end + int(len(shuffled) * params.val_fraction)
     splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
-    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages")
+    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages", params.deduplicate)
     if absent := sorted(set(range(len(classes))) - set(splits["train"]["label"])):
+        elsewhere = shuffled[shuffled["label"] == absent[0]][PLACE].tolist()
+        only = f" ({len(elsewhere)} of val and test, such as {elsewhere[0]})" if elsewhere else ""
         raise UserError(
-            f"none of the {len(splits['train'])} training messages is {classes[absent[0]]}, so it cannot be learnt; "
-            "add messages of this class, or raise tokenize.messages.train_fraction"
+            f"none of the {len(splits['train'])} training messages is {classes[absent[0]]}{only}, so it cannot be "
+            "learnt; add messages of this class, or raise tokenize.messages.train_fraction"
         )
     return splits
 

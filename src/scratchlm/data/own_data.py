@@ -1,18 +1,18 @@
 """One's own data in the form that tokenization reads, from files of this project or an address."""
 
-import csv
-import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
+from scratchlm.data.entries import OWN_ENTRIES
+from scratchlm.data.labelled_texts import OWN_SCHEMA, OWN_TABLE
+from scratchlm.data.tables import TABLES, not_utf8, table_rows
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import missing, open_table, write_json, write_table
+from scratchlm.run.files import write_json, write_table
 from scratchlm.run.params import Section
 
 FOLDER = "data/mine"  # a dependency of the stage download
@@ -23,8 +23,8 @@ COLUMNS = {  # that a file has for each purpose
     "preferences": ("instruction", "input", "chosen", "rejected"),
 }
 END_OF_DOCUMENT = "<|endoftext|>"
-TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
-AS_THEY_ARE = (".csv", ".tsv", ".parquet")  # tables of messages with our columns
+REMEDY = "name the column in params.yaml, as in columns: {text: review}"
+PIECE_CHARACTERS = 1 << 20
 
 
 class OwnSource(Section):
@@ -87,128 +87,40 @@ def _is_of_a_tool(path: Path) -> bool:
 
 
 def write_own(purpose: str, source: OwnSource, files: Sequence[Path], folder: Path) -> None:
-    """Write the one file into `folder` that tokenization reads. Raises UserError naming what is wrong in which file."""
-    first, ending = files[0], files[0].suffix.lower()
+    """Write the one file into `folder` that tokenization reads. Raises UserError naming what is wrong in which file.
+
+    Each row of a table has its place, so that tokenization, too, names the user's file.
+    """
+    first = files[0]
     if purpose == "corpus":
-        if len(files) == 1 and ending not in TABLES:
+        if len(files) == 1 and first.suffix.lower() not in TABLES:
+            if not sum(map(len, _text(first))):
+                raise UserError(f"{first}: there is no text; add some")
             shutil.copyfile(first, folder / first.name)  # no link: DVC may make what it keeps read-only
             return
         with (folder / "corpus.txt").open("w", encoding="utf-8", newline="") as file:
             for number, text in enumerate(document for path in files for document in _documents(path, source)):
                 file.write(END_OF_DOCUMENT * (number > 0) + text)
         return
-    if purpose == "messages" and len(files) == 1 and not source.columns and ending in AS_THEY_ARE:
-        shutil.copyfile(first, folder / first.name)
-        return
-    wanted = COLUMNS[purpose]
-    rows = [
-        row for path in files for row in table_rows(path, {name: source.columns.get(name, name) for name in wanted})
-    ]
+    columns = {name: source.columns.get(name, name) for name in COLUMNS[purpose]}
+    rows = [row for path in files for row in table_rows(path, columns, REMEDY)]
     if purpose == "messages":
-        write_table(folder / "messages.parquet", rows, pa.schema([(name, pa.string()) for name in wanted]))
+        write_table(folder / OWN_TABLE, rows, OWN_SCHEMA)
     else:
-        write_json(folder / f"{purpose}.json", rows)
+        write_json(folder / OWN_ENTRIES, rows)
 
 
 def _documents(path: Path, source: OwnSource) -> Iterator[str]:
     if path.suffix.lower() in TABLES:
-        yield from (row["text"] for row in table_rows(path, {"text": source.columns.get("text", "text")}))
-        return
+        yield from (row["text"] for row in table_rows(path, {"text": source.columns.get("text", "text")}, REMEDY))
+    else:
+        yield "".join(_text(path))
+
+
+def _text(path: Path) -> Iterator[str]:
+    """The text of a file, in pieces. Raises UserError naming the first line that is not UTF-8."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file.read()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-
-
-def table_rows(
-    path: Path, columns: dict[str, str], remedy: str = "name the column in params.yaml, as in columns: {text: review}"
-) -> Iterator[dict[str, str]]:
-    """Rows with our names: columns is ours -> theirs. A column `input` may be missing.
-
-    Raises UserError naming the file, and the first row that lacks a text; remedy: for a column of another name.
-    """
-    number = 0
-    for number, row in enumerate(_raw_rows(path, [*columns.values()]), 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number} is no object with {', '.join(columns.values())}; correct it")
-        found = {name: row.get(theirs) for name, theirs in columns.items()}
-        if found.get("input", "") is None and columns["input"] in ("input", *row):
-            found["input"] = ""
-        for name, value in found.items():
-            if value is None:
-                raise UserError(
-                    f"{path}: row {number} has no text in the column {columns[name]!r} (it has "
-                    f"{', '.join(map(str, row))[:200]}); complete the row, or {remedy}"
-                )
-            if isinstance(value, bool) or not isinstance(value, str | int):
-                raise UserError(
-                    f"{path}: row {number} has {str(value)[:80]} in the column {columns[name]!r}, which is neither a "
-                    "text nor an integer; convert the column"
-                )
-            if not _is_unicode(str(value)):
-                raise UserError(f"{path}: row {number} has characters in the column {columns[name]!r} that are no text")
-        yield {name: str(value) for name, value in found.items()}
-    if not number:
-        raise UserError(f"{path}: there is no row; add some, or leave the file out")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a pair
-        return False
-    return True
-
-
-def _raw_rows(path: Path, wanted: Sequence[str]) -> Iterator[Any]:
-    """The rows of a table, by the ending of its name. wanted: columns, each of which must not be there twice."""
-    ending = path.suffix.lower()
-    if ending not in TABLES:
-        raise UserError(f"{path}: the name must end in {', '.join(TABLES)}; rename or convert the file")
-    if ending == ".parquet":
-        with open_table(path) as file:
-            names = file.schema_arrow.names
-            _refuse_twins(path, names, wanted)
-            for batch in file.iter_batches(columns=[name for name in names if name in wanted]):
-                yield from batch.to_pylist()
-        return
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if ending == ".json":
-                found = json.load(file)
-                yield from found if isinstance(found, list) else [found]
-            elif ending == ".jsonl":
-                yield from _json_lines(path, file)
-            else:
-                rows = csv.DictReader(file, delimiter="," if ending == ".csv" else "\t", strict=True)
-                _refuse_twins(path, rows.fieldnames or [], wanted)
-                for row in rows:
-                    if None in row or None in row.values():
-                        raise UserError(
-                            f"{path}: line {rows.line_num} has more or fewer columns than the first; correct the line, "
-                            "or save the table as Parquet"
-                        )
-                    yield row
-    except FileNotFoundError:
-        raise missing(path) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-    except (ValueError, RecursionError, csv.Error) as error:  # of JSON too deep, or with numbers too long
-        raise UserError(f"{path}: {error}; correct the file, or save it as Parquet") from None
-
-
-def _refuse_twins(path: Path, names: Sequence[str], wanted: Sequence[str]) -> None:
-    if twin := next((name for name in wanted if list(names).count(name) > 1), None):
-        raise UserError(f"{path}: more than one column is named {twin!r}; rename all but one")
-
-
-def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Any]:
-    for number, line in enumerate(lines, 1):
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}: line {number}: {getattr(error, 'msg', error)}; correct the line, or save the table as Parquet"
-            ) from None
+            yield from iter(lambda: file.read(PIECE_CHARACTERS), "")
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None

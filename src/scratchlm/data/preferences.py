@@ -5,11 +5,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from scratchlm.data.entries import question, read_entries, without_repetitions
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.tables import PLACE, files_of
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
+from scratchlm.run.files import atomic_folder, n_items, write_table
 
 FIELDS = ("instruction", "input", "chosen", "rejected")
 TOKENS = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
@@ -25,37 +27,34 @@ class PreferencesParams(Fractions):
 def write_preferences(
     path: Path, tokenizer: Tokenizer, folder: Path, params: PreferencesParams, style: PromptStyle
 ) -> dict[str, Any]:
-    """Read, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
-    entries = read_preferences(path)
+    """Read, deduplicate, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
+    read = read_preferences(path)
+    entries = without_repetitions(read, params.deduplicate)
     pairs = {name: [pair for pair in split if differ(pair)] for name, split in split_in_order(entries, params).items()}
-    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences")
-    counts: dict[str, Any] = {"read": len(entries), "same_responses": sum(not differ(pair) for pair in entries)}
+    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences", params.deduplicate)
+    counts: dict[str, Any] = {"read": len(read), "removed_duplicates": len(read) - len(entries)}
+    counts["same_responses"] = sum(not differ(pair) for pair in entries)
     with atomic_folder(folder) as temporary:
         for name, split in pairs.items():
             rows = (_tokenized(pair, tokenizer, style) for pair in split)
             table = write_table(temporary / f"{name}.parquet", rows, PREFERENCE_SCHEMA)
             counts[name] = {"records": len(split), "tokens": sum(n_items(table[field]) for field in TOKENS)}
-    asked = {name: [(pair["instruction"], pair["input"]) for pair in split] for name, split in pairs.items()}
+    asked = {name: list(map(question, split)) for name, split in pairs.items()}
     return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 
 
 def read_preferences(path: Path) -> list[dict[str, str]]:
-    """Return the pairs of a JSON list, each with an `id` (`pair-` and its index).
+    """Return the pairs of a JSON list, each with an `id` (`pair-` and its index), and its place.
 
-    Raises UserError naming the file and the first entry that lacks a field, or if no entry has two responses.
+    Errors as read_entries; also if no entry has two responses.
     """
-    entries = read_json(path, list)
-    if not entries:
-        raise damaged(path, f"no entry; expected entries with the texts {', '.join(FIELDS)}")
-    for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in FIELDS):
-            raise UserError(f"{path}: entry {number} needs the texts {', '.join(FIELDS)}; complete it or remove it")
+    entries = read_entries(path, FIELDS, "pair")
     if not any(map(differ, entries)):
         raise UserError(
-            f"{path}: chosen and rejected are equal in each of its {len(entries)} entries, so none says what is better;"
-            " correct them"
+            f"{files_of(pair[PLACE] for pair in entries)}: chosen and rejected are equal in each of its {len(entries)} "
+            "entries, so none says what is better; correct them"
         )
-    return [{"id": f"pair-{i:05d}"} | {field: entry[field] for field in FIELDS} for i, entry in enumerate(entries)]
+    return entries
 
 
 def differ(pair: dict[str, str]) -> bool:

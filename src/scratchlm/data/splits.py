@@ -5,6 +5,7 @@ from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from scratchlm.data.duplicates import Deduplicate
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section
 
@@ -20,8 +21,9 @@ def check_fractions(params: Params, first: float, second: float) -> Params:
 
 
 class Fractions(Section):
-    """How records are divided by position; val is the rest."""
+    """How records are divided by position; val is the rest. deduplicate: first, keep one of those that ask the same."""
 
+    deduplicate: Deduplicate
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
 
@@ -37,11 +39,13 @@ def split_in_order(records: Sequence[Record], params: Fractions) -> dict[str, Se
     return {"train": records[:train_end], "val": records[test_end:], "test": records[train_end:test_end]}
 
 
-def refuse_empty_splits(sizes: Mapping[str, int], section: str) -> None:
+def refuse_empty_splits(sizes: Mapping[str, int], section: str, deduplicate: Deduplicate) -> None:
     """Raises UserError naming the parameters to change if a split is empty."""
     if empty := [name for name, size in sizes.items() if not size]:
+        left = "" if deduplicate == "none" else f" that {section}.deduplicate leaves"
         raise UserError(
-            f"the {empty[0]} split of {sum(sizes.values())} records is empty; change the fractions in {section}"
+            f"the {empty[0]} split of the {sum(sizes.values())} records{left} is empty; add records, or change the "
+            f"fractions in {section}"
         )
 
 

@@ -21,7 +21,7 @@ from scratchlm.run.files import read_table, sha256_of, write_json
 from scratchlm.run.params import check_params
 from tests.conftest import Inputs
 
-BOOK = InstructionsParams(prompt_style="alpaca", train_fraction=0.85, test_fraction=0.1)
+BOOK = InstructionsParams(prompt_style="alpaca", deduplicate="none", train_fraction=0.85, test_fraction=0.1)
 END = 50256
 
 
@@ -55,7 +55,7 @@ def test_a_duplicate_asks_the_same_whatever_the_answer(gpt2: BytePairTokenizer, 
     entries += [same, same | {"output": "hello"}]  # test
     entries += [same | {"instruction": "Speak.", "input": "now"}, same | {"input": "now"}]  # val
     write_json(tmp_path / "tasks.json", entries)
-    params = InstructionsParams(prompt_style="alpaca", train_fraction=0.5, test_fraction=0.25)
+    params = InstructionsParams(prompt_style="alpaca", deduplicate="none", train_fraction=0.5, test_fraction=0.25)
     assert write_instructions(tmp_path / "tasks.json", gpt2, tmp_path / "out", params)["duplicates_across_splits"] == 3
 
 
@@ -108,13 +108,16 @@ def test_half_a_surrogate_pair_is_refused(tmp_path: Path, half: str) -> None:
 
 def test_a_field_that_nobody_asked_for_is_left_out(tmp_path: Path) -> None:
     write_json(tmp_path / "tasks.json", [{"instruction": "a", "input": "", "output": "b", "rejected": "c"}])
+    place = f"{tmp_path / 'tasks.json'}: entry 0"
     assert read_instructions(tmp_path / "tasks.json") == [
-        {"id": "task-00000", "instruction": "a", "input": "", "output": "b"}
+        {"id": "task-00000", "place": place, "instruction": "a", "input": "", "output": "b"}
     ]
 
 
 def test_an_empty_split_and_full_fractions_are_refused() -> None:
-    with pytest.raises(UserError, match="the test split of 5 records is empty; change the fractions in tokenize.inst"):
+    with pytest.raises(
+        UserError, match="the test split of the 5 records is empty; add records, or change the fr.* in tokenize.inst"
+    ):
         split_instructions([{}] * 5, BOOK)
     with pytest.raises(UserError, match="fractions 0.9 and 0.1 leave nothing for the third split"):
         check_params(BOOK.model_dump() | {"train_fraction": 0.9}, InstructionsParams, source="params.yaml")

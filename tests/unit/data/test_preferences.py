@@ -11,7 +11,7 @@ from scratchlm.run.files import read_table, write_json
 from scratchlm.run.params import check_params
 from tests.clones import REPOSITORY
 
-HALVES = PreferencesParams(train_fraction=0.5, test_fraction=0.25)
+HALVES = PreferencesParams(deduplicate="none", train_fraction=0.5, test_fraction=0.25)
 PAIR = {"instruction": "Say hi.", "input": "", "output": "hi", "chosen": "Hi.", "rejected": "Go away."}
 
 
@@ -58,7 +58,8 @@ def test_pairs_without_a_preference_are_counted_and_left_out_and_move_no_other(
          "{path}: entry 0 needs the texts instruction, input, chosen, rejected; complete it or remove it"),
         ([PAIR | {"chosen": "Go away."}] * 2,
          "{path}: chosen and rejected are equal in each of its 2 entries, so none says what is better; correct them"),
-        ([PAIR] * 3, "the test split of 3 records is empty; change the fractions in tokenize.preferences"),
+        ([PAIR] * 3,
+         "the test split of the 3 records is empty; add records, or change the fractions in tokenize.preferences"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_ends_in_one_sentence(
@@ -71,7 +72,11 @@ def test_what_cannot_be_used_ends_in_one_sentence(
 
 def test_fractions_leave_something_for_val() -> None:
     with pytest.raises(UserError, match="fractions 0.9 and 0.1 leave nothing for the third split"):
-        check_params({"train_fraction": 0.9, "test_fraction": 0.1}, PreferencesParams, source="params.yaml")
+        check_params(
+            {"deduplicate": "none", "train_fraction": 0.9, "test_fraction": 0.1},
+            PreferencesParams,
+            source="params.yaml",
+        )
 
 
 def test_the_sample_has_pairs_and_the_book_s_file_is_pinned() -> None:

@@ -68,7 +68,7 @@ def test_the_other_styles_are_plain_text(tiny: BytePairTokenizer) -> None:
 
 def test_a_tokenizer_without_the_markers_is_refused(gpt2: BytePairTokenizer, tmp_path: Path) -> None:
     write_json(tmp_path / "tasks.json", [entry("Add.", "1") | {"output": "2"}] * 8)
-    params = InstructionsParams(prompt_style="chatml", train_fraction=0.5, test_fraction=0.25)
+    params = InstructionsParams(prompt_style="chatml", deduplicate="none", train_fraction=0.5, test_fraction=0.25)
     for attempt in (
         lambda: check_style("chatml", gpt2),
         lambda: write_instructions(tmp_path / "tasks.json", gpt2, tmp_path / "out", params),
@@ -82,7 +82,7 @@ def test_a_tokenizer_without_the_markers_is_refused(gpt2: BytePairTokenizer, tmp
 
 def test_instructions_are_written_with_the_markers_as_tokens(tiny: BytePairTokenizer, tmp_path: Path) -> None:
     write_json(tmp_path / "tasks.json", [entry("Add.", "1") | {"output": "2<|im_end|>"}] * 8)
-    params = InstructionsParams(prompt_style="chatml", train_fraction=0.5, test_fraction=0.25)
+    params = InstructionsParams(prompt_style="chatml", deduplicate="none", train_fraction=0.5, test_fraction=0.25)
     write_instructions(tmp_path / "tasks.json", tiny, tmp_path / "out", params)
     row = read_table(tmp_path / "out" / "train.parquet")[0]
     assert row["prompt"] == format_prompt(entry("Add.", "1"), "chatml")
@@ -133,7 +133,9 @@ def test_a_prompt_starts_with_the_begin_token_where_the_model_has_one(kind: llam
     found = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     assert found == encode_prompt(entry("Add.\n1"), style, tokenizer)
     (tmp_path / "sms").write_text("ham\ta\nham\tb\nham\tc\nspam\td\nspam\te\nspam\tf\n")
-    params = MessagesParams(reading="strict", labels=None, balance=False, train_fraction=0.5, val_fraction=0.2)
-    write_messages(tmp_path / "sms", tokenizer, tmp_path / "messages", params, 2)
+    params = MessagesParams(
+        reading="strict", labels=None, deduplicate="none", balance=False, train_fraction=0.5, val_fraction=0.2
+    )
+    write_messages(tmp_path / "sms", tokenizer, tmp_path / "messages", params, 2, print)
     for row in read_table(tmp_path / "messages" / "train.parquet"):
         assert row["token_ids"] == tokenizer.begin_ids + tokenizer.encode(row["text"])

@@ -131,8 +131,10 @@ def test_on_the_sample_the_losses_are_near_and_the_accuracies_within_one_message
     both_ways: Any, tmp_path: Path, position: Position
 ) -> None:
     tokenizer = load_tokenizer(SAMPLE / "gpt2-nano")
-    params = MessagesParams(reading="strict", labels=None, balance=True, train_fraction=0.7, val_fraction=0.1)
-    write_messages(sms_collection(tmp_path), tokenizer, tmp_path / "messages", params, seed=123)
+    params = MessagesParams(
+        reading="strict", labels=None, deduplicate="none", balance=True, train_fraction=0.7, val_fraction=0.1
+    )
+    write_messages(sms_collection(tmp_path), tokenizer, tmp_path / "messages", params, 123, print)
     messages = load_messages(tmp_path / "messages")
     trunk, _ = load_openai(SAMPLE / "gpt2-nano", "nano", tmp_path)
     fast, slow = both_ways(

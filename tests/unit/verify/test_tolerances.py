@@ -84,7 +84,7 @@ def test_every_measured_metric_of_the_sample_has_a_tolerance_or_is_a_count_of_da
     exact = {
         "parameters", "tensors_mapped", "trainable_parameters", "padded_tokens", "responses", "version",
         "tokens", "documents", "bytes", "records", "spam", "read", "vocab_size", "duplicates_across_splits", "files",
-        "bytes_per_token", "finetuning_vocab_size", "strength", "same_responses",
+        "bytes_per_token", "finetuning_vocab_size", "strength", "same_responses", "removed_duplicates",
     }  # fmt: skip
     numbers = set()
     for path in (REPOSITORY / "metrics").rglob("*.json"):
