@@ -92,8 +92,11 @@ def cli_page() -> str:
         "is not as it was committed.",
     ]
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name in sorted(name for name, command in commands.items() if not command.hidden):
-        shown = CliRunner().invoke(app, [name, "--help"], prog_name="scratchlm", terminal_width=88, color=False)
+    names = [name for name, command in commands.items() if not command.hidden]
+    names += [f"{name} {inner}" for name in names for inner in getattr(commands[name], "commands", ())]
+    for name in sorted(names):
+        words = [*name.split(), "--help"]
+        shown = CliRunner().invoke(app, words, prog_name="scratchlm", terminal_width=88, color=False)
         parts += [f"### scratchlm {name}", f"```text\n{shown.output.strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 
