@@ -89,11 +89,14 @@ def cli_page() -> str:
         "## scratchlm",
         "Activate the environment first: `source .venv/bin/activate`. Run the commands in the project's folder. "
         "A mistake in a command or a parameter ends in one sentence and status 1. `verify` also returns 1 if a result "
-        "is not as it was committed.",
+        "is not as it was committed, and `compare` returns 3 if a condition of `--fail-if` holds.",
     ]
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name in sorted(name for name, command in commands.items() if not command.hidden):
-        shown = CliRunner().invoke(app, [name, "--help"], prog_name="scratchlm", terminal_width=88, color=False)
+    names = [name for name, command in commands.items() if not command.hidden]
+    names += [f"{name} {inner}" for name in names for inner in getattr(commands[name], "commands", ())]
+    for name in sorted(names):
+        words = [*name.split(), "--help"]
+        shown = CliRunner().invoke(app, words, prog_name="scratchlm", terminal_width=88, color=False)
         parts += [f"### scratchlm {name}", f"```text\n{shown.output.strip()}\n```"]
     return "\n\n".join(parts) + "\n"
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli import exports, look, models, pipeline, rating, serve
+from scratchlm.cli import exports, look, models, pipeline, rating, serve, sources
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -42,6 +42,7 @@ for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.ver
     app.command()(command)
 for command in (rating.rate, pipeline.compare, pipeline.seeds, pipeline.build):
     app.command()(command)
+app.add_typer(sources.app, name="sources")
 app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 
 

@@ -4,11 +4,11 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
-from scratchlm.data.own_data import COLUMNS, OwnSource, own_files
+from scratchlm.data.own_data import COLUMNS, FOLDER, OwnSource, own_files
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
@@ -99,6 +99,17 @@ class SourcesParams(Section):
     instructions: Literal[names_for("instructions")] | OwnSource  # type: ignore[valid-type]
     preferences: Literal[names_for("preferences")] | OwnSource  # type: ignore[valid-type]
     vocabulary: Literal["gpt2-nano", "gpt2-124M", "smollm2-135m", "smollm2-360m"]
+
+    @field_validator(*COLUMNS, mode="before")
+    @classmethod
+    def _is_a_name_or_a_section(cls, value: Any, info: ValidationInfo) -> Any:
+        names = names_for(str(info.field_name))
+        if isinstance(value, dict | OwnSource) or value in names:
+            return value
+        raise ValueError(
+            f"must be {', '.join(names)}, or your own data: put it below {FOLDER}, then "
+            f"`scratchlm sources add FILE --as {info.field_name}`"
+        )
 
     @model_validator(mode="after")
     def _columns_are_known(self) -> "SourcesParams":

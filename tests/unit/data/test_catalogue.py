@@ -61,9 +61,9 @@ def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
 def test_an_unknown_source_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(UserError) as caught:
         check_params(REAL.model_dump() | {"corpus": "verdict"}, SourcesParams, source="params.yaml")
-    *others, last = map(repr, names_for("corpus"))
     assert str(caught.value) == (
-        f"params.yaml: corpus is 'verdict': must be {', '.join(others)} or {last} or must be a mapping of parameters"
+        f"params.yaml: corpus is 'verdict': must be {', '.join(names_for('corpus'))}, or your own data: put it below "
+        "data/mine, then `scratchlm sources add FILE --as corpus`"
     )
 
 

@@ -120,7 +120,8 @@ def test_every_command_exists(page):
             assert target in TARGETS, command
         for name, rest in re.findall(r"\bscratchlm ([a-z]+)\b([^|;&)]*)", command):
             assert name in COMMANDS, command
-            known = {option for p in COMMANDS[name].params for option in (*p.opts, *p.secondary_opts)}
+            parts = [COMMANDS[name], *getattr(COMMANDS[name], "commands", {}).values()]
+            known = {option for part in parts for p in part.params for option in (*p.opts, *p.secondary_opts)}
             assert set(re.findall(r"--[\w-]+", rest)) <= known | {"--help"}, command
         for module in re.findall(r"python3? -m ([\w.]+)", command):
             assert importlib.util.find_spec(module), command

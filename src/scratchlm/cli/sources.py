@@ -1,0 +1,118 @@
+"""The sources of data: list the catalogue, and add one's own to params.yaml."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from scratchlm.run.display import say
+from scratchlm.run.errors import UserError
+
+PARAMETERS = Path("params.yaml")
+STORE = Path(".scratchlm/downloads")  # of the stage download
+ALIGN = ("left", "left", "left", "right", "left")
+
+app = typer.Typer(add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def sources(context: typer.Context) -> None:
+    """List the sources of data by the key of params.yaml that may name them; `add` makes params.yaml use your own."""
+    if context.invoked_subcommand:
+        return
+    from tabulate import tabulate
+
+    from scratchlm.data.catalogue import CATALOGUE, Source
+    from scratchlm.run.params import load_yaml
+
+    def key(source: Source) -> str:
+        return source.purpose or ("gpt2_sizes" if source.name.startswith("gpt2-") else "pretrained")
+
+    def megabytes(source: Source) -> str:
+        sizes = [file.size_bytes or 0 for file in source.files]
+        return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}"
+
+    used = _in_use(load_yaml(PARAMETERS))
+    rows = [[key(it), it.name, "yes" * (it.name in used), megabytes(it), it.licence] for it in CATALOGUE.values()]
+    rows += [[purpose, name, "yes", "", "yours"] for name, purpose in used.items() if name not in CATALOGUE]
+    keys = list(dict.fromkeys(row[0] for row in rows))
+    rows.sort(key=lambda row: keys.index(row[0]))
+    say(tabulate(rows, ["key", "name", "in use", "MB", "licence"], disable_numparse=True, colalign=ALIGN))
+    say("\nA source of gpt2_sizes or pretrained may be sources.vocabulary, too.")
+
+
+@app.command()
+def add(
+    path: Annotated[str, typer.Argument(help="a file, a folder or a pattern below data/mine, or an address")],
+    purpose: Annotated[
+        Literal["corpus", "messages", "instructions", "preferences"], typer.Option("--as", help="what the data is")
+    ],
+    column: Annotated[
+        list[str] | None, typer.Option(help="which column is which, as in text=review; may be repeated")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="of the data, for a comment beside the entry")] = None,
+) -> None:
+    """Check that your own data can be read, and make params.yaml use it; nothing else in that file changes."""
+    from scratchlm.data.adding import described, fetch_new, with_entry
+    from scratchlm.data.own_data import own_files
+    from scratchlm.run.files import sha256_of, temporary_folder, write_text
+
+    columns = dict(_pair(each) for each in column or [])
+    if "://" in path:
+        unknown = "0" * 64
+        _checked(purpose, {"path": path, "sha256": unknown, "columns": columns})  # before the download
+        files = [fetch_new(purpose, path, STORE, os.environ.get("SCRATCHLM_MIRROR"))]
+        source = _checked(purpose, {"path": path, "sha256": sha256_of(files[0]), "columns": columns})
+    else:
+        source = _checked(purpose, {"path": _below_data_mine(path), "columns": columns})
+        files = own_files(source)
+    with temporary_folder(STORE / purpose) as scratch:
+        found = described(purpose, source, files, scratch)
+    text = PARAMETERS.read_bytes().decode("utf-8")
+    edited = with_entry(text, purpose, source, licence)
+    write_text(PARAMETERS.resolve(), edited)
+    size = sum(file.stat().st_size for file in files)
+    say(f"{source.path}: {found}, {size:,} bytes in {len(files)} file{'s' * (len(files) > 1)}")
+    old, new = text.splitlines(), edited.splitlines()
+    changes = list(difflib.unified_diff(old, new, "params.yaml", "params.yaml", n=1, lineterm=""))
+    say("\n".join(changes) if changes else "params.yaml has this entry already")
+
+
+def _in_use(params: Any) -> dict[str, str]:
+    """The names and paths of the sources that params.yaml names, with the key that names each."""
+    found: dict[str, str] = {}
+    if isinstance(params, dict):
+        found |= {f"gpt2-{size}": "gpt2_sizes" for size in params.get("gpt2_sizes") or []}
+        found |= {str(name): "pretrained" for name in params.get("pretrained") or []}
+        for purpose, source in (params.get("sources") or {}).items():
+            found[str(source.get("path") if isinstance(source, dict) else source)] = purpose
+    return found
+
+
+def _pair(column: str) -> tuple[str, str]:
+    ours, is_pair, theirs = column.partition("=")
+    if not (ours and is_pair and theirs):
+        raise UserError(f"--column is {column!r}, but must be OURS=THEIRS, such as text=review; correct it")
+    return ours, theirs
+
+
+def _checked(purpose: str, entry: dict[str, Any]) -> Any:
+    """The source of one's own data that an entry describes. Raises UserError if it would be refused in params.yaml."""
+    from scratchlm.data.catalogue import SourcesParams
+    from scratchlm.run.params import check_params, load_yaml
+
+    params = load_yaml(PARAMETERS)
+    given = params.get("sources") if isinstance(params, dict) else None
+    values = {**(given if isinstance(given, dict) else {}), purpose: entry}
+    return check_params(values, SourcesParams, source="params.yaml", whole=True).own[purpose]
+
+
+def _below_data_mine(path: str) -> str:
+    from scratchlm.data.own_data import FOLDER
+
+    absolute = os.path.normpath(Path(path).absolute())
+    if not Path(absolute).is_relative_to(Path(FOLDER).absolute()):
+        raise UserError(f"{path} is not below {FOLDER}, whose content DVC follows; copy it there: cp {path} {FOLDER}/")
+    return Path(absolute).relative_to(Path.cwd()).as_posix()

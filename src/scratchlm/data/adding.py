@@ -1,0 +1,83 @@
+"""Add one's own data to params.yaml: fetch what is at an address, check that it can be read, write the entry."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from scratchlm.data.catalogue import File, own_source
+from scratchlm.data.corpus import text_chunks
+from scratchlm.data.instructions import read_instructions
+from scratchlm.data.labelled_texts import read_labelled_texts
+from scratchlm.data.own_data import COLUMNS, TABLES, OwnSource, table_rows, write_own
+from scratchlm.data.preferences import read_preferences
+from scratchlm.data.sources import DownloadError, addresses
+from scratchlm.data.transfer import Part, Refused
+from scratchlm.run.display import one_line, without_secrets
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import only_file, sha256_of, temporary_folder
+from scratchlm.run.yaml_editor import line_start, with_value
+
+_PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
+
+
+def fetch_new(purpose: str, address: str, store: Path, mirror: str | None) -> Path:
+    """Fetch a file whose hash is not known yet, and return where `own_paths` will look for it, below its sha256.
+
+    Raises DownloadError if no address provides it, and UserError if a web page is there instead.
+    """
+    source = own_source(purpose)
+    name = PurePosixPath(urlsplit(address).path).name or purpose
+    file = File(name, "", None, (address,))  # an unknown hash, so the limit of size is that of one's own data
+    tried = []
+    with temporary_folder(store / source.name) as folder:
+        for each in addresses(source, file, mirror):
+            part = Part(folder, file)
+            try:
+                part.receive(each)
+            except Refused as reason:
+                tried.append(without_secrets(f"{each} ({reason})"))
+                continue
+            with part.path.open("rb") as content:
+                if _PAGE.match(content.read(100)):
+                    raise UserError(f"{address} is a web page, not a file of data; give the address of the file itself")
+            target = store / sha256_of(part.path) / source.name / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.path.replace(target)
+            return target
+    raise DownloadError(f"cannot get {name}: tried {', '.join(tried)}; correct the address, or save it in data/mine")
+
+
+def described(purpose: str, source: OwnSource, files: Sequence[Path], scratch: Path) -> str:
+    """Read the files as download and tokenize do, and say what is in them: `120 texts of 2 classes (bad, good)`.
+
+    scratch: an empty folder. Raises UserError naming the file, and the first row that is wrong.
+    """
+    for path in (each for each in files if each.suffix.lower() in TABLES):
+        for name in COLUMNS[purpose]:
+            theirs = source.columns.get(name, name)
+            next(table_rows(path, {name: theirs}, f"name the column, as in --column {name}=NAME"))
+    write_own(purpose, source, files, scratch)
+    written = only_file(scratch)
+    if purpose == "corpus":
+        return f"{sum(map(len, text_chunks(written))):,} characters"
+    if purpose == "messages":
+        texts, classes = read_labelled_texts(written, "strict", None)
+        return f"{len(texts):,} texts of {len(classes)} classes ({', '.join(classes)})"
+    rows: Sequence[Any] = (read_instructions if purpose == "instructions" else read_preferences)(written)
+    return f"{len(rows):,} {purpose}"
+
+
+def with_entry(text: str, purpose: str, source: OwnSource, licence: str | None) -> str:
+    """Return the text of a params.yaml that uses a source for a purpose, with its licence in a comment above.
+
+    The comment of an earlier source of this purpose is removed.
+    """
+    entry, keys = source.model_dump(exclude_defaults=True), ("sources", purpose)
+    edited = with_value(text, keys, entry, "params.yaml")
+    start = line_start(edited, keys)
+    above = re.sub(rf"(?m)^[ \t]*# licence of {purpose}: .*\n\Z", "", edited[:start])
+    indent = re.match(r"[ \t]*", edited[start:])
+    comment = f"{indent[0]}# licence of {purpose}: {one_line(licence)}\n" if licence and indent else ""
+    return above + comment + edited[start:]
