@@ -10,9 +10,10 @@ from scratchlm.data.catalogue import File, own_source
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
-from scratchlm.data.own_data import COLUMNS, TABLES, OwnSource, table_rows, write_own
+from scratchlm.data.own_data import COLUMNS, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
 from scratchlm.data.sources import DownloadError, addresses
+from scratchlm.data.tables import TABLES, table_rows
 from scratchlm.data.transfer import Part, Refused
 from scratchlm.run.display import one_line, without_secrets
 from scratchlm.run.errors import UserError

@@ -41,7 +41,7 @@ def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_sho
     words = ("sources", "add", "data/mine/x.csv", "--as", "messages", "--column", "text=review")
     done = scratchlm(project, *words)
     assert done.returncode == 1 and (project / "params.yaml").read_text().splitlines() == before
-    assert "x.csv: row 1 has no text in the column 'label' (it has review, stars)" in done.stderr
+    assert "x.csv: no column 'label' among review, stars" in done.stderr
     assert "name the column, as in --column label=NAME" in done.stderr
 
     for licence in ("CC BY 4.0", "ours"):  # the second call replaces the comment of the first
@@ -68,7 +68,7 @@ def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_sho
         (("data/mine/none", "--as", "corpus"), "there is no file data/mine/none; put one there"),
         (("data/mine/x.csv", "--as", "corpus", "--column", "text"), "--column is 'text', but must be OURS=THEIRS"),
         (("data/mine/x.csv", "--as", "corpus", "--column", "a=b"), "corpus.columns has 'a', but only text can"),
-        (("data/mine/b.txt", "--as", "corpus"), "b.txt: not UTF-8 text"),
+        (("data/mine/b.txt", "--as", "corpus"), "b.txt: line 1 is not UTF-8 text"),
         (("data/mine/b.txt", "--as", "instructions"), "b.txt: the name must end in .csv, .tsv"),
         (("s3://x/y", "--as", "corpus"), "path is an address, which must begin with https://"),
     ],
