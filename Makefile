@@ -17,13 +17,7 @@ help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
 
 repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
-	@scratchlm repair
-	dvc repro
-	@echo
-	@scratchlm results
-	@echo
-	@scratchlm status
-	@echo "Next: open data/report.html; change params.yaml and run again; compare with 'scratchlm compare main'."
+	@scratchlm repro
 
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
@@ -114,16 +108,23 @@ define clear-environment
 	exit 1; fi
 @if [ -e $(@D) ] && [ ! -e $(@D)/made-by-make ] && [ ! -e $(@D)/ready ]; then \
 	echo "$(@D) was not made by make, which would delete it; rename it, then run make again" >&2; exit 1; fi
-$(PYTHON) -m venv --clear $(@D)
+@$(PYTHON) -m venv --clear $(@D)
 @touch $(@D)/made-by-make
 endef
+
+# pip's lines as one that counts: pip itself shows a bar for each package
+FETCHED = /^Collecting/ {printf "\r\033[K  %d of %d packages found", ++found, total} \
+	/^ *(Downloading|Using cached).*whl / && !/metadata/ {printf "\r\033[K  %d of %d packages fetched: %s %s %s", ++n, total, $$(NF-2), $$(NF-1), $$NF} \
+	/^Installing/ {printf "\r\033[K  all packages fetched; installing"} {fflush()} END {print ""}
 
 # Install every pin of the first file, then the pins of the second file with --no-deps. pyproject.toml has the commands
 define make-environment
 @$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
 	f"Python 3.11 to 3.13 is needed, {sys.executable} is {v[0]}.{v[1]}; call make PYTHON=python3.12, for example")'
 $(clear-environment)
-$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $(word 1,$^)
-$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $(word 2,$^) --editable .
+@echo "Installing $$(grep -c == $(word 1,$^)) packages into $(@D), once: several minutes and about 4 GB of disk"
+@pip="$(@D)/bin/python -m pip install --disable-pip-version-check --requirement $(word 1,$^)"; \
+	if [ -t 1 ]; then set -o pipefail; $$pip | awk -v total=$$(grep -c == $(word 1,$^)) '$(FETCHED)'; else $$pip --quiet; fi
+@$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --requirement $(word 2,$^) --editable .
 @touch $@
 endef

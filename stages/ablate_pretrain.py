@@ -36,4 +36,4 @@ def main(run: Run, *, params: Path, tokenizer: Path, corpus: Path, losses: Path,
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "val.loss")

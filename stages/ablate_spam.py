@@ -38,4 +38,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "test.accuracy")

@@ -20,4 +20,4 @@ def main(run: Run, *, messages: Path, finetuned: Path, predictions: Path, metric
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "test.accuracy")

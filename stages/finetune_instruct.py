@@ -57,4 +57,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "before.val_loss", "after.val_loss")

@@ -41,4 +41,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "responses", "finished", "exact_matches")

@@ -42,4 +42,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "base.mean_score", "instruct.mean_score")

@@ -40,4 +40,4 @@ def main(run: Run, *, params: Path, checkpoint: Path, corpus: Path, model: Path,
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "val.loss")

@@ -42,4 +42,4 @@ def main(run: Run, *, params: Path, source: Path, corpus: Path, model: Path, los
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "val.bits_per_byte")

@@ -58,4 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "test.reward_before", "test.reward")

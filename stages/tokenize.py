@@ -51,4 +51,4 @@ def main(
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, "corpus.train.tokens", "vocab_size")

@@ -9,6 +9,7 @@ bit, each case is computed with several and compared with itself.
 
 import argparse
 import hashlib
+import io
 import json
 import sys
 import tempfile
@@ -21,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from scratchlm.arithmetic import autograd, elementary, functions, reference
 from scratchlm.arithmetic.autograd import collect_gradients
@@ -38,6 +38,7 @@ from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
+from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks import instruct, policy_evaluation, preference, reinforce, reward
 from scratchlm.tasks.generation import GenerateParams, Responder
@@ -92,8 +93,8 @@ BATCHES = [Batches(4, 5), Batches(2, 2, checkpoint=True), Batches(1, 1)]
 class QuietRun(Run):
     """A Run without progress bars."""
 
-    def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
-        return tqdm(disable=True)
+    def progress(self, total: int, done: int, unit: str, title: str = "") -> Progress:
+        return Progress(title, total, done, unit, stream=io.StringIO())
 
 
 def integers(n: int, seed: int, below: int = len(TOKENIZER.words)) -> list[int]:

@@ -13,7 +13,7 @@ from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, text_chunks, write_corpus
 from scratchlm.tasks.pretraining import pretraining_task
-from scratchlm.training.loop import batch_indices
+from scratchlm.training.order import batch_indices
 
 CORPUS = CorpusParams(train_fraction=0.9, shard_tokens=10_000_000)
 

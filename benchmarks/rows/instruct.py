@@ -21,7 +21,8 @@ from scratchlm.model.config import GPT2_CONTEXT_LENGTH, SizeName
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.settings import evenly_spaced
-from scratchlm.training.loop import batch_indices, no_sample, train
+from scratchlm.training.loop import no_sample, train
+from scratchlm.training.order import batch_indices
 from stages.finetune_instruct import Params
 
 EVALUATED = 40  # examples of train and of val: five batches, the book's eval_iter

@@ -22,7 +22,7 @@ from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.files import read_json, write_json
 from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
 from scratchlm.tasks.spam import padded_texts, padded_width
-from scratchlm.training.loop import batch_indices
+from scratchlm.training.order import batch_indices
 
 ROWS = all_rows("TINY")
 NAME = "exact_decode_1"

@@ -4,15 +4,21 @@ It tests what is committed: commit before you run it.
 """
 
 import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
 import shutil
+import struct
+import subprocess
+import termios
 from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
-from tests.clones import REPOSITORY, commit, make_clone, results, run, set_parameter, stages_run
+from tests.clones import REPOSITORY, SCRATCHLM, commit, environment, make_clone, results, run, set_parameter, stages_run
 
 COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 PREFERENCE = "finetune_preference@dpo"
@@ -64,6 +70,21 @@ def workspace(clone):
     """The rebuilt clone, restored to its commit after the test."""
     yield clone
     restore(clone)
+
+
+def on_a_terminal(clone: Path, *command: str) -> list[str]:
+    """Run a command on a terminal of 80 columns; return every line that it shows there, those overwritten, too."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    shown = b""
+    with subprocess.Popen(command, cwd=clone, env=environment(clone), stdin=theirs, stdout=theirs, stderr=theirs) as it:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
+            while chunk := os.read(ours, 1 << 16):
+                shown += chunk
+    os.close(ours)
+    assert it.returncode == 0, shown.decode()[-3000:]
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", shown.decode()))
 
 
 def metrics(clone: Path, name: str) -> dict:
@@ -223,7 +244,16 @@ def test_a_package_that_the_lock_does_not_pin_stops_before_any_work(workspace):
 
 def test_a_changed_judge_reruns_the_judge_and_the_report_only(workspace):
     set_parameter(workspace, "judge.controls", 3)
-    assert stages_run(run(workspace, "dvc", "repro")) == ["preflight", "judge", "report"]
+    shown = on_a_terminal(workspace, *SCRATCHLM, "repro")
+    text = "\n".join(shown)
+    assert re.search(r"^2 of 18 stages may have to run:\n   1  judge +\d+ s  judge.* changed", text, re.MULTILINE)
+    assert re.search(r"^   2  report +\d+ s  ", text, re.MULTILINE)
+    assert [line for line in shown if line.startswith("stage ")] == ["stage 1 of 2: judge", "stage 2 of 2: report"]
+    assert re.search(r"^judge: [\d.]+ s, base.mean_score [\d.]+, instruct.mean_score [\d.]+$", text, re.MULTILINE)
+    ours = text[text.index("2 of 18 stages") :].partition("\nBuilt from other inputs")[0]
+    assert max(map(len, ours.splitlines())) <= 80 and "> python" not in ours
+    again = run(workspace, *SCRATCHLM, "repro").stdout
+    assert again.startswith("All 18 stages are up to date.\n\n") and "\nNext:\n" in again
 
 
 def test_a_comment_in_params_reruns_no_computing_stage(workspace):
@@ -260,6 +290,9 @@ def test_a_mistake_in_the_last_section_stops_before_any_work(workspace):
     assert stages_run(done) == ["preflight"]
     assert "unknown key controlls (did you mean controls?)" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run(workspace, *SCRATCHLM, "repro", ok=False)
+    assert done.stdout == "" and "unknown key controlls" in done.stderr
+    assert done.stderr.endswith("stopped at 'preflight', which says above why; run this again to continue there\n")
 
 
 def test_the_book_profile_without_a_network_ends_in_one_sentence(workspace):

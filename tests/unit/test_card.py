@@ -28,8 +28,9 @@ from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instr
 from scratchlm.tasks.language_model import LossMeter
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.tasks.spam import padded_texts
-from scratchlm.training.loop import Task, TrainingState, batch_indices, no_sample, optimizer_step, train
+from scratchlm.training.loop import Task, TrainingState, no_sample, optimizer_step, train
 from scratchlm.training.losses import next_token_loss
+from scratchlm.training.order import batch_indices
 
 CONTEXT, VOCABULARY = 16, 97
 MICRO_BATCHES = 2

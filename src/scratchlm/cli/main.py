@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli import exports, look, models, pipeline, rating, serve, sources
+from scratchlm.cli import exports, look, models, pipeline, rating, repro, results, serve, sources
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -30,7 +30,7 @@ def scratchlm(
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    """Use the models that `dvc repro` built, and compare and verify its results."""
+    """Rebuild the pipeline, use its models, and compare and verify its results."""
 
 
 command: Callable[..., None]
@@ -38,7 +38,7 @@ for command in (models.chat, look.complete, models.classify, look.tokens, export
     app.command()(command)
 app.command("import")(exports.import_model)
 app.command()(serve.serve)
-for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):
+for command in (repro.repro, results.results, pipeline.status, pipeline.repair, pipeline.verify):
     app.command()(command)
 for command in (rating.rate, pipeline.compare, pipeline.seeds, pipeline.build):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""Commands on the results of the pipeline: show, repair, verify, compare, rerun with other seeds, build."""
+"""Commands on the pipeline and its results: status, repair, verify, compare, rerun with other seeds, build."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,17 +12,6 @@ FAILED = 3  # the exit status of --fail-if; 1 is a mistake, 2 one in the options
 
 TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
 Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
-
-
-def results() -> None:
-    """Show the main results in a few lines; data/report.html has everything."""
-    from tabulate import tabulate
-
-    from scratchlm.report.headline import read_headline
-
-    head, align = ["", "", "before training", "result", "95 % interval"], ["left", "left", "right", "right", "right"]
-    lines = read_headline(Path("params.yaml"), Path("metrics"))
-    say(tabulate(lines, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " "))
 
 
 def status() -> None:

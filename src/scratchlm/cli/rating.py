@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from scratchlm.cli.results import WIDTH
 from scratchlm.run.display import one_line, say
 
-WIDTH = 80
 NAME_CHARACTERS = 16  # of a variant in the table
 ANSWERS = "a score from 0 to 100, s to skip, q to quit"
 MEANING = (

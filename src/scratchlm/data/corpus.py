@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
-from tqdm import tqdm
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, WHITE_SPACE
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, damaged, missing, open_table, read_json, write_json
 from scratchlm.run.params import Section
+from scratchlm.run.progress import Progress
 
 CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
@@ -99,7 +99,7 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
     Returns the counts of tokens, bytes (of UTF-8 text) and documents (separated by end tokens).
     """
     counts: dict[str, float] = {"tokens": 0, "bytes": 0, "documents": 1}
-    with atomic_folder(folder) as temporary, tqdm(unit="B", unit_scale=True, desc=f"tokenize {folder.name}") as bar:
+    with atomic_folder(folder) as temporary, Progress(f"tokenize {folder.name}", None, 0, "B") as bar:
 
         def counted() -> Iterator[np.ndarray]:
             for text, token_ids in _tokenized(chunks, tokenizer):

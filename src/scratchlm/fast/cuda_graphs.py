@@ -96,22 +96,26 @@ class CapturedGradients:
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], run: Run, capture: bool) -> None:
         self._trained = [p for p in model.parameters() if p.requires_grad]
 
-        def gradients(total: Tensor, *tensors: Tensor) -> Sequence[Tensor | None]:
+        def gradients(total: Tensor, *tensors: Tensor) -> tuple[Tensor, Sequence[Tensor | None]]:
             with run.autocast():
                 found = loss(model, *tensors)
-            return torch.autograd.grad(found / total, self._trained, allow_unused=True)
+            return found.detach(), torch.autograd.grad(found / total, self._trained, allow_unused=True)
 
         self._gradients = CapturedFunction(gradients, next(model.parameters()).device, capture)
 
-    def add(self, tensors: Sequence[Tensor], total: int, is_only: bool) -> None:
-        """Add the gradients to those that the parameters have. is_only: they have none, and get no others."""
-        gradients = self._gradients(torch.tensor(float(total)), *tensors)
+    def add(self, tensors: Sequence[Tensor], total: int, is_only: bool) -> Tensor:
+        """Add the gradients to those that the parameters have; return the loss, which the next call overwrites.
+
+        is_only: they have none, and get no others.
+        """
+        loss, gradients = self._gradients(torch.tensor(float(total)), *tensors)
         found = [(p, new) for p, new in zip(self._trained, gradients, strict=True) if new is not None]
         if all(p.grad is None for p, _ in found):
             for p, new in found:
                 p.grad = new if is_only else new.clone()
         else:
             torch._foreach_add_([p.grad for p, _ in found], [new for _, new in found])  # type: ignore[misc]
+        return loss
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

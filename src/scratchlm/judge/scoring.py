@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import (
@@ -25,6 +24,7 @@ from scratchlm.judge.protocol import (
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.trust import no_scores
+from scratchlm.run.progress import Progress
 from scratchlm.tasks.intervals import mean_interval
 from scratchlm.tasks.variants import ASSISTANT
 
@@ -164,14 +164,16 @@ def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> Iterato
     Raises UserError if MAX_FAILED responses in a row have no score: the others would hardly have one.
     """
     failed = 0
-    for record in tqdm(records, desc="judge", unit="response"):
-        verdict = judge.score(record, record["response"], record.get("repeat", 0))
-        named = {field: record[field] for field in ("id", "model", "response")}
-        row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
-        yield row
-        failed = failed + 1 if verdict.score is None else 0
-        if failed == MAX_FAILED:
-            raise no_scores(f"{failed} responses in a row have no score", row)
+    with Progress("judge", len(records), 0, "response") as bar:
+        for record in records:
+            verdict = judge.score(record, record["response"], record.get("repeat", 0))
+            named = {field: record[field] for field in ("id", "model", "response")}
+            row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
+            yield row
+            failed = failed + 1 if verdict.score is None else 0
+            if failed == MAX_FAILED:
+                raise no_scores(f"{failed} responses in a row have no score", row)
+            bar.update()
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:

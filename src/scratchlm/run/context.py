@@ -1,4 +1,4 @@
-"""The context of a stage's run: device, precision, seed, log, checkpoint and progress bar."""
+"""The context of a stage's run: device, precision, seed, log, checkpoint and progress."""
 
 import os
 import sys
@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from scratchlm.run.files import append_log
+from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
 
 
@@ -47,9 +46,9 @@ class Run:
         """Print a sentence to the user on standard error."""
         print(f"{self.stage}: {sentence}", file=sys.stderr, flush=True)
 
-    def progress(self, total: int, done: int, unit: str, title: str = "") -> "tqdm[Any]":
-        """A progress bar on standard error that begins at `done` of `total` units."""
-        return tqdm(total=total, initial=done, desc=title or self.stage, unit=unit)
+    def progress(self, total: int, done: int, unit: str, title: str = "") -> Progress:
+        """The progress on standard error, which begins at `done` of `total` units."""
+        return Progress(title or self.stage, total, done, unit)
 
 
 def available_cores() -> int:

@@ -16,18 +16,21 @@ from scratchlm.run.arrow_startup import do_without_pandas
 from scratchlm.run.code import refuse_foreign_library, refuse_other_code, refuse_path
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError, boundary
-from scratchlm.run.files import refuse_unwritable, stale_temporary_files
+from scratchlm.run.files import read_json, refuse_unwritable, stale_temporary_files
+from scratchlm.run.nested import value_at
 from scratchlm.run.pipeline import cache_key, code_record, read_stages
+from scratchlm.run.progress import in_words
 from scratchlm.run.resume import Checkpoint, delete_finished
 from scratchlm.run.watchdog import only_process, stay_below_dvc, watch_lock_file
 
 
-def start(main: Callable[..., None]) -> None:
+def start(main: Callable[..., None], *shown: str) -> None:
     """Call `main(run, ...)` with one path per keyword parameter, taken from the option of the same name.
 
     A parameter `model_folder: Path` is the required option --model-folder. Every stage takes --log, a JSON-lines file
     for values that are not results: seconds, peak memory, and what `main` records. --resume is the folder of its
     checkpoint, for a stage that saves one. An error ends the process as `boundary` says.
+    shown: the metrics, as `val.loss`, in the line at the end.
     """
     address = os.environ.get("DVC_STAGE")  # set by DVC, such as load_gpt2@nano
     script = Path(sys.argv[0]).stem
@@ -53,7 +56,11 @@ def start(main: Callable[..., None]) -> None:
         own_and_children = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)  # load_gpt2 has TensorFlow in a child
         unit = 1 if sys.platform == "darwin" else 1024
         peak = max(resource.getrusage(who).ru_maxrss for who in own_and_children) * unit
-        run.record({"stage": run.stage, "seconds": time.perf_counter() - begin, "peak_memory_bytes": peak})
+        seconds = time.perf_counter() - begin
+        run.record({"stage": run.stage, "seconds": seconds, "peak_memory_bytes": peak})
+        metrics = read_json(paths["metrics"]) if shown else {}
+        known = {name: value for name in shown if (value := value_at(metrics, name, None)) is not None}
+        run.say(", ".join(filter(None, [f"{seconds:.1f} s", in_words(known)])))
     gc.freeze()  # else the interpreter, while it exits, searches all of torch for cycles: half a second
 
 

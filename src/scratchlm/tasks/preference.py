@@ -233,4 +233,6 @@ def preference_task(pairs: Preferences, params: FinetunePreferenceParams, evalua
         log_probabilities = response_log_probabilities(model, inputs, targets).view(-1, 2)
         return total(evaluation.pair_losses("train", indices.cpu(), log_probabilities))
 
-    return Task("finetune_preference", params, len(pairs.splits["train"]), batch, loss, evaluation.evaluate)
+    return Task(
+        "finetune_preference", params, len(pairs.splits["train"]), batch, loss, evaluation.evaluate, scored="pairs"
+    )

@@ -30,9 +30,10 @@ from scratchlm.tasks.rollouts import (
     policy_logits,
     ppo_rollout,
 )
-from scratchlm.training.loop import Batch, Task, TrainingState, batch_indices, update
+from scratchlm.training.loop import Batch, Task, TrainingState, update
 from scratchlm.training.losses import scored_states
 from scratchlm.training.optimizer import TrainingParams
+from scratchlm.training.order import batch_indices
 from scratchlm.training.policy import divergence_weights, policy_weights
 
 REFERENCE, REWARD_MODELS = "tokens/preferences", "models/reward_model/"  # folders of data that reward
@@ -106,7 +107,7 @@ def reinforce_task(
     n_examples = len(prompts.splits["train"])
     return Task(
         "reinforce", params, n_examples, _not_used, _not_used, evaluation.evaluate, evaluation.sample,
-        step=learner.step,
+        step=learner.step, scored="texts",
     )  # fmt: skip
 
 

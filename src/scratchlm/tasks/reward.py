@@ -118,4 +118,4 @@ def reward_task(pairs: Preferences, params: RewardModelParams, evaluation: Rewar
     def loss(model: RewardModel, token_ids: Tensor, lengths: Tensor) -> Tensor:
         return total(pair_losses(last_token_rewards(model, token_ids, lengths).view(-1, 2)))
 
-    return Task("reward_model", params, len(pairs.splits["train"]), batch, loss, evaluation.evaluate)
+    return Task("reward_model", params, len(pairs.splits["train"]), batch, loss, evaluation.evaluate, scored="pairs")

@@ -75,7 +75,7 @@ def finetune_spam(
     n_classes = len(messages.classes)
     classifier = build_spam_classifier(backbone, n_classes, params, run.seed).to(run.device)
     if worth_caching(classifier, texts.values()):
-        with run.autocast(), run.progress(len(texts), 0, "split", "finetune_spam frozen blocks") as bar:
+        with run.autocast(), run.progress(len(texts), 0, "split", "frozen blocks") as bar:
             for found in texts.values():
                 found.cache_frozen_blocks(classifier, evaluation_params.batch_size)
                 bar.update()
@@ -149,7 +149,7 @@ def spam_task(
     ) -> Tensor:
         return class_loss(texts.class_logits(model, inputs, lengths), labels, weights)
 
-    task = Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate)
+    task = Task("finetune_spam", params, len(texts), batch, loss, evaluation.evaluate, scored="texts")
     if not texts.are_cached:
         return task._replace(static_loss=static_class_loss)
     return task._replace(static_loss=loss, is_compiled=False) if isinstance(texts, PaddedTexts) else task

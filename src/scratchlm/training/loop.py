@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +16,16 @@ from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.functions import clip_gradients
 from scratchlm.arithmetic.mode import compiler, has_static_shapes
-from scratchlm.arithmetic.random import generator, random_states, restore_random_states, stream
+from scratchlm.arithmetic.random import random_states, restore_random_states, stream
 from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.fast.compiler import compiled
 from scratchlm.fast.cuda_graphs import CapturedGradients, pinned
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
+from scratchlm.run.progress import training_figures, validation
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
+from scratchlm.training.order import batch_indices
 from scratchlm.training.schedule import learning_rate_at
 
 Metrics = Mapping[str, float]
@@ -49,7 +51,7 @@ class Task(NamedTuple):
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
     tensors' numbers, to be captured and, if is_compiled, compiled; None: there is none. step: instead of
     optimizer_step, for a task that makes its batches with the model; it then calls `update` with a loss of its own,
-    and batch and loss are not used.
+    and batch and loss are not used. scored: the items, in short, as progress names them.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Task(NamedTuple):
     static_loss: Callable[..., Tensor] | None = None
     is_compiled: bool = True
     step: "Callable[[TrainingState], int] | None" = None
+    scored: str = "tok"
 
     @property
     def batches_per_epoch(self) -> int:
@@ -125,12 +128,13 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
                     s = time.perf_counter() - start
                     run.record({"step": state.step, "scored_per_second": n_scored / s, "training_seconds": s})
                 state.evaluate()
+                bar.note(validation(state.curve[-1]))
                 start, n_scored = time.perf_counter(), 0
             if state.step == n_steps:
                 break
             save_if_due()
             n_scored += (task.step or optimizer_step)(state)
-            bar.update()
+            bar.update(1, partial(state.figures, n_scored, start))
     model.eval()
     return Training(state.curve, state.samples, state.steps)
 
@@ -156,6 +160,7 @@ class TrainingState:
         self.curve: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []
         self.steps: list[dict[str, float]] = []
+        self.loss: tuple[Tensor, int] | None = None  # summed, of the last micro batch, and over how many items
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._consistent = True  # False while the weights are between two steps
         self._random = random_states(self.device)
@@ -174,6 +179,12 @@ class TrainingState:
         """Whether the curve lacks a row for this step."""
         due = self.step % self.task.params.evaluate_every_steps == 0 or self.step == self.n_steps
         return due and not (self.curve and self.curve[-1]["step"] == self.step)
+
+    def figures(self, n_scored: int, start: float) -> str:
+        """The last step in words. The loss is its last micro batch's; to read it waits for a card."""
+        loss = self.loss[0].item() / self.loss[1] if self.loss else None
+        rate = learning_rate_at(self.step - 1, self.n_steps, self.task.params)
+        return training_figures(loss, rate, n_scored / (time.perf_counter() - start), self.task.scored)
 
     def evaluate(self) -> None:
         """Add a row to the curve, and a sample if there is one. Raises UserError for a metric that is not finite."""
@@ -236,13 +247,6 @@ class TrainingState:
         restore_random_states(self._random)
 
 
-def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
-    """The examples of one step, (batch_size,) int64. Each epoch has its own shuffle, a function of the arguments."""
-    epoch, batch = divmod(step, n_examples // batch_size)
-    order = _epoch_order(n_examples, seed, epoch)
-    return order[batch * batch_size : (batch + 1) * batch_size]
-
-
 def optimizer_step(state: TrainingState) -> int:
     """Train on the next batch; return how many items it scored. Raises UserError if it scores none."""
     task, params = state.task, state.task.params
@@ -270,13 +274,15 @@ def update(
     key, n_before = stream(state.run.seed, purpose), 0
     for batch in batches:
         if state.captured and not loss_of:
-            state.captured.add(batch.tensors, total, is_only=len(batches) == 1)
+            loss = state.captured.add(batch.tensors, total, is_only=len(batches) == 1)
+            state.loss = loss, batch.n_scored
             continue
         begin_forward(key, n_before)
         n_before += len(batch.tensors[-1])
         with state.run.autocast():
             loss = (loss_of or task.loss)(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
         (loss / total).backward()
+        state.loss = loss.detach(), batch.n_scored
     collect_gradients(state.model)
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -290,8 +296,3 @@ def update(
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device. To a GPU it is copied while this process goes on to prepare the next step."""
     return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")
-
-
-@lru_cache(maxsize=1)  # one epoch at a time
-def _epoch_order(n_examples: int, seed: int, epoch: int) -> np.ndarray:
-    return torch.randperm(n_examples, generator=generator(seed, f"data order {epoch}")).numpy()

@@ -51,7 +51,7 @@ ALL = ("--params", "p.yaml", "--model-folder", "m", "--log", "logs/example.jsonl
 
 def test_options_reach_main_as_paths_and_a_line_is_logged(workplace: Path) -> None:
     done = run_stage(workplace, "write_text(model_folder / 'a', repr(params))", *ALL)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0 and re.fullmatch(r"example: \d+\.\d s\n", done.stderr)
     assert (workplace / "m" / "a").read_text() == "PosixPath('p.yaml')"
     (line,) = (workplace / "logs" / "example.jsonl").read_text().splitlines()
     record = json.loads(line)
@@ -59,6 +59,16 @@ def test_options_reach_main_as_paths_and_a_line_is_logged(workplace: Path) -> No
     assert record["stage"] == "example"
     assert 1 << 20 < record["peak_memory_bytes"] < 1 << 36
     assert record["seconds"] >= 0
+
+
+def test_the_last_line_of_a_stage_has_its_seconds_and_those_metrics_that_it_names(workplace: Path) -> None:
+    (workplace / "m.json").write_text('{"val": {"loss": 3.45187}, "responses": 1100}')
+    text = STAGE.format(body="pass").replace("start(main)", 'start(main, "val.loss", "test.loss", "responses")')
+    (workplace / "stages" / "example.py").write_text(text.replace("model_folder", "metrics"))
+    options = ["--params", "p.yaml", "--metrics", "m.json", "--log", "logs/example.jsonl"]
+    command = [sys.executable, "-m", "stages.example", *options]
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert re.fullmatch(r"example: \d+\.\d s, val\.loss 3\.452, responses 1,100\n", done.stderr)
 
 
 def test_the_end_of_a_stage_does_not_wait_for_a_search_for_garbage(workplace: Path) -> None:

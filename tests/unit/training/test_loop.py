@@ -18,8 +18,9 @@ from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
 from scratchlm.tasks.pretraining import pretraining_task
-from scratchlm.training.loop import Batch, Task, batch_indices, no_sample, train
+from scratchlm.training.loop import Batch, Task, no_sample, train
 from scratchlm.training.optimizer import AdamW, TrainingParams
+from scratchlm.training.order import batch_indices
 from scratchlm.training.schedule import learning_rate_at
 
 ROWS = [

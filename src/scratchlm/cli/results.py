@@ -1,0 +1,73 @@
+"""The main results as a table for a terminal of 80 columns."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from scratchlm.run.display import say
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import write_text
+
+if TYPE_CHECKING:
+    from scratchlm.report.headline import Headline
+
+WIDTH = 80
+SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
+
+
+def results() -> None:
+    """Show the main results, beside those of the last commit if they differ; data/report.html has everything."""
+    from scratchlm.report.headline import read_headline
+
+    lines = read_headline(Path("params.yaml"), Path("metrics"))
+    try:
+        with committed_results() as (params, metrics):
+            before = read_headline(params, metrics)
+    except UserError:  # not committed, or by an older version
+        before = []
+    say(results_text(lines, before))
+
+
+@contextmanager
+def committed_results() -> Iterator[tuple[Path, Path]]:
+    """Yield a copy of params.yaml and metrics/ as HEAD has them. Raises UserError if there is no commit."""
+    from scratchlm.compare.git import git
+
+    with TemporaryDirectory() as folder:
+        for path in git(Path(), "ls-tree", "-r", "--name-only", "HEAD", "--", "params.yaml", "metrics").splitlines():
+            if path.endswith((".yaml", ".json")):
+                write_text(Path(folder, path), git(Path(), "show", f"HEAD:./{path}"))
+        yield Path(folder, "params.yaml"), Path(folder, "metrics")
+
+
+def results_text(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
+    """The table of results, at most WIDTH columns wide; the column HEAD is there only if a result is another there.
+
+    committed: the lines of HEAD, none if it has no results.
+    """
+    from tabulate import tabulate
+
+    there = {(line.subject, line.measure): line.result for line in committed}
+    old = [there.get((line.subject, line.measure), "") for line in lines]
+    differs = bool(there) and any(line.result != value for line, value in zip(lines, old, strict=True))
+    starts = old if differs else [line.start.partition(" (")[0] for line in lines]
+    rows = [
+        (
+            shortened(line.subject, SUBJECT_CHARACTERS),
+            shortened(line.measure.partition(",")[0], MEASURE_CHARACTERS),
+            start,
+            line.result,
+            line.interval,
+        )
+        for line, start in zip(lines, starts, strict=True)
+    ]
+    head = ["", "", "HEAD" if differs else "before", "result", "95 % interval"]
+    align = ["left", "left", "right", "right", "right"]
+    return tabulate(rows, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def shortened(text: str, n_characters: int) -> str:
+    """The text, or its beginning with an ellipsis."""
+    return text if len(text) <= n_characters else f"{text[: n_characters - 1]}…"

@@ -1,0 +1,30 @@
+from scratchlm.cli.results import results_text
+from scratchlm.report.headline import Headline
+
+LINES = [
+    Headline("finetune_instruct", "val loss, nats per response token", "6.44", "0.3672"),
+    Headline("judge", "mean score of 0 to 100", "1.442 (0.9676 to 1.949)", "72.69", "66.13 to 78.89"),
+    Headline("baseline_spam", "test accuracy", "", "100.0\N{NO-BREAK SPACE}%", "97.5 % to 100.0 %"),
+    Headline("a-model-of-a-very-long-name", "mean score of a-variant-of-a-long-name", "", "12,345", "–"),
+]
+
+
+def test_results_fit_80_columns_and_show_what_was_before_training():
+    text = results_text(LINES, LINES)
+    assert max(map(len, text.splitlines())) <= 80
+    head, _, instruct, judge, *_, long = text.splitlines()
+    assert head.split() == ["before", "result", "95", "%", "interval"]
+    assert instruct.split() == ["finetune_instruct", "val", "loss", "6.44", "0.3672"]
+    assert judge.split()[-5:] == ["1.442", "72.69", "66.13", "to", "78.89"]
+    assert long.startswith("a-model-of-a-ver…  mean score of a-varia…")
+    assert results_text(LINES, []) == text
+
+
+def test_results_that_differ_from_the_last_commit_are_shown_beside_it():
+    committed = [LINES[0]._replace(result="0.4"), *LINES[2:]]
+    text = results_text(LINES, committed)
+    assert max(map(len, text.splitlines())) <= 80
+    head, _, instruct, judge, *_ = text.splitlines()
+    assert head.split() == ["HEAD", "result", "95", "%", "interval"]
+    assert instruct.split() == ["finetune_instruct", "val", "loss", "0.4", "0.3672"]
+    assert judge.split()[-4:] == ["72.69", "66.13", "to", "78.89"]  # new: HEAD has none

@@ -1,0 +1,97 @@
+"""The progress of a stage, on a real terminal (a pty) of 80 columns and in a file."""
+
+import fcntl
+import io
+import os
+import pty
+import struct
+import termios
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import pytest
+
+from scratchlm.run.progress import SECONDS_BETWEEN_LINES, Progress, in_words
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@contextmanager
+def terminal(columns: int) -> Iterator[tuple[TextIO, int]]:
+    """Yield the program's end and the descriptor of the person's end."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(theirs, "w") as stream:
+        yield stream, ours
+    os.close(ours)
+
+
+def advance(progress: Progress, clock: Clock, steps: int, seconds: float, figures: str = "") -> None:
+    for _ in range(steps):
+        clock.seconds += seconds
+        progress.update(1, (lambda: figures) if figures else None)
+
+
+def test_a_file_gets_a_line_every_ten_seconds_with_the_newest_figures_and_note():
+    file, clock = io.StringIO(), Clock()
+    with Progress("pretrain", 100, 20, "step", stream=file, clock=clock) as progress:
+        progress.note("step 20: val_loss 4.1")
+        progress.note("step 21: val_loss 4")
+        advance(progress, clock, 50, 0.5, "loss 3.5, lr 1.0e-03")
+    assert file.getvalue().splitlines() == [
+        "pretrain: 40 of 100 steps, 00:30 left, loss 3.5, lr 1.0e-03; step 21: val_loss 4",
+        "pretrain: 60 of 100 steps, 00:20 left, loss 3.5, lr 1.0e-03; step 21: val_loss 4",
+    ]
+
+
+def test_a_file_gets_nothing_from_what_is_shorter():
+    file, clock = io.StringIO(), Clock()
+    with Progress("judge", 449, 0, "response", stream=file, clock=clock) as progress:
+        advance(progress, clock, 449, 0.99 * SECONDS_BETWEEN_LINES / 449)
+    assert file.getvalue() == ""
+
+
+def test_a_file_gets_the_amount_where_no_total_is_known():
+    file, clock = io.StringIO(), Clock()
+    with Progress("tokenize train", None, 0, "B", stream=file, clock=clock) as progress:
+        clock.seconds += 20
+        progress.update(3_000_000)
+    assert file.getvalue() == "tokenize train: 3.00MB, 150kB/s\n"
+
+
+@pytest.mark.parametrize("total", [203, 9_999])
+def test_on_80_columns_the_bar_and_all_figures_are_one_line(total):
+    clock = Clock()
+    figures = "loss 12.345, lr 9.7e-04, 12.3k pairs/s"
+    with terminal(80) as (stream, person):
+        with Progress("finetune_preference", total, 0, "step", stream=stream, clock=clock) as progress:
+            advance(progress, clock, 5, 1.0, figures)
+            progress.note("step 5: val_loss 3.5")
+        stream.flush()
+        shown = os.read(person, 1 << 16).decode()
+    pieces = shown.replace("\n", "\r").split("\r")
+    assert max(map(len, pieces)) <= 80, pieces
+    assert any(piece.startswith(f"step 5/{total} |") and figures in piece for piece in pieces), pieces
+    assert "finetune_preference: step 5: val_loss 3.5" in pieces
+
+
+def test_figures_are_computed_only_when_they_are_shown():
+    calls = []
+    with Progress("pretrain", 9, 0, "step", stream=io.StringIO(), clock=Clock()) as progress:
+        progress.update(1, lambda: calls.append(1) or "")
+    assert calls == []
+
+
+def test_metrics_in_words_have_counts_in_full():
+    assert (
+        in_words({"val.loss": 3.45187, "corpus.train.tokens": 239094}) == "val.loss 3.452, corpus.train.tokens 239,094"
+    )
