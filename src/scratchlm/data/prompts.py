@@ -1,8 +1,8 @@
 """The prompt templates: how an instruction is worded for the model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
@@ -23,6 +23,13 @@ class Marker(str):
     """A part of a prompt that is a special token. The same characters in a user's text are text."""
 
 
+class Turn(NamedTuple):
+    """An instruction and its answer: token ids without the end token."""
+
+    entry: Mapping[str, str]
+    answer: Sequence[int]
+
+
 def format_prompt(entry: Mapping[str, str], style: PromptStyle) -> str:
     """Return the whole text before the response to `entry` (instruction and input, which may be empty).
 
@@ -36,12 +43,29 @@ def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Token
 
     Raises UserError if the tokenizer lacks them.
     """
+    return encode_conversation([], entry, style, tokenizer)
+
+
+def encode_conversation(
+    turns: Sequence[Turn], entry: Mapping[str, str], style: PromptStyle, tokenizer: Tokenizer
+) -> list[int]:
+    """Return the token ids of the prompt for `entry` after earlier turns, as chat_template words them.
+
+    Raises UserError if the tokenizer lacks the markers of the style.
+    """
     check_style(style, tokenizer)
-    parts = (
-        [tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part)
-        for part in _parts(entry, style)
+    first, *later = (*(turn.entry for turn in turns), entry)
+    token_ids = [*tokenizer.begin_ids, *_encode_parts(_parts(first, style), tokenizer)]
+    for turn, following in zip(turns, later, strict=True):
+        token_ids += [*turn.answer, tokenizer.end_token_id]
+        token_ids += _encode_parts(_parts(following, style, is_first=False), tokenizer)
+    return token_ids
+
+
+def _encode_parts(parts: Iterable[str], tokenizer: Tokenizer) -> Iterable[int]:
+    return chain.from_iterable(
+        [tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part) for part in parts
     )
-    return [*tokenizer.begin_ids, *chain.from_iterable(parts)]
 
 
 def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
@@ -53,7 +77,7 @@ def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
         )
 
 
-def _parts(entry: Mapping[str, str], style: PromptStyle) -> list[str]:
+def _parts(entry: Mapping[str, str], style: PromptStyle, *, is_first: bool = True) -> list[str]:
     if style == "alpaca":
         given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
         return [
@@ -66,7 +90,8 @@ def _parts(entry: Mapping[str, str], style: PromptStyle) -> list[str]:
         return [f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"]
     start, end = Marker(START), Marker(END)
     user = f"user\n{entry['instruction']}{given}"
-    return [start, f"system\n{SYSTEM}", end, "\n", start, user, end, "\n", start, "assistant\n"]
+    system = [start, f"system\n{SYSTEM}", end] if is_first else []
+    return [*system, "\n", start, user, end, "\n", start, "assistant\n"]
 
 
 def chat_template(style: PromptStyle, end_token: str, begin_token: str | None = None) -> str:

@@ -11,7 +11,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.instructions import InstructionsParams, write_instructions
 from scratchlm.data.messages import MessagesParams, write_messages
-from scratchlm.data.prompts import chat_template, check_style, encode_prompt, format_prompt
+from scratchlm.data.prompts import (
+    PromptStyle,
+    Turn,
+    chat_template,
+    check_style,
+    encode_conversation,
+    encode_prompt,
+    format_prompt,
+)
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_json
@@ -89,6 +97,21 @@ def test_an_answer_ends_with_the_tokenizers_end_token(end: str) -> None:
     (text,), _ = render_jinja_template([chat], chat_template=chat_template("chatml", end), add_generation_prompt=True)
     first = format_prompt(entry("Hi"), "chatml")
     assert text == f"{first}Ho{end}\n<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("style", ["phi3", "chatml"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_a_conversation_is_worded_as_the_chat_template_words_it(style: PromptStyle, end: str) -> None:
+    tokenizer = BytePairTokenizer(*smollm.tiny_pairs(end_token=end))
+    asked, said = ["Add.\n1, 2", "And 4?", "Why?"], ["3", " 7 <b>"]
+    chat = [{"role": "user", "content": asked[0]}]
+    for answer, question in zip(said, asked[1:], strict=True):
+        chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+    (text,), _ = render_jinja_template([chat], chat_template=chat_template(style, end), add_generation_prompt=True)
+    turns = [Turn(entry("Add.", "1, 2"), tokenizer.encode("3")), Turn(entry("And 4?"), tokenizer.encode(" 7 <b>"))]
+    ids = encode_conversation(turns, entry("Why?"), style, tokenizer)
+    assert tokenizer.decode(ids) == text
+    assert ids == smollm.reference(tokenizer.pairs, special=True).encode(text).ids
 
 
 @pytest.mark.parametrize("kind", llama.KINDS)
