@@ -43,6 +43,8 @@ def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("home")
     save_byte_pairs(home / TOKENIZER, *train_byte_pairs(["the red bird saw the red house"] * 9, 270))
     save_gpt(home / "data/models/finetune_instruct", build_model(CONFIG, 1))
+    (home / "dvc.yaml").touch()
+    (home / "notes").mkdir()
     (home / "params.yaml").write_text((REPOSITORY / "params.yaml").read_text())
     save_classifier(
         home / "data/models/finetune_spam", GPTClassifier(build_model(CONFIG, 2), 3, "last_real"),
@@ -318,6 +320,19 @@ def test_in_a_subfolder_the_projects_folder_is_named():
     assert (
         done.stderr == f"scratchlm: params.yaml: no such file in {REPOSITORY / 'docs'}; run scratchlm in {REPOSITORY}\n"
     )
+
+
+def test_from_a_subfolder_defaults_are_the_projects_and_typed_paths_are_relative_to_it(home, tmp_path):
+    model = ("--model", "{}data/models/finetune_instruct", "--tokenizer", "{}" + TOKENIZER, "--max-new-tokens", "3")
+    for words in (("classify", "You won"), ("tokens", "the red"), ("complete", "the red", *model), ("chat", *model)):
+        top, below = ([word.format(prefix) for word in words] for prefix in ("", "../"))
+        done = scratchlm(home / "notes", *below, given="Say red.\n")
+        assert done.stdout == scratchlm(home, *top, given="Say red.\n").stdout != "", done.stderr
+    done = scratchlm(home / "notes", "export", "out.gguf", "--format", "gguf")
+    assert (done.returncode, done.stdout) == (0, "wrote out.gguf\n"), done.stderr
+    assert (home / "notes/out.gguf").exists()
+    done = scratchlm(home / "notes", "chat", "--model", "data/models/finetune_instruct")
+    assert f"no such file in {home / 'notes'}; run scratchlm in {home}" in done.stderr
 
 
 def test_a_missing_model_is_one_sentence(home):

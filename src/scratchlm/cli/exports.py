@@ -17,6 +17,7 @@ from scratchlm.cli.models import (
     load_model,
     style_of_params,
 )
+from scratchlm.cli.project import in_project, project_folder
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
 
@@ -67,7 +68,7 @@ def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
     classifier, settings = load_classifier(model)
     config, text = classifier.trunk.config, load_tokenizer(tokenizer)
     check_vocabulary(model, config.vocab_size, tokenizer, text.vocab_size)
-    origin = read_origin(model)
+    origin = read_origin(model, project_folder())
     subject = Subject(_name(model, origin), config, parameter_count(classifier), settings.classes, False)
     save_huggingface_classifier(output, classifier, settings, _byte_pairs(text), _card(subject, origin))
     say(f"wrote {output}")
@@ -91,9 +92,9 @@ def _export_language_model(
         _refuse_existing(recipe)
     gpt, found = load_model(model, tokenizer)
     text = _byte_pairs(found)
-    origin, settings, style = read_origin(model), text.pairs.settings, prompt_style
+    origin, settings, style = read_origin(model, project_folder()), text.pairs.settings, prompt_style
     is_assistant = origin and any(Path(step.path) == ASSISTANT for step in origin.steps)  # or made from it
-    if is_assistant or model.resolve() == ASSISTANT.resolve():
+    if is_assistant or model.resolve() == in_project(ASSISTANT).resolve():
         style = style or style_of_params()
     template = settings.chat_template
     if style:
@@ -132,8 +133,8 @@ def _card(subject: "Subject", origin: "Origin | None") -> str:
 
     revision, is_changed = None, False
     with suppress(UserError):  # there may be no git, or no commit
-        revision = git(Path(), "rev-parse", "HEAD")
-        is_changed = git(Path(), "status", "--porcelain", "--", "dvc.lock") != ""
+        revision = git(project_folder(), "rev-parse", "HEAD")
+        is_changed = git(project_folder(), "status", "--porcelain", "--", "dvc.lock") != ""
     return model_card(subject, origin, revision, is_changed)
 
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli import exports, look, models, pipeline, rating, repro, results, serve, sources
+from scratchlm.cli import chat, exports, look, models, pipeline, rating, repro, results, serve, sources
+from scratchlm.cli.project import project_folder
 from scratchlm.run.errors import UserError, boundary
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,7 +35,7 @@ def scratchlm(
 
 
 command: Callable[..., None]
-for command in (models.chat, look.complete, models.classify, look.tokens, exports.export):
+for command in (chat.chat, look.complete, models.classify, look.tokens, exports.export):
     app.command()(command)
 app.command("import")(exports.import_model)
 app.command()(serve.serve)
@@ -64,8 +65,7 @@ def in_the_right_folder() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        here = Path.cwd()
-        top = next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+        here, top = Path.cwd(), project_folder()
         found, is_missing, _ = str(error).partition(": no such file;")
         if is_missing and top != here:
             raise UserError(f"{found}: no such file in {here}; run scratchlm in {top}") from None

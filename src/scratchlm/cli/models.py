@@ -1,4 +1,4 @@
-"""Commands on the models that the pipeline built: chat, classify."""
+"""Commands on the models that the pipeline built: classify."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from scratchlm.cli.project import default_in_project, in_project
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from scratchlm.data.tokenizer import Tokenizer
     from scratchlm.model.gpt import GPTModel
 
-Model = Annotated[Path, typer.Option(help="a folder in data/models")]
-TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer used in training")]
+Model = Annotated[Path, typer.Option(help="a folder in data/models", callback=default_in_project)]
+TokenizerFolder = Annotated[Path, typer.Option(help="the tokenizer used in training", callback=default_in_project)]
 Style = Annotated[
     Literal["alpaca", "phi3", "chatml"] | None, typer.Option(help="as in finetuning; default: the one in params.yaml")
 ]
@@ -25,38 +26,6 @@ TOKENIZER = Path("data/tokens/finetuning_tokenizer")
 Classify = Callable[[list[str]], tuple[list[list[float]], list[bool]]]
 ROWS_AT_ONCE = 32  # texts that are classified together
 SHOWN_CHARACTERS = 60  # of each of many texts
-
-
-def chat(
-    model: Model = ASSISTANT,
-    tokenizer: TokenizerFolder = TOKENIZER,
-    prompt_style: Style = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    temperature: Annotated[float, typer.Option(min=0)] = 0.0,
-) -> None:
-    """Answer instructions, one per line, until an empty line or the end of the input."""
-    from scratchlm.data.prompts import check_style, encode_prompt
-    from scratchlm.fast.decoding import for_inference
-    from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
-    from scratchlm.run.params import check_params
-
-    values = GREEDY.model_dump() | {"temperature": temperature}
-    sampling = check_params(values, SamplingParams, source="chat", whole=True)
-    style = prompt_style or style_of_params()
-    gpt, text = load_model(model, tokenizer)
-    check_style(style, text)
-    decoder = for_inference(gpt)
-    stopping = Stopping(max_new_tokens, text.end_token_id)
-    for turn in range(sys.maxsize):
-        try:
-            instruction = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if not instruction:
-            return
-        prompt = encode_prompt({"instruction": instruction, "input": ""}, style, text)
-        generate(decoder, [prompt], stopping, sampling, seeds=[turn], on_token=printer(text))
-        print(flush=True)
 
 
 def classify(
@@ -151,7 +120,7 @@ def style_of_params() -> Any:
     from scratchlm.run.nested import value_at
     from scratchlm.run.params import load_yaml
 
-    style = value_at(load_yaml(Path("params.yaml")), "tokenize.instructions.prompt_style", None)
+    style = value_at(load_yaml(in_project(Path("params.yaml"))), "tokenize.instructions.prompt_style", None)
     if style not in get_args(PromptStyle):
         raise UserError(f"params.yaml: tokenize.instructions.prompt_style is {style!r}; pass --prompt-style")
     return style

@@ -21,6 +21,7 @@ from scratchlm.cli.models import (
     load_text_classifier,
     style_of_params,
 )
+from scratchlm.cli.project import in_project
 from scratchlm.run.errors import UserError
 
 KEY = "SCRATCHLM_API_KEY"
@@ -56,7 +57,8 @@ def serve(
     check_style(style, text)
     ours = LanguageModel(model.resolve().name, for_inference(gpt), text, style)
     limits = Limits(rows, WAITING_PER_ROW * rows, SECONDS)
-    folder = classifier or (CLASSIFIER if tokenizer == TOKENIZER and CLASSIFIER.exists() else None)
+    usual = in_project(CLASSIFIER)
+    folder = classifier or (usual if tokenizer == in_project(TOKENIZER) and usual.exists() else None)
     classes = TextClassifier(folder.resolve().name, *load_text_classifier(folder, tokenizer)) if folder else None
     key = os.environ.get(KEY) or None
     is_local = host in LOCAL

@@ -44,10 +44,13 @@ def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Token
     return [*tokenizer.begin_ids, *chain.from_iterable(parts)]
 
 
-def encode_conversation(messages: Sequence[tuple[str, str]], style: PromptStyle, tokenizer: Tokenizer) -> list[int]:
+def encode_conversation(
+    messages: Sequence[tuple[str, str | Sequence[int]]], style: PromptStyle, tokenizer: Tokenizer
+) -> list[int]:
     """Return the token ids of what chat_template words: a prompt for the answer to the last message.
 
-    messages: pairs of a role (system, user or assistant) and a text. Raises UserError as encode_prompt does.
+    messages: pairs of a role (system, user or assistant) and a text, or the token ids of an answer.
+    Raises UserError as encode_prompt does.
     """
     check_style(style, tokenizer)
     token_ids = [*tokenizer.begin_ids]
@@ -55,15 +58,17 @@ def encode_conversation(messages: Sequence[tuple[str, str]], style: PromptStyle,
         start, end, line_end = *(tokenizer.special_tokens[marker] for marker in (START, END)), tokenizer.encode("\n")
         if messages[0][0] != "system":
             messages = [("system", SYSTEM), *messages]
-        for role, text in messages:
+        for role, said in messages:
             last = tokenizer.end_token_id if role == "assistant" else end
-            token_ids += [start, *tokenizer.encode(f"{role}\n{text}"), last, *line_end]
+            name = f"{role}\n"
+            words = tokenizer.encode(name + said) if isinstance(said, str) else [*tokenizer.encode(name), *said]
+            token_ids += [start, *words, last, *line_end]
         return [*token_ids, start, *tokenizer.encode("assistant\n")]
-    for role, text in messages:
+    for role, said in messages:
         if role == "user":
-            token_ids += tokenizer.encode(format_prompt({"instruction": text, "input": ""}, style))
+            token_ids += tokenizer.encode(format_prompt({"instruction": str(said), "input": ""}, style))
         elif role == "assistant":
-            token_ids += [*tokenizer.encode(text), tokenizer.end_token_id]
+            token_ids += [*(tokenizer.encode(said) if isinstance(said, str) else said), tokenizer.end_token_id]
     return token_ids
 
 

@@ -59,7 +59,7 @@ def make_app(service: Service, classifier: TextClassifier | None, key: str | Non
         found: list[dict[str, Any]] = [
             {"id": name, "object": "model", "created": 0, "owned_by": "scratchlm"} for name in names
         ]
-        found[0]["has_turns"] = service.language_model.style == "chatml"
+        found[0]["has_turns"] = service.language_model.style != "alpaca"
         return {"object": "list", "data": found}
 
     return app

@@ -115,6 +115,21 @@ def test_a_conversation_has_the_words_of_the_chat_template_and_no_markers_of_its
     assert alone == encode_prompt(entry("Add."), style, tiny)
 
 
+@pytest.mark.parametrize("style", ["phi3", "chatml"])
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"])
+def test_a_conversation_is_worded_as_the_chat_template_words_it(style: PromptStyle, end: str) -> None:
+    tokenizer = BytePairTokenizer(*smollm.tiny_pairs(end_token=end))
+    asked, said = ["Add.\n1, 2", "And 4?", "Why?"], ["3", " 7 <b>"]
+    chat = [{"role": "user", "content": asked[0]}]
+    for answer, question in zip(said, asked[1:], strict=True):
+        chat += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+    (text,), _ = render_jinja_template([chat], chat_template=chat_template(style, end), add_generation_prompt=True)
+    turns = [("user", asked[0]), ("assistant", tokenizer.encode(said[0])), ("user", asked[1])]
+    ids = encode_conversation([*turns, ("assistant", said[1]), ("user", asked[2])], style, tokenizer)
+    assert tokenizer.decode(ids) == text
+    assert ids == smollm.reference(tokenizer.pairs, special=True).encode(text).ids
+
+
 @pytest.mark.parametrize("kind", llama.KINDS)
 def test_a_prompt_starts_with_the_begin_token_where_the_model_has_one(kind: llama.Kind, tmp_path: Path) -> None:
     tokenizer = BytePairTokenizer(*llama.tiny_pairs(kind))
