@@ -56,13 +56,15 @@ Curve = Sequence[Mapping[str, float]]
 class Panel(NamedTuple):
     """One pair of axes; all panels of a chart share the x axis. series: legend text -> column of the curve.
 
-    height: in inches. log: with a logarithmic axis where values are far apart.
+    height: in inches. log: with a logarithmic axis where values are far apart. curve: in place of the chart's, for
+    what is known at more steps.
     """
 
     label: str
     series: Mapping[str, str]
     height: float
     log: bool = False
+    curve: Curve | None = None
 
 
 def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
@@ -71,15 +73,16 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
         figure = _figure(WIDTH_INCHES, sum(panel.height for panel in panels) + 0.4)
         heights = [panel.height for panel in panels]
         axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        steps = [row["step"] for row in curve]
-        line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(curve) <= 30 else "", "markersize": 3}
         for axis, panel in zip(axes, panels, strict=True):
+            rows = panel.curve or curve
+            steps = [row["step"] for row in rows]
+            line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(rows) <= 30 else "", "markersize": 3}
             styles = ((FIRST, "--"), (SECOND, "-")) if len(panel.series) > 1 else ((INK, "-"),)
             for (label, column), (colour, dashes) in zip(panel.series.items(), styles, strict=True):
-                axis.plot(steps, [row[column] for row in curve], dashes, color=colour, label=label, **line)
+                axis.plot(steps, [row[column] for row in rows], dashes, color=colour, label=label, **line)
             axis.set_ylabel(panel.label)
             if panel.log:
-                _scale(axis, [row[column] for row in curve for column in panel.series.values()])
+                _scale(axis, [row[column] for row in rows for column in panel.series.values()])
             if len(panel.series) > 1:
                 axis.legend()
         axes[-1].set_xlabel("optimizer step")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import CHECKPOINT_WEIGHTS
-from scratchlm.model.config import PRETRAINED, published_config
+from scratchlm.model.config import PRETRAINED, GPTConfig, published_config
 from scratchlm.report.headline import loaded_metrics
 from scratchlm.report.tokens import COLUMNS, TokenCounts, read_token_counts
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
@@ -141,8 +141,9 @@ def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise missing(weights)
-    own = {"sha256": sha256_of(weights), "config": read_json(folder / "config.json")["gpt"]}
-    return {"name": folder.name, "parameters": metrics.get("parameters"), **own}
+    config = read_json(folder / "config.json")["gpt"]
+    parameters = metrics.get("parameters") or GPTConfig(**config).n_parameters
+    return {"name": folder.name, "parameters": parameters, "sha256": sha256_of(weights), "config": config}
 
 
 def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -35,6 +36,7 @@ from scratchlm.report.tables import (
     format_signed,
     metric_tables,
     shortened,
+    thinned,
 )
 from scratchlm.report.variants import (
     classifiers,
@@ -48,6 +50,7 @@ from scratchlm.report.variants import (
 from scratchlm.run.display import printable, without_secrets
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.calibration import calibration_bins
+from scratchlm.training.schedule import learning_rate_at
 
 TEMPLATE, STYLE_SHEET, SCRIPT = (
     Path(__file__).with_name(name) for name in ("page.html.jinja", "page.css", "page.js")
@@ -63,6 +66,7 @@ CONTROLS = {
     "control_injected": "another task's answer that demands 100 points",
 }
 MAX_MISTAKES = 20
+MAX_RATES = 200  # points of a learning rate's curve
 STEP_COLUMNS = {  # of a reinforcement step -> what the report calls it
     "reward": "reward of the sampled responses",
     "kl": "KL to the assistant, nats per token",
@@ -155,12 +159,13 @@ def _results(report: Report) -> dict[str, Any]:
 
 def charts(report: Report) -> dict[str, Markup]:
     """Return every chart by name."""
-    rate = Panel("learning rate", {"learning rate": "learning_rate"}, 1.0)
     accuracy = Panel("accuracy", {"train": "train_accuracy", "val": "val_accuracy"}, 1.8)
     units = {"pretrain": "token", "finetune_spam": "message", "finetune_instruct": "response token"}
     drawn = {}
     for stage, unit in units.items():
         loss = Panel(f"loss, nats per {unit}", {"train": "train_loss", "val": "val_loss"}, 2.3, log=True)
+        rates = learning_rates(report.params[stage], int(report.curves[stage][-1]["step"]))
+        rate = Panel("learning rate", {"learning rate": "learning_rate"}, 1.0, curve=rates)
         panels = [loss, accuracy, rate] if stage == "finetune_spam" else [loss, rate]
         drawn[stage] = curve_chart(stage, report.curves[stage], panels)
     for stage in preference_stages(report.params):
@@ -179,6 +184,13 @@ def charts(report: Report) -> dict[str, Markup]:
         if counts.lengths:
             drawn[f"lengths/{name}"] = length_chart(name, counts.lengths, name)
     return drawn | _classifier_charts(report) | {"scores": _scores(report)}
+
+
+def learning_rates(training: Mapping[str, Any], n_steps: int) -> list[dict[str, float]]:
+    """Return the learning rate of every step, or of MAX_RATES of them. training: a section of params.yaml."""
+    schedule: Any = SimpleNamespace(**training)
+    steps = thinned(range(n_steps), MAX_RATES)
+    return [{"step": step, "learning_rate": learning_rate_at(step, n_steps, schedule)} for step in steps]
 
 
 def _classifier_charts(report: Report) -> dict[str, Markup]:

@@ -20,11 +20,12 @@ from scratchlm.data.catalogue import SourcesParams, wanted_files
 from scratchlm.judge.pairwise import pair_metrics
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
+from scratchlm.model.config import gpt2_config
 from scratchlm.report import page as report
 from scratchlm.report.answers import answered_tasks, examples
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.inputs import Inputs, collect
-from scratchlm.report.page import render
+from scratchlm.report.page import learning_rates, render
 from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
@@ -97,8 +98,7 @@ def make_project(root: Path) -> Path:
     write_responses(root, make_responses())
     for name in ("pretrain", "gpt2-nano", "gpt2-124M", "finetune_spam", "finetune_instruct"):
         write_text(data / "models" / name / "model.safetensors", f"weights of {name}")
-        shape = {"n_layers": 3, "n_heads": 4, "emb_dim": 128, "context_length": 256, "vocab_size": 2048}
-        write_json(data / "models" / name / "config.json", {"gpt": shape})
+        write_json(data / "models" / name / "config.json", {"gpt": gpt2_config("nano", 2048, 256).model_dump()})
     return root
 
 
@@ -301,6 +301,7 @@ def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
     assert sha256_of(project / "data" / "models" / "pretrain" / "model.safetensors") in page
     assert "CC0 1.0" in page
     assert "max_micro_batch_size" in page
+    assert page.count(f"{gpt2_config('nano', 2048, 256).n_parameters:,}") == 2  # of the two that are finetuned
     assert "Sara was here 3" in page and "A duck 0" in page
 
 
@@ -439,6 +440,15 @@ def test_every_answer_is_in_a_table_that_needs_no_script(project: Path) -> None:
     assert '<div class="filter" hidden>' in table and "<button" not in page
     (found,) = re.findall(r'<td data-label="instruct" data-score="([^"]*)"', table)[1:2]
     assert found == "100.0"
+
+
+def test_the_learning_rate_of_every_step_is_drawn() -> None:
+    training = load_yaml(PROFILE)["pretrain"]
+    rates = learning_rates(training, 58)
+    assert [row["step"] for row in rates] == list(range(58))
+    assert [rates[step]["learning_rate"] for step in (0, 19, 20)] == [0.0001, 0.002, 0.002]
+    assert rates[40]["learning_rate"] == pytest.approx(0.00097155, rel=1e-6)  # of metrics/plots/pretrain.csv
+    assert [row["step"] for row in learning_rates(training, 1000)][:: report.MAX_RATES - 1] == [0, 999]
 
 
 def test_lengths_of_texts_and_the_used_vocabulary_are_counted(project: Path) -> None:
