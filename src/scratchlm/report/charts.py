@@ -187,7 +187,7 @@ def roc_chart(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) ->
         figure = _figure(WIDTH_INCHES, 3.1)
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1.0)
-        for (label, points), (colour, dashes) in zip(curves.items(), ((FIRST, "-"), (SECOND, "--")), strict=True):
+        for (label, points), (colour, dashes) in zip(curves.items(), ((FIRST, "-"), (SECOND, "--")), strict=False):
             axis.plot(*zip(*points, strict=True), dashes, color=colour, label=label, linewidth=1.8)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="false-positive rate", ylabel="true-positive rate")
         axis.legend(loc="lower right")

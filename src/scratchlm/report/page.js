@@ -1,7 +1,7 @@
 // Sort and filter the table of all answers. Without it, the table shows everything in the order of the test set.
 "use strict";
 const table = document.querySelector("#answers table");
-if (table) {
+if (table && table.tBodies[0].rows.length) {
   const body = table.tBodies[0];
   const rows = [...body.rows].map((row, index) => ({ row, index, text: row.textContent.toLowerCase() }));
   const filter = document.querySelector("#answers .filter");
@@ -47,7 +47,7 @@ if (table) {
     button.type = "button";
     button.className = "sort";
     button.textContent = `${heading.textContent} ↕`;
-    button.title = "Sort";
+    button.setAttribute("aria-label", `Sort by ${heading.textContent}`);
     button.addEventListener("click", () => sort(column));
     heading.replaceChildren(button);
   });
