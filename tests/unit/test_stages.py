@@ -31,7 +31,7 @@ from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams
 from scratchlm.model.gpt import build_model
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table
+from scratchlm.run.files import only_file, read_csv, read_json, read_splits, read_table, write_json
 from scratchlm.run.pipeline import read_stages
 from scratchlm.tasks.scores import PREDICTION_SCHEMA
 from scratchlm.training.reward import rewards
@@ -282,6 +282,8 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     assert varied_scores["train"] != scores["train"]
 
     (metrics / "download.json").write_text("{}")
+    shutil.copytree(REPOSITORY / "profiles", place / "profiles")
+    write_json(data / "code" / "report.json", {"packages": {}})
     call("report")
     page = (data / "report.html").read_text()
     assert ">position first</td>" in page

@@ -14,9 +14,11 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from scratchlm.tasks.calibration import CalibrationBin
 from scratchlm.tasks.intervals import share_interval
@@ -40,10 +42,11 @@ STYLE: Any = {
     **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
 }
-WIDTH_INCHES = 7.6
-SMALL_FONT = 7.5  # as on a narrow screen, where the style sheet sets it
-CELL_INCHES, FEW_CLASSES = (1.29, 0.62, 0.36), 8  # of the confusion matrix of two, of few and of many classes
-NAME_CHARACTERS, INCHES_PER_CHARACTER = 18, 0.07
+WIDTH_INCHES = 3.9  # a telephone shows a chart almost in full size, so that its texts are not below 11 pixels there
+LEAST_SCALE = 0.92  # below it a chart scrolls in its box: 9 points are 12 pixels, and then 11
+LOG_RATIO = 5  # of a curve's largest to its least value: from here on its axis is logarithmic
+CELL_INCHES, FEW_CLASSES = (1.29, 0.68, 0.36), 8  # of the confusion matrix of two, of few and of many classes
+NAME_CHARACTERS, INCHES_PER_CHARACTER = 18, 0.08
 MEAN_STEPS = 10  # of a running mean
 PIXELS_PER_POINT = 96 / 72
 NUMBER = re.compile(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w.])")  # in a tag, apart from colours and ids
@@ -53,12 +56,15 @@ Curve = Sequence[Mapping[str, float]]
 class Panel(NamedTuple):
     """One pair of axes; all panels of a chart share the x axis. series: legend text -> column of the curve.
 
-    height: in inches.
+    height: in inches. log: with a logarithmic axis where values are far apart. curve: in place of the chart's, for
+    what is known at more steps.
     """
 
     label: str
     series: Mapping[str, str]
     height: float
+    log: bool = False
+    curve: Curve | None = None
 
 
 def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
@@ -67,13 +73,16 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
         figure = _figure(WIDTH_INCHES, sum(panel.height for panel in panels) + 0.4)
         heights = [panel.height for panel in panels]
         axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        steps = [row["step"] for row in curve]
-        line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(curve) <= 30 else "", "markersize": 3}
         for axis, panel in zip(axes, panels, strict=True):
+            rows = panel.curve or curve
+            steps = [row["step"] for row in rows]
+            line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(rows) <= 30 else "", "markersize": 3}
             styles = ((FIRST, "--"), (SECOND, "-")) if len(panel.series) > 1 else ((INK, "-"),)
             for (label, column), (colour, dashes) in zip(panel.series.items(), styles, strict=True):
-                axis.plot(steps, [row[column] for row in curve], dashes, color=colour, label=label, **line)
+                axis.plot(steps, [row[column] for row in rows], dashes, color=colour, label=label, **line)
             axis.set_ylabel(panel.label)
+            if panel.log:
+                _scale(axis, [row[column] for row in rows for column in panel.series.values()])
             if len(panel.series) > 1:
                 axis.legend()
         axes[-1].set_xlabel("optimizer step")
@@ -84,16 +93,15 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
 
 
 def step_chart(name: str, steps: Curve, labels: Mapping[str, str]) -> Markup:
-    """Draw an even number of columns over the optimizer step, two small panels beside each other, with running means.
+    """Draw columns over the optimizer step, in panels from top to bottom, with running means.
 
     labels: column -> title. The value of a step depends on its few prompts, so the line is the mean of the last
     MEAN_STEPS steps.
     """
     with _style():
-        n_rows = len(labels) // 2
-        figure = _figure(WIDTH_INCHES, 1.9 * n_rows)
-        figure.subplots_adjust(wspace=0.2, hspace=0.35, top=1 - 0.13 / n_rows)
-        axes = figure.subplots(n_rows, 2, sharex=True, squeeze=False).flatten()
+        figure = _figure(WIDTH_INCHES, 1.35 * len(labels) + 0.4)
+        figure.subplots_adjust(hspace=0.4, top=1 - 0.3 / figure.get_figheight())
+        axes = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
         numbers = [row["step"] for row in steps]
         for axis, (column, label) in zip(axes, labels.items(), strict=True):
             values = [row[column] for row in steps]
@@ -101,8 +109,7 @@ def step_chart(name: str, steps: Curve, labels: Mapping[str, str]) -> Markup:
             last = [values[max(0, i + 1 - MEAN_STEPS) : i + 1] for i in range(len(values))]
             axis.plot(numbers, [math.fsum(part) / len(part) for part in last], "-", color=SECOND, linewidth=1.8)
             axis.set_title(label, fontsize=9, loc="left")
-        for axis in axes[-2:]:
-            axis.set_xlabel("optimizer step")
+        axes[-1].set_xlabel("optimizer step")
         return _svg(figure, f"{name}-steps", f"{name}: {', '.join(labels.values())} over optimizer steps")
 
 
@@ -128,7 +135,7 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
                     cell = Rectangle((x - 0.5, y - 0.5), 1, 1, color=FIRST, alpha=0.55 * proportion, linewidth=0)
                     axis.add_patch(cell)
                     text = f"{count}\n{100 * proportion:.1f} %" if few else str(count)
-                    axis.text(x, y, text, ha="center", va="center", fontsize=11 if two else SMALL_FONT)
+                    axis.text(x, y, text, ha="center", va="center", fontsize=11 if two else 9)
         limits = (-0.5, len(classes) - 0.5)
         axis.set(xlim=limits, ylim=limits[::-1], xlabel="predicted", ylabel="actual", aspect="equal")
         axis.set_xticks(range(len(classes)), names, rotation=0 if two else 90)
@@ -138,31 +145,59 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
 
 
 def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
-    """Draw a histogram of scores in bins of ten and one bin for 100, with one colour per variant."""
-    bins = [*(f"{low}–{low + 9}" for low in range(0, 100, 10)), "100"]
+    """Draw a histogram of scores in bins of ten and one bin for 100, in a panel for each variant."""
+    lows = [*range(0, 100, 10), 100]
     with _style():
-        figure = _figure(WIDTH_INCHES, 2.6)
-        axis = figure.subplots()
-        axis.grid(False, axis="x")
-        width, small = 0.8 / len(scores), 7.5 if len(scores) < 4 else 6.0
+        figure = _figure(WIDTH_INCHES, 1.15 * len(scores) + 0.4)
+        figure.subplots_adjust(hspace=0.5, top=1 - 0.3 / figure.get_figheight())
+        axes = figure.subplots(len(scores), sharex=True, sharey=True, squeeze=False)[:, 0]
         others = cycle(OTHERS)
-        colours = {name: {BASE: SECOND, ASSISTANT: FIRST}.get(name) or next(others) for name in scores}
-        for i, (model, values) in enumerate(scores.items()):
-            heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(bins))]
-            centres = [bin_ - 0.4 + (i + 0.5) * width for bin_ in range(len(bins))]
-            bars = axis.bar(centres, heights, width * 0.92, color=colours[model], label=model)
-            axis.bar_label(bars, [str(height or "") for height in heights], fontsize=small, padding=1)
-        axis.set(xlabel="score", ylabel="responses")
-        axis.set_xticks(range(len(bins)), bins)
-        axis.tick_params(axis="x", length=0)
-        axis.legend(loc="upper center")
+        for axis, (model, values) in zip(axes, scores.items(), strict=True):
+            colour = {BASE: SECOND, ASSISTANT: FIRST}.get(model) or next(others)
+            heights = [sum(int(value // 10) == bin_ for value in values) for bin_ in range(len(lows))]
+            bars = axis.bar(range(len(lows)), heights, 0.8, color=colour)
+            axis.bar_label(bars, [str(height or "") for height in heights], fontsize=9, padding=1)
+            axis.set_title(model, fontsize=9, loc="left")
+            axis.grid(False, axis="x")
+            axis.margins(y=0.35)
+            axis.tick_params(axis="x", length=0)
+        axes[-1].set_xticks(range(len(lows)), [str(low) for low in lows])
+        axes[-1].set_xlabel("score, in bins of ten from")
         return _svg(figure, f"{name}-scores", f"{name}: number of responses by score")
+
+
+def length_chart(name: str, lengths: Sequence[int], unit: str) -> Markup:
+    """Draw a histogram of lengths in tokens, in at most 24 bins of equal width. unit: what has these lengths."""
+    width = max(1, math.ceil((max(lengths) + 1) / 24))
+    heights = [0] * (max(lengths) // width + 1)
+    for length in lengths:
+        heights[length // width] += 1
+    with _style():
+        figure = _figure(WIDTH_INCHES, 2.1)
+        axis = figure.subplots()
+        axis.bar([i * width for i in range(len(heights))], heights, 0.92 * width, align="edge", color=FIRST)
+        axis.grid(False, axis="x")
+        axis.set(xlabel="tokens", ylabel=unit)
+        return _svg(figure, f"{name}-lengths", f"{name}: number of {unit} by length in tokens")
+
+
+def roc_chart(name: str, curves: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
+    """Draw the true-positive rate over the false-positive rate; on the dashed diagonal a classifier guesses."""
+    with _style():
+        figure = _figure(WIDTH_INCHES, 3.1)
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=1.0)
+        for (label, points), (colour, dashes) in zip(curves.items(), ((FIRST, "-"), (SECOND, "--")), strict=False):
+            axis.plot(*zip(*points, strict=True), dashes, color=colour, label=label, linewidth=1.8)
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="false-positive rate", ylabel="true-positive rate")
+        axis.legend(loc="lower right")
+        return _svg(figure, f"{name}-roc", f"{name}: receiver operating characteristic")
 
 
 def calibration_chart(name: str, bins: Sequence[CalibrationBin]) -> Markup:
     """Draw the accuracy of each bin, with its 95 % interval, over its confidence; on the dashed line the two agree."""
     with _style():
-        figure = _figure(3.4, 3.1)
+        figure = _figure(WIDTH_INCHES, 3.1)
         axis = figure.subplots()
         axis.plot([0.5, 1], [0.5, 1], "--", color=SECOND, linewidth=1.2)
         confidences = [found.confidence for found in bins]
@@ -173,6 +208,19 @@ def calibration_chart(name: str, bins: Sequence[CalibrationBin]) -> Markup:
         return _svg(figure, f"{name}-calibration", f"{name}: accuracy over confidence")
 
 
+def sparkline(values: Sequence[float], label: str) -> Markup:
+    """Draw a small line without axes. label: says in words what it shows."""
+    low, high = min(values), max(values)
+    width, height = 120, 28
+    points = [
+        (2 + (width - 4) * i / max(1, len(values) - 1), 2 + (height - 4) * (high - value) / ((high - low) or 1.0))
+        for i, value in enumerate(values)
+    ]
+    return Markup(
+        '<svg class="sparkline" role="img" aria-label="{}" viewBox="0 0 {} {}"><polyline points="{}"/></svg>'
+    ).format(label, width, height, " ".join(f"{x:.1f},{y:.1f}" for x, y in points))
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     """Apply our style and ignore the user's matplotlibrc."""
@@ -180,6 +228,15 @@ def _style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
+
+
+def _scale(axis: Axes, values: Sequence[float]) -> None:
+    """Make an axis logarithmic whose values are far apart: one large value at step 0 would flatten the rest."""
+    if min(values) > 0 and max(values) > LOG_RATIO * min(values):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _figure(width: float, height: float, more: float = 0.0) -> Figure:
@@ -209,9 +266,10 @@ def _svg(figure: Figure, key: str, label: str) -> Markup:
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
     assert box
     width, height = box.groups()
+    pixels = float(width) * PIXELS_PER_POINT
     opening = (
-        f'<svg class="chart" role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
-        f'style="width:{float(width) * PIXELS_PER_POINT:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
+        f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" '
+        f'style="width:{pixels:.0f}px;min-width:{LEAST_SCALE * pixels:.0f}px" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(re.sub(r"^<svg[^>]*>", opening, drawing))
 

@@ -11,11 +11,12 @@ from markupsafe import Markup
 
 from scratchlm.run.pipeline import paths, resolved_stages
 
-LEAST_BOX_WIDTH, BOX_HEIGHT = 152, 32
+LEAST_BOX_WIDTH, BOX_HEIGHT = 152, 46
 CHARACTER_WIDTH = 7.3  # of a stage's name
-LAYER_HEIGHT = 68  # from the top of one layer to the top of the next
+LAYER_HEIGHT = 84  # from the top of one layer to the top of the next
 LANE_WIDTH = 8  # of an arrow that passes a layer
 GAP = 20  # between neighbours
+LEAST_SCALE = 0.92  # below it the graph scrolls in its box: its texts are 12.5 pixels, and then above 11
 
 
 class Stage(NamedTuple):
@@ -61,19 +62,22 @@ def drawn_edges(stages: Sequence[Stage]) -> list[tuple[str, str]]:
     ]
 
 
-def graph_svg(stages: Sequence[Stage]) -> Markup:
-    """Return the picture: boxes in layers, each below everything that it reads from, joined by arrows."""
+def graph_svg(stages: Sequence[Stage], results: Mapping[str, str]) -> Markup:
+    """Return the picture: boxes in layers, each below everything that it reads from, joined by arrows.
+
+    results: by stage, the text below its name; not every stage has one.
+    """
     centres, routes = _layout(stages)
     width = max(centres[point][0] + _half(point) for point in centres) + 2
     height = max(y for _, y in centres.values()) + BOX_HEIGHT / 2 + 2
     parts = [_arrow([centres[point] for point in route]) for route in routes]
-    parts += [_box(stage, *centres[(stage.name,)]) for stage in stages]
+    parts += [_box(stage, results.get(stage.name, ""), centres[(stage.name,)]) for stage in stages]
     return Markup(
         '<svg class="graph" role="img" aria-label="graph of stages" viewBox="0 0 {w:.0f} {h:.0f}" '
         'style="width:{w:.0f}px; min-width:{least:.0f}px"><defs><marker id="arrowhead" viewBox="0 0 8 8" '
         'refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 8 4 0 8z"/></marker></defs>{parts}</svg>'
-    ).format(w=width, least=0.85 * width, h=height, parts=Markup("").join(parts))
+    ).format(w=width, least=LEAST_SCALE * width, h=height, parts=Markup("").join(parts))
 
 
 _Point = tuple[str, ...]  # (stage,), or (source, target, layer) where an arrow passes a layer
@@ -135,12 +139,13 @@ def _arrow(points: Sequence[tuple[float, float]]) -> Markup:
     return Markup('<path class="arrow" marker-end="url(#arrowhead)" d="{}"/>').format(path)
 
 
-def _box(stage: Stage, x: float, y: float) -> Markup:
+def _box(stage: Stage, result: str, centre: tuple[float, float]) -> Markup:
     width = _box_width(stage.name)
     return Markup(
         '<g class="stage" transform="translate({x:.1f} {y:.1f})"><title>{title}</title>'
-        '<rect x="{left}" y="{top}" width="{w}" height="{h}" rx="6"/><text y="4">{name}</text></g>'
+        '<rect x="{left}" y="{top}" width="{w}" height="{h}" rx="6"/><text y="{baseline}">{name}</text>{result}</g>'
     ).format(
-        x=x, y=y, title=stage.description, left=-width / 2, top=-BOX_HEIGHT / 2, w=width, h=BOX_HEIGHT,
-        name=stage.name,
+        x=centre[0], y=centre[1], title=stage.description, left=-width / 2, top=-BOX_HEIGHT / 2, w=width,
+        h=BOX_HEIGHT, name=stage.name, baseline=-4 if result else 4,
+        result=Markup('<text class="result" y="14">{}</text>').format(result) if result else "",
     )  # fmt: skip

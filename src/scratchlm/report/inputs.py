@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import CHECKPOINT_WEIGHTS
-from scratchlm.model.config import PRETRAINED, published_config
+from scratchlm.model.config import PRETRAINED, GPTConfig, published_config
 from scratchlm.report.headline import loaded_metrics
+from scratchlm.report.tokens import COLUMNS, TokenCounts, read_token_counts
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.params import load_yaml
 
@@ -27,6 +28,9 @@ class Inputs(NamedTuple):
 
     params: Path
     pipeline: Path
+    profiles: Path
+    code: Path
+    tokens: Path
     metrics: Path
     losses: Path
     samples: Path
@@ -40,6 +44,7 @@ class Report:
     """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant, steps by
     reinforcement run.
 
+    profiles: parameters of every profile by its name. packages: name -> version. tokens: by the names in COLUMNS.
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     pairs: rows of REWARD_SCHEMA by reward run.
     predictions: of the finetuned classifier, of the baseline, then of each variant.
@@ -49,6 +54,9 @@ class Report:
 
     params: Mapping[str, Any]
     pipeline: Mapping[str, Any]
+    profiles: Mapping[str, Mapping[str, Any]]
+    packages: Mapping[str, str]
+    tokens: Mapping[str, TokenCounts]
     metrics: Mapping[str, Any]
     loaded: Mapping[str, Any]
     ablations: Mapping[str, Mapping[str, Any]]
@@ -75,6 +83,9 @@ def collect(inputs: Inputs) -> Report:
     return Report(
         params=params,
         pipeline=load_yaml(inputs.pipeline),
+        profiles={path.stem: load_yaml(path) for path in sorted(inputs.profiles.glob("*.yaml"))},
+        packages=read_json(inputs.code)["packages"],
+        tokens={name: read_token_counts(inputs.tokens / name, columns) for name, columns in COLUMNS.items()},
         metrics=metrics,
         loaded=loaded,
         ablations={
@@ -130,8 +141,9 @@ def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     weights = folder / "model.safetensors"
     if not weights.exists():
         raise missing(weights)
-    own = {"sha256": sha256_of(weights), "config": read_json(folder / "config.json")["gpt"]}
-    return {"name": folder.name, "parameters": metrics.get("parameters"), **own}
+    config = read_json(folder / "config.json")["gpt"]
+    parameters = metrics.get("parameters") or GPTConfig(**config).n_parameters
+    return {"name": folder.name, "parameters": parameters, "sha256": sha256_of(weights), "config": config}
 
 
 def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,21 @@
 """The learning-rate schedule."""
 
 import math
+from typing import Protocol
 
 from scratchlm.arithmetic.portable import cos
-from scratchlm.training.optimizer import TrainingParams
 
 
-def learning_rate_at(step: int, n_steps: int, params: TrainingParams) -> float:
+class Schedule(Protocol):
+    """The keys of TrainingParams that make the schedule. The report reads it, too, and does without torch."""
+
+    learning_rate: float
+    min_learning_rate: float
+    schedule: str
+    warmup_steps: int
+
+
+def learning_rate_at(step: int, n_steps: int, params: Schedule) -> float:
     """The rate of step 0 ≤ step < n_steps: linear warmup, then constant, or half a cosine down to min_learning_rate.
 
     Source: Loshchilov and Hutter 2017; the book's appendix D.

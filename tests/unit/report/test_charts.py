@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from scratchlm.report import charts
-from scratchlm.report.charts import Panel, calibration_chart, confusion_chart, curve_chart, score_chart, step_chart
+from scratchlm.report.charts import (
+    Panel,
+    calibration_chart,
+    confusion_chart,
+    curve_chart,
+    length_chart,
+    roc_chart,
+    score_chart,
+    sparkline,
+    step_chart,
+)
 from scratchlm.tasks.calibration import calibration_bins
 
 
@@ -12,8 +22,8 @@ def drawn(n_steps: int) -> dict[str, str]:
     steps = np.arange(n_steps)
     curve = [{"step": int(i), "loss": 2.0 ** -(i / 9), "val_loss": 1 / (1 + i / 7), "rate": i / 1e5} for i in steps]
     panels = [
-        Panel("loss", {"train": "loss", "val": "val_loss"}, charts.WIDTH_INCHES / 3),
-        Panel("rate", {"rate": "rate"}, charts.WIDTH_INCHES / 7),
+        Panel("loss", {"train": "loss", "val": "val_loss"}, charts.WIDTH_INCHES / 1.7, log=True),
+        Panel("rate", {"rate": "rate"}, charts.WIDTH_INCHES / 3.3),
     ]
     counts = {("ham", "ham"): 78, ("ham", "spam"): 1, ("spam", "ham"): 3, ("spam", "spam"): 70}
     return {
@@ -21,6 +31,8 @@ def drawn(n_steps: int) -> dict[str, str]:
         "confusion": confusion_chart("finetune_spam", counts, ("ham", "spam")),
         "calibration": calibration_chart("a", calibration_bins([0.3, 0.4, -0.2, 2.0, -1.1, 5.0])),
         "steps": step_chart("b", curve, dict.fromkeys(curve[0], "a")),
+        "roc": roc_chart("c", {"a": [(0, 0), (1 / 3, 2 / 3), (1, 1)], "b": [(0, 0), (1 / 7, 1), (1, 1)]}),
+        "lengths": length_chart("d", [3, 17, 17, 40], "messages"),
         "scores": score_chart("judge", {"base": [0.0, 3.5, 12.0], "instruct": [100.0, 55.5, 40.0], "dpo": [90.0]}),
     }
 
@@ -51,9 +63,35 @@ def test_coordinates_are_rounded_and_texts_are_not() -> None:
 def test_ids_are_counted_from_zero_and_all_are_referred_to() -> None:
     for chart, key in zip(
         drawn(7).values(),
-        ("pretrain-curves", "finetune_spam-confusion", "a-calibration", "b-steps", "judge-scores"),
+        (
+            "pretrain-curves",
+            "finetune_spam-confusion",
+            "a-calibration",
+            "b-steps",
+            "c-roc",
+            "d-lengths",
+            "judge-scores",
+        ),
         strict=True,
     ):
         ids = re.findall(r' id="([^"]*)"', chart)
         assert ids == [f"{key}-{i}" for i in range(len(ids))]
         assert set(re.findall(r"[(\"]#([^)\"]*)", chart)) == set(ids)
+
+
+def test_a_loss_of_far_apart_values_has_a_logarithmic_axis() -> None:
+    curve = [{"step": i, "loss": loss, "rate": loss} for i, loss in enumerate((6.4, 0.9, 0.4))]
+    panels = [Panel("loss", {"loss": "loss"}, 2.0, log=True), Panel("rate", {"rate": "rate"}, 2.0)]
+    chart = curve_chart("a", curve, panels)
+    ticks = re.findall(r">([\d.]+)</text>", chart)
+    assert ticks[:4] == ["0.5", "1", "2", "5"] and ticks[-3:] == ["2", "4", "6"]
+
+
+def test_names_in_the_words_for_a_chart_are_escaped() -> None:
+    assert 'aria-label="&lt;b&gt;&#34;: number of messages' in length_chart('<b>"', [1], "messages")
+    assert 'aria-label="&lt;i&gt;"' in sparkline([1.0], "<i>")
+
+
+def test_a_sparkline_goes_from_left_to_right_and_larger_is_higher() -> None:
+    assert 'points="2.0,2.0 60.0,26.0 118.0,14.0"' in sparkline([3.0, 1.0, 2.0], "loss")
+    assert 'points="2.0,2.0 118.0,2.0"' in sparkline([1.0, 1.0], "loss")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from scratchlm.judge.scoring import judge_scores
-from scratchlm.report.charts import Panel, curve_chart
+from scratchlm.report.charts import Panel, curve_chart, length_chart, roc_chart, sparkline
 from scratchlm.tasks.language_model import Losses, bits_per_byte, perplexity
 from scratchlm.tasks.scores import classification_scores
 from scratchlm.training.schedule import learning_rate_at
@@ -33,7 +33,8 @@ def results() -> dict[str, Any]:
     settings: Any = SimpleNamespace(warmup_steps=9, learning_rate=5e-4, min_learning_rate=1e-6, schedule="cosine")
     rates = [learning_rate_at(step, 1000, settings) for step in range(1000)]
     losses = Losses(300 * given, (1 + 60 * given).astype(int))
-    curve = [{"step": step, "rate": rate} for step, rate in enumerate(rates)]
+    curve = [{"step": step, "rate": rate, "loss": 7 * rate} for step, rate in enumerate(rates)]
+    panels = [Panel("rate", {"rate": "rate"}, 1.0), Panel("loss", {"loss": "loss"}, 1.0, log=True)]
     return {
         "learning rates": rates,
         "classification": [
@@ -42,7 +43,10 @@ def results() -> dict[str, Any]:
         ],
         "losses": [losses.mean, *((perplexity(x), bits_per_byte(x, 300, 1201)) for x in NUMBERS)],
         "judge": judge_scores([{"model": "instruct", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
-        "chart": curve_chart("pretrain", curve, [Panel("rate", {"rate": "rate"}, 1.0)]),
+        "chart": curve_chart("pretrain", curve, panels),
+        "roc": roc_chart("a", {"b": sorted(zip(NUMBERS, NUMBERS, strict=True))}),
+        "lengths": length_chart("a", [int(100 * x) for x in NUMBERS], "messages"),
+        "sparkline": sparkline(rates, "a"),
     }
 
 
