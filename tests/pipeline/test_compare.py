@@ -5,6 +5,7 @@ It tests what is committed: commit before you run it.
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from scratchlm.compare.compare import BETTER, NO_EVIDENCE, NOT_COMPARED, SAME, C
 from scratchlm.compare.variants import compare_variants
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
-from tests.clones import FEW_STEPS, commit, make_clone, run, set_parameter
+from tests.clones import commit, run, set_parameter
 from tests.commands import scratchlm
 from tests.unit.judge.ollama_stand_in import UNTRIED, ollama_stand_in
 
@@ -53,15 +54,14 @@ def edited_branch(project: Path, name: str, file: str, *keys: str, value: object
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    project = make_clone(
-        tmp_path_factory.mktemp("clones") / "project",
-        FEW_STEPS | {"generate.sampling.temperature": 1.0, "variants": VARIANTS},
-    )
+def project(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built clone, with sampled answers of two variants."""
+    project = shutil.copytree(built, tmp_path_factory.mktemp("clones") / "project", symlinks=True)
     run(project, "git", "switch", "-qC", "main")
-    aligned = ("finetune_preference@dpo", "reward_model@bradley_terry", "reinforce@grpo")
-    run(project, "dvc", "repro", "pretrain", "load_gpt2@nano", "baseline_spam", *aligned, "judge")
-    commit(project, "Build")
+    set_parameter(project, "generate.sampling.temperature", 1.0)
+    set_parameter(project, "variants", VARIANTS)
+    run(project, "dvc", "repro", "judge")
+    commit(project, "Sample the answers of two variants")
     branch(project, "more-training", "finetune_spam.epochs", 1, "finetune_spam", "baseline_spam")
     # `seed` seeds every stage: only what draws the answers is rebuilt with the other one
     branch(project, "other-draws", "seed", 7, "generate@instruct", "generate@dpo", "judge")

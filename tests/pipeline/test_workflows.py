@@ -1,5 +1,6 @@
 """The commands of two jobs of the CI workflow, run for real."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from tests.clones import REPOSITORY, commit, environment, lend_environment, run,
 
 JOBS = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
 GOLDEN = "make golden"  # not run here: tests/unit/arithmetic/test_golden.py has the same cases
+# None of them may change a byte of what verify builds again
+CIRCUMSTANCES = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Asia/Tokyo", "OMP_NUM_THREADS": "2"}
 
 
 def scripts(job: str, event: str) -> list[str]:
@@ -32,32 +35,34 @@ def checkout(built, tmp_path) -> Path:
     return checkout
 
 
-def run_job(job: str, event: str, checkout: Path) -> dict[str, Path]:
-    """Run a job's commands as the runner does; return the files that it lets them write to."""
-    files = {name: checkout.parent / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
-    given = {name: str(path) for name, path in files.items()}
-    given |= {"GITHUB_BASE_REF": "main", "RUNNER_TEMP": str(checkout.parent)}
+def run_job(job: str, event: str, checkout: Path, **variables: str) -> str:
+    """Run a job's commands as the runner does, with files for them to write to beside the checkout; return stdout."""
+    given = {name: str(checkout.parent / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    given |= variables | {"GITHUB_BASE_REF": "main", "RUNNER_TEMP": str(checkout.parent)}
+    printed = ""
     for script in scripts(job, event):
         if script == GOLDEN:
             continue
         command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
         done = subprocess.run(command, cwd=checkout, env=environment(checkout, **given), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return files
+        printed += done.stdout
+    return printed
 
 
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="make works in a virtual environment")
-def test_the_jobs_run_in_a_clone(checkout):
+def test_the_jobs_run_in_a_clone_and_rebuild_the_same_bytes_under_other_circumstances(checkout):
     assert scripts("rebuild", "push") == [GOLDEN, "make verify", "make repro"]
-    run_job("rebuild", "push", checkout)
+    printed = run_job("rebuild", "push", checkout, **CIRCUMSTANCES)
+    assert re.search(r"^HEAD \(\w{7}\): \d+ identical\.\nVerified\.$", printed, flags=re.MULTILINE)
     assert run(checkout, "git", "status", "--porcelain").stdout == ""
 
     set_parameter(checkout, "judge.controls", 3)
     commit(checkout, "Fewer controls, and the results not rebuilt")
-    files = run_job("compare", "pull_request", checkout)
-    table = files["GITHUB_STEP_SUMMARY"].read_text()
+    run_job("compare", "pull_request", checkout)
+    table = (checkout.parent / "GITHUB_STEP_SUMMARY").read_text()
     assert "origin/main" in table
     assert "judge" in table
-    assert files["GITHUB_OUTPUT"].read_text() == f"table<<END_OF_TABLE\n{table}END_OF_TABLE\n"
+    assert (checkout.parent / "GITHUB_OUTPUT").read_text() == f"table<<END_OF_TABLE\n{table}END_OF_TABLE\n"
     assert run(checkout, "git", "status", "--porcelain").stdout == ""
     assert not list((checkout / ".scratchlm").glob("scratchlm-clone-*"))

@@ -9,10 +9,14 @@ from scratchlm.arithmetic.portable import cos
 class Schedule(Protocol):
     """The keys of TrainingParams that make the schedule. The report reads it, too, and does without torch."""
 
-    learning_rate: float
-    min_learning_rate: float
-    schedule: str
-    warmup_steps: int
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def min_learning_rate(self) -> float: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def warmup_steps(self) -> int: ...
 
 
 def learning_rate_at(step: int, n_steps: int, params: Schedule) -> float:
