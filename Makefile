@@ -86,8 +86,10 @@ docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.
 
 BASE ?= origin/main
 # DVC and the stages write to standard error, so that the table can go to a file: make --silent compare > table.md
+# FAIL_IF=worse fails if a metric got worse; docs/compare.md has the other conditions
 compare: $(READY)  ## build HEAD and another revision (BASE=origin/main), print a Markdown table of differences
-	@revisions=$$(scratchlm build $(BASE) HEAD) && scratchlm compare $$revisions --format markdown
+	@revisions=$$(scratchlm build $(BASE) HEAD) && \
+		scratchlm compare $$revisions --format markdown $(if $(FAIL_IF),--fail-if "$(FAIL_IF)")
 
 # An environment works only in the folder that it was made in: its scripts name that
 moved = $(shell [ ! -e $(1)/ready ] || grep -qF "$$(pwd -P)/$(1)/bin/" $(1)/bin/pip || echo moved)

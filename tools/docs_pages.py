@@ -89,7 +89,7 @@ def cli_page() -> str:
         "## scratchlm",
         "Activate the environment first: `source .venv/bin/activate`. Run the commands in the project's folder. "
         "A mistake in a command or a parameter ends in one sentence and status 1. `verify` also returns 1 if a result "
-        "is not as it was committed.",
+        "is not as it was committed, and `compare` returns 3 if a condition of `--fail-if` holds.",
     ]
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     names = [name for name, command in commands.items() if not command.hidden]

@@ -220,8 +220,15 @@ def test_three_revisions_at_once_leave_the_workspace_untouched(project: Path, tm
     ) == before
 
 
-def test_json_from_a_subfolder_has_every_metric_unrounded(project: Path) -> None:
-    done = scratchlm(project / "metrics", "compare", "main", "more-training", "--format", "json")
+def test_json_from_a_subfolder_has_every_metric_unrounded_and_a_metric_that_got_worse_gives_status_3(
+    project: Path,
+) -> None:
+    words = ("--format", "json", "--fail-if", "worse")
+    back = scratchlm(project / "metrics", "compare", "more-training", "main", *words)
+    assert back.returncode == 3 and json.loads(back.stdout)
+    assert re.search(r"^main \(.*\): finetune_spam.test.accuracy is worse, .* \(--fail-if 'worse'\)\n", back.stderr)
+    done = scratchlm(project / "metrics", "compare", "main", "more-training", *words)
+    assert (done.returncode, done.stderr) == (0, "")
     (found,) = json.loads(done.stdout)
     loss = {row["metric"]: row for row in found["metrics"]}["finetune_spam.test.loss"]
     assert loss["difference"] != round(loss["difference"], 8)
@@ -300,6 +307,7 @@ def test_variants_of_other_judgements_than_the_tracked_ones_are_refused(there: P
         (["main", "--against", "dpo"], "--against names a variant; add --variants"),
         (["--variants", "main", "other-draws"], "--variants compares those of one revision, not of 2; name one, or no"),
         (["--variants", "--against", "ppo"], "workspace has no variant 'ppo'; choose one of dpo, instruct"),
+        (["main", "--fail-if", "wors"], "--fail-if is 'wors', but must be `worse`, `METRIC worse`, or a metric with "),
         (["--variants", "nowhere"], "'nowhere' is not a revision of this repository; "),
     ],
 )

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from scratchlm.run.display import say
+from scratchlm.run.display import printable, say
 from scratchlm.run.errors import UserError
+
+FAILED = 3  # the exit status of --fail-if; 1 is a mistake, 2 one in the options
 
 TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
 Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
@@ -72,9 +74,18 @@ def compare(
         ),
     ] = None,
     against: Annotated[str, typer.Option(help="the variant to compare the others with")] = "instruct",
-    format: Annotated[Literal["text", "json", "markdown"], typer.Option(help="json has everything")] = "text",
-    all: Annotated[bool, typer.Option("--all", help="also metrics that are the same or derived")] = False,
+    format: Annotated[
+        Literal["text", "all", "json", "markdown"],
+        typer.Option(help="all: text, with metrics that are the same or derived, too; json has everything"),
+    ] = "text",
     plot: Chart = None,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`worse`, `METRIC worse`, or a metric with <, >, drops or rises and a number: the exit status is 3 if "
+            "that holds; may be repeated"
+        ),
+    ] = None,
 ) -> None:
     """Say of each metric whether a revision is better, worse, or no different; a single one: than the workspace."""
     names = revisions or []
@@ -86,17 +97,19 @@ def compare(
     if variants is False:
         from scratchlm.compare.pairwise import compare_responses, pairwise_json, pairwise_text
 
-        if all or plot:
-            raise UserError("--pairwise goes with --format only; leave out --all and --plot")
+        if format == "all" or plot or fail_if:
+            raise UserError("--pairwise goes with --format text, json or markdown only; leave out --plot and --fail-if")
         outcomes = compare_responses(names)
         say(pairwise_json(outcomes) if format == "json" else pairwise_text(outcomes, markdown=format == "markdown"))
         return
     from scratchlm.compare.compare import compare_revisions
+    from scratchlm.compare.gate import parse_conditions, reasons
     from scratchlm.compare.text import comparison_json, comparison_text
     from scratchlm.compare.variants import compare_variants
     from scratchlm.run.arrow_startup import do_without_pandas
 
     do_without_pandas()
+    conditions = parse_conditions(fail_if or [])
     if plot:
         from scratchlm.compare.chart import check_chart_path, write_comparison_chart
 
@@ -105,9 +118,12 @@ def compare(
     if format == "json":
         say(comparison_json(comparisons))
     else:
-        say(comparison_text(comparisons, everything=all, markdown=format == "markdown"))
+        say(comparison_text(comparisons, everything=format == "all", markdown=format == "markdown"))
     if plot:
         write_comparison_chart(plot, comparisons)
+    if found := reasons(conditions, comparisons):
+        typer.echo(printable("\n".join(found)), err=True)
+        raise typer.Exit(FAILED)
 
 
 def seeds(
