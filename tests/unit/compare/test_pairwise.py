@@ -142,4 +142,4 @@ def test_the_command(
 @pytest.mark.parametrize("words", [("--format", "all"), ("--plot", "a.svg"), ("--fail-if", "worse")])
 def test_options_without_a_meaning_are_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
     done = scratchlm(tmp_path, "compare", "--pairwise", *words, "main")
-    assert "scratchlm: --pairwise goes with --format only" in done.stderr
+    assert "scratchlm: --pairwise goes with --format text, json or markdown only" in done.stderr
