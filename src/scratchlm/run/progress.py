@@ -68,7 +68,7 @@ class Progress:
         """Show a sentence on the way: above the bar, or from now on behind each line."""
         self._note = f"; {text}"
         if self._bar is not None:
-            tqdm.write(f"{self._title}: {text}", file=self._stream)
+            tqdm.write(f"  {text}", file=self._stream)
 
 
 def in_words(metrics: Mapping[str, float]) -> str:

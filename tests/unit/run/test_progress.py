@@ -14,6 +14,8 @@ import pytest
 
 from scratchlm.run.progress import SECONDS_BETWEEN_LINES, Progress, in_words
 
+NOTE = "step 1234: val_loss 0.5083, val_accuracy 0.7656, val_margin -0.7784"
+
 
 class Clock:
     """Stands still until it is moved."""
@@ -75,13 +77,13 @@ def test_on_80_columns_the_bar_and_all_figures_are_one_line(total):
     with terminal(80) as (stream, person):
         with Progress("finetune_preference", total, 0, "step", stream=stream, clock=clock) as progress:
             advance(progress, clock, 5, 1.0, figures)
-            progress.note("step 5: val_loss 3.5")
+            progress.note(NOTE)
         stream.flush()
         shown = os.read(person, 1 << 16).decode()
     pieces = shown.replace("\n", "\r").split("\r")
     assert max(map(len, pieces)) <= 80, pieces
     assert any(piece.startswith(f"step 5/{total} |") and figures in piece for piece in pieces), pieces
-    assert "finetune_preference: step 5: val_loss 3.5" in pieces
+    assert f"  {NOTE}" in pieces
 
 
 def test_figures_are_computed_only_when_they_are_shown():
