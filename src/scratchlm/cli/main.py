@@ -35,7 +35,7 @@ def scratchlm(
 
 
 command: Callable[..., None]
-for command in (chat.chat, look.complete, models.classify, look.tokens, models.export):
+for command in (chat.chat, look.complete, models.classify, look.tokens, look.attention, models.export):
     app.command()(command)
 app.command("import")(models.import_model)
 for command in (pipeline.results, pipeline.status, pipeline.repair, pipeline.verify):
