@@ -124,6 +124,21 @@ def test_complete_continues_a_text_and_explains_every_token(home):
     assert done.returncode == 1 and "the text has no tokens" in done.stderr
 
 
+def test_attention_draws_a_page_and_overwrites_none(home, tmp_path):
+    chosen = ("--model", "data/models/finetune_instruct", "--tokenizer", TOKENIZER, "--output")
+    done = scratchlm(home, "attention", "the red <b>", *chosen, page := str(tmp_path / "page.html"))
+    assert (done.returncode, done.stdout) == (0, f"wrote {page}\n"), done.stderr
+    assert "the red &lt;b&gt;" in Path(page).read_text(encoding="utf-8")
+    done = scratchlm(home, "attention", "the red", *chosen, page)
+    assert done.returncode == 1 and "already exists" in done.stderr
+    for text, n_tokens in (("", 0), (("the red " * 64).strip(), 128)):
+        done = scratchlm(home, "attention", text, *chosen, str(tmp_path / "new.html"))
+        assert done.stderr.startswith(
+            f"scratchlm: the text has {n_tokens} tokens; give 1 to 64, which fit the page and the context"
+        )
+    assert not (tmp_path / "new.html").exists()
+
+
 def test_the_version_is_that_of_the_package(home):
     assert scratchlm(home, "--version").stdout == f"scratchlm {version('scratchlm')}\n"
 
@@ -369,6 +384,7 @@ def test_help_lists_every_command_but_the_old_name():
         "complete",
         "classify",
         "tokens",
+        "attention",
         "export",
         "import",
         "repro",

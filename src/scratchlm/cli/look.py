@@ -1,4 +1,4 @@
-"""Commands that show how a language model works: tokens, and what it expects next."""
+"""Commands that show how a language model works: tokens, what it expects next, and its attention."""
 
 import json
 import os
@@ -8,12 +8,13 @@ from typing import Annotated, Literal
 import typer
 from tabulate import tabulate
 
-from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer
+from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, _refuse_existing, load_model, printer
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
 PRETRAINED, ITS_TOKENIZER = Path("data/models/pretrain"), Path("data/tokens/tokenizer")
 SEED = 1  # of the draws, so that a command repeats its text
+MAX_DRAWN = 64  # tokens whose names can be read on a page
 LIKELY = 4  # tokens that --explain shows of each distribution
 
 Format = Annotated[Literal["table", "json"], typer.Option(help="how to print")]
@@ -74,6 +75,32 @@ def complete(
             likely = ", ".join(f"{_quoted(words.decode([int(i)]))} {p[i]:.3f}" for i in p.topk(LIKELY).indices)
             rows.append([_quoted(words.decode([token_id])), f"{p[token_id]:.3f}", likely])
         say(tabulate(rows, ["token", "p", f"the {LIKELY} most likely at temperature 1"], disable_numparse=True))
+
+
+def attention(
+    text: Annotated[str, typer.Argument(help="a short text")],
+    output: Annotated[Path, typer.Option(help="a new .html file")],
+    model: Model = PRETRAINED,
+    tokenizer: TokenizerFolder = ITS_TOKENIZER,
+) -> None:
+    """Draw the attention weights of every layer and head for a text, on one HTML page."""
+    import torch
+
+    from scratchlm.model.attention_weights import attention_weights
+    from scratchlm.report.attention import attention_page
+    from scratchlm.run.files import write_text
+
+    _refuse_existing(output)
+    gpt, words = load_model(model, tokenizer)
+    token_ids = words.begin_ids + words.encode(text)
+    n_most = min(MAX_DRAWN, gpt.config.context_length)
+    if not 1 <= len(token_ids) <= n_most:
+        raise UserError(
+            f"the text has {len(token_ids):,} tokens; give 1 to {n_most}, which fit the page and the context"
+        )
+    weights = attention_weights(gpt.eval(), torch.tensor(token_ids)).numpy()
+    write_text(output, attention_page(str(model), [words.decode([token_id]) for token_id in token_ids], weights))
+    say(f"wrote {output}")
 
 
 def _quoted(piece: str) -> str:

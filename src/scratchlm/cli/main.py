@@ -35,7 +35,7 @@ def scratchlm(
 
 
 command: Callable[..., None]
-for command in (chat.chat, look.complete, models.classify, look.tokens, exports.export):
+for command in (chat.chat, look.complete, models.classify, look.tokens, look.attention, exports.export):
     app.command()(command)
 app.command("import")(exports.import_model)
 app.command()(serve.serve)

@@ -1,0 +1,63 @@
+"""The attention of a model for one text, as one HTML page that loads nothing and needs no JavaScript."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from scratchlm.run.display import one_line, printable
+
+TEMPLATE, REPORT = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "page.html.jinja"))
+COLOUR = (47, 143, 211)  # visible on the page's light and its dark background
+LEGEND = (0.01, 0.05, 0.2, 0.5, 1.0)
+LIKELY = 3  # tokens that the table shows of each row
+LABEL_CHARACTERS = 12
+
+
+def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> str:
+    """Return the page. title: the model's name. tokens: T pieces of the text. weights: (L, H, T, T) in [0, 1]."""
+    labels = [_label(token) for token in tokens]
+    heads = [
+        {"layer": layer, "head": head, "image": _image(map), "rows": [_most(row, labels) for row in map]}
+        for layer, maps in enumerate(weights, 1)
+        for head, map in enumerate(maps, 1)
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        style=Markup(REPORT.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")[0]),  # noqa: S704
+        title=title,
+        text="".join(tokens),
+        labels=labels,
+        heads=heads,
+        n_heads=weights.shape[1],
+        legend=[(weight, math.sqrt(weight)) for weight in LEGEND],
+        colour=COLOUR,
+    )
+    return printable(page.strip()) + "\n"
+
+
+def _label(token: str) -> str:
+    """Return a token as a label: without the spaces around it, and not too long."""
+    label = one_line(token).strip() or "\N{OPEN BOX}"
+    return label if len(label) <= LABEL_CHARACTERS else f"{label[: LABEL_CHARACTERS - 1]}…"
+
+
+def _most(row: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the tokens with the largest weights of a row, and these."""
+    chosen = np.argsort(-row, kind="stable")[:LIKELY]
+    return [(labels[i], f"{row[i]:.2f}") for i in chosen if row[i] > 0]
+
+
+def _image(map: np.ndarray) -> str:
+    """Return a PNG of a pixel per weight as an address that holds it. The opacity is the weight's square root."""
+    pixels = np.empty((*map.shape, 4), np.uint8)
+    pixels[..., :3], pixels[..., 3] = COLOUR, np.rint(np.sqrt(map) * 255)
+    file = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
