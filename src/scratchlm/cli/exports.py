@@ -1,6 +1,5 @@
 """Commands that write models for other programs and read theirs: export, import."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,6 +14,7 @@ from scratchlm.cli.models import (
     TokenizerFolder,
     check_vocabulary,
     load_model,
+    refuse_existing,
     style_of_params,
 )
 from scratchlm.cli.project import in_project, project_folder
@@ -44,7 +44,7 @@ def export(
     """
     from scratchlm.run.files import read_json
 
-    _refuse_existing(output)
+    refuse_existing(output)
     if format == "huggingface" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
     if "classifier" in read_json(model / "config.json"):
@@ -89,7 +89,7 @@ def _export_language_model(
 
     recipe = output.with_name(f"{output.name.removesuffix('.gguf')}.Modelfile")
     if storage:
-        _refuse_existing(recipe)
+        refuse_existing(recipe)
     gpt, found = load_model(model, tokenizer)
     text = _byte_pairs(found)
     origin, settings, style = read_origin(model, project_folder()), text.pairs.settings, prompt_style
@@ -154,7 +154,7 @@ def import_model(
     from scratchlm.formats.native import save_gpt
     from scratchlm.run.files import atomic_folder, read_json
 
-    _refuse_existing(output)
+    refuse_existing(output)
     if source.suffix == ".gguf":
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
         n_padding = 0
@@ -168,8 +168,3 @@ def import_model(
     if n_padding:
         say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
-
-
-def _refuse_existing(output: Path) -> None:
-    if os.path.lexists(output):  # a link that leads nowhere, too
-        raise UserError(f"{output} already exists; name a new one, nothing is overwritten")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from tabulate import tabulate
 
-from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, _refuse_existing, load_model, printer
+from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
@@ -90,7 +90,7 @@ def attention(
     from scratchlm.report.attention import attention_page
     from scratchlm.run.files import write_text
 
-    _refuse_existing(output)
+    refuse_existing(output)
     gpt, words = load_model(model, tokenizer)
     token_ids = words.begin_ids + words.encode(text)
     n_most = min(MAX_DRAWN, gpt.config.context_length)

@@ -1,6 +1,7 @@
 """Commands on the models that the pipeline built: classify."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,11 @@ def check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: in
             f"vocabulary mismatch: {model} has {n_model:,} tokens, {tokenizer} has {n_tokenizer:,}; "
             "pass the tokenizer used in training with --tokenizer"
         )
+
+
+def refuse_existing(output: Path) -> None:
+    if os.path.lexists(output):  # a link that leads nowhere, too
+        raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 
 
 def printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:
