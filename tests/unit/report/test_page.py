@@ -525,6 +525,19 @@ def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> No
     Checker(page)
 
 
+def test_a_pretrained_base_has_its_bits_per_byte_and_no_loss_to_compare(project: Path) -> None:
+    base = {"base": "smollm2-135m"}
+    change_params(project, gpt2_sizes=[], pretrained=["smollm2-135m"], finetune_spam=base, finetune_instruct=base)
+    change_params(project, variants=base)
+    scores = {"loss": 2.98, "perplexity": 19.7, "bits_per_byte": 0.91234}
+    write_json(project / "metrics/load_pretrained/smollm2-135m.json", {"val": scores, "parameters": 134_515_008})
+    write_downloads(project)
+    page = page_of(project)
+    Checker(page)
+    assert ">load_pretrained@smollm2-135m</text>" in page and ">0.9123 bits per byte</text>" in page
+    assert "134,515,008" in page and "gpt2-nano</code> and" not in page
+
+
 def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(project: Path) -> None:
     assert "Ablations of pretraining" not in page_of(project)
     change_params(project, pretrain_ablations={"shared": {"size": "custom", "custom": {"n_kv_heads": 1}}, "b": {}})
@@ -656,7 +669,8 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     write_json(path, read_json(path) | {"trust": trust})
     page = page_of(project)
     assert "<p>Verdict: it is &lt;b&gt;.</p>" in page
-    assert re.search(r'the reference answer</td><td class="number">100</td><td class="number">100</td>', page)
+    controls = re.search(r"<h3>Controls</h3>.*?</table>", page, flags=re.DOTALL)[0]
+    assert re.findall(r"<td[^>]*>(.*?)</td>", controls)[:4] == ["the reference answer", "100", "100", "100 to 100"]
     assert re.search(r"over 5 that were judged again: 1\.5</li>\s*<li>Spearman’s .* of its responses: 0\.25</li>", page)
     assert "second judge" not in page and "reverse order" not in page
     agreement = {"items": 40, "alpha": 0.8125, "judge": {"backend": "reference"}}
