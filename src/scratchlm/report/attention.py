@@ -13,7 +13,7 @@ from PIL import Image
 
 from scratchlm.run.display import one_line, printable
 
-TEMPLATE, REPORT = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "page.html.jinja"))
+TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "page.css"))
 COLOUR = (47, 143, 211)  # visible on the page's light and its dark background
 LEGEND = (0.01, 0.05, 0.2, 0.5, 1.0)
 LIKELY = 3  # tokens that the table shows of each row
@@ -30,7 +30,7 @@ def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> st
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(REPORT.read_text(encoding="utf-8").partition("<style>")[2].partition("</style>")[0]),  # noqa: S704
+        style=Markup(STYLE.read_text(encoding="utf-8")),  # noqa: S704
         title=title,
         text="".join(tokens),
         labels=labels,
