@@ -1,7 +1,7 @@
 """The learning-rate schedule."""
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 from scratchlm.arithmetic.portable import cos
 
@@ -11,7 +11,7 @@ class Schedule(Protocol):
 
     learning_rate: float
     min_learning_rate: float
-    schedule: str
+    schedule: Literal["constant", "cosine"]
     warmup_steps: int
 
 
