@@ -1,7 +1,7 @@
 """The learning-rate schedule."""
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 from scratchlm.arithmetic.portable import cos
 
@@ -9,14 +9,10 @@ from scratchlm.arithmetic.portable import cos
 class Schedule(Protocol):
     """The keys of TrainingParams that make the schedule. The report reads it, too, and does without torch."""
 
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def min_learning_rate(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup_steps(self) -> int: ...
+    learning_rate: float
+    min_learning_rate: float
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: int
 
 
 def learning_rate_at(step: int, n_steps: int, params: Schedule) -> float:

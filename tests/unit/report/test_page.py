@@ -676,8 +676,9 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     agreement = {"items": 40, "alpha": 0.8125, "judge": {"backend": "reference"}}
     reordered = {"reordered": 8, "reordered_changed_share": 0.25, "reordered_mean_change": 1.5}
     write_json(path, read_json(path) | {"trust": trust | reordered, "agreement": agreement})
-    assert "when 8 responses are judged in reverse order: 25.0\xa0%, by 1.5 points on average</li>" in page_of(project)
-    assert "second judge (reference) on 40 responses: Krippendorff’s α 0.8125, Spearman’s ρ –</li>" in page_of(project)
+    page = page_of(project)
+    assert "when 8 responses are judged in reverse order: 25.0\xa0%, by 1.5 points on average</li>" in page
+    assert "second judge (reference) on 40 responses: Krippendorff’s α 0.8125, Spearman’s ρ –</li>" in page
     agreement["judge"]["model"] = "<b>phi3"
     write_json(path, read_json(path) | {"agreement": agreement})
     assert "second judge (&lt;b&gt;phi3) on" in page_of(project)
