@@ -85,6 +85,7 @@ class Case(NamedTuple):
 COMMANDS: dict[str, list[Any]] = {
     name: command.params
     for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    if name != "repro"  # it rebuilds, and has no argument to refuse
 }
 
 
