@@ -1,5 +1,6 @@
 """The commands of two jobs of the CI workflow, run for real."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -48,8 +49,11 @@ def run_job(job: str, event: str, checkout: Path) -> dict[str, Path]:
 
 @pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="make works in a virtual environment")
 def test_the_jobs_run_in_a_clone(checkout):
-    assert scripts("rebuild", "push") == [GOLDEN, "make verify", "make repro"]
-    run_job("rebuild", "push", checkout)
+    first, verify, last = scripts("rebuild", "push")
+    assert (first, last) == (GOLDEN, "make repro") and "make --silent verify" in verify
+    files = run_job("rebuild", "push", checkout)
+    assert re.fullmatch(r"```text\n.*Verified.*```\n", files["GITHUB_STEP_SUMMARY"].read_text(), re.DOTALL)
+    files["GITHUB_STEP_SUMMARY"].unlink()
     assert run(checkout, "git", "status", "--porcelain").stdout == ""
 
     set_parameter(checkout, "judge.controls", 3)
