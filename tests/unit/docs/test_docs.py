@@ -276,6 +276,21 @@ def test_the_workflow_of_the_pages_builds_them_as_make_does_and_writes_in_one_jo
     assert [step["uses"].split("@")[0] for step in workflow["jobs"]["publish"]["steps"]] == ["actions/deploy-pages"]
 
 
+def test_the_jobs_of_gitlab_call_the_targets_of_those_of_github():
+    def called(lines: list[str]) -> list[str]:
+        return [target for line in lines for target in re.findall(r"make (?:--silent )?([a-z]+)", line)]
+
+    gitlab = yaml.safe_load((REPOSITORY / ".gitlab-ci.yml").read_text(encoding="utf-8"))
+    github = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    jobs = {name: job for name, job in gitlab.items() if name not in ("workflow", "variables", "default")}
+    assert jobs.keys() == {"test", "rebuild", "compare"}
+    for name, job in jobs.items():
+        assert job.keys() <= {"script", "image", "cache", "parallel", "rules", "artifacts"}
+        steps = [step["run"] for step in github[name]["steps"] if "run" in step]
+        assert called(job["script"]) == called(steps)
+    assert jobs["test"]["parallel"]["matrix"] == [{"VERSION": github["test"]["strategy"]["matrix"]["python"]}]
+
+
 def test_no_page_loads_anything_from_elsewhere():
     config = (REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in config
