@@ -30,12 +30,14 @@ verify: $(READY)  ## rebuild the last commit in a clean clone and compare every 
 
 # Two tests at a time: threads that wait must not take the core that the other test computes on
 test test-quick: export OMP_WAIT_POLICY := passive
+# Where it is set, each process would compile the tests again
+test test-quick: export PYTHONDONTWRITEBYTECODE :=
 
-test: test-quick  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "long and not slow and not gpu"
+test: $(READY)  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
-	python -m pytest --numprocesses 2 -m "not long and not slow and not gpu"
+	python -m pytest --numprocesses 2 -m "not long and not slow and not gpu" tests/unit
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network
