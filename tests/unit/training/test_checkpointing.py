@@ -124,6 +124,7 @@ def test_nothing_is_recomputed_without_gradients_or_without_the_parameter(
         model.hidden_states(torch.arange(4)[None])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_compiler_finds_one_graph(tiny_gpt: Any, dropout: float) -> None:
     model = tiny_gpt(dropout=dropout)

@@ -130,6 +130,7 @@ def kept_bytes(model: GPTModel, precision: str) -> int:
     return sum(found.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_block_keeps_what_the_formula_says_and_one_of_other_parts_no_less(precision: str) -> None:
     def measured(changes: dict[str, Any]) -> tuple[float, int]:
