@@ -64,6 +64,7 @@ def messages(model: GPTModel, params: TrainingParams) -> tuple[Any, Task]:
     return classifier, spam_task(padded_texts(rows, 0, 8), np.arange(12) % 2, params, EVALUATION)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "exact"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])

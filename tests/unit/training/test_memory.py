@@ -77,6 +77,7 @@ def training(config: GPTConfig, step: Step, values: dict[str, Any], run: Run) ->
     return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "step"),
     [
