@@ -23,13 +23,14 @@ verify: $(READY)  ## rebuild the last commit in a clean clone and compare every 
 	scratchlm verify
 
 # Two tests at a time: threads that wait must not take the core that the other test computes on
-PYTEST_TWICE := OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2
+# Without bytecode, each process would compile the tests again
+PYTEST_TWICE := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses 2
 
-test: test-quick  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
-	$(PYTEST_TWICE) --dist loadfile --no-loadscope-reorder -m "long and not slow and not gpu"
+test: $(READY)  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
+	$(PYTEST_TWICE) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
-	$(PYTEST_TWICE) -m "not long and not slow and not gpu"
+	$(PYTEST_TWICE) -m "not long and not slow and not gpu" tests/unit
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network

@@ -20,10 +20,10 @@ from tests.clones import FEW_STEPS, REPOSITORY, commit, make_clone, run
 THREADS = torch.get_num_threads()
 SAMPLE = REPOSITORY / "data" / "sample"
 PIPELINE = REPOSITORY / "tests" / "pipeline"
-# The files that take longest, longest first: else one of two processes works on one of them while the other has ended
+# Of tests/pipeline, what takes longest, longest first: else one of two processes works on one while the other has ended
 FIRST = [
-    "test_pipeline", "test_verify", "test_kills", "test_processors", "test_docs", "test_compare", "test_benchmark_rows",
-    "test_seeds", "test_workflows", "test_benchmarks_gpu", "test_compiler", "test_remotes",
+    "test_pipeline", "test_docs", "test_benchmark_rows", "test_seeds", "test_verify", "test_workflows", "test_kills",
+    "test_processors", "test_compare", "test_own_data", "test_stage_imports", "test_remotes",
 ]  # fmt: skip
 settings.register_profile("a machine may be busy", deadline=None)
 settings.load_profile("a machine may be busy")
@@ -40,11 +40,17 @@ class Inputs(NamedTuple):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Count every test of clones and DVC as a long one, and begin with the files that take longest."""
+    """Count every test of clones and DVC as a long one. Begin with the unit tests, and end with the shortest files."""
     for item in items:
         if PIPELINE in item.path.parents:
             item.add_marker("long")
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if PIPELINE not in item.path.parents:
+        return -1
+    return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
 
 
 @pytest.fixture(autouse=True, scope="session")

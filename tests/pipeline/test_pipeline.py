@@ -48,12 +48,12 @@ def restore(clone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A clone of HEAD after one `dvc repro` without a cache, with its results committed.
+    """A clone of HEAD after one `dvc repro` without a cache, with its results committed. Its processes are not forked.
 
     The results differ from HEAD's on another class of processor, so `restore` must lead back to those of this clone.
     """
     clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
-    done = run(clone, "dvc", "repro")
+    done = run(clone, "dvc", "repro", PYTHONHASHSEED="random")
     assert stages_run(done) == STAGES
     (clone / ".git" / CHANGED).write_text(run(clone, "git", "status", "--porcelain").stdout)
     commit(clone, "Build", empty=True)

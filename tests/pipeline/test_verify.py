@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
+from scratchlm.compare.git import clone_environment
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import chosen, read_commit
@@ -25,6 +26,7 @@ from scratchlm.verify.rebuild import failure_in
 from scratchlm.verify.verify import verify
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
 from tests.commands import scratchlm
+from tests.forked import run_forked
 
 OTHER_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
@@ -50,6 +52,17 @@ def clone(built, tmp_path, monkeypatch) -> Iterator[Path]:
     yield built
     run(built, "git", "reset", "-q", "--hard", start)
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """`verify` in this process forks DVC and the stages, as `run` does, instead of starting them."""
+
+    def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
+        done = run_forked("dvc", words, clone, clone_environment(clone) | variables)
+        return done.returncode, done.stdout + done.stderr
+
+    monkeypatch.setattr("scratchlm.verify.rebuild.run_dvc", run_dvc)
 
 
 def cached(clone: Path, path: str) -> Path:
@@ -99,6 +112,7 @@ def test_what_was_built_is_verified_and_nothing_is_touched(clone, tmp_path, monk
     assert verification_text(result).endswith("Verified.")
 
 
+@pytest.mark.usefixtures("forked")
 def test_flipped_bits_an_edited_metric_and_a_foreign_lock_are_told_apart(clone):
     weights, losses = "data/models/pretrain/model.safetensors", "data/losses/pretrain.parquet"
     kept = {path: path.read_bytes() for path in (cached(clone, weights), clone / losses)}
@@ -129,6 +143,7 @@ def test_flipped_bits_an_edited_metric_and_a_foreign_lock_are_told_apart(clone):
     assert any("Uncommitted changes are ignored" in remark for remark in result.remarks)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_changed_parameter_is_named_and_what_follows_from_it_is_measured(clone):
     set_parameter(clone, "tokenize.corpus.train_fraction", 0.8)
     commit(clone, "Forget to rebuild")
@@ -164,6 +179,7 @@ def test_a_changed_seed_is_named_and_the_revision_before_it_is_verified(clone, t
     assert before["sha"] == run(clone, "git", "rev-parse", "HEAD~1").stdout.strip()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_changed_package_is_named_and_the_stage_that_refuses_it_fails(clone):
     replace(clone / "requirements.lock", r"\ntiktoken==\S+", "\ntiktoken==0.0.1")
     commit(clone, "Another version")
@@ -178,6 +194,7 @@ def test_a_changed_package_is_named_and_the_stage_that_refuses_it_fails(clone):
     assert {fault.verdict for fault in others if fault.stage == "tokenize"} == {"missing"}
 
 
+@pytest.mark.usefixtures("forked")
 def test_code_edited_after_the_build_is_named_and_its_harmless_effect_is_verified(clone):
     with (clone / "stages" / "tokenize.py").open("a") as script:
         script.write("# edited\n")
@@ -191,6 +208,7 @@ def test_code_edited_after_the_build_is_named_and_its_harmless_effect_is_verifie
     assert {f.verdict for f in result.findings if f.stage == "tokenize"} == {"identical"}
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_workspace_with_another_build_is_not_damaged(clone):
     """As after `git switch` without `dvc checkout`."""
     set_parameter(clone, "tokenize.corpus.train_fraction", 0.8)
@@ -210,6 +228,7 @@ def needs_two_kinds_of_arithmetic() -> None:
         pytest.skip("this processor computes the same in both ways")
 
 
+@pytest.mark.usefixtures("forked")
 def test_on_another_kind_of_processor_metrics_pass_within_tolerance_only(clone, monkeypatch):
     needs_two_kinds_of_arithmetic()
     metrics = clone / "metrics" / "pretrain.json"

@@ -26,6 +26,7 @@ def test_every_target_has_inputs(targets: dict[str, Target]) -> None:
     assert sorted(targets) == NAMES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kept_input_is_read_or_refused(folder: Path, targets: dict[str, Target], name: str) -> None:
     target = targets[name]

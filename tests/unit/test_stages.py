@@ -164,6 +164,7 @@ def test_tokenize_writes_shards_splits_and_counts(place: Path, call: Call) -> No
     assert counts["corpus"]["train"]["bytes"] > 8 * counts["corpus"]["val"]["bytes"]
 
 
+@pytest.mark.long
 def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: Call) -> None:
     metrics, data = place / "metrics", place / "data"
     tokens, models, responses = data / "tokens", data / "models", data / "responses"
@@ -352,6 +353,7 @@ def test_both_finetunings_run_with_lora_and_leave_plain_weights_and_an_adapter(
     assert (tuned.blocks[0].attention.qkv.weight != start.blocks[0].attention.qkv.weight).any()
 
 
+@pytest.mark.long
 def test_load_gpt2_measures_the_sample_checkpoint_on_the_corpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.long
 def test_the_fingerprint_is_this_machines_whatever_the_threads_and_streams(restore_threads: None) -> None:
     prints, torch_threads = set(), []
     for threads in (1, 2, 4):

@@ -207,13 +207,13 @@ def test_a_contender_is_measured_again_beside_the_others_of_the_same_commit(
 def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_measured(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], warm: bool
 ) -> None:
-    monkeypatch.setattr("benchmarks.one_by_one.RESERVED_SECONDS", 5)
+    monkeypatch.setattr("benchmarks.one_by_one.RESERVED_SECONDS", 3)
     contenders = {
         "broken": Contender(json.loads, {"s": "{"}),
         "hanging": Contender(subprocess.call, {"args": ["sleep", "60"]}),
         "products": Contender(matrix_products, {"precision": "float32", "size": 64}),
     }
-    limits = Limits(35, 2, 1)
+    limits = Limits(23, 2, 1)  # of these, 14 to prepare
     with prepared(Row("GFLOP", contenders, {}, ""), limits, warm) as preparation:
         found = measure_prepared("example", preparation, limits)
     assert found["failed"].keys() == {"broken", "hanging"}

@@ -52,6 +52,7 @@ def in_this_process(name: str, row: Row, repeats: int, threads: int) -> dict[str
     return results(row, units, seconds, dict.fromkeys(units, 3 * 2**20))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("deterministic_as_before")
 def test_the_command_writes_each_curve_as_a_file_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -137,6 +137,7 @@ def test_missing_responses_are_one_sentence(folder: Path) -> None:
     assert done.returncode == 1 and "data/responses/generate/base.parquet: no such file" in done.stderr
 
 
+@pytest.mark.long
 def test_in_a_terminal_an_interruption_loses_nothing(folder: Path) -> None:
     """A person types a score, then Ctrl-C."""
     leader, follower = pty.openpty()

@@ -62,6 +62,7 @@ def test_the_ids_are_those_of_smollm2s_rules_in_hugging_faces_library(tiny: Byte
     assert tiny.encode_documents(text.replace("<|im_end|>", END_OF_TEXT)).tolist() == documents
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("after", "n_last"), [("", 0), ("5", 0), ("x", 1), ("\x04", 1)])
 def test_of_a_million_white_spaces_the_last_goes_to_the_text_that_follows(
     tiny: BytePairTokenizer, after: str, n_last: int

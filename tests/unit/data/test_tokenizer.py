@@ -309,6 +309,7 @@ def test_a_list_of_words_that_is_none_is_refused(tmp_path: Path, words: list[obj
 WHITE_SPACES = " \t\n\r\x0b\x0c\x85\xa0\u2003\u2028\u3000"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "run", "after"),
     [("x", " ", "x"), ("", "\n", ""), ("<|endoftext|>", " \t\u3000", "<|endoftext|>"), ("\ud800", "\r\n", "'s")],

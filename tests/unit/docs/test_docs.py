@@ -175,6 +175,7 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
             assert keys - free <= parameters(), block.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_every_python_block_runs_and_every_toml_block_is_an_entry_of_the_catalogue(page):
     from scratchlm.data.catalogue import read_catalogue

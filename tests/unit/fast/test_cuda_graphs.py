@@ -72,6 +72,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     use_cuda_graphs(False)
 
 
+@pytest.mark.long
 def test_evaluations_are_captured_again_for_the_layers_of_lora(traced: None, tiny_gpt: Any) -> None:
     model, meter = tiny_gpt(), LossMeter()
     source = torch.Generator().manual_seed(1)

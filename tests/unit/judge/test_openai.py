@@ -216,6 +216,7 @@ def test_the_key_is_sent_and_a_missing_one_is_said(serve: Serve, monkeypatch: py
         assert not value or value not in str(end.value)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["none", "reply", "401", "500", "redirect", "models"])
 def test_the_key_is_written_nowhere(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """A server that repeats the key: in a reply, in an error, in an address."""

@@ -42,6 +42,7 @@ def judged(host: str, replies: Path, **changes: Any) -> list[dict[str, Any]]:
     return list(judge_records(build_judge(OllamaJudgeParams(**params(host, **changes)), replies), RECORDS))
 
 
+@pytest.mark.long
 def test_a_killed_stage_resumes_without_asking_anything_twice(tmp_path: Path) -> None:
     """The server kills the stage when it is asked for the fifth time. Only that question is asked again."""
     write_table(tmp_path / "responses" / "instruct.parquet", RECORDS, RESPONSE_SCHEMA)

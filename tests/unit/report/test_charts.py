@@ -37,6 +37,7 @@ def drawn(n_steps: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_steps", [7, 300])
 @pytest.mark.parametrize("change", [1e-15, -1e-15, 1e-13])
 def test_last_bits_of_a_layout_do_not_show(n_steps: int, change: float, monkeypatch: pytest.MonkeyPatch) -> None:

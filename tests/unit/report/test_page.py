@@ -484,6 +484,7 @@ def test_the_page_tells_nothing_of_time_and_place(page: str, tmp_path: Path) -> 
     assert not re.search(r"\d\d:\d\d", page)
 
 
+@pytest.mark.long
 def test_in_precision_exact_the_page_is_the_same_for_every_device_and_number_of_threads(project: Path) -> None:
     pages = []
     for device, threads in (("cpu", 2), ("cuda", "auto")):
@@ -592,6 +593,7 @@ def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> No
     assert "reinforce/" not in without and "Reinforcement" not in without
 
 
+@pytest.mark.long
 def test_rewards_before_and_after_are_one_table_and_responses_are_shown_over_the_training(project: Path) -> None:
     page = page_of(project)
     (table,) = re.findall(r"<h3>Reinforcement learning</h3>.*?</table>", page, flags=re.DOTALL)
@@ -662,6 +664,7 @@ def test_failures_of_the_judge_are_counted_and_not_ranked(project: Path) -> None
     assert not {"task-00000", "task-00001"} & {row["id"] for rows in shown.values() for row in rows}
 
 
+@pytest.mark.long
 def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     assert "Verdict: " not in page_of(project)
     path = project / "metrics" / "judge.json"
@@ -687,6 +690,7 @@ def test_the_trust_in_a_language_model_is_one_table(project: Path) -> None:
     assert "Spearman’s correlation" not in page_of(project)
 
 
+@pytest.mark.long
 def test_win_rates_are_one_table(project: Path) -> None:
     assert "Pairs of responses" not in page_of(project)
     path = project / "metrics" / "judge.json"

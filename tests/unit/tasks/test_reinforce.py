@@ -65,6 +65,7 @@ def twins(tiny_gpt: Any, algorithm: str) -> tuple[Any, Any]:
 ALGORITHMS = pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
 
 
+@pytest.mark.long
 @ALGORITHMS
 @pytest.mark.parametrize("lora", [None, LoRAParams(rank=2, alpha=2.0, layers="all")])
 def test_the_policy_learns_what_is_rewarded(tiny_gpt: Any, params: Any, algorithm: str, lora: Any) -> None:

@@ -64,6 +64,7 @@ def messages(model: GPTModel, params: TrainingParams) -> tuple[Any, Task]:
     return classifier, spam_task(padded_texts(rows, 0, 8), np.arange(12) % 2, params, EVALUATION)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "exact"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("shape", [{}, LLAMA], ids=["gpt2", "llama"])
@@ -124,6 +125,7 @@ def test_nothing_is_recomputed_without_gradients_or_without_the_parameter(
         model.hidden_states(torch.arange(4)[None])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_compiler_finds_one_graph(tiny_gpt: Any, dropout: float) -> None:
     model = tiny_gpt(dropout=dropout)

@@ -77,6 +77,7 @@ def training(config: GPTConfig, step: Step, values: dict[str, Any], run: Run) ->
     return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "step"),
     [
@@ -130,6 +131,7 @@ def kept_bytes(model: GPTModel, precision: str) -> int:
     return sum(found.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_block_keeps_what_the_formula_says_and_one_of_other_parts_no_less(precision: str) -> None:
     def measured(changes: dict[str, Any]) -> tuple[float, int]:
