@@ -75,7 +75,7 @@ def server(command: list[str]) -> Iterator[str]:
 def ask(address: str, model: str, prompt: list[int]) -> tuple[float, float, int]:
     """Seconds to the first text and to the end, and the number of new tokens."""
     body = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "stream": True}
-    body |= {"stream_options": {"include_usage": True}, "ignore_eos": True, "cache_prompt": False}
+    body |= {"stream_options": {"include_usage": True}, "cache_prompt": False}
     start, first, n_new = time.perf_counter(), 0.0, 0
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=600) as response:
         response.raise_for_status()
@@ -138,7 +138,7 @@ def start_servers(folder: Path, size: str, n_clients: int, stack: ExitStack) -> 
     save_byte_pairs(folder / "tokenizer", *tokenizer.pairs)
     save_gguf(folder / "model.gguf", model, tokenizer, None, half=False)
     ours = ["-m", "scratchlm.cli.main", "serve", "--model", f"{folder}/model", "--tokenizer", f"{folder}/tokenizer"]
-    ours += ["--prompt-style", "alpaca", "--address", "127.0.0.1:0", "--rows", f"{n_clients}"]
+    ours += ["--prompt-style", "alpaca", "--address", "127.0.0.1:0", "--batch-size", f"{n_clients}"]
     n_slots = n_clients * (PROMPT_TOKENS + NEW_TOKENS + 64)
     theirs = ["-c", LLAMA_CPP, f"{folder}/model.gguf", f"{n_clients}", f"{n_slots}", f"{available_cores()}"]
     commands = {"scratchlm": ours, "llama.cpp": theirs}

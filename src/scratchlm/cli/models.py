@@ -73,7 +73,7 @@ def classify(
 def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], Classify]:
     """The names of the classes, and a function from texts to the probabilities of each and to whether it was cut.
 
-    Raises UserError if the tokenizer is another one's.
+    Raises UserError if model and tokenizer have different vocabulary sizes.
     """
     import numpy as np
 

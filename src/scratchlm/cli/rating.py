@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scratchlm.cli.results import WIDTH
-from scratchlm.run.display import one_line, say
+from scratchlm.run.display import one_line, say, shortened
 
 NAME_CHARACTERS = 16  # of a variant in the table
 ANSWERS = "a score from 0 to 100, s to skip, q to quit"
@@ -101,7 +101,7 @@ def _summary(variants: Iterable[str], ratings: Mapping[tuple[str, str], float | 
     rows = []
     for name in variants:
         if found := anchored([row for row in judged if row["model"] == name], dict(ratings)):
-            shown = name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…"
+            shown = shortened(name, NAME_CHARACTERS)
             ranks = "–" if found.spearman is None else f"{found.spearman:.2f}"
             cells = [
                 one_line(shown),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.cli import pipeline
-from scratchlm.cli.results import WIDTH, results, shortened
-from scratchlm.run.display import one_line, say
+from scratchlm.cli.results import WIDTH, results
+from scratchlm.run.display import one_line, say, shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing
 from scratchlm.run.pipeline import CODE_FOLDER

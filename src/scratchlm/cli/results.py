@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from scratchlm.run.display import say
+from scratchlm.run.display import say, shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_text
 
@@ -66,8 +66,3 @@ def results_text(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -
     head = ["", "", "HEAD" if differs else "before", "result", "95 % interval"]
     align = ["left", "left", "right", "right", "right"]
     return tabulate(rows, head, disable_numparse=True, colalign=align).replace("\N{NO-BREAK SPACE}", " ")
-
-
-def shortened(text: str, n_characters: int) -> str:
-    """The text, or its beginning with an ellipsis."""
-    return text if len(text) <= n_characters else f"{text[: n_characters - 1]}…"

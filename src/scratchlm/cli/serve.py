@@ -25,7 +25,7 @@ from scratchlm.cli.project import in_project
 from scratchlm.run.errors import UserError
 
 KEY = "SCRATCHLM_API_KEY"
-WAITING_PER_ROW = 4
+WAITING_PER_REQUEST = 4
 SECONDS = 300.0  # from asking to the end of an answer
 GOODBYE_SECONDS = 5  # for answers that are not complete when the server ends
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -40,7 +40,7 @@ def serve(
         typer.Option(help="also serve this classifier; default: finetune_spam's, with its tokenizer"),
     ] = None,
     address: Annotated[str, typer.Option(help="host and port; port 0 takes a free one")] = "127.0.0.1:8000",
-    rows: Annotated[int, typer.Option(min=1, help="requests that are decoded together")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="requests that are decoded together")] = 32,
 ) -> None:
     """Serve a model: OpenAI's API, a page to chat, classification and metrics. SCRATCHLM_API_KEY sets a key."""
     import uvicorn
@@ -56,7 +56,7 @@ def serve(
     style = prompt_style or style_of_params()
     check_style(style, text)
     ours = LanguageModel(model.resolve().name, for_inference(gpt), text, style)
-    limits = Limits(rows, WAITING_PER_ROW * rows, SECONDS)
+    limits = Limits(batch_size, WAITING_PER_REQUEST * batch_size, SECONDS)
     usual = in_project(CLASSIFIER)
     folder = classifier or (usual if tokenizer == in_project(TOKENIZER) and usual.exists() else None)
     classes = TextClassifier(folder.resolve().name, *load_text_classifier(folder, tokenizer)) if folder else None
@@ -81,7 +81,7 @@ def _listen(address: str) -> tuple[socket.socket, str]:
     """Take the address; before the model is loaded, since it may be refused. Raises UserError."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not host or not address.isascii() or not port.isdigit() or int(port) > 65535:
         raise UserError(f"--address is {address!r}; give a host and a port, such as 127.0.0.1:8000")
     try:
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -97,7 +97,7 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     other = [row for row in rows if not row.verdict and row.difference is not None]
     if not everything:
         other = [row for row in other if row.difference and not re.search(DERIVED, row.metric)]
-    names = [show(cut(revision.name, NAME_CHARACTERS)) for revision in (first, second)]
+    names = [show(display.shortened(revision.name, NAME_CHARACTERS)) for revision in (first, second)]
     title = f"{show(str(second))} compared with {show(str(first))}"
     parts = [f"### {title}" if markdown else title]
     if judged:
@@ -165,7 +165,7 @@ def _about(count: int) -> str:
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
     def value(of: Any) -> str:
-        return show(cut(format_number(of), VALUE_CHARACTERS))
+        return show(display.shortened(format_number(of), VALUE_CHARACTERS))
 
     def hash_(of: str | None) -> str:
         return show(format_number(of)[:HASH_CHARACTERS])
@@ -181,8 +181,3 @@ def first_few(names: Sequence[str]) -> str:
     """Return the first names and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def cut(text: str, characters: int) -> str:
-    """Return at most so many characters of a text, with … for the rest."""
-    return text if len(text) <= characters else text[: characters - 1] + "…"

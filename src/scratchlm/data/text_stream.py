@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from scratchlm.model.generate import cut_at
+
 INCOMPLETE = "\ufffd"  # what decoding shows for bytes that are no whole character
 
 
@@ -22,16 +24,16 @@ class TextStream:
         """The text that one more token makes certain."""
         self.token_ids.append(token_id)
         text = self._decode(self.token_ids)
-        found = [index for stop in self._stops if (index := text.find(stop)) >= 0]
-        if found:
+        cut = cut_at(text, self._stops)
+        if len(cut) < len(text):
             self.stopped = True
-            return self._next(text[: min(found)])
+            return self._next(cut)
         whole = text.rstrip(INCOMPLETE)
         begun = [n for stop in self._stops for n in range(1, len(stop)) if whole.endswith(stop[:n])]
         return self._next(whole[: len(whole) - max(begun, default=0)])
 
     def rest(self) -> str:
-        """What still waits when no more tokens come."""
+        """The text that was held back, when no more tokens come."""
         return "" if self.stopped else self._next(self._decode(self.token_ids))
 
     def _next(self, text: str) -> str:

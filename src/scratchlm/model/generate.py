@@ -35,6 +35,11 @@ class SamplingParams(Strict):
     top_p: Annotated[float, Field(ge=1e-6, le=1)]
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)]
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the most likely one, whatever the earlier tokens are."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
 
 GREEDY = SamplingParams(temperature=0.0, top_k=0, top_p=1.0, repetition_penalty=1.0)
 
@@ -102,6 +107,19 @@ def sample_tokens(logits: Tensor, sampling: SamplingParams, draws: Tensor | None
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
 
 
+def next_tokens(
+    logits: Tensor, tokens: Sequence[Sequence[int]], sampling: SamplingParams, generators: Sequence[torch.Generator]
+) -> list[int]:
+    """The next token of each row, chosen as `sampling` says: (B, V) logits -> B ids. Errors as sample_tokens.
+
+    tokens: all of each row so far. generators: one per row, from which it draws; none are needed at temperature 0.
+    """
+    if sampling.repetition_penalty != 1:
+        logits = penalise_repetition(logits, _seen(tokens, logits), sampling.repetition_penalty)
+    draws = uniform_draws(generators) if sampling.temperature else None
+    return sample_tokens(logits, sampling, draws).tolist()
+
+
 def finite_tokens(most_likely: Sequence[Sequence[float]]) -> list[int]:
     """Token ids from pairs of a logit and an id. Raises FloatingPointError if a logit is not a finite number."""
     if not all(math.isfinite(logit) for logit, _ in most_likely):
@@ -150,14 +168,11 @@ def generate(
         if not active:
             break
         sequences = {row: tokens[row] for row in active}
-        if sampling.temperature == 0 and sampling.repetition_penalty == 1:
+        if sampling.is_greedy:
             found = finite_tokens(state.most_likely(sequences))
         else:
-            logits = state.next_logits(sequences)
-            if sampling.repetition_penalty != 1:
-                logits = penalise_repetition(logits, _seen(tokens, active, logits), sampling.repetition_penalty)
-            draws = uniform_draws([generators[row] for row in active]) if sampling.temperature else None
-            found = sample_tokens(logits, sampling, draws).tolist()
+            own_generators = [generators[row] for row in active] if generators else []
+            found = next_tokens(state.next_logits(sequences), list(sequences.values()), sampling, own_generators)
         for row, token_id in zip(active, found, strict=True):
             if token_id == stopping.end_token_id:
                 finished[row] = True
@@ -231,8 +246,8 @@ class DecodeState:
         return self.cache
 
 
-def _seen(tokens: list[list[int]], active: list[int], logits: Tensor) -> Tensor:
+def _seen(tokens: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
     seen = torch.zeros_like(logits, dtype=torch.bool)
-    for index, row in enumerate(active):
-        seen[index, torch.tensor(tokens[row], device=logits.device)] = True
+    for row, token_ids in enumerate(tokens):
+        seen[row, torch.tensor(token_ids, device=logits.device)] = True
     return seen

@@ -11,9 +11,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from scratchlm.run.display import one_line, printable
+from scratchlm.run.display import one_line, printable, shortened
 
-TEMPLATE, STYLE = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "page.css"))
+TEMPLATE, *STYLES = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "palette.css", "page.css"))
 COLOUR = (47, 143, 211)  # visible on the page's light and its dark background
 LEGEND = (0.01, 0.05, 0.2, 0.5, 1.0)
 LIKELY = 3  # tokens that the table shows of each row
@@ -30,7 +30,7 @@ def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> st
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=Markup(STYLE.read_text(encoding="utf-8")),  # noqa: S704
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in STYLES)),  # noqa: S704
         title=title,
         text="".join(tokens),
         labels=labels,
@@ -45,7 +45,7 @@ def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> st
 def _label(token: str) -> str:
     """Return a token as a label: without the spaces around it, and not too long."""
     label = one_line(token).strip() or "\N{OPEN BOX}"
-    return label if len(label) <= LABEL_CHARACTERS else f"{label[: LABEL_CHARACTERS - 1]}…"
+    return shortened(label, LABEL_CHARACTERS)
 
 
 def _most(row: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+from scratchlm.run.display import shortened
 from scratchlm.tasks.calibration import CalibrationBin
 from scratchlm.tasks.intervals import share_interval
 from scratchlm.tasks.variants import ASSISTANT, BASE
@@ -119,7 +120,7 @@ def confusion_chart(name: str, counts: Mapping[tuple[str, str], int], classes: S
     Of more than a few classes, cells are smaller, without proportions, and empty where the count is 0.
     """
     few, two = len(classes) <= FEW_CLASSES, len(classes) == 2
-    names = [text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…" for text in classes]
+    names = [shortened(text, NAME_CHARACTERS) for text in classes]
     longest = 0.0 if two else INCHES_PER_CHARACTER * max(map(len, names))
     side = len(classes) * (CELL_INCHES[0] if two else CELL_INCHES[1] if few else CELL_INCHES[2])
     with _style():

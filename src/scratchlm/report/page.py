@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,13 +30,13 @@ from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.inputs import Report, preference_stages
 from scratchlm.report.tables import (
+    MAX_CHARACTERS,
     format_change,
     format_number,
     format_percent,
     format_points,
     format_signed,
     metric_tables,
-    shortened,
     thinned,
 )
 from scratchlm.report.variants import (
@@ -47,14 +48,14 @@ from scratchlm.report.variants import (
     roc_points,
     without_confusions,
 )
-from scratchlm.run.display import printable, without_secrets
+from scratchlm.run.display import printable, shortened, without_secrets
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.calibration import calibration_bins
 from scratchlm.training.schedule import learning_rate_at
 
-TEMPLATE, STYLE_SHEET, SCRIPT = (
-    Path(__file__).with_name(name) for name in ("page.html.jinja", "page.css", "page.js")
-)  # fmt: skip
+TEMPLATE, PALETTE, STYLE_SHEET, SCRIPT = (
+    Path(__file__).with_name(name) for name in ("page.html.jinja", "palette.css", "page.css", "page.js")
+)
 TABULATED = (
     "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
     "finetune_preference", "reward_model", "reinforce", "generate", "judge",
@@ -86,7 +87,7 @@ def render(report: Report) -> str:
         "number": format_number,
         "percent": format_percent,
         "points": format_points,
-        "shortened": shortened,
+        "shortened": partial(shortened, n_characters=MAX_CHARACTERS),
         "signed": format_signed,
         "without_secrets": lambda value: without_secrets(str(value)),
     }
@@ -96,7 +97,7 @@ def render(report: Report) -> str:
         **_results(report),
         report=report,
         params=report.params,
-        style=Markup(STYLE_SHEET.read_text(encoding="utf-8")),
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in (PALETTE, STYLE_SHEET))),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

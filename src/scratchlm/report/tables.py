@@ -65,11 +65,6 @@ def format_metric(name: str, value: Any) -> str:
     return format_percent(value) if name.rpartition(".")[2] in PERCENTAGES else format_number(value)
 
 
-def shortened(text: str) -> str:
-    """Return at most MAX_CHARACTERS of a text, with … for the rest."""
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1].rstrip() + "…"
-
-
 def thinned(rows: Sequence[Any], at_most: int) -> list[Any]:
     """Return at most `at_most` of the rows, evenly spaced, including the first and the last."""
     if len(rows) <= at_most:

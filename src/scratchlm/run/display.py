@@ -31,6 +31,11 @@ def one_line(text: str) -> str:
     return text.translate(_ONE_LINE)
 
 
+def shortened(text: str, n_characters: int) -> str:
+    """Return at most so many characters of a text, with … for the rest."""
+    return text if len(text) <= n_characters else f"{text[: n_characters - 1].rstrip()}…"
+
+
 def without_secrets(sentence: str) -> str:
     """Hide what follows the question mark of a URL, and a name and a password in it."""
     sentence = re.sub(r"://[^/\s'\"]*@", "://***@", sentence)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 from fastapi import Request as HTTPRequest
 from fastapi import Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from scratchlm.run.errors import explained
-from scratchlm.serving.bodies import Asked
-from scratchlm.serving.engine import News, Request
+from scratchlm.serving.bodies import GenerationBody
+from scratchlm.serving.engine import Request, Update
 from scratchlm.serving.guard import error_response
 from scratchlm.serving.service import Answer, Service
 
@@ -22,7 +23,7 @@ CLIENT_GONE = 499  # of nginx; nobody reads it
 T = TypeVar("T")
 
 
-class Wording(NamedTuple):
+class ResponseFormat(NamedTuple):
     """How an endpoint words its answers: the prefix of their names, their type, and the type of a streamed piece."""
 
     prefix: str
@@ -40,49 +41,62 @@ class Wording(NamedTuple):
         return {"index": 0, **said, "logprobs": None, "finish_reason": reason}
 
 
-COMPLETION = Wording("cmpl-", "text_completion", "text_completion", is_chat=False)
-CHAT = Wording("chatcmpl-", "chat.completion", "chat.completion.chunk", is_chat=True)
+COMPLETION = ResponseFormat("cmpl-", "text_completion", "text_completion", is_chat=False)
+CHAT = ResponseFormat("chatcmpl-", "chat.completion", "chat.completion.chunk", is_chat=True)
 
 
-async def respond(service: Service, request: Request, wording: Wording, body: Asked, http: HTTPRequest) -> Response:
+class AnswerStream(StreamingResponse):
+    """Server-sent events of an answer, which is left when the client goes, before the first event, too."""
+
+    def __init__(self, answer: Answer, pieces: AsyncIterator[str]) -> None:
+        super().__init__(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self.answer:
+            await super().__call__(scope, receive, send)
+
+
+async def respond(
+    service: Service, request: Request, form: ResponseFormat, body: GenerationBody, http: HTTPRequest
+) -> Response:
     """Answer when all is there, or piece by piece if the body asks for a stream. Raises Busy."""
-    names = {"id": wording.prefix + secrets.token_hex(12), "created": int(time.time()), "model": body.model}
+    names = {"id": form.prefix + secrets.token_hex(12), "created": int(time.time()), "model": body.model}
     answer = service.submit(request)
     if body.stream:
         wants_usage = body.stream_options is not None and body.stream_options.include_usage
-        pieces = _pieces(answer, {**names, "object": wording.piece}, wording, wants_usage=wants_usage)
-        return StreamingResponse(pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        pieces = _pieces(answer, {**names, "object": form.piece}, form, wants_usage=wants_usage)
+        return AnswerStream(answer, pieces)
     with answer:
-        news = await _unless_gone(http, answer.next())
-    if news is None:
+        update = await _unless_gone(http, answer.next())
+    if update is None:
         return Response(status_code=CLIENT_GONE)
-    if error := _error_of(news, service):
+    if error := _error_of(update, service):
         return error
-    choices = [wording.choice(news.text, str(news.ended))]
-    return JSONResponse({**names, "object": wording.answer, "choices": choices, "usage": _usage(request)})
+    choices = [form.choice(update.text, str(update.finish_reason))]
+    return JSONResponse({**names, "object": form.answer, "choices": choices, "usage": _usage(request)})
 
 
 async def _pieces(
-    answer: Answer, names: dict[str, Any], wording: Wording, *, wants_usage: bool
+    answer: Answer, names: dict[str, Any], form: ResponseFormat, *, wants_usage: bool
 ) -> AsyncIterator[str]:  # fmt: skip
     """Server-sent events: the text as it comes, then why it has ended, how much it was, and the end."""
-    if wording.is_chat:
+    if form.is_chat:
         said = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         yield _event({**names, "choices": [said]})
-    with answer:
-        while True:
-            news = await answer.next()
-            if error := _error_of(news, answer.service):
-                yield f"data: {bytes(error.body).decode()}\n\n"
-                break
-            if news.text:
-                yield _event({**names, "choices": [wording.delta(news.text, None)]})
-            if news.ended:
-                yield _event({**names, "choices": [wording.delta("", str(news.ended))]})
-                break
-        if wants_usage:
-            yield _event({**names, "choices": [], "usage": _usage(answer.request)})
-        yield "data: [DONE]\n\n"
+    while True:
+        update = await answer.next()
+        if error := _error_of(update, answer.service):
+            yield f"data: {bytes(error.body).decode()}\n\n"
+            break
+        if update.text:
+            yield _event({**names, "choices": [form.delta(update.text, None)]})
+        if update.finish_reason:
+            yield _event({**names, "choices": [form.delta("", str(update.finish_reason))]})
+            break
+    if wants_usage:
+        yield _event({**names, "choices": [], "usage": _usage(answer.request)})
+    yield "data: [DONE]\n\n"
 
 
 def _event(value: dict[str, Any]) -> str:
@@ -94,13 +108,15 @@ def _usage(request: Request) -> dict[str, int]:
     return {"prompt_tokens": n_prompt, "completion_tokens": n_new, "total_tokens": n_prompt + n_new}
 
 
-def _error_of(news: News, service: Service) -> JSONResponse | None:
+def _error_of(update: Update, service: Service) -> JSONResponse | None:
     """The error that has ended an answer, if one has."""
-    if news.ended == "timeout":
+    if update.finish_reason == "timeout":
         message = f"the answer took more than {service.limits.seconds:.0f} seconds; ask for fewer tokens"
         return error_response(504, message, "timeout")
-    if isinstance(news.ended, Exception):
-        return error_response(500, explained(news.ended) or f"a defect: {news.ended!r}", "internal_error")
+    if isinstance(update.finish_reason, Exception):
+        return error_response(
+            500, explained(update.finish_reason) or f"a defect: {update.finish_reason!r}", "internal_error"
+        )
     return None
 
 

@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from scratchlm.data.prompts import encode_conversation
 from scratchlm.run.errors import UserError
@@ -27,6 +27,10 @@ LOCAL_NAMES = ["localhost", "127.0.0.1", "[::1]"]
 COMPLETION_TOKENS = 16  # of a completion that names no limit, as in OpenAI's API
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 SHOWN_MISTAKES = 3
+
+
+class NotServed(Exception):
+    """A model that this server does not have."""
 
 
 def make_app(service: Service, classifier: TextClassifier | None, key: str | None, *, is_local: bool) -> FastAPI:
@@ -43,10 +47,11 @@ def make_app(service: Service, classifier: TextClassifier | None, key: str | Non
         service.close()
 
     # The pages of documentation that FastAPI would add load scripts from other sites
-    app = FastAPI(title="scratchlm", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, key=key, count=lambda path, status: service.requests.labels(path, status).inc())
-    if is_local:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)
+    app = FastAPI(title="scratchlm", version=version("scratchlm"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(
+        Guard, key=key, hosts=LOCAL_NAMES if is_local else None,
+        count=lambda path, status: service.requests.labels(path, status).inc(),
+    )  # fmt: skip
     _add_errors(app)
     _add_pages(app, service)
     _add_texts(app, service)
@@ -74,15 +79,17 @@ def _add_texts(app: FastAPI, service: Service) -> None:
         prompt = body.prompt
         if isinstance(prompt, str):
             prompt = ours.tokenizer.begin_ids + ours.tokenizer.encode(prompt)
-        request = service.request(prompt, body, body.max_tokens or COMPLETION_TOKENS)
+        rest = max(1, ours.model.config.context_length - len(prompt))
+        request = service.request(prompt, body, body.max_tokens or min(COMPLETION_TOKENS, rest))
         return await respond(service, request, COMPLETION, body, http)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, http: HTTPRequest) -> Response:
         _check_name(body.model, ours.name)
-        if ours.style is None:
-            raise UserError(f"{ours.name} has no prompt style for chats; start the server with --prompt-style")
-        prompt = encode_conversation([message.pair() for message in body.messages], ours.style, ours.tokenizer)
+        messages = [message.pair() for message in body.messages]
+        if ours.style != "chatml" and any(role == "system" for role, _ in messages):
+            raise UserError(f"the prompt style {ours.style} has no system message; leave it out")
+        prompt = encode_conversation(messages, ours.style, ours.tokenizer)
         request = service.request(prompt, body, body.max_completion_tokens or body.max_tokens)
         return await respond(service, request, CHAT, body, http)
 
@@ -91,7 +98,7 @@ def _add_classes(app: FastAPI, service: Service, classifier: TextClassifier | No
     @app.post("/v1/classify")
     async def classify(body: ClassifyBody) -> dict[str, Any]:
         if classifier is None:
-            raise HTTPException(404, "no classifier is served; start the server with --classifier")
+            raise NotServed("no classifier is served; start the server with --classifier")
         _check_name(body.model, classifier.name)
         texts = [body.input] if isinstance(body.input, str) else body.input
         found, cut = await asyncio.wrap_future(service.engine.call(lambda: classifier.probabilities(texts)))
@@ -104,15 +111,21 @@ def _add_classes(app: FastAPI, service: Service, classifier: TextClassifier | No
 
 
 def _add_pages(app: FastAPI, service: Service) -> None:
-    page = files("scratchlm.serving").joinpath("chat.html").read_text(encoding="utf-8")
+    page, palette = (
+        files(package).joinpath(name).read_text(encoding="utf-8")
+        for package, name in (("scratchlm.serving", "chat.html"), ("scratchlm.report", "palette.css"))
+    )
+    page = page.replace("/* palette.css */", palette)
 
     @app.get("/")
     async def chat_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health() -> Response:
+        if not service.engine.is_alive:
+            return error_response(503, "decoding has ended by a defect; start the server again", "dead")
+        return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -121,7 +134,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
 def _check_name(asked: str, served: str) -> None:
     if asked != served:
-        raise HTTPException(404, f"the model {asked!r} is not served here; ask for {served!r}")
+        raise NotServed(f"the model {asked!r} is not served here; ask for {served!r}")
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -131,18 +144,18 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(_: HTTPRequest, error: UserError) -> Response:
         return error_response(400, str(error), "invalid_request")
 
+    @app.exception_handler(NotServed)
+    async def not_served(_: HTTPRequest, error: NotServed) -> Response:
+        return error_response(404, str(error), "model_not_found")
+
     @app.exception_handler(Busy)
     async def busy(_: HTTPRequest, error: Busy) -> Response:
         return error_response(429, "as many requests wait as may; try again in a second", "queue_full")
 
     @app.exception_handler(HTTPException)
     async def http_error(http: HTTPRequest, error: HTTPException) -> Response:
-        if error.detail == HTTPStatus(error.status_code).phrase:  # of the router, which says no more
-            paths = "see /openapi.json for what there is"
-            return error_response(
-                error.status_code, f"{http.method} {http.url.path}: {error.detail}; {paths}", "no_such_path"
-            )
-        return error_response(error.status_code, str(error.detail), "model_not_found")
+        sentence = f"{http.method} {http.url.path}: {error.detail}; /openapi.json lists what there is"
+        return error_response(error.status_code, sentence, HTTPStatus(error.status_code).name.lower())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HTTPRequest, error: RequestValidationError) -> Response:

@@ -1,7 +1,7 @@
-"""What clients may ask: the bodies of OpenAI's API, as far as a small model can answer them.
+"""The request bodies of OpenAI's API, as far as a small model can answer them.
 
 Source: OpenAI's API reference, Completions and Chat Completions. top_k and repetition_penalty are ours, as they are of
-other servers of that API. What would change an answer and is not supported is refused, and never ignored.
+other servers of that API. Fields that are not supported are refused, unless they change no answer.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,12 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from scratchlm.model.generate import SamplingParams, Temperature
 
-# Fields with the values that ask for nothing
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+# Fields that change no answer
+HARMLESS = {
+    "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "verbosity",
+}  # fmt: skip
+# Unsupported fields, with the values that ask for nothing
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (0,),
-    "logit_bias": ({},), "presence_penalty": (0,), "frequency_penalty": (0,), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none",), "function_call": ("none",), "response_format": ({"type": "text"},),
-    "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (),
+    "logit_bias": ({},), "presence_penalty": (0, 0.0), "frequency_penalty": (0, 0.0), "tools": ([],),
+    "functions": ([],), "tool_choice": ("none",), "function_call": ("none",), "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
 }  # fmt: skip
 MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 MAX_TEXTS = 256  # of one classification
@@ -31,8 +36,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class Asked(Body):
-    """What completions and chats have in common. temperature 0, the default, is greedy."""
+class GenerationBody(Body):
+    """The fields that completions and chats share. temperature 0, the default, is greedy."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Temperature | None = None
@@ -45,9 +50,10 @@ class Asked(Body):
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
-    def check(self) -> "Asked":
+    def check(self) -> "GenerationBody":
         for name, value in (self.model_extra or {}).items():
-            if value is not None and value not in UNSUPPORTED.get(name, (value,)):
+            is_neutral = any(type(value) is type(it) and value == it for it in NEUTRAL.get(name, ()))  # 0 is not False
+            if value is not None and name not in HARMLESS and not is_neutral:
                 raise ValueError(f"{name} is not supported by this server; leave it out")
         stops = self.stops()
         if len(stops) > MAX_STOPS or not all(0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
@@ -66,7 +72,7 @@ class Asked(Body):
         )
 
 
-class CompletionBody(Asked):
+class CompletionBody(GenerationBody):
     """prompt: text, or the token ids of one prompt."""
 
     prompt: str | Annotated[list[int], Field(min_length=1)]
@@ -87,7 +93,7 @@ class Message(BaseModel):
         return ("system" if self.role == "developer" else self.role), text
 
 
-class ChatBody(Asked):
+class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 

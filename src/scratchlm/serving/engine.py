@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import most_likely
-from scratchlm.arithmetic.random import uniform_draws
 from scratchlm.data.text_stream import TextStream
-from scratchlm.model.generate import DecodeState, SamplingParams, finite_tokens, penalise_repetition, sample_tokens
+from scratchlm.model.generate import DecodeState, SamplingParams, finite_tokens, next_tokens
 from scratchlm.model.gpt import GPTModel
 
 PROMPT_TOKENS = 4096  # of new requests that are read before the others get their next token
 
-Reason = Literal["stop", "length", "timeout"]
+FinishReason = Literal["stop", "length", "timeout"]
 
 
 class Limits(NamedTuple):
-    """rows: requests that are decoded together. waiting: those that wait for a row. seconds: from asking to the end."""
+    """batch_size: requests that are decoded together. waiting: others. seconds: from a request to its answer's end."""
 
-    rows: int
+    batch_size: int
     waiting: int
     seconds: float
 
@@ -36,7 +35,7 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Request:
-    """What one client asks. prompt and max_new_tokens together fit the context.
+    """The request of one client. prompt and max_new_tokens together fit the context.
 
     seed: of the draws. whole: the text is wanted once, at the end. is_cancelled: set by whoever no longer wants it.
     """
@@ -56,12 +55,12 @@ class Request:
         return [*self.prompt, *self.stream.token_ids]
 
 
-class News(NamedTuple):
-    """More text of a request. ended: why it has ended, an error included, or None."""
+class Update(NamedTuple):
+    """More text of a request. finish_reason: why it has ended, an error included; None before."""
 
     request: Request
     text: str
-    ended: Reason | Exception | None
+    finish_reason: FinishReason | Exception | None
 
 
 class Engine:
@@ -71,7 +70,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: GPTModel, end_token_id: int, limits: Limits, deliver: Callable[[list[News]], object]
+        self, model: GPTModel, end_token_id: int, limits: Limits, deliver: Callable[[list[Update]], None]
     ) -> None:  # fmt: skip
         self.model, self.end_token_id, self.limits, self.deliver = model, end_token_id, limits, deliver
         self._changed = Condition()
@@ -91,6 +90,10 @@ class Engine:
     @property
     def n_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     def submit(self, request: Request) -> None:
         """Let the request wait for its turn. Raises Busy."""
@@ -113,7 +116,7 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """End the thread after the step that it computes; what is left gets no more news."""
+        """End the thread after the step that it computes; what is left gets no more updates."""
         with self._changed:
             self._is_closing = True
             self._changed.notify()
@@ -125,7 +128,7 @@ class Engine:
                 self._changed.wait_for(lambda: self._is_closing or self._calls or self._waiting or self._active)
                 if self._is_closing:
                     return
-                news = self._dropped()
+                updates = self._dropped()
                 calls, new = list(self._calls), self._admitted()
                 self._calls.clear()
             for function, future in calls:
@@ -135,15 +138,15 @@ class Engine:
                     except Exception as error:  # noqa: BLE001 (the caller raises it)
                         future.set_exception(error)
             try:
-                self._step(new, news)
+                self._step(new, updates)
             except Exception as error:  # noqa: BLE001 (every client is told, and the next ones are served)
-                news += [News(request, "", error) for request in dict.fromkeys([*self._active.values(), *new])]
+                updates += [Update(request, "", error) for request in dict.fromkeys([*self._active.values(), *new])]
                 self._active, self._state = {}, DecodeState(self.model)
-            if news:
-                self.deliver(news)
+            if updates:
+                self.deliver(updates)
 
-    def _dropped(self) -> list[News]:
-        """Leave out the requests whose client has gone or whose time is over; news for the latter."""
+    def _dropped(self) -> list[Update]:
+        """Leave out the requests whose client has gone or whose time is over; updates for the latter."""
         now = time.monotonic()
         requests = [*self._active.values(), *self._waiting]
         late = [request for request in requests if request.ends_at < now and not request.is_cancelled]
@@ -151,13 +154,13 @@ class Engine:
         if gone:
             self._active = {row: request for row, request in self._active.items() if request not in gone}
             self._waiting = deque(request for request in self._waiting if request not in gone)
-        return [News(request, request.text + request.stream.rest(), "timeout") for request in late]
+        return [Update(request, request.text + request.stream.rest(), "timeout") for request in late]
 
     def _admitted(self) -> list[Request]:
         """Take from the queue those for which there are rows."""
         new: list[Request] = []
         n_tokens = 0
-        while self._waiting and len(self._active) + len(new) < self.limits.rows:
+        while self._waiting and len(self._active) + len(new) < self.limits.batch_size:
             n_tokens += len(self._waiting[0].prompt)
             if new and n_tokens > PROMPT_TOKENS:
                 break
@@ -165,16 +168,16 @@ class Engine:
         return new
 
     @torch.no_grad()
-    def _step(self, new: list[Request], news: list[News]) -> None:
-        """One token for each active request, and the first one of the new; what clients hear is appended to `news`."""
+    def _step(self, new: list[Request], updates: list[Update]) -> None:
+        """One token for each active request, and the first one of the new. Appends to `updates`."""
         found: list[tuple[int, Request, int]] = []
         if self._active:
             rows = {row: request.tokens() for row, request in self._active.items()}
             requests = list(self._active.values())
-            if all(_is_greedy(request) for request in requests):
+            if all(request.sampling.is_greedy for request in requests):
                 token_ids = finite_tokens(self._state.most_likely(rows))
             else:
-                token_ids = _chosen(self._state.next_logits(rows), requests)
+                token_ids = _next_tokens(self._state.next_logits(rows), requests)
             found += zip(rows, requests, token_ids, strict=True)
         else:
             self._state = DecodeState(self.model)
@@ -183,46 +186,36 @@ class Engine:
             self._n_rows += len(new)
             logits = self._state.add({row: list(request.prompt) for row, request in added.items()})
             self._active |= added
-            found += zip(added, new, _chosen(logits, new), strict=True)
+            found += zip(added, new, _next_tokens(logits, new), strict=True)
         for row, request, token_id in found:
-            self._advance(row, request, token_id, news)
+            self._advance(row, request, token_id, updates)
 
-    def _advance(self, row: int, request: Request, token_id: int, news: list[News]) -> None:
-        ended: Reason | None = None
+    def _advance(self, row: int, request: Request, token_id: int, updates: list[Update]) -> None:
+        finish_reason: FinishReason | None = None
         text = ""
         if token_id == self.end_token_id:
-            ended = "stop"
+            finish_reason = "stop"
         else:
             text = request.stream.add(token_id)
             if request.stream.stopped:
-                ended = "stop"
+                finish_reason = "stop"
             elif len(request.stream.token_ids) == request.max_new_tokens:
-                ended = "length"
-        if ended:
+                finish_reason = "length"
+        if finish_reason:
             del self._active[row]
             text += request.stream.rest()
         if request.whole:
             request.text += text
-            text = request.text if ended else ""
-        if text or ended:
-            news.append(News(request, text, ended))
+            text = request.text if finish_reason else ""
+        if text or finish_reason:
+            updates.append(Update(request, text, finish_reason))
 
 
-def _is_greedy(request: Request) -> bool:
-    return request.sampling.temperature == 0 and request.sampling.repetition_penalty == 1
-
-
-def _chosen(logits: Tensor, requests: list[Request]) -> list[int]:
-    """The next token of each request, as model.generate.generate chooses it: (B, V) -> B ids."""
-    if all(map(_is_greedy, requests)):
+def _next_tokens(logits: Tensor, requests: list[Request]) -> list[int]:
+    """The next token of each request, each with its own settings: (B, V) -> B ids."""
+    if all(request.sampling.is_greedy for request in requests):
         return finite_tokens(most_likely(logits).tolist())
     found = []
     for row, request in zip(logits, requests, strict=True):
-        one = row[None]
-        if request.sampling.repetition_penalty != 1:
-            seen = torch.zeros_like(one, dtype=torch.bool)
-            seen[0, torch.tensor(request.tokens(), device=one.device)] = True
-            one = penalise_repetition(one, seen, request.sampling.repetition_penalty)
-        draws = uniform_draws([request.generator]) if request.sampling.temperature else None
-        found += sample_tokens(one, request.sampling, draws).tolist()
+        found += next_tokens(row[None], [request.tokens()], request.sampling, [request.generator])
     return found

@@ -1,8 +1,9 @@
-"""What stands before the application: the key, and limits on what a client may send."""
+"""The key, the host names and the limits on requests, checked before the application."""
 
 import asyncio
+import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -22,13 +23,16 @@ def error_response(status: int, message: str, code: str) -> JSONResponse:
 
 
 class Guard:
-    """Hands over requests with the right key, once their body is whole, and counts all.
+    """Hands over requests with the right key and host name, once their body is whole, and counts all.
 
-    key: None lets everybody in. count: called with the path and the status of each response.
+    key: None lets everybody in. hosts: the names that clients may use for this machine, None for all.
+    count: called with the path and the status of each response.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None, count: Callable[[str, int], None]) -> None:
-        self.app, self.key, self.count = app, key, count
+    def __init__(
+        self, app: ASGIApp, key: str | None, hosts: Sequence[str] | None, count: Callable[[str, int], None]
+    ) -> None:  # fmt: skip
+        self.app, self.key, self.hosts, self.count = app, key, hosts, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,6 +48,10 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        host = re.sub(r":\d*$", "", headers.get(b"host", b"").decode("latin-1").lower())
+        if self.hosts is not None and host not in self.hosts:
+            sentence = f"this server answers to {', '.join(self.hosts)} only; use one of these names"
+            return await error_response(400, sentence, "invalid_host")(scope, receive, send)
         if self.key and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
             refusal = error_response(
                 401, "wrong or missing key; send it as `Authorization: Bearer KEY`", "invalid_api_key"

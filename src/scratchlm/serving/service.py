@@ -13,19 +13,19 @@ from scratchlm.data.text_stream import TextStream
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.serving.bodies import Asked
-from scratchlm.serving.engine import Engine, Limits, News, Request
+from scratchlm.serving.bodies import GenerationBody
+from scratchlm.serving.engine import Engine, Limits, Request, Update
 
 SEED_BITS = 63
 
 
 class LanguageModel(NamedTuple):
-    """name: in the API. model: of fast.decoding.for_inference. style: the prompts of chats, None for no chats."""
+    """name: in the API. model: of fast.decoding.for_inference. style: of the prompts of chats."""
 
     name: str
     model: GPTModel
     tokenizer: Tokenizer
-    style: PromptStyle | None
+    style: PromptStyle
 
 
 class TextClassifier(NamedTuple):
@@ -37,9 +37,9 @@ class TextClassifier(NamedTuple):
 
 
 class Answer:
-    """What comes for one request. Leaving the `with` block before its end frees the row."""
+    """The updates of one request. Leaving the `with` block before its end frees the row."""
 
-    def __init__(self, service: "Service", request: Request, queue: "asyncio.Queue[News]") -> None:
+    def __init__(self, service: "Service", request: Request, queue: "asyncio.Queue[Update]") -> None:
         self.service, self.request, self._queue = service, request, queue
         self._started, self._n_counted = time.monotonic(), 0
 
@@ -49,18 +49,18 @@ class Answer:
     def __exit__(self, *_: object) -> None:
         self.service.forget(self.request)
 
-    async def next(self) -> News:
-        """The next piece of the text; none comes after one that has ended."""
-        news, counts = await self._queue.get(), self.service
-        if not self._n_counted:
-            counts.prompt_tokens.inc(len(self.request.prompt))
-            counts.first_text.observe(time.monotonic() - self._started)
+    async def next(self) -> Update:
+        """The next update; none comes after one with a finish_reason."""
+        update, service = await self._queue.get(), self.service
         n_new = len(self.request.stream.token_ids)
-        counts.new_tokens.inc(n_new - self._n_counted)
+        if n_new and not self._n_counted:
+            service.prompt_tokens.inc(len(self.request.prompt))
+            service.first_text.observe(time.monotonic() - self._started)
+        service.new_tokens.inc(n_new - self._n_counted)
         self._n_counted = n_new
-        if news.ended:
-            counts.duration.observe(time.monotonic() - self._started)
-        return news
+        if update.finish_reason:
+            service.duration.observe(time.monotonic() - self._started)
+        return update
 
 
 class Service:
@@ -68,7 +68,7 @@ class Service:
 
     def __init__(self, language_model: LanguageModel, limits: Limits) -> None:
         self.language_model, self.limits = language_model, limits
-        self._queues: dict[Request, asyncio.Queue[News]] = {}
+        self._queues: dict[Request, asyncio.Queue[Update]] = {}
         self._engine: Engine | None = None
         self.registry = CollectorRegistry()
         at = self.registry
@@ -91,14 +91,16 @@ class Service:
         """Start to decode; called in the event loop."""
         loop = asyncio.get_running_loop()
         model, tokenizer = self.language_model.model, self.language_model.tokenizer
-        self._engine = Engine(
-            model, tokenizer.end_token_id, self.limits, lambda news: loop.call_soon_threadsafe(self._dispatch, news)
-        )
+
+        def deliver(updates: list[Update]) -> None:
+            loop.call_soon_threadsafe(self._dispatch, updates)
+
+        self._engine = Engine(model, tokenizer.end_token_id, self.limits, deliver)
 
     def close(self) -> None:
         self.engine.close()
 
-    def request(self, prompt: list[int], body: Asked, max_new_tokens: int | None) -> Request:
+    def request(self, prompt: list[int], body: GenerationBody, max_new_tokens: int | None) -> Request:
         """The request for an answer to `prompt`. max_new_tokens: None for what fits the context. Raises UserError."""
         context = self.language_model.model.config.context_length
         rest = context - len(prompt)
@@ -126,7 +128,7 @@ class Service:
         request.is_cancelled = True
         self._queues.pop(request, None)
 
-    def _dispatch(self, found: list[News]) -> None:
-        for news in found:
-            if queue := self._queues.get(news.request):
-                queue.put_nowait(news)
+    def _dispatch(self, updates: list[Update]) -> None:
+        for update in updates:
+            if queue := self._queues.get(update.request):
+                queue.put_nowait(update)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scratchlm.compare.text import cut, first_few
+from scratchlm.compare.text import first_few
+from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_csv, read_json, read_table
 from scratchlm.run.nested import leaves
@@ -156,7 +157,7 @@ def _up_to(gaps: Sequence[float | None]) -> str:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    return cut(str(values.get(key, "nothing")), SHOWN_CHARACTERS)
+    return shortened(str(values.get(key, "nothing")), SHOWN_CHARACTERS)
 
 
 def _counted(n: int, noun: str) -> str:

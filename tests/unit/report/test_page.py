@@ -26,7 +26,8 @@ from scratchlm.report.answers import answered_tasks, examples
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.inputs import Inputs, collect
 from scratchlm.report.page import learning_rates, render
-from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, shortened, thinned
+from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, thinned
+from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
@@ -869,8 +870,8 @@ def test_numbers_have_four_digits_and_shares_one_decimal() -> None:
 
 
 def test_long_texts_end_in_an_ellipsis_and_long_lists_keep_both_ends() -> None:
-    assert shortened("a" * 400) == "a" * 400
-    assert shortened("a" * 401) == "a" * 399 + "…"
+    assert shortened("a" * 400, 400) == "a" * 400
+    assert shortened("a" * 401, 400) == "a" * 399 + "…"
     assert thinned(range(100), 4) == [0, 33, 66, 99]
     assert thinned([1, 2], 4) == [1, 2]
 

@@ -23,7 +23,7 @@ from scratchlm.serving.engine import Limits
 from scratchlm.serving.service import LanguageModel, Service, TextClassifier
 
 CONTEXT = 96
-USUAL = Limits(rows=8, waiting=32, seconds=60.0)
+USUAL = Limits(batch_size=8, waiting=32, seconds=60.0)
 CLASSIFIER = TextClassifier(
     "sorter", ["no", "yes"], lambda texts: ([[0.25, 0.75]] * len(texts), [len(text) > 9 for text in texts])
 )
@@ -128,7 +128,8 @@ def test_a_completion_stops_at_a_string_or_at_the_end_of_the_context(
     )
 
 
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+SYSTEM = {"role": "system", "content": "Be brief."}
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.mark.parametrize(
@@ -137,6 +138,9 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
         ("chat/completions", CHAT | {"model": "gpt-4"}, 404, "the model 'gpt-4' is not served here; ask for 'tiny'"),
         ("chat/completions", CHAT | {"n": 2}, 400, "n is not supported by this server; leave it out"),
         ("chat/completions", CHAT | {"tools": [{}]}, 400, "tools is not supported"),
+        ("chat/completions", CHAT | {"min_p": 0.1}, 400, "min_p is not supported"),
+        ("completions", {"model": "tiny", "prompt": "a", "logprobs": 0}, 400, "logprobs is not supported"),
+        ("chat/completions", CHAT | {"messages": [SYSTEM, *CHAT["messages"]]}, 400, "alpaca has no system message"),
         ("chat/completions", CHAT | {"temperature": -1}, 400, "temperature: "),
         ("chat/completions", CHAT | {"stop": [""]}, 400, "stop must have at most 4 strings of 1 to 200 characters"),
         ("chat/completions", CHAT | {"messages": []}, 400, "messages: "),
@@ -159,7 +163,7 @@ def test_what_cannot_be_answered_is_one_sentence(address: str, path: str, body: 
 
 def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
     idle: dict[str, Any] = {"n": 1, "presence_penalty": 0, "logit_bias": {}, "user": "me", "stop": None}
-    parts: Any = [{"role": "developer", "content": "x"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     client.chat.completions.create(model="tiny", messages=parts, max_tokens=1, **idle)
 
 
@@ -218,7 +222,8 @@ def test_a_key_is_asked_for_and_other_names_of_this_machine_are_refused(serving:
             assert httpx.get(address + path, headers=right).status_code == 200
             assert httpx.get(address + path, headers=wrong).status_code == httpx.get(address + path).status_code == 401
         assert httpx.get(f"{address}/health").json() == {"status": "ok"}
-        assert httpx.get(f"{address}/health", headers={"Host": "evil.example"}).status_code == 400
+        refused = httpx.get(f"{address}/health", headers={"Host": "evil.example:80"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_host")
 
 
 def test_a_request_too_large_or_too_slow_is_refused(address: str, monkeypatch: Any) -> None:

@@ -11,12 +11,12 @@ from scratchlm.data.text_stream import TextStream
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.serving.engine import Busy, Engine, Limits, News, Request
+from scratchlm.serving.engine import Busy, Engine, Limits, Request, Update
 
 END = 10
-USUAL = Limits(rows=4, waiting=100, seconds=60.0)
+USUAL = Limits(batch_size=4, waiting=100, seconds=60.0)
 SAMPLED = SamplingParams(temperature=1.5, top_k=8, top_p=0.95, repetition_penalty=1.3)
-Start = Callable[..., tuple[Engine, "queue.Queue[News]"]]
+Start = Callable[..., tuple[Engine, "queue.Queue[Update]"]]
 
 
 def letters(token_ids: list[int]) -> str:
@@ -40,8 +40,8 @@ def start(model: GPTModel) -> Iterator[Start]:
     """A function that starts an engine and returns it with the queue of its news."""
     engines: list[Engine] = []
 
-    def started(limits: Limits = USUAL) -> tuple[Engine, queue.Queue[News]]:
-        news: queue.Queue[News] = queue.Queue()
+    def started(limits: Limits = USUAL) -> tuple[Engine, queue.Queue[Update]]:
+        news: queue.Queue[Update] = queue.Queue()
         engines.append(
             Engine(for_inference(model), END, limits, lambda found: [news.put(one) for one in found] and None)
         )
@@ -76,7 +76,7 @@ def test_answers_are_those_of_each_prompt_alone_in_whatever_order_they_come(
     engine, news = start()
     prompts = [[(3 * i + j) % 10 for j in range(1 + 5 * i % 7)] for i in range(14)]
     requests = [asked(prompt, 3 + 7 * i % 11, sampling) for i, prompt in enumerate(prompts)]
-    found: dict[Request, News] = {}
+    found: dict[Request, Update] = {}
     for request in requests[:9]:
         engine.submit(request)
     for request in requests[9:]:  # each joins where another has ended
@@ -88,9 +88,9 @@ def test_answers_are_those_of_each_prompt_alone_in_whatever_order_they_come(
         stopping = Stopping(request.max_new_tokens, END)
         (alone,) = generate(model, [request.prompt], stopping, sampling, seeds=[request.seed])
         assert found[request].text == letters(alone.token_ids)
-        assert found[request].ended == ("stop" if alone.finished else "length")
+        assert found[request].finish_reason == ("stop" if alone.finished else "length")
     assert engine.n_active == engine.n_waiting == 0
-    assert {news.ended for news in found.values()} == {"stop", "length"} or sampling == GREEDY
+    assert {news.finish_reason for news in found.values()} == {"stop", "length"} or sampling == GREEDY
 
 
 def test_a_stop_string_ends_an_answer_and_pieces_make_the_same_text(start: Start) -> None:
@@ -100,14 +100,14 @@ def test_a_stop_string_ends_an_answer_and_pieces_make_the_same_text(start: Start
     stop = text[7:9]
     pieces = []
     engine.submit(asked([3, 2], 20, SAMPLED, stops=(stop,), whole=False))
-    while not pieces or not pieces[-1].ended:
+    while not pieces or not pieces[-1].finish_reason:
         pieces.append(news.get(timeout=30))
-    assert len(pieces) > 2 and pieces[-1].ended == "stop"
+    assert len(pieces) > 2 and pieces[-1].finish_reason == "stop"
     assert "".join(piece.text for piece in pieces) == text[: text.index(stop)]
 
 
 def test_only_so_many_requests_wait_and_those_whose_client_has_gone_make_room(start: Start) -> None:
-    engine, news = start(Limits(rows=1, waiting=2, seconds=60.0))
+    engine, news = start(Limits(batch_size=1, waiting=2, seconds=60.0))
     gate = Gate(engine)
     requests = [asked([1], 4), asked([2], 4)]
     for request in requests:
@@ -122,7 +122,7 @@ def test_only_so_many_requests_wait_and_those_whose_client_has_gone_make_room(st
 
 
 def test_a_request_ends_when_its_time_is_over_whether_it_waits_or_is_decoded(start: Start) -> None:
-    engine, news = start(Limits(rows=1, waiting=2, seconds=60.0))
+    engine, news = start(Limits(batch_size=1, waiting=2, seconds=60.0))
     gate = Gate(engine)
     decoded, waits = asked([1], 60), asked([2], 60)
     for request in (decoded, waits):
@@ -130,7 +130,7 @@ def test_a_request_ends_when_its_time_is_over_whether_it_waits_or_is_decoded(sta
     waits.ends_at = time.monotonic() - 1
     gate.open()
     first = news.get(timeout=30)
-    assert (first.request, first.text, first.ended) == (waits, "", "timeout")
+    assert (first.request, first.text, first.finish_reason) == (waits, "", "timeout")
     assert news.get(timeout=30).request is decoded
     gate = Gate(engine)
     engine.submit(late := asked([1], 60))
@@ -139,7 +139,7 @@ def test_a_request_ends_when_its_time_is_over_whether_it_waits_or_is_decoded(sta
     late.ends_at = time.monotonic() - 1
     gate.open()
     found = news.get(timeout=30)
-    assert (found.request, found.ended) == (late, "timeout") and 0 < len(found.text) < 60
+    assert (found.request, found.finish_reason) == (late, "timeout") and 0 < len(found.text) < 60
 
 
 def test_a_step_that_fails_ends_its_requests_and_the_next_ones_are_answered(start: Start, model: GPTModel) -> None:
@@ -154,7 +154,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_are_answered(star
         engine.submit(request)
     gate.open()
     for found in (news.get(timeout=30), news.get(timeout=30)):
-        assert isinstance(found.ended, FloatingPointError) and found.text == ""
+        assert isinstance(found.finish_reason, FloatingPointError) and found.text == ""
     with torch.no_grad():
         model.token_embedding.weight[5] = kept
     engine.submit(asked([1, 2]))
@@ -167,4 +167,4 @@ def test_calls_run_between_steps_and_their_errors_reach_the_caller(start: Start)
     assert engine.call(lambda: 3).result(timeout=30) == 3
     with pytest.raises(ZeroDivisionError):
         engine.call(lambda: 1 // 0).result(timeout=30)
-    assert news.get(timeout=30).ended
+    assert news.get(timeout=30).finish_reason
