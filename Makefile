@@ -22,15 +22,14 @@ repro: $(READY)  ## rebuild everything that params.yaml describes, then show the
 verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
 	scratchlm verify
 
-# Two tests at a time: threads that wait must not take the core that the other test computes on
-# Without bytecode, each process would compile the tests again
-PYTEST_TWICE := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses 2
+# Two tests at a time, so threads that wait must not take the other's core, and tests are compiled once for both
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses 2
 
 test: $(READY)  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
-	$(PYTEST_TWICE) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
-	$(PYTEST_TWICE) -m "not long and not slow and not gpu" tests/unit
+	$(PYTEST) -m "not long and not slow and not gpu" tests/unit
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network
@@ -74,7 +73,7 @@ $(AUDIT)/audited:
 bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
 		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus \
-		&& python -m benchmarks.load)
+		&& python -m benchmarks.load && python -m benchmarks.serve)
 
 docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict

@@ -72,10 +72,18 @@ def server(command: list[str]) -> Iterator[str]:
             process.kill()
 
 
-def ask(address: str, model: str, prompt: list[int]) -> tuple[float, float, int]:
+def ask(server_name: str, address: str, prompt: list[int]) -> tuple[float, float, int]:
     """Seconds to the first text and to the end, and the number of new tokens."""
-    body = {"model": model, "prompt": prompt, "max_tokens": NEW_TOKENS, "temperature": 0, "stream": True}
-    body |= {"stream_options": {"include_usage": True}, "cache_prompt": False}
+    body: dict[str, Any] = {
+        "model": "model",
+        "prompt": prompt,
+        "max_tokens": NEW_TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    body |= {"stream_options": {"include_usage": True}}
+    if server_name == "llama.cpp":  # which else would answer a repeated prompt from its cache
+        body["cache_prompt"] = False
     start, first, n_new = time.perf_counter(), 0.0, 0
     with httpx.stream("POST", f"{address}/v1/completions", json=body, timeout=600) as response:
         response.raise_for_status()
@@ -86,10 +94,10 @@ def ask(address: str, model: str, prompt: list[int]) -> tuple[float, float, int]
     return first, time.perf_counter() - start, n_new
 
 
-def measure(address: str, prompts: list[list[int]], n_clients: int) -> Answers:
+def measure(server_name: str, address: str, prompts: list[list[int]], n_clients: int) -> Answers:
     with ThreadPoolExecutor(n_clients) as pool:
         start = time.perf_counter()
-        found = list(pool.map(lambda prompt: ask(address, "model", prompt), prompts))
+        found = list(pool.map(lambda prompt: ask(server_name, address, prompt), prompts))
         seconds = time.perf_counter() - start
     first, whole, n_new = zip(*found, strict=True)
     return Answers(sum(n_new) / seconds, list(first), list(whole))
@@ -108,7 +116,7 @@ def main() -> None:
         for round_ in tqdm(range(-1, arguments.repeats), "rounds", disable=None):  # the first only warms up
             for server_name, address in addresses.items():
                 for n_clients in (1, arguments.clients):
-                    answers = measure(address, prompts, n_clients)
+                    answers = measure(server_name, address, prompts, n_clients)
                     if round_ >= 0:
                         found.setdefault(f"{server_name}, {n_clients} at once", []).append(answers)
     rows = [row_of(name, rounds) for name, rounds in found.items()]

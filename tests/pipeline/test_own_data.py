@@ -87,5 +87,5 @@ def test_a_missing_file_is_named_before_anything_runs(clone: Path, purpose: str)
     params.write_text(yaml.safe_dump(changed))
     done = run(clone, "dvc", "repro", ok=False)
     params.write_text(before)
-    assert "params.yaml: there is no file data/mine/poems; put one there" in done.stderr + done.stdout
+    assert "there is no file data/mine/poems; put one there" in done.stderr + done.stdout
     assert "Running stage 'download'" not in done.stdout

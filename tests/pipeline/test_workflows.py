@@ -40,12 +40,13 @@ def run_job(job: str, event: str, checkout: Path, **variables: str) -> dict[str,
     files = {name: checkout.parent / name for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
     given = variables | {name: str(path) for name, path in files.items()}
     given |= {"GITHUB_BASE_REF": "main", "RUNNER_TEMP": str(checkout.parent)}
+    may_fail = [step["run"] for step in JOBS[job]["steps"] if step.get("continue-on-error")]
     for script in scripts(job, event):
         if script == GOLDEN:
             continue
         command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
         done = subprocess.run(command, cwd=checkout, env=environment(checkout, **given), capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert done.returncode == 0 or script in may_fail, done.stdout[-3000:] + done.stderr[-3000:]
     return files
 
 

@@ -32,7 +32,9 @@ def chat(
         _converse(conversation)
     else:
         while instruction := _line():
-            conversation.stream(conversation.prompt([], {"instruction": instruction, "input": ""}), [])
+            prompt = conversation.prompt([], {"instruction": instruction, "input": ""})
+            conversation.check(prompt)
+            conversation.stream(prompt, [])
 
 
 def _line() -> str:

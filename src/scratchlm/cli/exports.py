@@ -108,9 +108,13 @@ def _export_language_model(
     general = {"name": subject.name, "description": subject.about}
     if origin:
         general |= {"license": str(licence(origin)), "license.name": licence_text(origin)}
-    save_gguf(output, gpt, text, template, storage=storage, general=general)
     licences = general.get("license.name")
     write_text(recipe, modelfile(output.name, settings, gpt.config.context_length, style, licences))
+    try:
+        save_gguf(output, gpt, text, template, storage=storage, general=general)
+    except BaseException:
+        recipe.unlink()
+        raise
     say(f"wrote {output} and {recipe}")
 
 

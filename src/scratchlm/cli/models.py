@@ -146,6 +146,7 @@ def check_vocabulary(model: Path, n_model: int, tokenizer: Path, n_tokenizer: in
 
 
 def refuse_existing(output: Path) -> None:
+    """Raises UserError if there is a file, a folder or a link of this name."""
     if os.path.lexists(output):  # a link that leads nowhere, too
         raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
 

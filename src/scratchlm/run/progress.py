@@ -10,7 +10,7 @@ from tqdm import tqdm
 SECONDS_BETWEEN_BARS = 0.2
 SECONDS_BETWEEN_LINES = 10.0
 BAR = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left, {rate_fmt}"
-BAR_WITH_FIGURES = "{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # all fit 80 columns
+BAR_WITH_VALUES = "{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # all fit 80 columns
 UNKNOWN_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}"
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
 
@@ -43,18 +43,18 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, n: int = 1, figures: Callable[[], str] | None = None) -> None:
-        """Add `n` units. figures: returns what is shown beside them; called only if something is shown now."""
+    def update(self, n: int = 1, values: Callable[[], str] | None = None) -> None:
+        """Add `n` units. values: returns what is shown beside them; called only if something is shown now."""
         self._n += n
         now = self._clock()
         if now - self._shown < (SECONDS_BETWEEN_LINES if self._bar is None else SECONDS_BETWEEN_BARS):
             return
         self._shown = now
-        text = figures() if figures else ""
+        text = values() if values else ""
         if self._bar is not None:
             self._bar.n = self._n
             if text:
-                self._bar.bar_format = BAR_WITH_FIGURES
+                self._bar.bar_format = BAR_WITH_VALUES
             self._bar.set_postfix_str(text)
             return
         form = LINE if self._meter["total"] else UNKNOWN_TOTAL
@@ -76,7 +76,7 @@ def in_words(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:{',' if isinstance(value, int) else '.4g'}}" for name, value in metrics.items())
 
 
-def training_figures(loss: float | None, learning_rate: float, per_second: float, unit: str) -> str:
+def training_values(loss: float | None, learning_rate: float, per_second: float, unit: str) -> str:
     """`loss 3.647, lr 9.7e-04, 12.3k tok/s`."""
     words = [] if loss is None else [f"loss {loss:.3f}"]
     return ", ".join([*words, f"lr {learning_rate:.1e}", f"{tqdm.format_sizeof(per_second)} {unit}/s"])

@@ -23,7 +23,7 @@ from scratchlm.fast.cuda_graphs import CapturedGradients, pinned
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.progress import training_figures, validation
+from scratchlm.run.progress import training_values, validation
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 from scratchlm.training.order import batch_indices
 from scratchlm.training.schedule import learning_rate_at
@@ -134,7 +134,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
                 break
             save_if_due()
             n_scored += (task.step or optimizer_step)(state)
-            bar.update(1, partial(state.figures, n_scored, start))
+            bar.update(1, partial(state.values_shown, n_scored, start))
     model.eval()
     return Training(state.curve, state.samples, state.steps)
 
@@ -180,11 +180,11 @@ class TrainingState:
         due = self.step % self.task.params.evaluate_every_steps == 0 or self.step == self.n_steps
         return due and not (self.curve and self.curve[-1]["step"] == self.step)
 
-    def figures(self, n_scored: int, start: float) -> str:
+    def values_shown(self, n_scored: int, start: float) -> str:
         """The last step in words. The loss is its last micro batch's; to read it waits for a card."""
         loss = self.loss[0].item() / self.loss[1] if self.loss else None
         rate = learning_rate_at(self.step - 1, self.n_steps, self.task.params)
-        return training_figures(loss, rate, n_scored / (time.perf_counter() - start), self.task.scored)
+        return training_values(loss, rate, n_scored / (time.perf_counter() - start), self.task.scored)
 
     def evaluate(self) -> None:
         """Add a row to the curve, and a sample if there is one. Raises UserError for a metric that is not finite."""

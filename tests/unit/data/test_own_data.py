@@ -281,7 +281,7 @@ def test_a_text_that_is_empty_or_not_utf_8_is_named_with_its_line(mine: Path) ->
 
 
 def test_a_file_that_is_not_there_is_named(mine: Path) -> None:
-    with pytest.raises(UserError, match=r"^params.yaml: there is no file data/mine/\*.txt; put one there, or correct"):
+    with pytest.raises(UserError, match=r"^there is no file data/mine/\*.txt; put one there, or correct"):
         written("corpus", "data/mine/*.txt")
 
 
