@@ -144,7 +144,7 @@ def start_servers(folder: Path, size: str, n_clients: int, stack: ExitStack) -> 
     model = build_model(config, SEED)
     save_gpt(folder / "model", model)
     save_byte_pairs(folder / "tokenizer", *tokenizer.pairs)
-    save_gguf(folder / "model.gguf", model, tokenizer, None, half=False)
+    save_gguf(folder / "model.gguf", model, tokenizer, None, storage="float32", general={})
     ours = ["-m", "scratchlm.cli.main", "serve", "--model", f"{folder}/model", "--tokenizer", f"{folder}/tokenizer"]
     ours += ["--prompt-style", "alpaca", "--address", "127.0.0.1:0", "--batch-size", f"{n_clients}"]
     n_slots = n_clients * (PROMPT_TOKENS + NEW_TOKENS + 64)

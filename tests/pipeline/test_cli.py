@@ -344,7 +344,7 @@ def test_from_a_subfolder_defaults_are_the_projects_and_typed_paths_are_relative
         done = scratchlm(home / "notes", *below, given="Say red.\n")
         assert done.stdout == scratchlm(home, *top, given="Say red.\n").stdout != "", done.stderr
     done = scratchlm(home / "notes", "export", "out.gguf", "--format", "gguf")
-    assert (done.returncode, done.stdout) == (0, "wrote out.gguf\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "wrote out.gguf and out.Modelfile\n"), done.stderr
     assert (home / "notes/out.gguf").exists()
     done = scratchlm(home / "notes", "chat", "--model", "data/models/finetune_instruct")
     assert f"no such file in {home / 'notes'}; run scratchlm in {home}" in done.stderr

@@ -121,14 +121,14 @@ def test_a_run_that_fails_is_one_sentence_with_its_seed_and_stage(workspace):
 
 
 def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
-    set_parameter(workspace, "finetune_spam.epochs", 100)  # more than anybody waits for
+    set_parameter(workspace, "finetune_spam.epochs", 1000)  # more than anybody waits for
     before = experiments(workspace)
     process = subprocess.Popen(
         [*COMMAND, "finetune_spam", "--seeds", "2"], cwd=workspace, env=environment(workspace),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     seen = ""
-    while "step/s" not in seen:  # the training loop's progress
+    while "texts/s" not in seen:  # the training loop's progress
         assert (more := process.stdout.read(1)), seen
         seen += more
     family = psutil.Process(process.pid).children(recursive=True)

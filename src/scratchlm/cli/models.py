@@ -44,7 +44,7 @@ def classify(
 
     if file and text is not None:
         raise UserError("give a message or --file, not both")
-    classes, probabilities_of = load_text_classifier(model, tokenizer)
+    classes, n_read, probabilities_of = load_text_classifier(model, tokenizer)
     if file and file.suffix.lower() in TABLES:
         rows = table_rows(file, {"text": text_column}, "name the column with --text-column")
         given = [row["text"] for row in rows]
@@ -64,14 +64,12 @@ def classify(
             shown = "" if text is not None else f"  {one_line(each)[:SHOWN_CHARACTERS]}"
             say(f"{ranked[0][1]} ({', '.join(f'{name} {probability:.3f}' for probability, name in ranked)}){shown}")
     if any(cut):
-        print(
-            f"{sum(cut)} of {len(given)} texts were cut: they are longer than what the classifier reads",
-            file=sys.stderr,
-        )
+        print(f"{sum(cut)} of {len(given)} texts were cut: the classifier reads {n_read} tokens", file=sys.stderr)
 
 
-def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], Classify]:
-    """The names of the classes, and a function from texts to the probabilities of each and to whether it was cut.
+def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], int, Classify]:
+    """The names of the classes, how many tokens of a text are read, and a function from texts to the probabilities of
+    each class and to whether the text was cut.
 
     Raises UserError if model and tokenizer have different vocabulary sizes.
     """
@@ -92,7 +90,7 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], Clas
         found = class_probabilities(classifier, texts, np.arange(len(texts)), ROWS_AT_ONCE).tolist() if given else []
         return found, [len(token_ids) > settings.padded_tokens for token_ids in encoded]
 
-    return settings.classes, classified
+    return settings.classes, settings.padded_tokens, classified
 
 
 def _lines(file: Path | None) -> list[str]:

@@ -59,7 +59,10 @@ def serve(
     limits = Limits(batch_size, WAITING_PER_REQUEST * batch_size, SECONDS)
     usual = in_project(CLASSIFIER)
     folder = classifier or (usual if tokenizer == in_project(TOKENIZER) and usual.exists() else None)
-    classes = TextClassifier(folder.resolve().name, *load_text_classifier(folder, tokenizer)) if folder else None
+    classes = None
+    if folder:
+        names, _, probabilities = load_text_classifier(folder, tokenizer)
+        classes = TextClassifier(folder.resolve().name, names, probabilities)
     key = os.environ.get(KEY) or None
     is_local = host in LOCAL
     if not is_local and key is None:
