@@ -33,7 +33,11 @@ def chat(
     else:
         while instruction := _line():
             prompt = conversation.prompt([], {"instruction": instruction, "input": ""})
-            conversation.check(prompt)
+            if len(prompt) > conversation.context_length:
+                note = (
+                    f"the prompt has {len(prompt):,} tokens; the model reads the last {conversation.context_length:,}"
+                )
+                print(note, file=sys.stderr)
             conversation.stream(prompt, [])
 
 

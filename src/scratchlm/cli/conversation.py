@@ -95,7 +95,11 @@ class Conversation:
         entry = {"instruction": instruction, "input": self.given}
         room = self.context_length - min(self.max_new_tokens, self.context_length // 2)
         turns, prompt = latest(self.turns, lambda turns: self.prompt(turns, entry), room)
-        self.check(prompt)
+        if len(prompt) > self.context_length:
+            raise UserError(
+                f"the prompt would have {len(prompt):,} tokens, but the model's context has {self.context_length:,}; "
+                "shorten the instruction or its input"
+            )
         if len(turns) < len(self.turns) and not self.was_full:
             say(f"(the context of {self.context_length:,} tokens is full: from here on, the oldest turns are left out)")
             self.was_full = True
@@ -115,14 +119,6 @@ class Conversation:
         for turn in turns:
             messages += [("user", _said(turn.entry)), ("assistant", turn.answer)]
         return encode_conversation([*messages, ("user", _said(entry))], self.style, self.text)
-
-    def check(self, prompt: list[int]) -> None:
-        """Raises UserError if the prompt is longer than the model's context."""
-        if len(prompt) > self.context_length:
-            raise UserError(
-                f"the prompt would have {len(prompt):,} tokens, but the model's context has {self.context_length:,}; "
-                "shorten the instruction or its input"
-            )
 
     def stream(self, prompt: list[int], answer: list[int]) -> None:
         """Print the answer to a prompt as its tokens come, and append these to `answer`."""
