@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from scratchlm.cli.models import ASSISTANT, TOKENIZER, Model, Style, TokenizerFolder, style_of_params
 from scratchlm.run.display import say
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, explained
 
 if TYPE_CHECKING:
     from prompt_toolkit.history import History
@@ -69,8 +70,10 @@ def _converse(conversation: "Conversation") -> None:
                 say(conversation.obey(line))
             elif line.strip():
                 conversation.answer(line.strip())
-        except UserError as error:
-            say(str(error))
+        except (UserError, OSError) as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            say(str(explained(error)))
         except KeyboardInterrupt:  # drops the line
             continue
         except EOFError:
@@ -81,8 +84,13 @@ def _history() -> "History":
     """Return the lines of earlier sessions; only of this one where they cannot be kept."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    class Lines(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a disk that is full in mid-session; the line itself is answered
+                super().store_string(string)
+
     try:
-        return FileHistory(history_file())
+        return Lines(history_file())
     except (OSError, RuntimeError) as error:  # the second: there is no home
         say(f"(this session's lines are not kept: {error})")
         return InMemoryHistory()
@@ -96,6 +104,6 @@ def history_file() -> Path:
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     file = (given if given.is_absolute() else Path.home() / ".local/state") / "scratchlm" / "chat_history"
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file.touch(mode=0o600)
+    os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))  # refused for a folder
     file.chmod(0o600)
     return file

@@ -87,6 +87,8 @@ def _export_language_model(
     from scratchlm.report.origin import read_origin
     from scratchlm.run.files import write_text
 
+    if storage and not output.name.isprintable():
+        raise UserError(f"{output.name!r} has characters that a Modelfile cannot name; choose another name")
     recipe = output.with_name(f"{output.name.removesuffix('.gguf')}.Modelfile")
     if storage:
         refuse_existing(recipe)

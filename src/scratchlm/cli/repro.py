@@ -41,6 +41,7 @@ class Step(NamedTuple):
 def repro() -> None:
     """Run what a change affects, as `dvc repro` does: say first which stages these are, show results at the end."""
     from dvc.exceptions import ReproductionError
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     if not Path("dvc.yaml").exists():
@@ -58,6 +59,8 @@ def repro() -> None:
                 repo.reproduce()
     except ReproductionError as error:
         raise UserError(failure(error)) from None
+    except LockError:
+        raise UserError("another DVC command runs in this project; wait for its end, then run this again") from None
     say("")
     results()
     say("")

@@ -1,5 +1,6 @@
 """The command that serves a model over HTTP."""
 
+import asyncio
 import logging
 import os
 import socket
@@ -64,6 +65,8 @@ def serve(
         names, _, probabilities = load_text_classifier(folder, tokenizer)
         classes = TextClassifier(folder.resolve().name, names, probabilities)
     key = os.environ.get(KEY) or None
+    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError(f"{KEY} must be printable ASCII without spaces at its ends; set another")
     is_local = host in LOCAL
     if not is_local and key is None:
         print(
@@ -73,18 +76,30 @@ def serve(
     app = make_app(Service(ours, limits), classes, key, is_local=is_local)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GOODBYE_SECONDS)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    print(f"serving {ours.name}{f' and {classes.name}' if classes else ''} at {url}", flush=True)
-    print(f"a page to chat: {url}/   OpenAI's API: {url}/v1   Ctrl-C ends", flush=True)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"serving {ours.name}{f' and {classes.name}' if classes else ''} at {url}", flush=True)
+            print(f"a page to chat: {url}/   OpenAI's API: {url}/v1   Ctrl-C ends", flush=True)
+
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that have gone away
+    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
     with suppress(KeyboardInterrupt):  # uvicorn passes Ctrl-C on, after its last answers
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
+
+
+def _is_no_end(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log says more than that the server's end has cut an answer off."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
 
 
 def _listen(address: str) -> tuple[socket.socket, str]:
     """Take the address; before the model is loaded, since it may be refused. Raises UserError."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not address.isascii() or not port.isdigit() or int(port) > 65535:
+    if not host or not address.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise UserError(f"--address is {address!r}; give a host and a port, such as 127.0.0.1:8000")
     try:
         listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)

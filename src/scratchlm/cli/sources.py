@@ -101,12 +101,16 @@ def _pair(column: str) -> tuple[str, str]:
 def _checked(purpose: str, entry: dict[str, Any]) -> Any:
     """The source of one's own data that an entry describes. Raises UserError if it would be refused in params.yaml."""
     from scratchlm.data.catalogue import SourcesParams
-    from scratchlm.run.params import check_params, load_yaml
+    from scratchlm.run.params import Section, check_params, load_yaml
 
     params = load_yaml(PARAMETERS)
     given = params.get("sources") if isinstance(params, dict) else None
     values = {**(given if isinstance(given, dict) else {}), purpose: entry}
-    return check_params(values, SourcesParams, source="params.yaml", whole=True).own[purpose]
+
+    class Whole(Section):
+        sources: SourcesParams
+
+    return check_params({"sources": values}, Whole, source="params.yaml", whole=True).sources.own[purpose]
 
 
 def _below_data_mine(path: str) -> str:

@@ -72,7 +72,7 @@ def explained(error: BaseException) -> str | None:
     """Return the sentence for an error that a user can act on; None for a defect."""
     if isinstance(error, UserError | FloatingPointError):  # the second: a model that diverged
         return str(error)
-    text = " ".join(str(error).split())
+    text = re.sub(r"\x1b\[[0-9;]*m", "", " ".join(str(error).split()))  # without DVC's colours
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(MEMORY, text)):
         return f"out of memory ({text.partition('. ')[0] or 'no details'}); lower batch_size or the size of the model"
     if refusal := os_error(error):

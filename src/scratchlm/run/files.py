@@ -1,6 +1,7 @@
 """Read and write files: complete or not at all, the same bytes for the same content."""
 
 import csv
+import errno
 import glob
 import hashlib
 import json
@@ -101,6 +102,8 @@ def _naming(target: Path) -> Iterator[None]:
     except Exception as error:
         if (refusal := os_error(error)) is None:
             raise
+        if refusal.errno is None:  # numpy says only how much it wrote
+            refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         named = refusal.filename
         parts = Path(os.fsdecode(named)).parts if isinstance(named, str | bytes) else ()
         if named is None or any(part.startswith(f".{target.name}.") and part.endswith(".tmp") for part in parts):

@@ -25,8 +25,8 @@ def with_value(text: str, keys: Sequence[str], value: Any, source: str) -> str:
     for key in keys:
         if not isinstance(inner, dict) or key not in inner:
             raise UserError(f"{source}: {'.'.join(keys)} is missing; profiles/ shows complete files")
-        parent, inner = inner, inner[key]
-    parent[keys[-1]] = value
+        inner = inner[key]
+    wanted = _replaced(wanted, keys, value)
 
     _, node = _nodes(text, keys)
     start, end = node.start_mark.index, _end(node)
@@ -38,6 +38,12 @@ def with_value(text: str, keys: Sequence[str], value: Any, source: str) -> str:
         if parse_yaml(edited, source) == wanted:
             return edited
     raise UserError(f"{source}: {'.'.join(keys)} cannot be replaced on its own; write {new} there yourself")
+
+
+def _replaced(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy with another value at `keys`: parts that two keys share, by an alias, are no longer shared."""
+    first, *rest = keys
+    return {**mapping, first: _replaced(mapping[first], rest, value) if rest else value}
 
 
 def line_start(text: str, keys: Sequence[str]) -> int:
@@ -55,10 +61,13 @@ def as_flow(value: Any) -> str:
 
 
 def _nodes(text: str, keys: Sequence[str]) -> tuple[Node, Node]:
-    """The last of the keys, and its value."""
+    """The last of the keys, and its value. Raises UserError if another place of the file gives it (`<<`)."""
     value: Node = YAML().compose(text)
     for wanted in keys:
-        key, value = next(pair for pair in value.value if pair[0].value == wanted)
+        pairs = [pair for pair in value.value if pair[0].value == wanted]
+        if not pairs:
+            raise UserError(f"{'.'.join(keys)} comes from another key of the file (`<<`); write it out there first")
+        key, value = pairs[0]
     return key, value
 
 

@@ -113,7 +113,7 @@ def _error_of(update: Update, service: Service) -> JSONResponse | None:
     if update.finish_reason == "timeout":
         message = f"the answer took more than {service.limits.seconds:.0f} seconds; ask for fewer tokens"
         return error_response(504, message, "timeout")
-    if isinstance(update.finish_reason, Exception):
+    if isinstance(update.finish_reason, BaseException):
         return error_response(
             500, explained(update.finish_reason) or f"a defect: {update.finish_reason!r}", "internal_error"
         )

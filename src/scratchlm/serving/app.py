@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from scratchlm.data.prompts import encode_conversation
+from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 from scratchlm.serving.answers import CHAT, COMPLETION, respond
 from scratchlm.serving.bodies import ChatBody, ClassifyBody, CompletionBody
@@ -57,15 +58,19 @@ def make_app(service: Service, classifier: TextClassifier | None, key: str | Non
     _add_texts(app, service)
     _add_classes(app, service, classifier)
     names = [service.language_model.name, *([classifier.name] if classifier else [])]
+    facts: dict[str, Any] = {"object": "model", "created": 0, "owned_by": "scratchlm"}
+    described = [{"id": name, **facts} for name in names]
+    described[0]["has_turns"] = service.language_model.style != "alpaca"  # made for more than one message of the user
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The models; has_turns: whether the prompt style was made for more than one message of the user."""
-        found: list[dict[str, Any]] = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "scratchlm"} for name in names
-        ]
-        found[0]["has_turns"] = service.language_model.style != "alpaca"
-        return {"object": "list", "data": found}
+        return {"object": "list", "data": described}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        if name not in names:
+            raise NotServed(f"the model {shortened(name, 80)!r} is not served here; ask for {' or '.join(names)}")
+        return described[names.index(name)]
 
     return app
 
@@ -79,8 +84,8 @@ def _add_texts(app: FastAPI, service: Service) -> None:
         prompt = body.prompt
         if isinstance(prompt, str):
             prompt = ours.tokenizer.begin_ids + ours.tokenizer.encode(prompt)
-        rest = max(1, ours.model.config.context_length - len(prompt))
-        request = service.request(prompt, body, body.max_tokens or min(COMPLETION_TOKENS, rest))
+        rest = max(0, ours.model.config.context_length - len(prompt))
+        request = service.request(prompt, body, body.max_tokens or min(COMPLETION_TOKENS, rest) or None)
         return await respond(service, request, COMPLETION, body, http)
 
     @app.post("/v1/chat/completions")
@@ -121,7 +126,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
     async def chat_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"})
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> Response:
         if not service.engine.is_alive:
             return error_response(503, "decoding has ended by a defect; start the server again", "dead")
@@ -134,7 +139,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
 def _check_name(asked: str, served: str) -> None:
     if asked != served:
-        raise NotServed(f"the model {asked!r} is not served here; ask for {served!r}")
+        raise NotServed(f"the model {shortened(asked, 80)!r} is not served here; ask for {served!r}")
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -159,6 +164,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HTTPRequest, error: RequestValidationError) -> Response:
+        if any(mistake["type"] == "model_attributes_type" for mistake in error.errors()):
+            return error_response(400, "send a JSON object, with Content-Type: application/json", "invalid_request")
         mistakes = [
             f"{'.'.join(map(str, mistake['loc'][1:]))}: {mistake['msg'].removeprefix('Value error, ')}".lstrip(": ")
             for mistake in error.errors()[:SHOWN_MISTAKES]

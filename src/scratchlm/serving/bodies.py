@@ -26,6 +26,9 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 4, 200
 MAX_TEXTS = 256  # of one classification
 
 
+MaxTokens = Annotated[int, Field(ge=1, le=10**9, strict=True)]
+
+
 class Body(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -39,12 +42,12 @@ class StreamOptions(BaseModel):
 class GenerationBody(Body):
     """The fields that completions and chats share. temperature 0, the default, is greedy."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: Annotated[float, Field(ge=1e-6, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, strict=True)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -75,7 +78,7 @@ class GenerationBody(Body):
 class CompletionBody(GenerationBody):
     """prompt: text, or the token ids of one prompt."""
 
-    prompt: str | Annotated[list[int], Field(min_length=1)]
+    prompt: str | Annotated[list[Annotated[int, Field(strict=True)]], Field(min_length=1)]
 
 
 class Part(BaseModel):
@@ -95,7 +98,7 @@ class Message(BaseModel):
 
 class ChatBody(GenerationBody):
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: MaxTokens | None = None
 
     @model_validator(mode="after")
     def check_last(self) -> "ChatBody":

@@ -60,7 +60,7 @@ class Update(NamedTuple):
 
     request: Request
     text: str
-    finish_reason: FinishReason | Exception | None
+    finish_reason: FinishReason | BaseException | None
 
 
 class Engine:
@@ -135,11 +135,11 @@ class Engine:
                 if future.set_running_or_notify_cancel():
                     try:
                         future.set_result(function())
-                    except Exception as error:  # noqa: BLE001 (the caller raises it)
+                    except BaseException as error:  # noqa: BLE001 (the caller raises it)
                         future.set_exception(error)
             try:
                 self._step(new, updates)
-            except Exception as error:  # noqa: BLE001 (every client is told, and the next ones are served)
+            except BaseException as error:  # noqa: BLE001 (every client is told, and the next ones are served)
                 updates += [Update(request, "", error) for request in dict.fromkeys([*self._active.values(), *new])]
                 self._active, self._state = {}, DecodeState(self.model)
             if updates:

@@ -74,8 +74,8 @@ class Guard:
         return await self.app(scope, replay, send)
 
     def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        given = headers.get(b"authorization", b"")
-        return secrets.compare_digest(given, f"Bearer {self.key}".encode())
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        return scheme.lower() == b"bearer" and secrets.compare_digest(given, str(self.key).encode())
 
 
 async def _body(receive: Receive) -> bytes | None:

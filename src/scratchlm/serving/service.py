@@ -108,9 +108,13 @@ class Service:
             raise UserError("the prompt has no tokens; give at least one word")
         if bad := [token_id for token_id in prompt if not 0 <= token_id < self.language_model.tokenizer.vocab_size]:
             raise UserError(f"token id {bad[0]} is not one of the {self.language_model.tokenizer.vocab_size:,} tokens")
-        if rest < (max_new_tokens or 1):
+        if rest < 1 and max_new_tokens is None:
             raise UserError(
-                f"the prompt has {len(prompt):,} tokens and {max_new_tokens or 1:,} new ones are asked for, but the "
+                f"the prompt has {len(prompt):,} tokens, but the model's context has {context:,}; shorten it"
+            )
+        if max_new_tokens is not None and rest < max_new_tokens:
+            raise UserError(
+                f"the prompt has {len(prompt):,} tokens and {max_new_tokens:,} new ones are asked for, but the "
                 f"model's context has {context:,}; shorten the prompt or ask for less"
             )
         seed = secrets.randbits(SEED_BITS) if body.seed is None else body.seed % (1 << SEED_BITS)

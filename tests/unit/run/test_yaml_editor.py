@@ -41,6 +41,8 @@ def test_every_other_byte_stays(text: str, edited: str) -> None:
         ("sources: {messages: b}", "x: sources.corpus is missing; profiles/ shows complete files"),
         ("sources: 3", "x: sources.corpus is missing"),
         ("sources: {corpus: &a b}\nother: *a\n", "x: sources.corpus cannot be replaced on its own; write n there"),
+        ("x: &a {corpus: b}\nsources: *a\n", "x: sources.corpus cannot be replaced on its own"),
+        ("x: &a {corpus: b}\nsources: {<<: *a, messages: c}\n", "sources.corpus comes from another key of the file"),
         ("sources: [", "x: not valid YAML"),
     ],
 )

@@ -150,7 +150,9 @@ CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content"
         ("completions", {"model": "tiny", "prompt": ""}, 400, "the prompt has no tokens"),
         ("completions", {"model": "tiny", "prompt": [7, 10**6]}, 400, "token id 1000000 is not one of the"),
         ("completions", {"prompt": "a"}, 400, "model: "),
-        ("completions", [], 400, ""),
+        ("completions", [], 400, "send a JSON object, with Content-Type: application/json"),
+        ("completions", {"model": "tiny", "prompt": "a", "max_tokens": True}, 400, "max_tokens: "),
+        ("completions", {"model": "tiny", "prompt": [7] * 96}, 400, "has 96 tokens, but the model's context has 96"),
         ("classify", {"model": "tiny", "input": "a"}, 404, "ask for 'sorter'"),
         ("embeddings", {}, 404, "POST /v1/embeddings: Not Found"),
     ],
@@ -169,6 +171,7 @@ def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
 
 def test_texts_are_classified_and_models_listed(address: str, client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["tiny", "sorter"]
+    assert client.models.retrieve("sorter").id == "sorter" and httpx.head(f"{address}/health").status_code == 200
     found = httpx.post(f"{address}/v1/classify", json={"model": "sorter", "input": ["a", "a long text"]}).json()["data"]
     assert found[0] == {"index": 0, "class": "yes", "is_cut": False, "probabilities": {"no": 0.25, "yes": 0.75}}
     assert found[1]["is_cut"]

@@ -1,6 +1,7 @@
 """Requests that come and go while others are decoded, against the same prompts alone."""
 
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -167,4 +168,7 @@ def test_calls_run_between_steps_and_their_errors_reach_the_caller(start: Start)
     assert engine.call(lambda: 3).result(timeout=30) == 3
     with pytest.raises(ZeroDivisionError):
         engine.call(lambda: 1 // 0).result(timeout=30)
+    with pytest.raises(SystemExit):  # no Exception, as a panic in Rust is none
+        engine.call(sys.exit).result(timeout=30)
+    assert engine.is_alive
     assert news.get(timeout=30).finish_reason
