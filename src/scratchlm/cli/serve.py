@@ -92,7 +92,8 @@ def serve(
 def _is_no_end(record: logging.LogRecord) -> bool:
     """Whether a line of uvicorn's log says more than that the server's end has cut an answer off."""
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+    is_end = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+    return not is_end and "asyncio.exceptions.CancelledError" not in record.getMessage()
 
 
 def _listen(address: str) -> tuple[socket.socket, str]:
