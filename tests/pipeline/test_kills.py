@@ -14,13 +14,14 @@ FEWER_STEPS = {"pretrain.epochs": 0.15, "finetune_spam.epochs": 2, "finetune_ins
 # Those that are killed, what they need, and the next ones: a stage deletes the checkpoints of those before it
 STAGES = ["code", "preflight", "download", "tokenize", "pretrain", "finetune_instruct", "finetune_spam"]
 STAGES += ["generate", "judge"]
+TWO_MICRO_BATCHES = {f"{stage}.max_micro_batch_size": 2 for stage in ("pretrain", "finetune_instruct", "finetune_spam")}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """Built once without a kill."""
     folder = tmp_path_factory.mktemp("kills")
-    make_clone(folder / "clone", SOME_STEPS | FEWER_STEPS | WITHOUT_GPT2)
+    make_clone(folder / "clone", SOME_STEPS | FEWER_STEPS | WITHOUT_GPT2 | TWO_MICRO_BATCHES)
     keep_stages(folder / "clone", *STAGES)
     pipeline = yaml.safe_load((folder / "clone" / "dvc.yaml").read_text())
     pipeline["stages"]["generate"]["do"]["deps"].insert(0, "data/models/finetune_spam")  # so that it follows
@@ -41,9 +42,12 @@ def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
 
 
 def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) -> None:
+    """The killed trainings have two workers, and one finishes them."""
     clone.forget()
+    clone.variables["SCRATCHLM_WORKERS"] = "2"
     for how, stage in (("group", "pretrain"), ("dvc", "finetune_instruct"), ("stage", "finetune_spam")):
         kill(clone, start_and_wait_for_state(clone, stage), how)
+    del clone.variables["SCRATCHLM_WORKERS"]
     clone.finish()
     assert dict(clone.resumed()) == {"pretrain": 1, "finetune_spam": 1, "finetune_instruct": 1}
 

@@ -33,7 +33,7 @@ def collect_gradients(model: nn.Module) -> None:
     """Round each parameter's gradient sums, see sequences.GradientSum, to its `grad`."""
     for parameter in model.parameters():
         if sums := parameter.__dict__.pop("exact_gradients", None):
-            parts = [sums[use] for use in sorted(sums)]
+            parts = [sums[use][0] for use in sorted(sums)]
             parameter.grad = operations_for(parameter).rounded_sum(parts)
 
 
@@ -60,9 +60,9 @@ class _Linear(torch.autograd.Function):
         flat, rows = gradient.flatten(0, -2), x.flatten(0, -2)
         weight_sum, bias_sum = ctx.sums
         if weight_sum:
-            operations.add_weight_gradients(weight_sum.view(), flat, rows, ctx.cu_seqlens)
+            weight_sum.add(operations.add_weight_gradients, ctx.cu_seqlens, flat, rows)
         if bias_sum:
-            operations.add_column_sums(bias_sum.view(), flat, ctx.cu_seqlens)
+            bias_sum.add(operations.add_column_sums, ctx.cu_seqlens, flat)
         below = operations.linear_input_gradient(flat, weight).view(x.shape) if ctx.needs_input_grad[0] else None
         return below, None, None
 
@@ -100,7 +100,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         flat = gradient.flatten(0, -2)
-        operations_for(flat).add_rows(ctx.sum.view(), ctx.ids, flat, ctx.cu_seqlens)
+        ctx.sum.add(operations_for(flat).add_rows, ctx.cu_seqlens, ctx.ids, flat)
         return None, None
 
 
@@ -128,7 +128,7 @@ class _LayerNorm(torch.autograd.Function):
         below, scale_rows = operations.layer_norm_gradients(flat, x.flatten(0, -2), scale)
         for collected, rows in zip(ctx.sums, (scale_rows, flat), strict=True):
             if collected:
-                operations.add_column_sums(collected.view(), rows, ctx.cu_seqlens)
+                collected.add(operations.add_column_sums, ctx.cu_seqlens, rows)
         return below.view(x.shape), None, None
 
 
@@ -152,7 +152,7 @@ class _RMSNorm(torch.autograd.Function):
         flat = gradient.flatten(0, -2)
         below, scale_rows = operations.rms_norm_gradients(flat, x.flatten(0, -2), scale, ctx.epsilon)
         if ctx.sum:
-            operations.add_column_sums(ctx.sum.view(), scale_rows, ctx.cu_seqlens)
+            ctx.sum.add(operations.add_column_sums, ctx.cu_seqlens, scale_rows)
         return below.view(x.shape), None, None
 
 

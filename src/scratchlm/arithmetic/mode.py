@@ -25,6 +25,17 @@ def use_exact(exact: bool, threads: int = 1) -> None:
     _exact, _n_threads = exact, threads
 
 
+@contextmanager
+def shared_threads(n_processes: int) -> Iterator[None]:
+    """Within the block, this process has its share of the threads of the exact arithmetic, at least one."""
+    before = _n_threads
+    use_exact(_exact, max(1, before // n_processes))
+    try:
+        yield
+    finally:
+        use_exact(_exact, before)
+
+
 def compiler() -> str:
     """The version of the compiler that trainings go through (see fast/compiler.py); empty if they are not compiled."""
     return _compiler

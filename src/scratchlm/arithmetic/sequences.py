@@ -5,9 +5,10 @@ over each sequence is exact, and the sequences are added in their order, in floa
 chosen by its sequence, its position, its column, the step, and how many dropouts came before in the forward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class _State:
 
 
 _state = _State()
+_apart = False  # see sequences_apart
 
 
 @contextmanager
@@ -108,9 +110,31 @@ class GradientSum:
         assert self.leaf is not None and self.leaf.is_leaf, "a weight must be a parameter or a view of one"
         self.use, self.size, self.stride, self.offset = use, weight.size(), weight.stride(), weight.storage_offset()
 
-    def view(self) -> Tensor:
-        """The sum so far, float64 in the shape of the weight, to be added to."""
-        sums = self.leaf.__dict__.setdefault("exact_gradients", {})
-        if self.use not in sums:
-            sums[self.use] = torch.zeros_like(self.leaf, dtype=torch.float64)
-        return sums[self.use].as_strided(self.size, self.stride, self.offset)
+    def add(self, operation: Callable[..., None], cu_seqlens: Sequence[int], *rows: Tensor) -> None:
+        """Let operation(sum, *rows, cu_seqlens) add to the sum so far, or to one sum of each sequence.
+
+        The sum is float64 in the shape of the weight. rows: (N, …) each.
+        """
+        if not _apart:
+            operation(self._sum(0), *rows, cu_seqlens)
+            return
+        for b, (start, end) in enumerate(pairwise(cu_seqlens)):
+            if start < end:
+                operation(self._sum(b), *(x[start:end] for x in rows), [0, end - start])
+
+    def _sum(self, b: int) -> Tensor:
+        sums = self.leaf.__dict__.setdefault("exact_gradients", {}).setdefault(self.use, [])
+        while len(sums) <= b:
+            sums.append(torch.zeros_like(self.leaf, dtype=torch.float64))
+        return sums[b].as_strided(self.size, self.stride, self.offset)
+
+
+@contextmanager
+def sequences_apart() -> Iterator[None]:
+    """Within the block, the gradient of each sequence is a sum of its own, so that another process can add them."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False

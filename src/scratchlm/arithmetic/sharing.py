@@ -44,7 +44,7 @@ def share(kernel: Callable[..., None], shape: tuple[int, ...], *arguments: Any) 
         other.result()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # for evaluations, and for steps that other processes share
 def _pool(threads: int) -> ThreadPoolExecutor:
     threadpool_limits(1, user_api="blas")  # the library gets its threads from here
     return ThreadPoolExecutor(threads)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from scratchlm.run.arrow_startup import do_without_pandas
 from scratchlm.run.code import refuse_foreign_library, refuse_other_code, refuse_path
@@ -22,6 +23,7 @@ from scratchlm.run.pipeline import cache_key, code_record, read_stages
 from scratchlm.run.progress import in_words
 from scratchlm.run.resume import Checkpoint, delete_finished
 from scratchlm.run.watchdog import only_process, stay_below_dvc, watch_lock_file
+from scratchlm.run.workers import end_with_stage, worker_place
 
 
 def start(main: Callable[..., None], *shown: str) -> None:
@@ -46,6 +48,12 @@ def start(main: Callable[..., None], *shown: str) -> None:
     do_without_pandas()
     begin = time.perf_counter()
     with boundary(run.stage, lambda: _interrupted(run)):
+        if worker_place():
+            end_with_stage()
+            run.log = None
+            if address:
+                _refuse_other_definition(run.stage, read_stages())
+            main(run, **paths)  # as far as its training, which ends this process
         with only_process(log, run.stage) if address else nullcontext():
             if address:
                 run.checkpoint = _begin_under_dvc(run, [*paths.values(), log], resume)
@@ -87,9 +95,15 @@ def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Chec
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    definition = stages.get(run.stage)
+    definition = _refuse_other_definition(run.stage, stages)
+    return Checkpoint(resume, cache_key(definition), run.stage, run.log) if resume else Checkpoint()
+
+
+def _refuse_other_definition(stage: str, stages: dict[str, Any]) -> dict[str, Any]:
+    """Return the stage's definition. Raises UserError if that or the code are not those that DVC read."""
+    definition = stages.get(stage)
     if definition is None or definition["cmd"].split()[3:] != sys.argv[1:]:  # python -m stages.NAME, options
         raise UserError("dvc.yaml or params.yaml has changed since `dvc repro` read it; run `dvc repro` again")
     if record := code_record(definition):
         refuse_other_code(record)
-    return Checkpoint(resume, cache_key(definition), run.stage, run.log) if resume else Checkpoint()
+    return definition

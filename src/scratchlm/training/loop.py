@@ -17,16 +17,17 @@ from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.functions import clip_gradients
 from scratchlm.arithmetic.mode import compiler, has_static_shapes
 from scratchlm.arithmetic.random import random_states, restore_random_states, stream
-from scratchlm.arithmetic.sequences import begin_forward
 from scratchlm.fast.compiler import compiled
-from scratchlm.fast.cuda_graphs import CapturedGradients, pinned
+from scratchlm.fast.cuda_graphs import CapturedGradients
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.progress import training_values, validation
+from scratchlm.run.workers import worker_place
+from scratchlm.training.gradients import add_gradients, micro_batches
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
-from scratchlm.training.order import batch_indices
 from scratchlm.training.schedule import learning_rate_at
+from scratchlm.training.workers import Workers, serve, workers_of
 
 Metrics = Mapping[str, float]
 
@@ -108,6 +109,9 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
         )
     torch.manual_seed(stream(run.seed, f"{task.name} dropout"))
     state = TrainingState(model, task, run)
+    if place := worker_place():
+        model.train()
+        serve(state, place)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))
     if path := run.checkpoint.load():
         state.read(path)
@@ -117,6 +121,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     start, n_scored = time.perf_counter(), 0
     model.train()
     with (
+        workers_of(state) as state.workers,
         run.progress(n_steps, state.step, "step", task.name) as bar,
         run.checkpoint.saving(state.write, state.position, state.size_bytes) as save_if_due,
     ):
@@ -157,6 +162,7 @@ class TrainingState:
             if isinstance(module, GPTModel):
                 module.checkpoint_activations = task.params.checkpoint_activations
         self.step, self.n_steps = 0, task.n_steps
+        self.workers: Workers | None = None
         self.curve: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []
         self.steps: list[dict[str, float]] = []
@@ -170,6 +176,10 @@ class TrainingState:
         """Whether the backward pass reads the random state, which cannot be captured."""
         models = [module for module in self.model.modules() if isinstance(module, GPTModel)]
         return self.task.params.checkpoint_activations and any(model.config.dropout for model in models)
+
+    def weights(self) -> list[Tensor]:
+        """Those that are trained."""
+        return [*self._weights.values()]
 
     def position(self) -> str | None:
         """The position of training in words; None if no checkpoint can be written or nothing would be lost."""
@@ -249,10 +259,7 @@ class TrainingState:
 
 def optimizer_step(state: TrainingState) -> int:
     """Train on the next batch; return how many items it scored. Raises UserError if it scores none."""
-    task, params = state.task, state.task.params
-    indices = batch_indices(state.step, task.n_examples, params.batch_size, state.run.seed)
-    n_micro = math.ceil(len(indices) / params.max_micro_batch_size)
-    batches = [task.batch(part) for part in np.array_split(indices, n_micro)]
+    batches = micro_batches(state.task, state.step, state.run.seed)
     with state.one_step():
         return update(state, batches)
 
@@ -270,19 +277,10 @@ def update(
         raise UserError(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
-    purpose = f"{task.name} dropout {state.step}" + (f" {number}" if number else "")
-    key, n_before = stream(state.run.seed, purpose), 0
-    for batch in batches:
-        if state.captured and not loss_of:
-            loss = state.captured.add(batch.tensors, total, is_only=len(batches) == 1)
-            state.loss = loss, batch.n_scored
-            continue
-        begin_forward(key, n_before)
-        n_before += len(batch.tensors[-1])
-        with state.run.autocast():
-            loss = (loss_of or task.loss)(state.model, *(to_device(tensor, state.device) for tensor in batch.tensors))
-        (loss / total).backward()
-        state.loss = loss.detach(), batch.n_scored
+    if state.workers:
+        state.workers.add_gradients(batches)
+    else:
+        add_gradients(state, batches, range(len(batches)), number, loss_of)
     collect_gradients(state.model)
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -291,8 +289,3 @@ def update(
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update_weights()
     return total
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device. To a GPU it is copied while this process goes on to prepare the next step."""
-    return pinned(tensor, device).to(device, non_blocking=device.type == "cuda")

@@ -1,0 +1,147 @@
+"""How many processes train changes no bit; each test starts real ones, which run worker_stage.py beside this file."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from scratchlm.arithmetic.mode import exact_arithmetic
+from scratchlm.arithmetic.sequences import sequences_apart
+from scratchlm.data.corpus import TokenWindows
+from scratchlm.run.context import Run
+from scratchlm.run.errors import UserError
+from scratchlm.run.workers import requested_workers
+from scratchlm.tasks.pretraining import pretraining_task
+from scratchlm.training import exchange
+from scratchlm.training.gradients import add_gradients, micro_batches
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+# Three micro batches of a step; clipping at a norm that every step exceeds
+CHANGES = {"epochs": 1.0, "batch_size": 6, "max_micro_batch_size": 2, "max_grad_norm": 0.1, "evaluate_every_steps": 4}
+
+Stage = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, training_values: dict[str, Any]) -> Stage:
+    """Runs the stage with a number of workers. Keywords: see worker_stage.main. Its result is in result.json."""
+
+    def go(workers: str, killed: tuple[int, int] | None = None, **given: Any) -> subprocess.CompletedProcess[str]:
+        settings = {"precision": "float32", "pairs": False, "training": training_values | CHANGES} | given
+        (tmp_path / "settings.json").write_text(json.dumps(settings | {"killed": [*(killed or [])]}))
+        words = [f"--{name}={tmp_path / f'{name}.json'}" for name in ("settings", "result", "log")]
+        words.append(f"--checkpoints={tmp_path / 'checkpoints'}")
+        path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
+        variables = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+        variables |= {"SCRATCHLM_WORKERS": workers, "PYTHONPATH": path, "SCRATCHLM_RESUME_SECONDS": "3600"}
+        command = [sys.executable, "-m", "tests.unit.training.worker_stage", *words]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+
+    return go
+
+
+def result(folder: Path) -> tuple[dict[str, Any], int]:
+    """What the stage wrote, once, and how many micro batches its own process has computed."""
+    found = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").unlink()
+    (folder / "checkpoints" / "done").unlink(missing_ok=True)
+    return found, found.pop("calls")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("precision", "workers", "pairs"), [("bfloat16", 3, False), ("exact", 2, True)])
+def test_workers_change_no_bit(stage: Stage, tmp_path: Path, precision: str, workers: int, pairs: bool) -> None:
+    found = {}
+    for n in (1, workers):
+        done = stage(str(n), precision=precision, pairs=pairs)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        found[n] = result(tmp_path)
+    assert found[1][0] == found[workers][0]
+    assert found[workers][1] == found[1][1] * (2 if workers == 2 else 1) // 3  # the others were computed elsewhere
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.json"}
+    assert len((tmp_path / "log.json").read_text().splitlines()) == 2 * (2 if pairs else 3)  # the workers write none
+
+
+@pytest.mark.long
+def test_a_killed_worker_ends_the_stage_with_one_sentence_and_any_number_of_workers_resumes(
+    stage: Stage, tmp_path: Path
+) -> None:
+    assert stage("1").returncode == 0
+    whole = result(tmp_path)[0]
+    done = stage("3", killed=(1, 4))
+    (sentence,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert sentence == (
+        "worker_stage: worker 1 of 3 has ended (killed by SIGKILL); run this again to resume, or lower "
+        "SCRATCHLM_WORKERS"
+    )
+    done = stage("2")
+    assert "resuming from step 3 of 6" in done.stderr
+    assert result(tmp_path)[0] == whole
+
+
+@pytest.mark.long
+def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: Stage, tmp_path: Path) -> None:
+    done = stage("9", killed=(0, 3))
+    assert done.returncode == -9
+    assert done.stderr == (
+        "worker_stage: SCRATCHLM_WORKERS is 9, but at max_micro_batch_size 2 a step has micro batches for no more than "
+        "3; lower it to use more\n"
+    )
+    deadline = time.monotonic() + 10
+    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounded(tiny_gpt: Any) -> None:
+    """In float64: rounded to float32, sums in another order seldom differ."""
+    model, windows = tiny_gpt(tied_head=True, dropout=0.1).train(), TokenWindows(np.arange(150) * 7 % 11, 8, 4)
+    params = SimpleNamespace(batch_size=9, max_micro_batch_size=3)
+    task = pretraining_task(windows, params, lambda _: {})  # type: ignore[arg-type]
+    state: Any = SimpleNamespace(
+        model=model, task=task, run=Run(seed=7), step=1, device=torch.device("cpu"), captured=None
+    )
+    batches, parameters = micro_batches(task, 1, 7), [*model.parameters()]
+
+    def sums(apart: Callable[[], AbstractContextManager[None]]) -> exchange.Gradients:
+        """Those of three micro batches, the last two as if other workers had computed them."""
+        found = []
+        for i, context in enumerate((nullcontext, apart, apart)):
+            with context():
+                add_gradients(state, batches, [i])
+            found.append(exchange.take_gradients(parameters))
+        for gradients in found:
+            exchange.add_gradients(parameters, gradients)
+        return exchange.take_gradients(parameters)
+
+    def equal(a: exchange.Gradients, b: exchange.Gradients) -> bool:
+        return a.keys() == b.keys() and all(torch.equal(a[key][0], b[key][0]) for key in a)
+
+    with exact_arithmetic():
+        add_gradients(state, batches, range(3))
+        alone = exchange.take_gradients(parameters)
+        assert {use for _, use in alone} == {"linear", "embedding", "norm"}
+        assert equal(sums(sequences_apart), alone)
+        assert not equal(sums(nullcontext), alone)  # sums of micro batches are other sums
+
+
+@pytest.mark.parametrize("given", ["0", "65", "two", "1.5", ""])
+def test_a_number_of_workers_that_is_none_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCHLM_WORKERS", given)
+    with pytest.raises(UserError, match=f"^SCRATCHLM_WORKERS is '{given}', but must be an integer from 1 to 64; "):
+        requested_workers()
+    monkeypatch.delenv("SCRATCHLM_WORKERS")
+    assert requested_workers() == 1
