@@ -214,7 +214,9 @@ def test_each_step_of_each_task_and_seed_has_its_own_exact_dropout_and_each_row_
     tiny_gpt: Any, params: Any, learn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, int]] = []
-    monkeypatch.setattr("scratchlm.training.gradients.begin_forward", lambda key, n_before: calls.append((key, n_before)))
+    monkeypatch.setattr(
+        "scratchlm.training.gradients.begin_forward", lambda key, n_before: calls.append((key, n_before))
+    )
     for seed, name in ((7, "pretrain"), (8, "pretrain"), (7, "other")):
         learn(tiny_gpt(), windows_task()._replace(name=name), params(max_micro_batch_size=2), seed=seed)
     assert [n_before for _, n_before in calls] == [0, 2] * 9  # two micro batches in each of three steps
