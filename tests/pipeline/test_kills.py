@@ -14,7 +14,7 @@ FEWER_STEPS = {"pretrain.epochs": 0.15, "finetune_spam.epochs": 2, "finetune_ins
 # Those that are killed, what they need, and the next ones: a stage deletes the checkpoints of those before it
 STAGES = ["code", "preflight", "download", "tokenize", "pretrain", "finetune_instruct", "finetune_spam"]
 STAGES += ["generate", "judge"]
-TWO_MICRO_BATCHES = {f"{stage}.max_micro_batch_size": 2 for stage in ("pretrain", "finetune_instruct", "finetune_spam")}
+TWO_MICRO_BATCHES = {f"{stage}.max_micro_batch_size": 8 for stage in ("pretrain", "finetune_instruct", "finetune_spam")}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) 
     clone.forget()
     clone.variables["SCRATCHLM_WORKERS"] = "2"
     for how, stage in (("group", "pretrain"), ("dvc", "finetune_instruct"), ("stage", "finetune_spam")):
-        kill(clone, start_and_wait_for_state(clone, stage), how)
+        dvc = start_and_wait_for_state(clone, stage)
+        assert len([process for process in clone.processes() if f"stages.{stage}" in process.cmdline()]) == 2
+        kill(clone, dvc, how)
     del clone.variables["SCRATCHLM_WORKERS"]
     clone.finish()
     assert dict(clone.resumed()) == {"pretrain": 1, "finetune_spam": 1, "finetune_instruct": 1}

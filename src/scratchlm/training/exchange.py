@@ -25,13 +25,11 @@ def connect(place: Place) -> None:
     loopback = (name for _, name in socket.if_nameindex() if name.startswith("lo"))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback, "lo"))  # no other machine can reach the connections
     store = dist.FileStore(str(place.folder / "store"), place.n_workers)
-    dist.init_process_group(
-        "gloo", store=store, timeout=TIMEOUT, rank=place.rank, world_size=place.n_workers
-    )  # fmt: skip
+    dist.init_process_group("gloo", None, TIMEOUT, place.n_workers, place.rank, store)
 
 
 def disconnect() -> None:
-    """Close the connections, if there are any; in the other workers, this function's or a later one raises an error."""
+    """Close the connections, if there are any. Exchanges with this worker then raise RuntimeError in the others."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
