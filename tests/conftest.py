@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import setuptools  # noqa: F401  # before a test imports distutils, which torch's compiler then could not replace
 import torch
 from filelock import FileLock
 from hypothesis import settings
