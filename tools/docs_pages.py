@@ -178,6 +178,8 @@ def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
 def _allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if "anyOf" in schema:
+        return " or ".join(map(_allowed, schema["anyOf"]))
     kind = schema.get("type")
     if kind == "array":
         return f"a list of {_allowed(schema['items'])}"
