@@ -153,12 +153,13 @@ def comments(text: str) -> dict[str, str]:
 
 def _rows(key: str, field: dict[str, Any], types: dict[str, Any], when: str) -> Iterator[tuple[str, str, str]]:
     """key, allowed values and condition of every parameter under `key`."""
-    options = field.get("anyOf") or field.get("oneOf") or [field]
+    options = field.get("anyOf") or [field]
+    kind = next((option["discriminator"]["propertyName"] for option in options if "discriminator" in option), None)
+    options = [inner for option in options for inner in option.get("oneOf", [option])]
     sections = [types[option["$ref"].split("/")[-1]] for option in options if "$ref" in option]
     simple = [option for option in options if "$ref" not in option]
     if simple:
         yield key, " or ".join(filter(None, map(_allowed, simple))) + (" or a section" if sections else ""), when
-    kind = field.get("discriminator", {}).get("propertyName")
     for section in sections:
         condition = f"{kind}: {section['properties'][kind]['const']}" if kind else when
         for name, inner in section["properties"].items():
@@ -170,7 +171,7 @@ def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
     merged: dict[str, tuple[str, str]] = {}
     for key, allowed, when in rows:
         if key in merged:
-            allowed, when = ", ".join(dict.fromkeys((merged[key][0], allowed))), ""
+            allowed, when = ", ".join(dict.fromkeys(f"{merged[key][0]}, {allowed}".split(", "))), ""
         merged[key] = allowed, when
     return [(key, *rest) for key, rest in merged.items()]
 
