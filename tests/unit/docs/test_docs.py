@@ -16,7 +16,7 @@ from typer.main import get_command
 from scratchlm.cli.main import app
 from scratchlm.run.files import read_json
 from tests.pages import PAGES, REPOSITORY, blocks, code_spans, commands
-from tools.docs_pages import api_pages, comments, targets
+from tools.docs_pages import api_pages, comments, parameters_page, targets
 
 LIBRARY = REPOSITORY / "src" / "scratchlm"
 PROFILES = sorted((REPOSITORY / "profiles").glob("*.yaml"))
@@ -319,3 +319,11 @@ def test_a_page_is_read_block_by_block(tmp_path):
 def test_comments_of_params_yaml_are_found_by_their_key():
     found = comments("seed: 123   # one\nmodel:\n  size: nano # two\n  custom:\n    n: 1\n  path: x#y\n")
     assert found == {"seed": "one", "model.size": "two"}
+
+
+def test_the_page_of_parameters_has_a_row_for_every_value_of_params_yaml():
+    rows = set(re.findall(r"^\| `([\w.]+)` \|", parameters_page(), flags=re.MULTILINE))
+    values = flat(yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8")))
+    missing = {key for key, value in values.items() if not isinstance(value, dict)} - rows
+    of_any_name = ("reinforce_runs.", "variants.")  # their rows say what each entry may be
+    assert [key for key in missing if not key.startswith(of_any_name)] == []
