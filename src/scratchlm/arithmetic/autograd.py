@@ -1,6 +1,7 @@
 """The functions of functions.py in precision `exact`, with their gradients."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -289,9 +290,13 @@ def running_total(x: Tensor) -> Tensor:
     return (q.cumsum(-1) * scale).to(x.dtype)
 
 
-def clip_gradients(gradients: list[Tensor], max_norm: float) -> None:
-    """Scale all gradients by one factor if their norm is above max_norm."""
-    norm = math.sqrt(math.fsum(operations_for(gradient).sum_of_squares(gradient) for gradient in gradients))
+OfAll = Callable[[list[float]], list[float]]
+
+
+def clip_gradients(gradients: list[Tensor], max_norm: float, of_all: OfAll | None) -> None:
+    """Scale all gradients by one factor if their norm is above max_norm. of_all: see functions.clip_gradients."""
+    squares = [operations_for(gradient).sum_of_squares(gradient) for gradient in gradients]
+    norm = math.sqrt(math.fsum(of_all(squares) if of_all else squares))
     factor = max_norm / (norm + 1e-6)
     if factor < 1.0:
         for gradient in gradients:

@@ -161,9 +161,17 @@ def running_total(x: Tensor) -> Tensor:
     return exact.running_total(x) if is_exact() else x.cumsum(-1)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> None:
-    """Scale all gradients so that their norm is at most max_norm. Source: Pascanu et al. 2013."""
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, of_all: exact.OfAll | None = None) -> None:
+    """Scale all gradients so that their norm is at most max_norm. Source: Pascanu et al. 2013.
+
+    of_all: for a process that has some of the gradients: a value of each of them -> those of all, in their order.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if is_exact():
-        exact.clip_gradients([p.grad for p in parameters if p.grad is not None], max_norm)
+        exact.clip_gradients(gradients, max_norm, of_all)
+    elif of_all:
+        norms = of_all([float(torch.linalg.vector_norm(gradient)) for gradient in gradients])
+        total_norm = torch.linalg.vector_norm(torch.tensor(norms))
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
     else:
         torch.nn.utils.clip_grad_norm_(parameters, max_norm)

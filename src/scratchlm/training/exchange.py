@@ -1,23 +1,26 @@
-"""The messages between the workers of a training, by torch's gloo: weights to all, gradients to rank 0."""
+"""The messages between the workers of a training, by torch's gloo: gradients to their owners, weights to all."""
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.run.workers import Place
 
 TIMEOUT = timedelta(minutes=30)  # for what one worker waits for another, such as an evaluation
+MOMENTS = "exp_avg", "exp_avg_sq"  # of AdamW
+COUNTS, VALUES = 0, 1 << 20  # tags of messages; the second is added to the number of a micro batch
 
-# The gradients of a micro batch: number of a parameter, use (see sequences.GradientSum; "" is `grad`) -> those to be
-# added in this order, each in the parameter's shape
-Gradients = dict[tuple[int, str], Sequence[Tensor]]
+# Gradients of a worker: number of a parameter, use (see sequences.GradientSum; "" is `grad`) -> those to be added in
+# this order, each in the parameter's shape
+Gradients = dict[tuple[int, str], list[Tensor]]
 
 
 def connect(place: Place) -> None:
@@ -41,38 +44,40 @@ def all_equal(value: str, place: Place) -> bool:
     return len({*values}) == 1
 
 
+def agree_on(number: int) -> int:
+    """The number of rank 0, for all workers."""
+    message = torch.tensor([number])
+    dist.broadcast(message, 0)
+    return int(message)
+
+
 @torch.no_grad()
-def share_weights(weights: Sequence[Tensor], step: int) -> int:
-    """Overwrite the weights of all workers with those of rank 0; return the step of rank 0."""
-    number, flat = torch.tensor([step]), torch.cat([weight.flatten() for weight in weights])
-    dist.broadcast(number, 0)
-    dist.broadcast(flat, 0)
-    for weight, part in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
-        weight.copy_(part.view_as(weight))
-    return int(number)
+def share_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+    """Overwrite all workers' weights of the parameters in the list number r with those of rank r."""
+    flat = [torch.cat([weight.flatten() for weight in weights]) for weights in parameters if weights]
+    works = [dist.broadcast(x, rank, async_op=True) for rank, x in enumerate(flat)]
+    for rank, (work, x) in enumerate(zip(works, flat, strict=True)):
+        assert work
+        work.wait()
+        if rank != dist.get_rank():
+            for weight, part in zip(parameters[rank], x.split([w.numel() for w in parameters[rank]]), strict=True):
+                weight.copy_(part.view_as(weight))
 
 
-def send_gradients(gradients: Gradients) -> None:
-    """Send rank 0 the gradients of one micro batch."""
-    flat = [x.flatten().to(_dtype()) for found in gradients.values() for x in found]
-    dist.send_object_list([{key: len(found) for key, found in gradients.items()}], 0)
-    dist.send(torch.cat(flat), 0)
+def owners_of(parameters: Sequence[nn.Parameter], n_workers: int) -> list[int]:
+    """The rank of each parameter's owner, so that all have about as many weights; the first ranks have the largest.
 
-
-def receive_gradients(parameters: Sequence[nn.Parameter], rank: int) -> Gradients:
-    """The gradients of one micro batch from the worker of this rank."""
-    message: list[dict[tuple[int, str], int]] = [{}]
-    dist.recv_object_list(message, rank)
-    counts = message[0]
-    sizes = [n * parameters[number].numel() for (number, _), n in counts.items()]
-    flat = torch.empty(sum(sizes), dtype=_dtype())
-    dist.recv(flat, rank)
-    parts = zip(counts.items(), flat.split(sizes), strict=True)
-    return {key: [*part.view(n, *parameters[key[0]].shape)] for (key, n), part in parts}
+    A parameter is never divided, since the last digits of its gradient's norm and of its update depend on its shape.
+    """
+    owners, loads = [0] * len(parameters), [0] * n_workers
+    for number in sorted(range(len(parameters)), key=lambda number: -parameters[number].numel()):
+        owners[number] = rank = loads.index(min(loads))
+        loads[rank] += parameters[number].numel()
+    return owners
 
 
 def take_gradients(parameters: Sequence[nn.Parameter]) -> Gradients:
-    """Take the gradients of one micro batch away from the parameters, which then have none."""
+    """Take the gradients that the last backward passes left away from the parameters, which then have none."""
     found: Gradients = {}
     for number, parameter in enumerate(parameters):
         if parameter.grad is not None:
@@ -96,6 +101,116 @@ def add_gradients(parameters: Sequence[nn.Parameter], gradients: Gradients) -> N
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
             else:
                 parameter.grad += gradient
+
+
+def send_moments(optimizer: Optimizer, parameters: Iterable[nn.Parameter], rank: int) -> None:
+    """Send the worker of this rank the optimizer's state of some parameters."""
+    states = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    dist.send_object_list([[int(state["step"]) if state else 0 for state in states]], rank)
+    flat = [state[name].flatten() for state in states if state for name in MOMENTS]
+    if flat:
+        dist.send(torch.cat(flat), rank)
+
+
+def receive_moments(optimizer: Optimizer, parameters: Sequence[nn.Parameter], rank: int) -> None:
+    """What send_moments sends from the worker of this rank."""
+    message: list[list[int]] = [[]]
+    dist.recv_object_list(message, rank)
+    found = [(parameter, n) for parameter, n in zip(parameters, message[0], strict=True) if n]
+    if not found:
+        return
+    flat = torch.empty(len(MOMENTS) * sum(parameter.numel() for parameter, _ in found))
+    dist.recv(flat, rank)
+    parts = iter(flat.split([parameter.numel() for parameter, _ in found for _ in MOMENTS]))
+    for parameter, n_updates in found:
+        moments = {name: next(parts).view_as(parameter).clone() for name in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(float(n_updates)), **moments}
+
+
+class Exchange:
+    """Gradients on their way from the workers that compute them to those that own their parameters."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], place: Place) -> None:
+        self._parameters, self._place = parameters, place
+        self.owners = owners_of(parameters, place.n_workers)
+        self._keys: list[tuple[int, str]] = []  # of a micro batch's gradients, which are the same in all workers
+        self._posted: dict[int, tuple[dist.Work, Tensor]] = {}  # number of a message -> what will arrive
+        self._sent: list[tuple[dist.Work, Tensor]] = []  # a tensor must stay until it has arrived
+
+    def owned_by(self, rank: int) -> list[nn.Parameter]:
+        """The parameters of one worker."""
+        return [weight for weight, owner in zip(self._parameters, self.owners, strict=True) if owner == rank]
+
+    def send(self, gradients: Gradients, message: int) -> Gradients:
+        """Send those gradients to the owners of their parameters; return this worker's own."""
+        self._keys = sorted(gradients)
+        for rank in range(self._place.n_workers):
+            parts = [gradients[key] for key in self._keys if self.owners[key[0]] == rank]
+            if rank == self._place.rank or not parts:
+                continue
+            if is_exact():
+                self._isend(torch.tensor([len(part) for part in parts]), rank, COUNTS + message)
+            flat = [x.flatten().to(_dtype()) for part in parts for x in part]
+            self._isend(torch.cat(flat), rank, VALUES + message)
+        return {key: gradients[key] for key in self._own_keys()}
+
+    def post(self, message: int, rank: int) -> None:
+        """Let a message arrive while this worker computes, if its size is known already."""
+        if not is_exact() and (keys := self._own_keys()):
+            self._posted[message] = self._irecv([1] * len(keys), message, rank)
+
+    def receive(self, message: int, rank: int) -> Gradients:
+        """The gradients of own parameters in a message from the worker of this rank."""
+        if not (keys := self._own_keys()):
+            return {}
+        counts = [1] * len(keys)
+        if is_exact():
+            arrived = torch.empty(len(keys), dtype=torch.int64)
+            dist.recv(arrived, rank, tag=COUNTS + message)
+            counts = arrived.tolist()
+        posted = self._posted.pop(message) if message in self._posted else self._irecv(counts, message, rank)
+        work, flat = posted
+        work.wait()
+        parts = flat.split(self._sizes(counts))
+        shapes = [self._parameters[number].shape for number, _ in keys]
+        return {key: [*part.view(-1, *shape)] for key, part, shape in zip(keys, parts, shapes, strict=True)}
+
+    def finish(self) -> None:
+        """Wait until all that was sent has arrived."""
+        for work, _ in self._sent:
+            work.wait()
+        self._sent.clear()
+
+    def of_all(self, values: Sequence[float], order: Sequence[int]) -> list[float]:
+        """One value of each parameter that has a gradient; each worker gives those of its own parameters.
+
+        order: numbers of all parameters, in whose order the values are given and returned.
+        """
+        with_gradient = {number for number, _ in self._keys}
+        found = torch.zeros(len(self._parameters), dtype=torch.float64)
+        own = (number for number in order if number in with_gradient and self.owners[number] == self._place.rank)
+        for number, value in zip(own, values, strict=True):
+            found[number] = value
+        dist.all_reduce(found)  # each is the sum of one value and zeros
+        return [found[number].item() for number in order if number in with_gradient]
+
+    def _isend(self, tensor: Tensor, rank: int, tag: int) -> None:
+        work = dist.isend(tensor, rank, tag=tag)
+        assert work
+        self._sent.append((work, tensor))
+
+    def _irecv(self, counts: Sequence[int], message: int, rank: int) -> tuple[dist.Work, Tensor]:
+        flat = torch.empty(sum(self._sizes(counts)), dtype=_dtype())
+        work = dist.irecv(flat, rank, tag=VALUES + message)
+        assert work
+        return work, flat
+
+    def _own_keys(self) -> list[tuple[int, str]]:
+        return [key for key in self._keys if self.owners[key[0]] == self._place.rank]
+
+    def _sizes(self, counts: Sequence[int]) -> list[int]:
+        keys = self._own_keys()
+        return [n * self._parameters[number].numel() for n, (number, _) in zip(counts, keys, strict=True)]
 
 
 def _dtype() -> torch.dtype:

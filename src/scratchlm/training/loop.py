@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +111,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     state = TrainingState(model, task, run)
     if place := worker_place():
         model.train()
-        serve(state, place)
+        serve(state, place, optimizer_step)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))
     if path := run.checkpoint.load():
         state.read(path)
@@ -131,7 +131,8 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
                     if state.device.type == "cuda":
                         torch.cuda.synchronize()  # steps may still be queued
                     s = time.perf_counter() - start
-                    run.record({"step": state.step, "scored_per_second": n_scored / s, "training_seconds": s})
+                    spent = {"exchange_seconds": state.workers.exchange_seconds} if state.workers else {}
+                    run.record({"step": state.step, "scored_per_second": n_scored / s, "training_seconds": s, **spent})
                 state.evaluate()
                 bar.note(validation(state.curve[-1]))
                 start, n_scored = time.perf_counter(), 0
@@ -177,7 +178,7 @@ class TrainingState:
         models = [module for module in self.model.modules() if isinstance(module, GPTModel)]
         return self.task.params.checkpoint_activations and any(model.config.dropout for model in models)
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> list[nn.Parameter]:
         """Those that are trained."""
         return [*self._weights.values()]
 
@@ -218,31 +219,33 @@ class TrainingState:
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """The block is one step: its updates, and at the end the random streams, which a failed step advances too."""
-        yield
-        self._random = random_states(self.device)
-        self.step += 1
-        self._consistent = True
+        with self.workers.step() if self.workers else nullcontext():
+            self._consistent = not self.workers  # each of them holds a part of the state
+            yield
+            self._random = random_states(self.device)
+            self.step += 1
+            self._consistent = True
 
     def update_weights(self) -> None:
         """Apply the gradients. From here to the end of the step, nothing can be saved."""
         self._consistent = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.workers:
+            self.workers.share_weights()
 
     def write(self, path: Path) -> None:
         """Save the state as it was when the last step ended."""
-        torch.save(
-            {
-                "step": self.step,
-                "curve": self.curve,
-                "samples": self.samples[: len(self.curve)],  # an interrupt may come between the two
-                "steps": self.steps[: self.step],
-                "weights": {name: p.detach() for name, p in self._weights.items()},
-                "optimizer": self.optimizer.state_dict(),
-                "random": self._random,
-            },
-            path,
-        )
+        state: dict[str, Any] = {
+            "step": self.step,
+            "curve": self.curve,
+            "samples": self.samples[: len(self.curve)],  # an interrupt may come between the two
+            "steps": self.steps[: self.step],
+            "weights": {name: p.detach() for name, p in self._weights.items()},
+            "random": self._random,
+        }
+        with self.workers.whole_state() if self.workers else nullcontext():
+            torch.save(state | {"optimizer": self.optimizer.state_dict()}, path)
 
     def read(self, path: Path) -> None:
         """Restore what `write` saved."""
@@ -284,7 +287,7 @@ def update(
     collect_gradients(state.model)
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        clip_gradients(parameters, params.max_grad_norm)
+        clip_gradients(parameters, params.max_grad_norm, state.workers.of_all if state.workers else None)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update_weights()

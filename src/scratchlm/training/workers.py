@@ -1,20 +1,25 @@
 """One training by several processes: each computes some of a step's micro batches, and no bit depends on how many.
 
 Parameters cut a step into micro batches; the number of workers never does. Each worker computes a contiguous share of
-them. The stage's own process (rank 0) adds their gradients in the order of the micro batches, as it does alone, updates
-the weights and sends them to the others for the next step. It has the only state; the others keep nothing.
+them and owns some of the model's parameters. Gradients go to the owners of their parameters, who add them in the order
+of the micro batches, as one process does, update these parameters, and send them to all. So an owner has the only
+optimizer state of its parameters (ZeRO, Rajbhandari et al. 2020, section 5); the stage's own process (rank 0) collects
+it for each checkpoint.
 
 The arithmetic `exact` adds gradients sequence by sequence, so there a worker sends the gradient of each sequence.
 """
 
 import hashlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -28,6 +33,8 @@ from scratchlm.training.gradients import add_gradients, micro_batches, n_micro_b
 
 if TYPE_CHECKING:
     from scratchlm.training.loop import Batch, TrainingState
+
+STEP, COLLECT = 0, 1  # what the stage's own process has the others do: a step, or send their optimizer state
 
 
 def n_workers(state: "TrainingState") -> int:
@@ -56,82 +63,178 @@ def workers_of(state: "TrainingState") -> Iterator["Workers | None"]:
     beside = state.run.log or Path(tempfile.gettempdir(), "scratchlm")
     with worker_processes(n, beside) as processes:
         try:
-            yield Workers(state, processes)
+            yield Workers(state, Place(0, n, processes.folder), processes)
         finally:
             exchange.disconnect()
 
 
 class Workers:
-    """The other workers, as the stage's own process uses them. They are connected at the first step.
+    """All workers of a training, as one of them uses them. They are connected at the first step.
 
-    Raises UserError if one has ended, does not answer, or computes with other parameters or data.
+    processes: of the other workers, in the stage's own process, where each method raises UserError if one has ended or
+    does not answer. In the others, each ends the process then.
     """
 
-    def __init__(self, state: "TrainingState", processes: WorkerProcesses) -> None:
-        self._state, self._processes = state, processes
-        self._place = Place(0, processes.n_workers, processes.folder)
-        self._parameters = [*state.model.parameters()]
+    def __init__(self, state: "TrainingState", place: Place, processes: WorkerProcesses | None) -> None:
+        self._state, self._place, self._processes = state, place, processes
+        self._parameters = state.weights()
+        self._exchange = exchange.Exchange(self._parameters, place)
+        numbers = {parameter: i for i, parameter in enumerate(self._parameters)}
+        self._order = [numbers[p] for group in state.optimizer.param_groups for p in group["params"]]
         self._is_connected = False
+        self.exchange_seconds = 0.0  # in which this worker waited for messages
 
-    def add_gradients(self, batches: "Sequence[Batch]") -> None:
-        """Have all workers compute the gradients of a step's micro batches, and add them in their order."""
-        with self._losing_none():
-            if not self._is_connected:
-                self._connect()
-            exchange.share_weights(self._state.weights(), self._state.step)
-        with shared_threads(self._place.n_workers):
-            add_gradients(self._state, batches, share(len(batches), self._place))
-        for rank in range(1, self._place.n_workers):
-            for _ in share(len(batches), self._place._replace(rank=rank)):
-                with self._losing_none():
-                    found = exchange.receive_gradients(self._parameters, rank)
-                exchange.add_gradients(self._parameters, found)
+    def connect(self) -> None:
+        """Connect the workers, and give each the weights, the step and its parameters' optimizer state.
 
-    def _connect(self) -> None:
-        self._processes.wait_until_ready()
-        exchange.connect(self._place)
-        if not exchange.all_equal(digest(self._state), self._place):
-            raise UserError(
-                "the workers of this training have read other parameters or data, since a file has changed meanwhile; "
-                "run this again"
-            )
+        Raises UserError if they compute with different parameters or data.
+        """
+        with self._exchanging():
+            if self._processes:
+                self._processes.wait_until_ready()
+            exchange.connect(self._place)
+            if not exchange.all_equal(digest(self._state), self._place):
+                raise UserError(
+                    "the workers of this training have read other parameters or data, since a file has changed "
+                    "meanwhile; run this again"
+                )
+            self._state.step = exchange.agree_on(self._state.step)
+            exchange.share_weights([self._parameters])
+            if self._processes:
+                for rank in range(1, self._place.n_workers):
+                    exchange.send_moments(self._state.optimizer, self._exchange.owned_by(rank), rank)
+                self._forget_moments()
+            else:
+                self._receive_moments(self._place.rank, 0)
         self._is_connected = True
 
     @contextmanager
-    def _losing_none(self) -> Iterator[None]:
+    def step(self) -> Iterator[None]:
+        """The block is one step of all workers, who share the threads of the exact arithmetic; Ctrl-C waits for it."""
+        with _uninterrupted(), shared_threads(self._place.n_workers):
+            yield
+
+    def add_gradients(self, batches: "Sequence[Batch]") -> None:
+        """Have all workers compute the gradients of a step's micro batches; each adds those of its own parameters."""
+        if self._processes:
+            if not self._is_connected:
+                self.connect()
+            self._command(STEP)
+        rank, order = self._place.rank, messages(len(batches), self._place)
+        for message, sender in order:
+            if sender != rank:
+                self._exchange.post(message, sender)
+        own: dict[int, exchange.Gradients] = {}
+        with sequences_apart() if rank else nullcontext():
+            for i in share(len(batches), self._place):
+                add_gradients(self._state, batches, [i])
+                if (i, rank) in order:
+                    gradients = exchange.take_gradients(self._parameters)
+                    with self._exchanging():
+                        own[i] = self._exchange.send(gradients, i)
+        for message, sender in order:
+            with self._exchanging():
+                found = own.pop(message) if sender == rank else self._exchange.receive(message, sender)
+            exchange.add_gradients(self._parameters, found)
+        with self._exchanging():
+            self._exchange.finish()
+
+    def of_all(self, values: Sequence[float]) -> list[float]:
+        """From values of own parameters, those of all that have gradients, in the order of the optimizer."""
+        with self._exchanging():
+            return self._exchange.of_all(values, self._order)
+
+    def share_weights(self) -> None:
+        """Give each worker the parameters that the others have updated."""
+        with self._exchanging():
+            exchange.share_weights([self._exchange.owned_by(rank) for rank in range(self._place.n_workers)])
+
+    @contextmanager
+    def whole_state(self) -> Iterator[None]:
+        """Within the block, the stage's own process has the optimizer state of all parameters."""
+        if self._is_connected:
+            self._command(COLLECT)
+            with self._exchanging():
+                for rank in range(1, self._place.n_workers):
+                    self._receive_moments(rank, rank)
+        yield
+        if self._is_connected:
+            self._forget_moments()
+
+    def serve(self, step: "Callable[[TrainingState], int]") -> NoReturn:
+        """Connect with the others and take part in each step, until the stage's own process ends the training."""
+        self.connect()
+        while True:
+            with self._exchanging():
+                command = exchange.agree_on(STEP)
+            if command == STEP:
+                step(self._state)
+            else:
+                with self._exchanging():
+                    exchange.send_moments(self._state.optimizer, self._exchange.owned_by(self._place.rank), 0)
+
+    def _command(self, command: int) -> None:
+        with self._exchanging():
+            exchange.agree_on(command)
+
+    def _receive_moments(self, owner: int, sender: int) -> None:
+        exchange.receive_moments(self._state.optimizer, self._exchange.owned_by(owner), sender)
+
+    def _forget_moments(self) -> None:
+        for rank in range(1, self._place.n_workers):
+            for parameter in self._exchange.owned_by(rank):
+                self._state.optimizer.state.pop(parameter, None)
+
+    @contextmanager
+    def _exchanging(self) -> Iterator[None]:
+        """The time in the block counts as exchange. A closed connection ends the training; see the class."""
+        begin = time.perf_counter()
         try:
             yield
         except RuntimeError as error:  # of gloo
-            raise self._processes.lost(str(error).partition("\n")[0]) from None
+            fault = str(error).partition("\n")[0]
+            if self._processes:
+                raise self._processes.lost(fault) from None
+            print(fault, file=sys.stderr, flush=True)
+            os._exit(1)
+        self.exchange_seconds += time.perf_counter() - begin
 
 
-def serve(state: "TrainingState", place: Place) -> NoReturn:
-    """Compute this worker's share of each step, until the stage's own process ends the training."""
-    parameters = [*state.model.parameters()]
+def messages(n_micro: int, place: Place) -> list[tuple[int, int]]:
+    """The messages with gradients of a step in the order of their sums: micro batch and rank of the worker that sends.
+
+    Rank 0 has the first micro batches, and sends their sum with the last of them.
+    """
+    shares = [share(n_micro, place._replace(rank=rank)) for rank in range(place.n_workers)]
+    return [(shares[0][-1], 0)] + [(i, rank) for rank, own in enumerate(shares[1:], 1) for i in own]
+
+
+def serve(state: "TrainingState", place: Place, step: "Callable[[TrainingState], int]") -> NoReturn:
+    """Compute this worker's share of each step, and update its parameters, until the training ends."""
     ready(place)
-    with _ending_with_the_others():
-        exchange.connect(place)
-        exchange.all_equal(digest(state), place)
-    with shared_threads(place.n_workers), sequences_apart():
-        while True:
-            with _ending_with_the_others():
-                state.step = exchange.share_weights(state.weights(), state.step)
-            batches, found = micro_batches(state.task, state.step, state.run.seed), []
-            for i in share(len(batches), place):
-                add_gradients(state, batches, [i])
-                found.append(exchange.take_gradients(parameters))
-            with _ending_with_the_others():
-                for gradients in found:
-                    exchange.send_gradients(gradients)
+    state.workers = Workers(state, place, None)
+    state.workers.serve(step)
 
 
 @contextmanager
-def _ending_with_the_others() -> Iterator[None]:
+def _uninterrupted() -> Iterator[None]:
+    """Within the block, the first Ctrl-C waits for its end; a second one does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        waiting.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield
-    except RuntimeError as error:  # of gloo: another process has closed the connection
-        print(str(error).partition("\n")[0], file=sys.stderr, flush=True)
-        os._exit(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 def share(n_micro: int, place: Place) -> list[int]:

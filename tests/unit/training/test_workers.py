@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,16 +37,23 @@ Stage = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def stage(tmp_path: Path, training_values: dict[str, Any]) -> Stage:
-    """Runs the stage with a number of workers. Keywords: see worker_stage.main. Its result is in result.json."""
+    """Runs the stage with a number of workers. Keywords: see worker_stage.main. Its result is in result.json.
 
-    def go(workers: str, killed: tuple[int, int] | None = None, **given: Any) -> subprocess.CompletedProcess[str]:
+    killed: rank of a worker, and the number of its micro batch in which it gets the signal. save: after how many
+    seconds a checkpoint is due.
+    """
+
+    def go(
+        workers: str, killed: tuple[int, int] | None = None, save: int = 3600, **given: Any
+    ) -> subprocess.CompletedProcess[str]:
         settings = {"precision": "float32", "pairs": False, "training": training_values | CHANGES} | given
+        settings.setdefault("signal", signal.SIGKILL)
         (tmp_path / "settings.json").write_text(json.dumps(settings | {"killed": [*(killed or [])]}))
         words = [f"--{name}={tmp_path / f'{name}.json'}" for name in ("settings", "result", "log")]
         words.append(f"--checkpoints={tmp_path / 'checkpoints'}")
         path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
         variables = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
-        variables |= {"SCRATCHLM_WORKERS": workers, "PYTHONPATH": path, "SCRATCHLM_RESUME_SECONDS": "3600"}
+        variables |= {"SCRATCHLM_WORKERS": workers, "PYTHONPATH": path, "SCRATCHLM_RESUME_SECONDS": str(save)}
         command = [sys.executable, "-m", "tests.unit.training.worker_stage", *words]
         return subprocess.run(command, env=variables, capture_output=True, text=True, cwd=tmp_path, timeout=120)
 
@@ -74,20 +83,24 @@ def test_workers_change_no_bit(stage: Stage, tmp_path: Path, precision: str, wor
 
 
 @pytest.mark.long
-def test_a_killed_worker_ends_the_stage_with_one_sentence_and_any_number_of_workers_resumes(
+def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_same_bytes(
     stage: Stage, tmp_path: Path
 ) -> None:
     assert stage("1").returncode == 0
     whole = result(tmp_path)[0]
-    done = stage("3", killed=(1, 4))
-    (sentence,) = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert sentence == (
+    done = stage("3", killed=(1, 4), save=0)
+    assert (done.returncode, done.stderr) == (
+        1,
         "worker_stage: worker 1 of 3 has ended (killed by SIGKILL); run this again to resume, or lower "
-        "SCRATCHLM_WORKERS"
+        "SCRATCHLM_WORKERS\n",
     )
-    done = stage("2")
-    assert "resuming from step 3 of 6" in done.stderr
+    done = stage("2", killed=(0, 1), signal=signal.SIGINT)  # in the first step, which ends before the stage does
+    first, second = re.findall(r"step (\d) of 6", done.stderr)
+    assert 1 <= int(first) <= 3
+    assert int(second) == int(first) + 1
+    assert done.returncode == 1
+    done = stage("3")
+    assert f"resuming from step {second} of 6" in done.stderr
     assert result(tmp_path)[0] == whole
 
 
