@@ -1,4 +1,5 @@
 import resource
+import shutil
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +17,8 @@ from llms_from_scratch.ch02 import GPTDatasetV1
 
 from scratchlm.data.windows import SHARD_SCHEMA, Corpus, TokenWindows
 from scratchlm.run.errors import UserError
+from scratchlm.tasks.settings import evenly_spaced
+from scratchlm.training.order import batch_indices
 
 
 def write_shard(path: Path, row_groups: Iterable[np.ndarray]) -> None:
@@ -134,6 +138,27 @@ def test_a_disk_without_room_is_one_sentence_and_reading_continues_when_there_is
             "read (File too large); free some space, then run this again"
         )
     assert windows.batch(np.array([7_000]))[0].tolist() == [[*range(20_000, 20_009)]]
+
+
+@pytest.mark.long
+def test_a_hundred_billion_tokens_are_opened_and_read_in_little_memory(tmp_path: Path) -> None:
+    """Row groups of one token, over and over, are small; each shard is the same file by another name."""
+    n_tokens, n_shards = 1 << 28, 400
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    write_shard(tmp_path / "shard", [np.full(1 << 24, i, dtype=np.uint32) for i in range(n_tokens >> 24)])
+    for i in range(n_shards):
+        (tmp_path / "corpus" / "train" / f"{i:05d}.parquet").hardlink_to(tmp_path / "shard")
+    free, process = shutil.disk_usage(tmp_path).free, psutil.Process()
+    before = process.memory_full_info().uss
+    windows = Corpus(tmp_path / "corpus").windows("train", 1024, 1024)
+    assert len(windows) == (n_shards * n_tokens - 1) // 1024 > 100_000_000
+    places = evenly_spaced(len(windows), 3)
+    chosen = np.concatenate([places, batch_indices(10**7, len(windows), 4, seed=1)])
+    inputs, targets = windows.batch(chosen)
+    expected = (chosen[:, None] * 1024 + np.arange(1025)) % n_tokens >> 24
+    assert np.array_equal(inputs, expected[:, :-1]) and np.array_equal(targets, expected[:, 1:])
+    assert process.memory_full_info().uss - before < 300 << 20  # a few row groups of 64 MiB
+    assert free - shutil.disk_usage(tmp_path).free < 4 << 30
 
 
 def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(tmp_path: Path) -> None:
