@@ -84,19 +84,20 @@ class StoredTokens:
                 raise self._no_space(n_tokens, error) from None
             self.ids = np.asarray(np.memmap(self._file, dtype=np.uint32, mode="r"))
 
-    def decode(self, starts: np.ndarray, length: int) -> None:
-        """Make ids[start : start + length] right for each start, (B,) int64; length is at least 1.
+    def decode(self, starts: np.ndarray, length: int) -> bool:
+        """Make ids[start : start + length] right for each start, (B,) int64. Return whether others are still missing.
 
         Raises UserError naming the shard that is damaged or has ids beyond the vocabulary, or if the disk is full.
         """
         if not self._n_missing:
-            return
+            return False
         first = np.searchsorted(self._ends, starts, side="right")
         last = np.searchsorted(self._ends, starts + (length - 1), side="right")
         for i in range(int((last - first).max()) + 1):
             groups = np.minimum(first + i, last)
             for group in sorted({*groups[self._is_missing[groups]].tolist()}):
                 self._decode(group)
+        return self._n_missing > 0
 
     def _decode(self, group: int) -> None:
         number = int(np.searchsorted(self._first_groups, group, side="right")) - 1
@@ -133,9 +134,9 @@ class TokenWindows:
 
     def __init__(
         self, token_ids: np.ndarray, context_length: int, stride: int,
-        decode: Callable[[np.ndarray, int], None] | None = None,
+        decode: Callable[[np.ndarray, int], bool] | None = None,
     ) -> None:  # fmt: skip
-        """decode: called with starts and a length before these tokens are read.
+        """decode: called with starts and a length before these tokens are read, until it returns False.
 
         Raises UserError if the tokens do not fill one window.
         """
@@ -152,7 +153,7 @@ class TokenWindows:
 
     def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return inputs, targets: (B, context_length) int64 each."""
-        if self._decode:
-            self._decode(indices * self._stride, self._windows.shape[1])
+        if self._decode and not self._decode(indices * self._stride, self._windows.shape[1]):
+            self._decode = None
         windows = self._windows[indices].astype(np.int64)  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
