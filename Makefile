@@ -73,7 +73,7 @@ $(AUDIT)/audited:
 bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
 		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus \
-		&& python -m benchmarks.load && python -m benchmarks.serve)
+		&& python -m benchmarks.windows && python -m benchmarks.load && python -m benchmarks.serve)
 
 docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict

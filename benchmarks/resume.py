@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import RESULTS
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.context import Run

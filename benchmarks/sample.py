@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.harness import REPOSITORY, Run
 from benchmarks.setting import Setting
 from benchmarks.sources import instruction_splits, messages_of, params_of, source_file, started, tokenizer_of
-from scratchlm.data.corpus import Corpus, write_corpus
+from scratchlm.data.corpus import write_corpus
+from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run as StageRun

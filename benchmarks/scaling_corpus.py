@@ -32,7 +32,7 @@ def growth(source: str, vocabulary: str, n_bytes: int, threads: int) -> list[dic
         write_text(text, source, n_bytes)
         works = {
             "tokenize": ("bytes", Contender(tokenizing, {"text": text, "folder": corpus, "vocabulary": vocabulary})),
-            "open": ("tokens", Contender(opening, {"folder": corpus})),
+            "open": ("tokens", Contender(opening, {"folder": corpus, **WINDOWS})),
             "read": ("tokens", Contender(reading, {"folder": corpus, **WINDOWS})),
         }  # fmt: skip
         found = []

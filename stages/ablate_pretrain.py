@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.data.corpus import Corpus
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import ModelParams
 from scratchlm.run.context import Run

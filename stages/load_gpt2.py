@@ -5,7 +5,7 @@ from typing import cast
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
 from scratchlm.data.catalogue import GPT2Size
-from scratchlm.data.corpus import Corpus
+from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt
 from scratchlm.formats.openai import load_openai

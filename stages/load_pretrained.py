@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.data.corpus import Corpus, write_corpus
+from scratchlm.data.corpus import write_corpus
 from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt
 from scratchlm.formats.pretrained import load_pretrained, vocabulary_folder

@@ -28,9 +28,9 @@ from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from, fill_normal, stream
 from scratchlm.data.byte_pairs import END_OF_TEXT
-from scratchlm.data.corpus import TokenWindows
 from scratchlm.data.messages import Messages
 from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
+from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.critic import ActorCritic
 from scratchlm.model.generate import Generation
@@ -126,7 +126,7 @@ def pretrain(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **change
 def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, Any]) -> tuple[Training, Any]:
     params = PretrainParams(**TRAINING | PRETRAIN | changes | batches.training)
     tokens = {"train": np.array(integers(300, 1)), "val": np.array(integers(120, 2))}
-    corpus: Any = SimpleNamespace(tokens=tokens.get)
+    corpus: Any = SimpleNamespace(windows=lambda split, *shape: TokenWindows(tokens[split], *shape))
     evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
     windows = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride)
     sampler = TextSampler(TOKENIZER, params, run.seed)

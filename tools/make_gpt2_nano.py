@@ -16,10 +16,11 @@ from safetensors.numpy import save_file
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.byte_pairs import save_byte_pairs, train_byte_pairs
 from scratchlm.data.catalogue import VOCABULARY_FILES
-from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, split_chunks, write_corpus
+from scratchlm.data.corpus import CorpusParams, split_chunks, write_corpus
 from scratchlm.data.instructions import InstructionsParams, read_instructions, split_instructions
 from scratchlm.data.prompts import format_prompt
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.openai import hparams, to_openai
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, gpt2_config
@@ -83,7 +84,7 @@ def main() -> None:
         gpt = build_model(config, stream(RUNTIME.seed, "initialisation"))
         corpus = Corpus(work / "corpus")
         evaluation = CorpusEvaluation(corpus, EVALUATION)
-        windows = TokenWindows(corpus.tokens("train"), NANO_CONTEXT_LENGTH, TRAINING.stride)
+        windows = corpus.windows("train", NANO_CONTEXT_LENGTH, TRAINING.stride)
         task = pretraining_task(windows, TRAINING, lambda model: _shown(evaluation.evaluate(model)))
         train(gpt, task._replace(name="gpt2-nano"), run)
         save_file(to_openai(gpt), work / "variables.safetensors")

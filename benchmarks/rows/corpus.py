@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.baselines import SEED
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.sources import source_file, tokenizer_of
-from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, text_chunks, write_corpus
+from scratchlm.data.corpus import CorpusParams, text_chunks, write_corpus
+from scratchlm.data.windows import Corpus
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.order import batch_indices
 
@@ -76,14 +79,20 @@ def tiktokens_tokenizing(source: str, n_bytes: int, vocabulary: str, at_once: in
     return run
 
 
-def opening(folder: Path) -> Run:
-    """The work before the first batch: the shards' tokens into a memory map."""
-    return lambda: len(Corpus(folder).tokens("train"))
+def opening(folder: Path, batch_size: int, context_length: int) -> Run:
+    """The work until the first batch, the first windows of the corpus. Its units are the tokens of all windows."""
+
+    def run() -> float:
+        windows = Corpus(folder).windows("train", context_length, context_length)
+        windows.batch(np.arange(batch_size))
+        return len(windows) * context_length
+
+    return run
 
 
 def reading(folder: Path, batch_size: int, context_length: int) -> Run:
     """An epoch of training batches, without the training."""
-    windows = TokenWindows(Corpus(folder).tokens("train"), context_length, context_length)
+    windows = Corpus(folder).windows("train", context_length, context_length)
     task = pretraining_task(windows, None, lambda model: {})  # type: ignore[arg-type]
 
     def run() -> float:

@@ -16,7 +16,7 @@ from benchmarks.baselines import (
 )
 from benchmarks.harness import Contender, Row, Run
 from benchmarks.setting import Setting
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPT2_VOCAB_SIZE, GPTConfig, SizeName
 from scratchlm.model.gpt import build_model
 from scratchlm.tasks.pretraining import pretraining_task

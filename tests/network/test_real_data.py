@@ -8,13 +8,14 @@ import pytest
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
-from scratchlm.data.corpus import Corpus, CorpusParams, TokenWindows, write_corpus
+from scratchlm.data.corpus import CorpusParams, write_corpus
 from scratchlm.data.duplicates import Deduplicate, comparable
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
 from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.data.messages import balance_by_undersampling, split_messages, write_messages
 from scratchlm.data.splits import count_crossing_duplicates
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
+from scratchlm.data.windows import Corpus
 from scratchlm.run.files import read_splits, read_table, sha256_of
 from tests.conftest import Inputs
 from tests.network.conftest import FILES
@@ -152,4 +153,4 @@ def test_the_verdict_has_the_books_numbers(gpt2: BytePairTokenizer, inputs: Inpu
     assert (counts["train"]["tokens"], counts["val"]["tokens"]) == (4_612, 534)
     assert Corpus(tmp_path).counts["val"]["bytes_per_token"] == round(2_048 / 534, 5)
     # 9 and 1 batches of 2 × 256 tokens (section 5.1.3)
-    assert [len(TokenWindows(Corpus(tmp_path).tokens(s), 256, 256)) // 2 for s in ("train", "val")] == [9, 1]
+    assert [len(Corpus(tmp_path).windows(s, 256, 256)) // 2 for s in ("train", "val")] == [9, 1]

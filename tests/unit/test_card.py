@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from scratchlm.arithmetic.mode import use_compiler, use_cuda_graphs
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.fast.decoding import for_inference
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.classifier import GPTClassifier, freeze

@@ -1,9 +1,8 @@
-"""The corpus: text to Parquet shards of token ids in bounded memory, and sliding windows over them."""
+"""Write the corpus: text to Parquet shards of token ids, in bounded memory."""
 
 import codecs
 import os
 import re
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,8 +18,9 @@ from pydantic import Field
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, WHITE_SPACE
 from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.data.windows import COUNTS_FILE, SHARD_SCHEMA
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, damaged, missing, open_table, read_json, write_json
+from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, missing, write_json
 from scratchlm.run.params import Section
 from scratchlm.run.progress import Progress
 
@@ -28,8 +28,6 @@ CHUNK_CHARACTERS = 1 << 20
 ROW_GROUP_TOKENS = 1 << 20
 # Where white space follows other text, but no end of a line follows punctuation: some tokenizers join these
 UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)(?:[^\W_](?={WHITE_SPACE})|\S(?=(?![\r\n]){WHITE_SPACE}))")
-COUNTS_FILE = "counts.json"
-SHARD_SCHEMA = pa.schema([pa.field("token_id", pa.uint32(), nullable=False)])
 
 
 class CorpusParams(Section):
@@ -115,72 +113,6 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
         raise UserError(f"the {folder.name} split of the corpus has no tokens; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
     return counts
-
-
-class Corpus:
-    """A corpus that write_corpus wrote; a split is read once, when it is first needed.
-
-    vocab_size: of the tokenizer, for a check of every id.
-    """
-
-    def __init__(self, folder: Path, vocab_size: int = 1 << 32) -> None:
-        self._folder, self._vocab_size = folder, vocab_size
-        self._tokens: dict[str, np.ndarray] = {}
-
-    def tokens(self, split: str) -> np.ndarray:
-        """Return all token ids of a split, (N,) uint32.
-
-        Raises UserError if there is none, or naming the shard that is damaged or has ids beyond the vocabulary.
-
-        The array is mapped from an unnamed file beside the folder, which is deleted with it: the corpus may be larger
-        than memory, and reading windows from Parquet's compressed row groups would be slow.
-        """
-        if split not in self._tokens:
-            shards = sorted((self._folder / split).glob("*.parquet"))
-            if not shards:
-                raise missing(self._folder / split / "*.parquet")
-            with tempfile.TemporaryFile(dir=self._folder.parent) as file:
-                for shard in shards:
-                    with open_table(shard, SHARD_SCHEMA) as parquet:
-                        for i in range(parquet.num_row_groups):
-                            token_ids = parquet.read_row_group(i)["token_id"].to_numpy()
-                            if token_ids.max(initial=0) >= self._vocab_size:
-                                raise damaged(
-                                    shard, f"holds token {token_ids.max()} of a vocabulary of {self._vocab_size:,}"
-                                )
-                            file.write(token_ids)
-                file.flush()
-                self._tokens[split] = np.asarray(np.memmap(file, dtype=np.uint32, mode="r"))
-        return self._tokens[split]
-
-    @property
-    def counts(self) -> dict[str, dict[str, float]]:
-        """The counts of write_corpus by split."""
-        return read_json(self._folder / COUNTS_FILE)
-
-
-class TokenWindows:
-    """Windows over a token stream: window i starts at i * stride.
-
-    Its inputs are context_length tokens; its targets are the same, one token later (the book, section 2.6).
-    """
-
-    def __init__(self, token_ids: np.ndarray, context_length: int, stride: int) -> None:
-        """Raises UserError if the tokens do not fill one window."""
-        if len(token_ids) <= context_length:
-            raise UserError(
-                f"{len(token_ids)} tokens do not fill one window of {context_length} + 1; "
-                "lower the context_length (of model or evaluation) or take a larger corpus"
-            )
-        self._windows = np.lib.stride_tricks.sliding_window_view(token_ids, context_length + 1)[::stride]
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def batch(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return inputs, targets: (B, context_length) int64 each."""
-        windows = self._windows[indices].astype(np.int64)  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
 
 
 def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:

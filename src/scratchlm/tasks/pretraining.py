@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 
 from scratchlm.arithmetic.random import stream
-from scratchlm.data.corpus import Corpus, TokenWindows
 from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.data.windows import Corpus, TokenWindows
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.config import GPTConfig, ModelParams
 from scratchlm.model.generate import GREEDY, Stopping, Temperature, generate
@@ -55,7 +55,7 @@ def pretrain_gpt(
 ) -> PretrainResult:  # fmt: skip
     """Train a model of this configuration from random weights, and measure it."""
     gpt = build_model(config, stream(run.seed, "initialisation")).to(run.device)
-    windows = TokenWindows(corpus.tokens("train"), config.context_length, params.stride)
+    windows = corpus.windows("train", config.context_length, params.stride)
     evaluation = CorpusEvaluation(corpus, evaluation_params)
     with run.autocast():
         untrained = evaluation.full(gpt, "val")
@@ -136,7 +136,7 @@ class CorpusEvaluation:
 
     def _windows(self, split: str) -> TokenWindows:
         length = self._params.context_length
-        return TokenWindows(self._corpus.tokens(split), length, length)
+        return self._corpus.windows(split, length, length)
 
     def _measure(self, model: GPTModel, split: str, at_most: int) -> Losses:
         windows = self._windows(split)

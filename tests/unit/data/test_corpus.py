@@ -4,9 +4,7 @@ import re
 import subprocess
 import sys
 import threading
-import tracemalloc
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -15,22 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from llms_from_scratch.ch02 import GPTDatasetV1
 from tokenizers.trainers import BpeTrainer
 
 from scratchlm.data import corpus
 from scratchlm.data.byte_pairs import END_OF_TEXT, GPT2_SETTINGS, BytePairTokenizer, train_byte_pairs
-from scratchlm.data.corpus import (
-    Corpus,
-    CorpusParams,
-    TokenWindows,
-    split_chunks,
-    text_chunks,
-    write_corpus,
-    write_shards,
-)
+from scratchlm.data.corpus import CorpusParams, split_chunks, text_chunks, write_corpus, write_shards
 from scratchlm.data.hub_tokenizer import byte_alphabet, hub_tokenizer
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
+from scratchlm.data.windows import SHARD_SCHEMA, Corpus
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import PARQUET_OPTIONS, sha256_of
 from tests.conftest import Inputs
@@ -189,7 +179,7 @@ def test_a_shard_written_as_its_tokens_come_has_the_bytes_of_one_written_at_once
     write_shards([text[i : i + 700] for i in range(0, len(text), 700)], gpt2, tmp_path / "train", 2_300)
     token_ids = Corpus(tmp_path).tokens("train")
     for i, shard in enumerate(sorted((tmp_path / "train").iterdir())):
-        table = pa.table([token_ids[i * 2_300 : (i + 1) * 2_300]], schema=corpus.SHARD_SCHEMA)
+        table = pa.table([token_ids[i * 2_300 : (i + 1) * 2_300]], schema=SHARD_SCHEMA)
         pq.write_table(table, tmp_path / "once", row_group_size=1_000, use_dictionary=False, **PARQUET_OPTIONS)
         assert shard.read_bytes() == (tmp_path / "once").read_bytes()
     assert i == 2
@@ -269,33 +259,6 @@ def test_the_same_text_gives_the_same_bytes(gpt2: BytePairTokenizer, inputs: Inp
     assert len(hashes[0]) == 3 + 1 + 1
 
 
-@settings(deadline=None)
-@given(st.integers(2, 40), st.integers(1, 12), st.integers(1, 15))
-def test_windows_are_the_books(n_tokens: int, context_length: int, stride: int) -> None:
-    class Numbers:
-        def encode(self, text: str, allowed_special: set[str]) -> list[int]:
-            return [10 + i for i in range(n_tokens)]
-
-    book = GPTDatasetV1("", Numbers(), context_length, stride)
-    tokens = np.arange(10, 10 + n_tokens, dtype=np.uint32)
-    if not len(book):
-        with pytest.raises(UserError, match=rf"{n_tokens} tokens do not fill one window of {context_length} \+ 1; lo"):
-            TokenWindows(tokens, context_length, stride)
-        return
-    windows = TokenWindows(tokens, context_length, stride)
-    assert len(windows) == len(book)
-    inputs, targets = windows.batch(np.arange(len(book)))
-    assert inputs.dtype == targets.dtype == np.int64
-    assert inputs.tolist() == [window[0].tolist() for window in book]
-    assert targets.tolist() == [window[1].tolist() for window in book]
-
-
-def test_windows_come_in_the_order_asked_for() -> None:
-    inputs, targets = TokenWindows(np.arange(10), context_length=3, stride=2).batch(np.array([2, 0]))
-    assert inputs.tolist() == [[4, 5, 6], [0, 1, 2]]
-    assert targets.tolist() == [[5, 6, 7], [1, 2, 3]]
-
-
 WRITE = """
 import os, resource, sys
 from pathlib import Path
@@ -325,70 +288,3 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     peaks = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # KiB; what the larger text adds would be 20,000, its tokens as uint32, all in one shard, 60,000
     assert int(peaks[1]) - int(peaks[0]) < 15_000, peaks
-
-
-def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1 << 16)
-    tokens = np.random.default_rng(0).integers(50_000, size=1 << 22, dtype=np.uint32)  # 16 MiB
-    (tmp_path / "corpus" / "train").mkdir(parents=True)
-    corpus._write_shards(np.array_split(tokens, 50), tmp_path / "corpus" / "train", 10**9)
-    before, pool, default = (
-        sorted(tmp_path.rglob("*")),
-        pa.proxy_memory_pool(pa.default_memory_pool()),
-        pa.default_memory_pool(),
-    )
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
-        windows = TokenWindows(Corpus(tmp_path / "corpus").tokens("train"), 255, 256)
-        for i in range(0, len(windows), 8):
-            inputs, _ = windows.batch(np.arange(i, i + 8))
-            assert np.array_equal(inputs, tokens[i * 256 : (i + 8) * 256].reshape(8, 256)[:, :-1])
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(default)
-    assert 0 < pool.max_memory() < tokens.nbytes / 8
-    assert 0 < peak < tokens.nbytes / 8
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def column(kind: pa.DataType, values: list[Any], *, nullable: bool = False) -> pa.Table:
-    return pa.table([pa.array(values, kind)], schema=pa.schema([pa.field("token_id", kind, nullable=nullable)]))
-
-
-@pytest.mark.parametrize(
-    ("table", "fault"),
-    [
-        *((column(kind, [1, 2, 3]), f"has the columns token_id: {kind}, expected token_id: uint32")
-          for kind in (pa.int64(), pa.int32(), pa.uint8(), pa.uint16(), pa.uint64(), pa.float32(), pa.float64())),
-        (column(pa.string(), ["1"]), "has the columns token_id: string, expected"),
-        (column(pa.uint32(), [1, None], nullable=True), "has the columns token_id: uint32, expected"),
-        (pa.table({"id": pa.array([1], pa.uint32())}), "has the columns id: uint32, expected"),
-        (column(pa.uint32(), [1, 7, 2]), "holds token 7 of a vocabulary of 7"),
-        (column(pa.uint32(), [2**32 - 1]), "holds token 4294967295 of a vocabulary of 7"),
-    ],
-)  # fmt: skip
-def test_a_shard_of_another_kind_is_refused_and_not_reinterpreted(tmp_path: Path, table: pa.Table, fault: str) -> None:
-    (tmp_path / "corpus" / "train").mkdir(parents=True)
-    shard = tmp_path / "corpus" / "train" / "00000.parquet"
-    pq.write_table(table, shard)
-    with pytest.raises(UserError) as caught:
-        Corpus(tmp_path / "corpus", 7).tokens("train")
-    assert str(caught.value).startswith(f"{shard}: {fault}")
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[:-9], lambda b: b"", lambda b: b"PAR1", lambda b: b[:4] + b[5:]])
-def test_a_damaged_shard_is_named(tmp_path: Path, damage: Any) -> None:
-    shard = tmp_path / "corpus" / "train" / "00000.parquet"
-    shard.parent.mkdir(parents=True)
-    pq.write_table(column(pa.uint32(), [*range(1000)]), shard)
-    shard.write_bytes(damage(shard.read_bytes()))
-    with pytest.raises(UserError, match="00000.parquet: cannot be read as Parquet"):
-        Corpus(tmp_path / "corpus").tokens("train")
-    shard.unlink()
-    shard.mkdir()
-    with pytest.raises(UserError, match="00000.parquet: cannot be read as Parquet"):
-        Corpus(tmp_path / "corpus").tokens("train")

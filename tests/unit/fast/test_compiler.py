@@ -17,7 +17,7 @@ from scratchlm.arithmetic.autograd import collect_gradients
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.mode import exact_arithmetic, use_compiler
 from scratchlm.arithmetic.sequences import begin_forward
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.fast import compiler
 from scratchlm.fast.compiler import compiled, compiler_version, padded_length, refuse_missing_compiler
 from scratchlm.model.classifier import GPTClassifier

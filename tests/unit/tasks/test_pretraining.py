@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from scratchlm.data.byte_pairs import END_OF_TEXT
-from scratchlm.data.corpus import SHARD_SCHEMA, Corpus
 from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
+from scratchlm.data.windows import SHARD_SCHEMA, Corpus
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.language_model import Losses

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from scratchlm.arithmetic.mode import use_exact
 from scratchlm.arithmetic.random import drawing_from
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
 from scratchlm.model.classifier import GPTClassifier, freeze
 from scratchlm.model.gpt import GPTModel

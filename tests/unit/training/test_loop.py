@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from scratchlm.data.corpus import TokenWindows
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task

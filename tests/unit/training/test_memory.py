@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPTConfig, published_config
 from scratchlm.model.gpt import GPTModel, build_model

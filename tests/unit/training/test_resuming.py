@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from scratchlm.arithmetic import mode
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.context import Run

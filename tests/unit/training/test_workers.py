@@ -20,7 +20,7 @@ import torch
 
 from scratchlm.arithmetic.mode import exact_arithmetic
 from scratchlm.arithmetic.sequences import sequences_apart
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.workers import requested_workers

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import build_model
