@@ -259,7 +259,7 @@ def test_too_short_a_corpus_and_a_missing_one_are_named(tmp_path: Path) -> None:
 
 def test_the_same_text_gives_the_same_bytes(gpt2: BytePairTokenizer, inputs: Inputs, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        params = CorpusParams(train_fraction=0.9, shard_tokens=2_000)
+        params = CorpusParams(split="position", train_fraction=0.9, shard_tokens=2_000)
         write_corpus(inputs.corpus, gpt2, tmp_path / folder, params)
     hashes = [
         {str(path.relative_to(tmp_path / folder)): sha256_of(path) for path in (tmp_path / folder).rglob("*.*")}
@@ -307,7 +307,7 @@ for path in map(Path, sys.argv[1:]):
     child = os.fork()  # a process' peak counts from its fork
     if not child:
         tokenizer = BytePairTokenizer(*train_byte_pairs(["the cat sat on the mat"] * 3, 260))
-        params = corpus.CorpusParams(train_fraction=0.9, shard_tokens=10**9)
+        params = corpus.CorpusParams(split="position", train_fraction=0.9, shard_tokens=10**9)
         corpus.write_corpus(path, tokenizer, path.with_suffix(""), params)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
         os._exit(0)
@@ -333,7 +333,9 @@ def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(
     monkeypatch.setattr(corpus, "ROW_GROUP_TOKENS", 1 << 16)
     tokens = np.random.default_rng(0).integers(50_000, size=1 << 22, dtype=np.uint32)  # 16 MiB
     (tmp_path / "corpus" / "train").mkdir(parents=True)
-    corpus._write_shards(np.array_split(tokens, 50), tmp_path / "corpus" / "train", 10**9)
+    with corpus.ShardWriter(tmp_path / "corpus" / "train", 10**9) as writer:
+        for piece in np.array_split(tokens, 50):
+            writer.add(piece)
     before, pool, default = (
         sorted(tmp_path.rglob("*")),
         pa.proxy_memory_pool(pa.default_memory_pool()),
