@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.baselines import SEED
 from benchmarks.harness import REPOSITORY, RESULTS, about, summary
-from scratchlm.data.corpus import TokenWindows
+from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import build_model, parameter_count
 from scratchlm.run.context import Run

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, wanted_files
+from scratchlm.data.manifest import copy_manifest, read_manifest
 from scratchlm.data.own_data import FOLDER, write_own
 from scratchlm.data.sources import fetch, own_paths, place
 from scratchlm.run.context import Run
@@ -37,6 +38,12 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> No
             for path in paths:
                 name = path.relative_to(FOLDER).as_posix() if path.is_relative_to(FOLDER) else path.name
                 describe(report[OWN + purpose], name, path)
+        if p.sources.pinned:
+            path = Path(p.sources.pinned.manifest)
+            files = read_manifest(path)
+            copy_manifest(path, folder / "corpus")
+            n_bytes = sum(file.size_bytes for file in files)
+            report[f"{OWN}corpus"] = {"files": len(files), "bytes": n_bytes, "sha256": {path.name: sha256_of(path)}}
     write_json(metrics, report)
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.data.corpus import write_corpus
 from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.data.tokenizing import tokenize_corpus
 from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt
@@ -33,7 +33,7 @@ def main(run: Run, *, params: Path, source: Path, corpus: Path, model: Path, los
     save_gpt(model, gpt)
     with temporary_folder(model) as scratch:
         tokenizer = load_tokenizer(vocabulary_folder(source, scratch))
-        write_corpus(only_file(corpus), tokenizer, scratch / "corpus", p.tokenize.corpus)
+        tokenize_corpus(only_file(corpus), tokenizer, scratch / "corpus", p.tokenize.corpus, run.checkpoint)
         evaluation = CorpusEvaluation(Corpus(scratch / "corpus", gpt.config.vocab_size), p.evaluation)
         with run.autocast():
             measured = evaluation.full(gpt.to(run.device), "val")

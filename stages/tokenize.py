@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from scratchlm.data.corpus import split_chunks, write_corpus
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.data.preferences import write_preferences
 from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
+from scratchlm.data.tokenizing import tokenize_corpus, train_texts
 from scratchlm.formats.pretrained import vocabulary_folder
 from scratchlm.run.context import Run
 from scratchlm.run.files import only_file, temporary_folder, write_json
@@ -27,18 +27,17 @@ def main(
     preference_tokens: Path, metrics: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
-    text = only_file(corpus)
-    train_text = split_chunks(text, p.tokenize.corpus.train_fraction)["train"]
+    source = only_file(corpus)
+    texts = train_texts(source, p.tokenize.corpus)
     with temporary_folder(tokenizer) as scratch:
         given = vocabulary_folder(vocabulary, scratch)
-        made = make_tokenizer(p.tokenizer, given, train_text, tokenizer)
+        made = make_tokenizer(p.tokenizer, given, texts, tokenizer)
         wanted = tokenizer if p.tokenize.finetuning_tokenizer == "corpus" else given
         finetuning = copy_tokenizer(wanted, finetuning_tokenizer)
     instruct = p.tokenize.instructions
     report = {
         "vocab_size": made.vocab_size,
         "finetuning_vocab_size": finetuning.vocab_size,
-        "corpus": write_corpus(text, made, corpus_tokens, p.tokenize.corpus),
         "messages": write_messages(
             only_file(messages), finetuning, message_tokens, p.tokenize.messages, p.seed, run.say
         ),
@@ -46,6 +45,9 @@ def main(
         "preferences": write_preferences(
             only_file(preferences), finetuning, preference_tokens, p.tokenize.preferences, instruct.prompt_style
         ),
+        "corpus": tokenize_corpus(
+            source, made, corpus_tokens, p.tokenize.corpus, run.checkpoint
+        ),  # last: it takes longest
     }
     write_json(metrics, report)
 

@@ -19,7 +19,8 @@ app = typer.Typer(add_completion=False)
 
 @app.callback(invoke_without_command=True)
 def sources(context: typer.Context) -> None:
-    """List the sources of data by the key of params.yaml that may name them; `add` makes params.yaml use your own."""
+    """List the sources of data by the key of params.yaml that may name them; `add` and `pin` make params.yaml use your
+    own."""
     if context.invoked_subcommand:
         return
     from tabulate import tabulate
@@ -75,6 +76,45 @@ def add(
     write_text(PARAMETERS.resolve(), edited)
     size = sum(file.stat().st_size for file in files)
     say(f"{source.path}: {found}, {size:,} bytes in {len(files)} file{'s' * (len(files) > 1)}")
+    _show_change(text, edited)
+
+
+@app.command()
+def pin(
+    addresses: Annotated[
+        list[str],
+        typer.Argument(metavar="ADDRESS...", help="a file, a folder or a pattern: a path, s3://, gs://, http(s)://"),
+    ],
+    output: Annotated[Path, typer.Option(help="the manifest, below data/mine")] = Path("data/mine/corpus.jsonl"),
+    column: Annotated[str, typer.Option(help="of tables: which one holds the text")] = "text",
+    licence: Annotated[str | None, typer.Option(help="of the texts, for a comment beside the entry")] = None,
+) -> None:
+    """Write the addresses and hashes of a corpus of many files, and make params.yaml use it; no file is copied."""
+    from scratchlm.data.adding import with_entry
+    from scratchlm.data.documents import check_readable
+    from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest
+    from scratchlm.data.manifest import pin as pinned
+    from scratchlm.run.files import write_text
+    from scratchlm.run.params import check_params
+    from scratchlm.run.yaml_editor import with_value
+
+    entry = {"manifest": _below_data_mine(str(output))}
+    source = check_params(entry, PinnedSource, source="--output", whole=True)
+    old = read_manifest(output) if output.exists() else []
+    files = pinned(addresses, column)
+    check_readable(files)
+    text = PARAMETERS.read_bytes().decode("utf-8")
+    edited = with_entry(text, "corpus", source, licence)
+    edited = with_value(edited, ("tokenize", "corpus", "split"), "documents", "params.yaml")
+    write_manifest(output, files)
+    write_text(PARAMETERS.resolve(), edited)
+    n_bytes = sum(file.size_bytes for file in files)
+    said = f" ({changes(old, files)})" if old else ""
+    say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
+    _show_change(text, edited)
+
+
+def _show_change(text: str, edited: str) -> None:
     old, new = text.splitlines(), edited.splitlines()
     changes = list(difflib.unified_diff(old, new, "params.yaml", "params.yaml", n=1, lineterm=""))
     say("\n".join(changes) if changes else "params.yaml has this entry already")
@@ -87,7 +127,7 @@ def _in_use(params: Any) -> dict[str, str]:
         found |= {f"gpt2-{size}": "gpt2_sizes" for size in params.get("gpt2_sizes") or []}
         found |= {str(name): "pretrained" for name in params.get("pretrained") or []}
         for purpose, source in (params.get("sources") or {}).items():
-            found[str(source.get("path") if isinstance(source, dict) else source)] = purpose
+            found[str((source.get("path") or source.get("manifest")) if isinstance(source, dict) else source)] = purpose
     return found
 
 

@@ -10,6 +10,7 @@ from scratchlm.data.catalogue import File, own_source
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
+from scratchlm.data.manifest import PinnedSource
 from scratchlm.data.own_data import COLUMNS, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
 from scratchlm.data.sources import DownloadError, addresses
@@ -70,7 +71,7 @@ def described(purpose: str, source: OwnSource, files: Sequence[Path], scratch: P
     return f"{len(rows):,} {purpose}"
 
 
-def with_entry(text: str, purpose: str, source: OwnSource, licence: str | None) -> str:
+def with_entry(text: str, purpose: str, source: OwnSource | PinnedSource, licence: str | None) -> str:
     """Return the text of a params.yaml that uses a source for a purpose, with its licence in a comment above.
 
     The comment of an earlier source of this purpose is removed.

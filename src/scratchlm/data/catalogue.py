@@ -4,10 +4,11 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Tag, ValidationInfo, field_validator, model_validator
 
+from scratchlm.data.manifest import PinnedSource, read_manifest
 from scratchlm.data.own_data import COLUMNS, FOLDER, OwnSource, own_files
 from scratchlm.run.params import Section
 
@@ -90,11 +91,21 @@ def names_for(purpose: str) -> tuple[str, ...]:
     return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose)
 
 
+def _kind_of(source: Any) -> str:
+    is_pinned = "manifest" in source if isinstance(source, dict) else isinstance(source, PinnedSource)
+    return "PinnedSource" if is_pinned else "OwnSource"
+
+
+_OwnCorpus = Annotated[
+    Annotated[OwnSource, Tag("OwnSource")] | Annotated[PinnedSource, Tag("PinnedSource")], Discriminator(_kind_of)
+]
+
+
 class SourcesParams(Section):
     """The source for each purpose: a name of the catalogue, or one's own data. vocabulary: of a GPT-2 or a pretrained
     model."""
 
-    corpus: Literal[names_for("corpus")] | OwnSource  # type: ignore[valid-type]
+    corpus: Literal[names_for("corpus")] | _OwnCorpus  # type: ignore[valid-type]
     messages: Literal[names_for("messages")] | OwnSource  # type: ignore[valid-type]
     instructions: Literal[names_for("instructions")] | OwnSource  # type: ignore[valid-type]
     preferences: Literal[names_for("preferences")] | OwnSource  # type: ignore[valid-type]
@@ -104,7 +115,7 @@ class SourcesParams(Section):
     @classmethod
     def _is_a_name_or_a_section(cls, value: Any, info: ValidationInfo) -> Any:
         names = names_for(str(info.field_name))
-        if isinstance(value, dict | OwnSource) or value in names:
+        if isinstance(value, dict | Section) or value in names:
             return value
         raise ValueError(
             f"must be {', '.join(names)}, or your own data: put it below {FOLDER}, then "
@@ -131,15 +142,24 @@ class SourcesParams(Section):
         return {purpose: source for purpose, source in found.items() if isinstance(source, OwnSource)}
 
     @property
+    def pinned(self) -> PinnedSource | None:
+        """The corpus, if it is one of many files."""
+        return self.corpus if isinstance(self.corpus, PinnedSource) else None
+
+    @property
     def corpus_name(self) -> str:
+        if self.pinned:
+            return self.pinned.manifest
         return self.own["corpus"].path if "corpus" in self.own else str(self.corpus)
 
     @property
     def corpus_bytes(self) -> int:
         """The size of the corpus, which bounds the number of its tokens.
 
-        Of an address, and of Parquet, which is compressed, it is assumed.
+        Of an address, and of compressed files such as Parquet, it is assumed.
         """
+        if self.pinned:
+            return sum(file.most_text_bytes for file in read_manifest(Path(self.pinned.manifest)))
         if own := self.own.get("corpus"):
             files = [] if own.is_address else own_files(own)
             is_known = files and all(path.suffix.lower() != ".parquet" for path in files)
@@ -154,7 +174,8 @@ def wanted_files(
 
     Of a GPT-2 that is only the `vocabulary`, these are VOCABULARY_FILES.
     """
-    whole: set[str] = {getattr(sources, purpose) for purpose in COLUMNS if purpose not in sources.own}
+    chosen = (getattr(sources, purpose) for purpose in COLUMNS)
+    whole: set[str] = {source for source in chosen if isinstance(source, str)}
     whole |= {
         *(f"gpt2-{size}" for size in gpt2_sizes),
         *pretrained,

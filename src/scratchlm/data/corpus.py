@@ -6,10 +6,10 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, groupby
-from operator import itemgetter
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,36 +31,49 @@ UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)(?:[^\W_](?={WHITE_SPACE})|\S(?=(?![\
 
 
 class CorpusParams(Section):
-    """Splitting and storage of the corpus; val is the rest."""
+    """Splitting and storage of the corpus; val is the rest.
 
+    split: by position, the first train_fraction of the characters; or each document by a hash of its text, so that
+    equal documents are in one split.
+    """
+
+    split: Literal["position", "documents"]
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_tokens: Annotated[int, Field(ge=1000)]  # fewer would give a file for each few words
 
 
 def text_chunks(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory.
+    """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory; see text_pieces.
+
+    Raises UserError if the file is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of the encoding at the start is no text
+    with path.open("rb") as file:
+        blocks = chain(iter(lambda: file.read(CHUNK_CHARACTERS), b""), [b""])
+        try:
+            yield from text_pieces(decoder.decode(block, final=not block) for block in blocks)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+
+
+def text_pieces(blocks: Iterable[str]) -> Iterator[str]:
+    """Yield a text that comes in blocks in pieces of about CHUNK_CHARACTERS.
 
     A piece ends where white space begins. No token of our tokenizers spans such a boundary, so the tokens of the
     pieces are those of the whole text (of SentencePiece's kind, each piece has a space before it). Only text with no
     boundary in 16 pieces is divided elsewhere.
-    Raises UserError if the file is not UTF-8.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of the encoding at the start is no text
     pending, boundary = "", 0
-    with path.open("rb") as file:
-        for block in chain(iter(lambda: file.read(CHUNK_CHARACTERS), b""), [b""]):
-            n_searched = len(pending)
-            try:
-                pending += decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-            if found := UP_TO_LAST_BOUNDARY.match(pending, max(0, n_searched - 1)):
-                boundary = found.end()
-            if len(pending) >= CHUNK_CHARACTERS:
-                cut = boundary or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
-                if cut:
-                    yield pending[:cut]
-                    pending, boundary = pending[cut:], 0
+    for block in blocks:
+        n_searched = len(pending)
+        pending += block
+        if found := UP_TO_LAST_BOUNDARY.match(pending, max(0, n_searched - 1)):
+            boundary = found.end()
+        if len(pending) >= CHUNK_CHARACTERS:
+            cut = boundary or (len(pending) if len(pending) > 16 * CHUNK_CHARACTERS else 0)
+            if cut:
+                yield pending[:cut]
+                pending, boundary = pending[cut:], 0
     if pending:
         yield pending
 
@@ -108,11 +121,50 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
                 bar.update(n_bytes)
                 yield token_ids
 
-        _write_shards(counted(), temporary, shard_tokens)
+        with ShardWriter(temporary, shard_tokens) as writer:
+            for token_ids in counted():
+                writer.add(token_ids)
     if not counts["tokens"]:
         raise UserError(f"the {folder.name} split of the corpus has no tokens; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
     return counts
+
+
+class ShardWriter:
+    """Writes token ids as they come into `folder`/00000.parquet, … of `shard_tokens` each, a row group in memory."""
+
+    def __init__(self, folder: Path, shard_tokens: int) -> None:
+        self._folder, self._shard_tokens = folder, shard_tokens
+        self._rest, self._n_written = np.empty(0, dtype=np.uint32), 0
+        self._shard: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None and len(self._rest):
+            self._write(self._rest)
+        if self._shard:
+            self._shard.close()
+
+    def add(self, token_ids: np.ndarray) -> None:
+        """token_ids: (N,) uint32."""
+        self._rest = np.concatenate([self._rest, token_ids])
+        while len(self._rest) >= (
+            size := min(ROW_GROUP_TOKENS, self._shard_tokens - self._n_written % self._shard_tokens)
+        ):
+            self._write(self._rest[:size])
+            self._rest = self._rest[size:]
+
+    def _write(self, token_ids: np.ndarray) -> None:
+        if self._shard is None:
+            path = self._folder / f"{self._n_written // self._shard_tokens:05d}.parquet"
+            self._shard = pq.ParquetWriter(path, SHARD_SCHEMA, use_dictionary=False, **PARQUET_OPTIONS)
+        self._shard.write_table(pa.table([token_ids], schema=SHARD_SCHEMA))
+        self._n_written += len(token_ids)
+        if self._n_written % self._shard_tokens == 0:
+            self._shard.close()
+            self._shard = None
 
 
 def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
@@ -127,27 +179,6 @@ def _tokenized(chunks: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[st
                 yield text, token_ids.result()
         for text, token_ids in waiting:
             yield text, token_ids.result()
-
-
-def _row_groups(pieces: Iterable[np.ndarray], shard_tokens: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Divide the stream of token ids into row groups; yield each with the number of its shard."""
-    rest, n_tokens = np.empty(0, dtype=np.uint32), 0
-    for piece in pieces:
-        rest = np.concatenate([rest, piece])
-        while len(rest) >= (size := min(ROW_GROUP_TOKENS, shard_tokens - n_tokens % shard_tokens)):
-            yield n_tokens // shard_tokens, rest[:size]
-            rest = rest[size:]
-            n_tokens += size
-    if len(rest):
-        yield n_tokens // shard_tokens, rest
-
-
-def _write_shards(pieces: Iterable[np.ndarray], folder: Path, shard_tokens: int) -> None:
-    for number, row_groups in groupby(_row_groups(pieces, shard_tokens), key=itemgetter(0)):
-        path = folder / f"{number:05d}.parquet"
-        with pq.ParquetWriter(path, SHARD_SCHEMA, use_dictionary=False, **PARQUET_OPTIONS) as writer:
-            for _, token_ids in row_groups:
-                writer.write_table(pa.table([token_ids], schema=SHARD_SCHEMA))
 
 
 def _between(path: Path, start: int, end: int) -> Iterator[str]:

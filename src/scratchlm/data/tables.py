@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing, open_table
@@ -15,6 +16,7 @@ TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 PLACE = "place"  # of a row: its file and line, such as `data/mine/reviews.csv: line 7`
 NAMED = 3  # of many files, those that a message names
 SHOWN_CHARACTERS = 200
+ROWS_AT_ONCE = 1024  # of a corpus, a row may be a book
 
 Located = tuple[str, Any]  # `line 7` or `row 3` with what is there, which may be no object
 
@@ -25,9 +27,16 @@ def table_rows(path: Path, columns: Mapping[str, str], remedy: str) -> Iterator[
     Lines are counted in CSV, TSV and JSON lines, where a row begins, and rows in JSON and Parquet, from 1.
     Raises UserError naming the place of the first row that lacks a text; remedy: for a column of another name.
     """
+    return checked_rows(path, _located(path, columns, remedy), columns, remedy)
+
+
+def checked_rows(
+    source: Path | str, located: Iterable[Located], columns: Mapping[str, str], remedy: str
+) -> Iterator[dict[str, str]]:
+    """Yield what table_rows yields of rows that were read. source: the file, for messages."""
     at = ""
-    for at, row in _located(path, columns, remedy):
-        place = f"{path}: {at}"
+    for at, row in located:
+        place = f"{source}: {at}"
         if not isinstance(row, dict):
             raise UserError(f"{place} is no object with {', '.join(columns.values())}; correct it")
         found = {name: row.get(theirs) for name, theirs in columns.items()}
@@ -48,7 +57,7 @@ def table_rows(path: Path, columns: Mapping[str, str], remedy: str) -> Iterator[
                 raise UserError(f"{place} has characters in the column {columns[name]!r} that are no text; correct it")
         yield {PLACE: place} | {name: str(value) for name, value in found.items()}
     if not at:
-        raise UserError(f"{path}: there is no row; add some, or leave the file out")
+        raise UserError(f"{source}: there is no row; add some, or leave the file out")
 
 
 def files_of(places: Iterable[str]) -> str:
@@ -96,7 +105,8 @@ def _located(path: Path, columns: Mapping[str, str], remedy: str) -> Iterator[Lo
     if ending not in TABLES:
         raise UserError(f"{path}: the name must end in {', '.join(TABLES)}; rename or convert the file")
     if ending == ".parquet":
-        yield from _parquet(path, columns, remedy)
+        with open_table(path) as table:
+            yield from parquet_rows(path, table, columns, remedy)
         return
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -105,7 +115,7 @@ def _located(path: Path, columns: Mapping[str, str], remedy: str) -> Iterator[Lo
                 rows = found if isinstance(found, list) else [found]
                 yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
             elif ending == ".jsonl":
-                yield from _json_lines(path, file)
+                yield from json_lines(path, file)
             else:
                 yield from _delimited(path, file, columns, remedy)
     except FileNotFoundError:
@@ -135,7 +145,8 @@ def _delimited(path: Path, lines: Iterable[str], columns: Mapping[str, str], rem
         raise UserError(f"{path}: line {begin}: {error}; {correct}") from None
 
 
-def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Located]:
+def json_lines(path: Path | str, lines: Iterable[str]) -> Iterator[Located]:
+    """Yield the object of each line that is not blank."""
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
@@ -146,28 +157,28 @@ def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Located]:
             ) from None
 
 
-def _parquet(path: Path, columns: Mapping[str, str], remedy: str) -> Iterator[Located]:
+def parquet_rows(path: Path | str, file: pq.ParquetFile, columns: Mapping[str, str], remedy: str) -> Iterator[Located]:
+    """Yield the wanted columns of a Parquet file's rows, a few rows in memory at once."""
     number = 0
-    with open_table(path) as file:
-        names = file.schema_arrow.names
-        _check_header(path, names, columns, remedy)
-        wanted = [name for name in names if name in columns.values()]
-        for name in wanted:
-            _check_type(path, file.schema_arrow.field(name))
-        for batch in file.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+    names = file.schema_arrow.names
+    _check_header(path, names, columns, remedy)
+    wanted = [name for name in names if name in columns.values()]
+    for name in wanted:
+        _check_type(path, file.schema_arrow.field(name))
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"row {number}", row
 
 
-def _check_type(path: Path, field: pa.Field) -> None:
+def _check_type(path: Path | str, field: pa.Field) -> None:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if not (is_string or pa.types.is_integer(kind) or pa.types.is_null(kind)):
         raise UserError(f"{path}: the column {field.name} has the type {kind}, not strings or integers; convert it")
 
 
-def _check_header(path: Path, names: list[str], columns: Mapping[str, str], remedy: str) -> None:
+def _check_header(path: Path | str, names: list[str], columns: Mapping[str, str], remedy: str) -> None:
     for name, theirs in columns.items():
         if names.count(theirs) > 1:
             raise UserError(f"{path}: more than one column is named {theirs!r}; rename all but one")

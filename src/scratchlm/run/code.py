@@ -17,8 +17,8 @@ from typing import Any
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, sha256_of
 
-# These run a stage and show its progress; no result depends on their versions
-WITHOUT_INFLUENCE = {"dvc", "psutil", "tqdm", "voluptuous"}
+# These run a stage, show its progress and fetch what is verified by hash; no result depends on their versions
+WITHOUT_INFLUENCE = {"dvc", "fsspec", "psutil", "tqdm", "voluptuous"}
 WITH_TORCH = {"triton"}  # comes with a torch for cards, in that one's version, which the arithmetic's fingerprint holds
 OPTIONAL = {"xllamacpp"}  # extras: where one is not installed, the stage that needs it says so itself
 DISTRIBUTIONS = {

@@ -113,6 +113,8 @@ def _allowed_keys(section: type[BaseModel], loc: tuple[int | str, ...]) -> list[
     """The keys of the section that has an unknown key. loc: pydantic's path to that key."""
     models = [section]
     for part in loc[:-1]:
+        if str(part).startswith("tagged-union["):  # before the one of its models that pydantic chose
+            continue
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
         models = [inner for field in fields for inner in _models_in(field.annotation)] or [
             model  # of the kind, or the type, that pydantic names instead of a field

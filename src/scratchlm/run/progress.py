@@ -13,6 +13,7 @@ BAR = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left, {rate_fmt}"
 BAR_WITH_VALUES = "{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # all fit 80 columns
 UNKNOWN_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}"
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
+LINE_OF_BYTES = "{desc}: {n_fmt}B of {total_fmt}B, {remaining} left"
 
 
 class Progress:
@@ -57,7 +58,8 @@ class Progress:
                 self._bar.bar_format = BAR_WITH_VALUES
             self._bar.set_postfix_str(text)
             return
-        form = LINE if self._meter["total"] else UNKNOWN_TOTAL
+        known = LINE_OF_BYTES if self._meter["unit"] == "B" else LINE
+        form = known if self._meter["total"] else UNKNOWN_TOTAL
         line = tqdm.format_meter(
             self._n, elapsed=now - self._start, prefix=self._title, bar_format=form + "{postfix}", postfix=text,
             **self._meter,

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import append_log, flush, read_table, sha256_of, write_table
+from scratchlm.run.files import append_log, flush, read_table, sha256_of, temporary_folder, write_table
 
 CHECKPOINTS = Path(".scratchlm/resume")
-SAVED = r"[0-9a-f]{64}-[0-9a-f]{64}|done|unfinished"  # all that is ever deleted
+SAVED = r"[0-9a-f]{64}-[0-9a-f]{64}|done|unfinished"  # all that is ever deleted, and the folders of parts
+PARTS = r"[0-9a-f]{64}"
 DONE = "done"  # in a stage's folder: the stage ended, but DVC may not have recorded it yet
 INTERVAL_VARIABLE = "SCRATCHLM_RESUME_SECONDS"  # when a checkpoint is saved changes no result, so it is no parameter
 INTERVAL_SECONDS = 30.0
@@ -115,6 +117,24 @@ class Checkpoint:
             self._save(write, position())
             raise
 
+    @contextmanager
+    def parts(self, beside: Path) -> Iterator[Path]:
+        """Yield the folder of this very run for parts of its result, which are kept if the run is interrupted.
+
+        Each part must appear in it whole or not at all, and tell whether it is sound. Without a folder for checkpoints,
+        it is a temporary one `beside` a path.
+        """
+        if not self._folder:
+            with temporary_folder(beside) as scratch:
+                yield scratch
+            return
+        (self._folder / DONE).unlink(missing_ok=True)
+        folder = self._folder / self._cache_key
+        if not folder.exists() and any(re.fullmatch(PARTS, path.name) for path in self._folder.glob("*")):
+            self._say("ignoring the parts of an unfinished run: its inputs, parameters or code were different")
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+
     def finish(self) -> None:
         """The stage has succeeded: its files are deleted when the next stage starts and DVC has the results."""
         if self._folder and self._folder.exists():
@@ -147,7 +167,9 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
     for folder in CHECKPOINTS.glob("*"):
         if folder.name != own and (folder.name not in known or (folder / DONE).exists()):
             for path in folder.glob("*"):
-                if re.fullmatch(SAVED, path.name):
+                if re.fullmatch(PARTS, path.name) and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif re.fullmatch(SAVED, path.name):
                     path.unlink()
             with suppress(OSError):  # it holds something else, or is no folder
                 folder.rmdir()

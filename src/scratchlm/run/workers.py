@@ -29,9 +29,9 @@ class Place(NamedTuple):
     folder: Path
 
 
-def requested_workers() -> int:
-    """The number of processes that the user wants. Raises UserError if it is no integer from 1 to 64."""
-    given, number = os.environ.get(COUNT_VARIABLE, "1"), 0
+def requested_workers(otherwise: int = 1) -> int:
+    """The number of workers that the user wants, or else another. Raises UserError if it is no integer from 1 to 64."""
+    given, number = os.environ.get(COUNT_VARIABLE, str(min(otherwise, MOST_WORKERS))), 0
     with suppress(ValueError):
         number = int(given)
     if not 1 <= number <= MOST_WORKERS:

@@ -1,7 +1,10 @@
 """The sources of data on the command line."""
 
+import contextlib
+import hashlib
 import json
 import shutil
+import subprocess
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -10,9 +13,12 @@ import pytest
 
 from scratchlm.data.catalogue import CATALOGUE, SourcesParams
 from scratchlm.data.sources import own_paths
+from scratchlm.run.files import read_json
 from scratchlm.run.params import check_params, load_yaml
 from tests.clones import REPOSITORY
 from tests.commands import scratchlm
+from tests.corpora import content
+from tests.unit.test_stages import caller
 
 
 @pytest.fixture
@@ -79,6 +85,62 @@ def test_what_cannot_be_read_changes_nothing(project: Path, words: tuple[str, ..
     done = scratchlm(project, "sources", "add", *words)
     assert done.returncode == 1 and sentence in done.stderr
     assert (project / "params.yaml").read_bytes() == before
+
+
+def pin_texts(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return scratchlm(project, "sources", "pin", "texts", "--column", "body", *words)
+
+
+@pytest.fixture
+def texts(project: Path) -> list[str]:
+    """The documents of two files in the folder texts of the project."""
+    found = [f"Sara saw {n} red birds by the lake. " * 9 for n in range(120)]
+    (project / "texts").mkdir()
+    (project / "texts" / "a.jsonl.zst").write_bytes(content(found[:60], "jsonl.zst"))
+    (project / "texts" / "b.txt.gz").write_bytes(content(found[60:], "txt.gz"))
+    return found
+
+
+def test_many_files_are_pinned_and_what_changed_since_is_counted(project: Path, texts: list[str]) -> None:
+    before = (project / "params.yaml").read_text()
+    done = scratchlm(project, "sources", "pin", "texts")
+    assert done.returncode == 1 and (project / "params.yaml").read_text() == before
+    assert "texts/a.jsonl.zst: line 1 has no text in the column 'text' (it has body)" in done.stderr
+    assert not (project / "data" / "mine" / "corpus.jsonl").exists()
+
+    done = pin_texts(project, "--licence", "CC0")
+    assert done.returncode == 0, done.stderr
+    size = sum(path.stat().st_size for path in (project / "texts").iterdir())
+    assert done.stdout.startswith(f"data/mine/corpus.jsonl: {size:,} bytes in 2 files\n")
+    new = [line for line in (project / "params.yaml").read_text().splitlines() if line not in before.splitlines()]
+    assert [line[:2] + line[2:].partition(" #")[0].rstrip() for line in new] == [
+        "  # licence of corpus: CC0", "  corpus: {manifest: data/mine/corpus.jsonl}", "    split: documents"
+    ]  # fmt: skip
+    assert "data/mine/corpus.jsonl" in scratchlm(project, "sources").stdout
+
+    (project / "texts" / "b.txt.gz").write_bytes(content(texts, "txt.gz"))
+    done = pin_texts(project, "--licence", "CC0")
+    assert "in 2 files (0 added, 0 removed, 1 changed)\nparams.yaml has this entry already\n" in done.stdout
+    done = pin_texts(project, "--output", "corpus.jsonl")
+    assert done.returncode == 1 and "corpus.jsonl is not below data/mine" in done.stderr
+
+
+@pytest.mark.long
+def test_the_stages_copy_no_pinned_file_and_tokenize_each(project: Path, texts: list[str]) -> None:
+    assert pin_texts(project).returncode == 0
+    (project / "data" / "sample").symlink_to(REPOSITORY / "data" / "sample")
+    (project / "dvc.yaml").write_bytes((REPOSITORY / "dvc.yaml").read_bytes())
+    with contextlib.chdir(project):
+        call = caller(Path(), Path())
+        call("download")
+        call("tokenize")
+    manifest = (project / "data" / "mine" / "corpus.jsonl").read_bytes()
+    assert [path.read_bytes() for path in (project / "data" / "raw" / "corpus").iterdir()] == [manifest]
+    found = read_json(project / "metrics" / "download.json")["own-corpus"]
+    assert found["sha256"] == {"corpus.jsonl": hashlib.sha256(manifest).hexdigest()}
+    assert (found["files"], found["bytes"]) == (2, sum(it.stat().st_size for it in (project / "texts").iterdir()))
+    counts = read_json(project / "metrics" / "tokenize.json")["corpus"]
+    assert counts["train"]["documents"] + counts["val"]["documents"] == len(texts)
 
 
 def test_what_is_at_an_address_is_fetched_once_and_pinned(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

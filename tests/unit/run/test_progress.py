@@ -62,12 +62,16 @@ def test_a_file_gets_nothing_from_what_is_shorter():
     assert file.getvalue() == ""
 
 
-def test_a_file_gets_the_amount_where_no_total_is_known():
+def test_a_file_gets_amounts_in_bytes_with_a_total_and_without():
     file, clock = io.StringIO(), Clock()
     with Progress("tokenize train", None, 0, "B", stream=file, clock=clock) as progress:
         clock.seconds += 20
         progress.update(3_000_000)
     assert file.getvalue() == "tokenize train: 3.00MB, 150kB/s\n"
+    with Progress("pin", 9_000_000, 0, "B", stream=file, clock=clock) as progress:
+        clock.seconds += 20
+        progress.update(3_000_000)
+    assert file.getvalue().endswith("\npin: 3.00MB of 9.00MB, 00:40 left\n")
 
 
 @pytest.mark.parametrize("total", [203, 9_999])

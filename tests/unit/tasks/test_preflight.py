@@ -387,6 +387,7 @@ SPAM, INSTRUCT = "finetune_spam", "finetune_instruct"
            f"{section}.lora.rank is 129, but gpt2-nano has a width of 128; lower it") for section in (SPAM, INSTRUCT)),
         ({"finetune_spam.lora": {"rank": 1, "alpha": float("inf"), "layers": "all"}},
          "params.yaml: finetune_spam.lora.alpha is inf: must be less than or equal to"),
+        ({"tokenize.corpus.split": "hash"}, "params.yaml: tokenize.corpus.split is 'hash': must be 'position' or"),
         ({"tokenize.corpus.shard_tokens": 1}, "params.yaml: tokenize.corpus.shard_tokens is 1: must be greater"),
         *(({f"generate.sampling.{key}": value}, f"params.yaml: generate.sampling.{key} is {value}: must be ")
           for key, value in [("temperature", 1e-300), ("temperature", 0.0009), ("temperature", float("inf")),

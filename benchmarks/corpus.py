@@ -1,0 +1,175 @@
+"""Tokenize a corpus of many compressed files in a bucket: `python -m benchmarks.corpus --megabytes 5000 --files 200`.
+
+Half of the files are .txt.gz, half .jsonl.zst; an S3 server in a process of its own holds them. They are pinned, then
+tokenized by 1 and by 2 workers, also from a local folder, and the same text as one local file by all cores, each once
+in a process of its own. The server works on the same cores. Prints a table; writes benchmarks/results/corpus.json.
+"""
+
+import argparse
+import gzip
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+from moto.server import ThreadedMotoServer
+from tabulate import tabulate
+from tqdm import tqdm
+
+from benchmarks import harness
+from benchmarks.harness import RESULTS, Contender, Row, Run, about
+from benchmarks.rows.corpus import CORPUS, varied_text
+from benchmarks.sources import source_file, tokenizer_of
+from scratchlm.data.byte_pairs import END_OF_TEXT
+from scratchlm.data.manifest import MANIFEST, pin, write_manifest
+from scratchlm.data.tokenizing import tokenize_corpus
+from scratchlm.run.files import write_json
+from scratchlm.run.resume import Checkpoint
+
+BUCKET = "corpus"
+LINES_PER_DOCUMENT = 100
+KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def serve(addresses: Any) -> None:
+    """Answer as an S3 server with one bucket until this process is ended, and send the address."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    boto3.client("s3", endpoint_url=address).create_bucket(Bucket=BUCKET)
+    addresses.put(address)
+    time.sleep(1e6)
+
+
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """Within the block, AWS_ENDPOINT_URL leads to a server with an empty bucket."""
+    spawn = multiprocessing.get_context("spawn")
+    addresses = spawn.Queue()
+    process = spawn.Process(target=serve, args=(addresses,), daemon=True)
+    with harness.environment(**KEYS):
+        process.start()
+        try:
+            with harness.environment(AWS_ENDPOINT_URL=addresses.get(timeout=60)):
+                yield
+        finally:
+            process.kill()
+            process.join()
+
+
+def documents(source: str, n_bytes: int) -> Iterator[str]:
+    """Documents of LINES_PER_DOCUMENT lines each, of varied text."""
+    name = {"tiny-shakespeare": "input.txt", "sample-stories": "stories.txt"}[source]
+    for block in varied_text(source_file(source, name), n_bytes):
+        lines = iter(block.decode(errors="ignore").splitlines(keepends=True))
+        while document := "".join(islice(lines, LINES_PER_DOCUMENT)):
+            yield document
+
+
+def write_files(source: str, n_bytes: int, n_files: int, folder: Path, text: Path) -> None:
+    """Write documents as files of the bucket and of a folder, and into one text file."""
+    client, made = boto3.client("s3"), documents(source, n_bytes)
+    folder.mkdir()
+    with text.open("w", encoding="utf-8") as file:
+        for number in tqdm(range(n_files), desc="make", unit="file"):
+            texts, size = [], 0
+            while size < n_bytes / n_files and (document := next(made, "")):
+                texts.append(document)
+                size += len(document.encode())
+            if number % 2:
+                rows = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+                name, body = f"{number:04d}.jsonl.zst", pa.compress(rows.encode(), codec="zstd", asbytes=True)
+            else:
+                name, body = f"{number:04d}.txt.gz", gzip.compress(END_OF_TEXT.join(texts).encode(), compresslevel=6)
+            client.put_object(Bucket=BUCKET, Key=name, Body=body)
+            (folder / name).write_bytes(body)
+            file.writelines(f"{text}{END_OF_TEXT}" for text in texts)
+
+
+def tokenizing(text: Path, folder: Path, vocabulary: str, split: str, n_bytes: int) -> Run:
+    """As in stages/tokenize.py. text: a text file, or a manifest."""
+    tokenizer, params = tokenizer_of(vocabulary), CORPUS.model_copy(update={"split": split})
+
+    def run() -> float:
+        tokenize_corpus(text, tokenizer, folder, params, Checkpoint())
+        return n_bytes
+
+    return run
+
+
+def measured(work: str, workers: int, setup: dict[str, Any]) -> dict[str, Any]:
+    """One tokenization in a process of its own: seconds, rate, rate per worker and peak memory."""
+    row = Row("bytes", {work: Contender(tokenizing, setup)}, {}, "")
+    with (
+        harness.environment(SCRATCHLM_WORKERS=str(workers)),
+        harness.workers(work, row, workers) as calls,
+    ):
+        before = calls[work](harness.peak_memory_bytes)
+        n_bytes, seconds = calls[work](harness.run_once)
+        peak = calls[work](harness.peak_memory_bytes)
+    rate = n_bytes / seconds
+    return {
+        "work": work, "workers": workers, "seconds": seconds, "bytes_per_second": rate,
+        "bytes_per_second_per_worker": rate / workers, "peak_memory_bytes": peak, "memory_at_start_bytes": before,
+    }  # fmt: skip
+
+
+def compare(source: str, vocabulary: str, n_bytes: int, n_files: int) -> dict[str, Any]:
+    """Pin and tokenize the files with 1 and 2 workers, and the one file."""
+    with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name, s3_server():
+        folder = Path(name)
+        text, local, manifest = folder / "text.txt", folder / "local", folder / MANIFEST
+        write_files(source, n_bytes, n_files, local, text)
+        start = time.perf_counter()
+        write_manifest(manifest, pin([f"s3://{BUCKET}"], "text"))
+        pin_seconds = time.perf_counter() - start
+        shared = {"folder": folder / "tokens", "vocabulary": vocabulary, "n_bytes": text.stat().st_size}
+        many = shared | {"text": manifest, "split": "documents"}
+        rows = [measured(f"{n_files} files in a bucket", workers, many) for workers in (1, 2)]
+        write_manifest(manifest, files := pin([str(local)], "text"))
+        rows += [measured(f"{n_files} local files", workers, many) for workers in (1, 2)]
+        cores = os.cpu_count() or 1
+        rows.append(measured("one local file", cores, shared | {"text": text, "split": "position"}))
+    stored_bytes = sum(file.size_bytes for file in files)
+    return {
+        "text_bytes": shared["n_bytes"], "stored_bytes": stored_bytes, "files": n_files, "pin_seconds": pin_seconds,
+        "rows": rows,
+    }  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        [
+            row["work"], row["workers"], f"{row['seconds']:.3g} s", f"{row['bytes_per_second'] / 1e6:.3g} MB/s",
+            f"{row['bytes_per_second_per_worker'] / 1e6:.3g} MB/s",
+            f"{row['memory_at_start_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
+        ]
+        for row in found["rows"]
+    ]  # fmt: skip
+    text, stored = (f"{found[name] / 1e6:,.0f} MB" for name in ("text_bytes", "stored_bytes"))
+    head = f"{text} of text, {stored} in {found['files']} files; pinned in {found['pin_seconds']:.3g} s\n"
+    headers = ["work", "workers", "time", "rate of text", "per worker", "memory before", "at its peak"]
+    return head + tabulate(lines, headers, disable_numparse=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=5000)
+    parser.add_argument("--files", type=int, default=200)
+    options = parser.parse_args()
+    found = compare("tiny-shakespeare", "gpt2-124M", options.megabytes * 10**6, options.files)
+    print(table(found))
+    write_json(RESULTS / "corpus.json", found | about("benchmarks.corpus", os.cpu_count() or 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Files at addresses (local paths, s3://, gs://, http:// and https://): list them, and read each with its hash."""
+
+import glob
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from scratchlm.run.display import without_secrets
+from scratchlm.run.errors import UserError, explained
+
+BLOCK_BYTES = 4 << 20  # asked for at once
+WEB = ("http://", "https://")
+
+
+class Reader(io.RawIOBase):
+    """A file at an address, read once from its start.
+
+    size_bytes: as the storage says, None if it does not. digest: of what was read so far. advance: called with the
+    number of bytes of each read; what it raises ends the reading.
+    """
+
+    def __init__(self, address: str, advance: Callable[[int], None]) -> None:
+        files, path = file_system(address)
+        self.address, self.digest, self.n_bytes = address, hashlib.sha256(), 0
+        self._advance = advance
+        with naming(address):
+            self._file = files.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
+            self.size_bytes: int | None = getattr(self._file, "size", None)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with naming(self.address):
+            block = self._file.read(len(buffer))
+        buffer[: len(block)] = block
+        self.digest.update(block)
+        self.n_bytes += len(block)
+        self._advance(len(block))
+        return len(block)
+
+    def blocks(self) -> Iterator[bytes]:
+        """What was not read yet."""
+        return iter(lambda: self.read(BLOCK_BYTES) or b"", b"")
+
+    def close(self) -> None:
+        """Do nothing: what wraps this closes it at the end of its own text, and the hash needs the rest."""
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def file_system(address: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it. Raises UserError if there is none for its beginning."""
+    from fsspec.core import url_to_fs  # takes a moment
+
+    try:
+        return url_to_fs(address, use_listings_cache=False)
+    except (ImportError, ValueError) as error:  # without the package, or without such a protocol
+        raise UserError(
+            f"{without_secrets(address)}: {error}; install the package, or name a local path, s3://, gs://, http:// or "
+            "https://"
+        ) from None
+
+
+def files_at(address: str) -> dict[str, int]:
+    """The address and size in bytes (0 if unknown) of one file, of all below a folder, or of all matching a pattern.
+
+    In folders, files and folders whose name begins with . or _ are left out. Raises UserError if there is no file.
+    """
+    if "@" in urlsplit(address).netloc and address.startswith(WEB):
+        raise UserError(
+            f"{without_secrets(address)} has a name or a password in it, which the manifest would show; remove it"
+        )
+    files, path = file_system(address)
+    with naming(address):
+        if address.startswith(WEB):  # which lists no files
+            return {address: files.info(path)["size"] or 0}
+        is_pattern = glob.has_magic(path) and not files.isfile(path)
+        found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
+    sizes = {}
+    for name, info in found.items():
+        inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
+        if info["type"] == "file" and not any(part.startswith((".", "_")) for part in inside):
+            sizes[_address_of(files, name)] = info["size"]
+    if not sizes:
+        raise UserError(f"{without_secrets(address)}: there is no file; correct the address or the pattern")
+    return sizes
+
+
+def _address_of(files: Any, name: str) -> str:
+    if "file" not in files.protocol:
+        return str(files.unstrip_protocol(name))
+    path = Path(name)
+    return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+@contextmanager
+def naming(address: str) -> Iterator[None]:
+    """Let an error of the storage or the network be a sentence that names the address."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(
+            f"{without_secrets(address)}: there is no such file, or its server cannot be reached; correct the address, "
+            "or restore it"
+        ) from None
+    except Exception as error:
+        if isinstance(error, UserError) or (sentence := explained(error)) is None:
+            raise
+        raise UserError(f"{without_secrets(address)}: {sentence}") from error

@@ -1,0 +1,112 @@
+"""The documents of a file of a corpus, as a stream that is verified, and the split that each belongs to."""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scratchlm.data.addresses import Reader
+from scratchlm.data.byte_pairs import END_OF_TEXT
+from scratchlm.data.manifest import PinnedFile
+from scratchlm.data.tables import checked_rows, json_lines, parquet_rows
+from scratchlm.run.display import without_secrets
+from scratchlm.run.errors import UserError
+
+CODECS = {"gz": "gzip", "zst": "zstd"}
+BLOCK_CHARACTERS = 1 << 20
+MOST_CHARACTERS = 1 << 26  # of a document, which is in memory as a whole
+REMEDY = "pin the files again with --column NAME"
+PIN_AGAIN = "restore the file, or pin it as it is now with scratchlm sources pin"
+
+
+def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]:
+    """Yield each document that is not empty: a row of a table, or of a text what `<|endoftext|>` divides.
+
+    advance: called with the number of bytes of each read. The last document is only followed by the end once the whole
+    file is verified. Raises UserError, which names the file, if it is not as pinned or cannot be read.
+    """
+    name = without_secrets(file.address)
+    with Reader(file.address, advance) as reader:
+        if reader.size_bytes not in (None, file.size_bytes):
+            raise UserError(f"{name} has {reader.size_bytes:,} bytes, but {file.size_bytes:,} are pinned; {PIN_AGAIN}")
+        try:
+            for text in _texts(file, reader, name):
+                for document in text.split(END_OF_TEXT) if END_OF_TEXT in text else (text,):
+                    if len(document) > MOST_CHARACTERS:
+                        raise too_long(name)
+                    if document:
+                        yield document
+        except (UnicodeDecodeError, pa.ArrowException, OSError) as error:
+            _verify(file, reader, name)
+            fault = " ".join(str(error).split())
+            raise UserError(
+                f"{name} cannot be read as {file.format} ({fault}); correct it, then pin it again"
+            ) from None
+        except UserError:
+            _verify(file, reader, name)
+            raise
+        _verify(file, reader, name)
+
+
+def check_readable(files: Sequence[PinnedFile]) -> None:
+    """Raises UserError if the first file of some format has no document that can be read."""
+    for file in {file.format: file for file in reversed(files)}.values():
+        if next(documents(file, lambda _: None), None) is None:
+            raise UserError(f"{without_secrets(file.address)} has no text; leave it out")
+
+
+def is_of_train(document: bytes, train_fraction: float) -> bool:
+    """Whether a document, as UTF-8, belongs to train rather than val: a function of its text alone."""
+    return int.from_bytes(hashlib.sha256(document).digest()[:8]) < train_fraction * 2.0**64
+
+
+def too_long(name: str) -> UserError:
+    """The error for a document that does not fit the memory of a worker."""
+    return UserError(f"{name} has a document of more than {MOST_CHARACTERS:,} characters; divide it by {END_OF_TEXT}")
+
+
+def _verify(file: PinnedFile, reader: Reader, name: str) -> None:
+    for _ in reader.blocks():
+        pass
+    found = reader.digest.hexdigest()
+    if reader.n_bytes != file.size_bytes or found != file.sha256:
+        raise UserError(
+            f"{name} has {reader.n_bytes:,} bytes with sha256 {found}, but {file.size_bytes:,} bytes with "
+            f"{file.sha256} are pinned; {PIN_AGAIN}"
+        )
+
+
+def _texts(file: PinnedFile, reader: Reader, name: str) -> Iterator[str]:
+    """The texts of a file, each of one or several documents."""
+    kind, _, compression = file.format.partition(".")
+    columns = {"text": file.column or ""}
+    if kind == "parquet":
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:  # whose end is read before its beginning
+            copy.writelines(reader.blocks())
+            copy.flush()
+            with pq.ParquetFile(copy.name, pre_buffer=False) as table:
+                located = parquet_rows(name, table, columns, REMEDY)
+                yield from (row["text"] for row in checked_rows(name, located, columns, REMEDY))
+        return
+    stream = pa.CompressedInputStream(pa.PythonFile(reader, "r"), CODECS[compression]) if compression else reader
+    with io.TextIOWrapper(io.BufferedReader(stream, BLOCK_CHARACTERS), encoding="utf-8-sig", newline="") as text:
+        if kind == "txt":
+            yield from _divided(iter(lambda: text.read(BLOCK_CHARACTERS), ""), name)
+        else:
+            rows = checked_rows(name, json_lines(name, text), columns, REMEDY)
+            yield from (row["text"] for row in rows)
+
+
+def _divided(blocks: Iterable[str], name: str) -> Iterator[str]:
+    """The documents of a text that comes in blocks."""
+    pending = ""
+    for block in blocks:
+        pending += block
+        *whole, pending = pending.split(END_OF_TEXT)
+        yield from whole
+        if len(pending) > MOST_CHARACTERS:
+            raise too_long(name)
+    yield pending

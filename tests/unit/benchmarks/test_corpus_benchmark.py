@@ -1,0 +1,25 @@
+from typing import Any
+
+import pytest
+
+from benchmarks import corpus
+
+
+def in_this_process(work: str, workers: int, setup: dict[str, Any]) -> dict[str, Any]:
+    n_bytes = corpus.tokenizing(**setup)()
+    return {
+        "work": work, "workers": workers, "seconds": 1.0, "bytes_per_second": n_bytes,
+        "bytes_per_second_per_worker": n_bytes / workers, "memory_at_start_bytes": 1, "peak_memory_bytes": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.long
+def test_many_files_and_one_are_tokenized_and_their_rates_and_memory_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "measured", in_this_process)
+    found = corpus.compare("sample-stories", "gpt2-nano", 200_000, n_files=4)
+    works = [(work, workers) for work in ("4 files in a bucket", "4 local files") for workers in (1, 2)]
+    assert [(row["work"], row["workers"]) for row in found["rows"][:4]] == works
+    assert found["rows"][4]["work"] == "one local file"
+    assert 200_000 < found["text_bytes"] < 220_000  # with a divider behind each document
+    assert 0 < found["stored_bytes"] < found["text_bytes"]
+    assert len(corpus.table(found).splitlines()) == 8
