@@ -1,4 +1,4 @@
-"""The other processes of a training: each runs the stage's own command up to the training, and writes nothing."""
+"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes nothing."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.02
 
 
 class Place(NamedTuple):
-    """The place of a process among the `n_workers` of a training. The stage's own process has rank 0."""
+    """The place of a process among the `n_workers` of a stage. The stage's own process has rank 0."""
 
     rank: int
     n_workers: int
@@ -76,9 +76,13 @@ class WorkerProcesses:
     def wait_until_ready(self) -> None:
         """Wait until each has called `ready`. Raises UserError if one ends before."""
         while not all((self.folder / f"{rank}.ready").exists() for rank in self._processes):
-            if any(process.poll() is not None for process in self._processes.values()):
-                raise self.lost("")
+            self.check()
             time.sleep(POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raises UserError if one has ended."""
+        if any(process.poll() is not None for process in self._processes.values()):
+            raise self.lost("")
 
     def lost(self, fault: str) -> UserError:
         """The error for a worker that has ended, or if none has, for the fault of the connection to them."""
