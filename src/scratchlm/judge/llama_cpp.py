@@ -33,6 +33,8 @@ class LlamaCppJudge:
     The same file gives the same bits on one processor, whatever the number of threads and the order of the questions.
     """
 
+    n_at_once = 1
+
     def __init__(self, params: LlamaCppParams, replies: Replies) -> None:
         """Raises UserError as check_model, or if llama.cpp cannot run the model."""
         self._params, self._replies, self._control_tokens = params, replies, _control_tokens(check_model(params))

@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from scratchlm.run.environment import requested
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import temporary_folder
 from scratchlm.run.watchdog import die_with_parent
@@ -31,14 +32,7 @@ class Place(NamedTuple):
 
 def requested_workers() -> int:
     """The number of processes that the user wants. Raises UserError if it is no integer from 1 to 64."""
-    given, number = os.environ.get(COUNT_VARIABLE, "1"), 0
-    with suppress(ValueError):
-        number = int(given)
-    if not 1 <= number <= MOST_WORKERS:
-        raise UserError(
-            f"{COUNT_VARIABLE} is {given!r}, but must be an integer from 1 to {MOST_WORKERS}; correct or unset it"
-        )
-    return number
+    return requested(COUNT_VARIABLE, MOST_WORKERS)
 
 
 def worker_place() -> Place | None:
