@@ -89,7 +89,8 @@ def judge_all(
     records = [*responses, *trial_records(responses, params)]
     judged = list(judge_records(judge, records))
     if reordered := reordered_records(responses, params):
-        judged += judge_records(build_judge(params, replies / REORDERED), reordered)
+        independent = isinstance(params, LlamaCppParams)  # its replies never depend on the order: it has given them
+        judged += judge_records(judge if independent else build_judge(params, replies / REORDERED), reordered)
     if second:
         judged += judge_records(second, second_records(records))
     return judged, judge.identity, second.identity if second else None
