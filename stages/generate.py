@@ -1,5 +1,6 @@
 """Answer every test instruction with one variant of the assistant."""
 
+from contextlib import closing
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
@@ -33,9 +34,10 @@ def main(
     with run.checkpoint.saving_rows(records, RESPONSE_SCHEMA) as save_if_due, run.autocast():
         if len(records) < len(rows):
             gpt = load_gpt(model).to(run.device)
-            for batch in responder.responses(gpt, responses.stem, rows, len(records)):
-                records += batch
-                save_if_due()
+            with closing(responder.responses(gpt, responses.stem, rows, len(records))) as batches:
+                for batch in batches:
+                    records += batch
+                    save_if_due()
     write_table(responses, records, RESPONSE_SCHEMA)
     write_json(metrics, response_counts(records, normalise) | arithmetic)
 

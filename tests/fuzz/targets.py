@@ -75,7 +75,7 @@ def reply_reader() -> Callable[[Path], object]:
     )  # fmt: skip
     judge._prompt = load_prompt("anchored")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))
-    judge._connection, judge._proxy = body, None  # type: ignore[assignment]
+    judge._connection, judge._proxy, judge.n_at_once = body, None, 1  # type: ignore[assignment]
     judge._client = ollama.Client(host="http://localhost", transport=transport)
 
     def read(folder: Path) -> None:

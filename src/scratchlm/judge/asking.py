@@ -1,5 +1,6 @@
 """Ask a server until a reply can be used: how often, with which settings, and when to give up."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from scratchlm.run.errors import UserError
 
 BACKOFF_SECONDS = 1.0  # before the second attempt at a server in trouble; doubled before each later one
 PASSING = (408, 429, *range(500, 600))  # statuses of a server in trouble; others mean that the request is wrong
-MAX_UNANSWERED = 3  # questions in a row: then the server is the trouble, not a question
+MAX_UNANSWERED = 3  # questions in a row, for each that is asked at once: then the server is the trouble, not a question
 SAMPLED = {"temperature": 0.5, "top_k": 40}
 ASKED_AGAIN = "\n--- asked again ---\n"  # between the replies of a record
 
@@ -26,15 +27,17 @@ class NoReply(Exception):
 class Attempts:
     """The attempts at each question of a run."""
 
-    def __init__(self, retries: int, error: Callable[[str, str], UserError]) -> None:
-        """error: the error for what the server did and a remedy, which may be ""."""
+    def __init__(self, retries: int, error: Callable[[str, str], UserError], n_at_once: int = 1) -> None:
+        """error: the error for what the server did and a remedy, which may be "". n_at_once: questions in progress."""
         self._retries, self._error, self._unanswered = retries, error, 0
+        self._most = MAX_UNANSWERED * n_at_once  # trouble of a moment meets all of them
+        self._counting = threading.Lock()
 
     def judgement(self, ask: Callable[[int], Judgement]) -> Judgement:
         """Return the first reply with a score, or a failure. `raw_reply` has every reply, in order.
 
         ask: what the reply to one question says, given the number of unusable replies before. It raises NoReply.
-        Raises UserError if MAX_UNANSWERED questions in a row have no reply.
+        Raises UserError if too many questions in a row have no reply.
         """
         replies: list[str] = []
         found, trouble = Judgement(None, "", ""), None
@@ -49,9 +52,11 @@ class Attempts:
             replies.append(found.raw_reply)
             if found.score is not None or found.reason == QUESTION_CUT:
                 break
-        self._unanswered = self._unanswered + 1 if trouble else 0
-        if trouble and self._unanswered == MAX_UNANSWERED:
-            raise self._error(f"{trouble}, and so for {MAX_UNANSWERED} questions in a row", trouble.remedy)
+        with self._counting:
+            self._unanswered = self._unanswered + 1 if trouble else 0
+            gone = self._unanswered >= self._most
+        if trouble and gone:
+            raise self._error(f"{trouble}, and so for {self._most} questions in a row", trouble.remedy)
         reason = f"the server {trouble}" if trouble else found.reason
         score = None if trouble else found.score
         return Judgement(score, _storable(reason), _storable(ASKED_AGAIN.join(replies)))

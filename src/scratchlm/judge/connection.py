@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import threading
 import time
 from contextlib import closing, suppress
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ QUOTED_CHARACTERS = 200  # of the server's own words
 
 
 class Connection(httpx.HTTPTransport):
-    """answer: the last body."""
+    """Several threads may use it."""
 
     def __init__(self, host: str, proxy: str | None, timeout_seconds: float) -> None:
         """proxy: of environment_proxy. Raises ValueError, ImportError or httpx.InvalidURL for one that cannot be used.
@@ -22,12 +23,17 @@ class Connection(httpx.HTTPTransport):
         Raises OSError if the environment names certificates that are not there.
         """
         super().__init__(proxy=proxy, trust_env=host.startswith("https:"))  # which is about certificates only
-        self._timeout, self.answer = timeout_seconds, b""
+        self._timeout, self._last = timeout_seconds, threading.local()
+
+    @property
+    def answer(self) -> bytes:
+        """The last body that this thread has received."""
+        return getattr(self._last, "body", b"")
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Raises httpx.RequestError."""
         end, content = time.monotonic() + self._timeout, bytearray()
-        self.answer = b""
+        self._last.body = b""
         with closing(super().handle_request(request)) as response:
             for part in response.iter_bytes():
                 content += part
@@ -35,7 +41,7 @@ class Connection(httpx.HTTPTransport):
                     raise httpx.ReadTimeout("timed out")
                 if len(content) > LIMIT_BYTES:
                     raise httpx.ReadError(f"it answered with more than {LIMIT_BYTES} bytes")
-        self.answer = bytes(content)
+        self._last.body = bytes(content)
         moved = {"Location": response.headers["Location"]} if "Location" in response.headers else {}
         return httpx.Response(response.status_code, headers=moved, content=self.answer)
 

@@ -33,6 +33,8 @@ class LlamaCppJudge:
     The same file gives the same bits on one processor, whatever the number of threads and the order of the questions.
     """
 
+    n_at_once = 1
+
     def __init__(self, params: LlamaCppParams, replies: Replies) -> None:
         """Raises UserError as check_model, or if llama.cpp cannot run the model."""
         self._params, self._replies, self._control_tokens = params, replies, _control_tokens(check_model(params))
@@ -70,9 +72,8 @@ class LlamaCppJudge:
         }
 
     def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
-        texts = ("instruction", "input", "output", "rival")
-        defused = {key: self._defused(entry[key]) for key in texts if key in entry}
-        chat, n_new = self._prompt.messages(defused, self._defused(response)), self._params.max_new_tokens
+        chat = self._prompt.messages(entry, response, self._control_tokens)
+        n_new = self._params.max_new_tokens
         settings = decoding(0, repeat) if repeat else GREEDY
         question = [self.identity, chat, self._params.context_tokens, n_new, settings]
         body = self._replies.get(question) or json.dumps(self._ask(chat, n_new, settings))
@@ -109,10 +110,6 @@ class LlamaCppJudge:
             words = " ".join(str(error.get("message")).split())[-QUOTED_CHARACTERS:]
             raise self._error(f"cannot be asked by llama.cpp ({words})")
         return reply
-
-    def _defused(self, text: str) -> str:
-        """Return a text without control tokens such as <|im_end|>, which would end the message that holds it."""
-        return self._control_tokens.sub(lambda found: f"({found[0][1:]}", text)
 
     def _error(self, trouble: str) -> UserError:
         return UserError(f"{_path(self._params)} {trouble}; choose another {self._params.section}.model")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import httpx
 
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
+from scratchlm.judge.concurrency import requests_at_once
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, OllamaParams
@@ -51,7 +52,8 @@ class OllamaJudge:
         """Raises UserError if the server cannot be reached or does not have the model."""
         self._params, self._proxy = params, environment_proxy(params.host)
         self._prompt = load_prompt(params.prompt)
-        self._attempts, self._replies = Attempts(params.retries, self._error), replies
+        self.n_at_once, self._replies = requests_at_once(), replies
+        self._attempts = Attempts(params.retries, self._error, self.n_at_once)
         try:
             self._connection = _Connection(params.host, self._proxy, params.timeout_seconds)
             self._client = ollama.Client(
@@ -79,6 +81,10 @@ class OllamaJudge:
         options, schema = decoding(self._params.seed, draw) | sizes, self._prompt.schema
         request = {"messages": chat, "format": schema, "options": options, "think": False}
         question = [self.identity, request | UNCUT]
+        with self._replies.asking(question):
+            return self._reply(question, request)
+
+    def _reply(self, question: Sequence[Any], request: Mapping[str, Any]) -> Judgement:
         try:
             body = self._replies.get(question) or self._ask(request)
         except ollama.ResponseError as refusal:  # for a question that does not fit

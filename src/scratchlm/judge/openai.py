@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 
 from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
+from scratchlm.judge.concurrency import requests_at_once
 from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
 from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
 from scratchlm.judge.protocol import Judgement, OpenAIParams
@@ -36,9 +38,9 @@ class _Connection(Connection):
         if not self._key:
             return response
         hidden = re.compile("|".join(map(re.escape, (self._key, self._key.replace("/", "\\/")))))
-        self.answer = hidden.sub("(key)", self.answer.decode("utf-8", "replace")).encode()
+        content = hidden.sub("(key)", response.content.decode("utf-8", "replace")).encode()
         headers = {name: hidden.sub("(key)", value) for name, value in response.headers.items() if name == "location"}
-        return httpx.Response(response.status_code, headers=headers, content=self.answer)
+        return httpx.Response(response.status_code, headers=headers, content=content)
 
 
 class OpenAIJudge:
@@ -48,7 +50,8 @@ class OpenAIJudge:
         """Raises UserError as api_key, or if the server cannot be reached, refuses, or does not have the model."""
         self._params, self._replies, self._url = params, replies, params.base_url.rstrip("/")
         self._prompt = load_prompt(params.prompt)
-        self._proxy, self._attempts = environment_proxy(params.base_url), Attempts(params.retries, self._error)
+        self._proxy, self.n_at_once = environment_proxy(params.base_url), requests_at_once()
+        self._attempts, self._noting = Attempts(params.retries, self._error, self.n_at_once), threading.Lock()
         key = api_key(params)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -82,9 +85,14 @@ class OpenAIJudge:
             **form,
         }
         question = [self._server, request]
+        with self._replies.asking(question):
+            return self._reply(question)
+
+    def _reply(self, question: Sequence[Any]) -> Judgement:
+        """question: what identifies the server, and the request."""
         body = self._replies.get(question)
         if body is None:
-            response = self._asked("POST", "/chat/completions", request)
+            response = self._asked("POST", "/chat/completions", question[1])
             if response.status_code in TOO_LONG and re.search("context|too long", said(response)):
                 return Judgement(None, QUESTION_CUT, f"{response.status_code} ({said(response)})")
             self._refuse(response)
@@ -105,10 +113,11 @@ class OpenAIJudge:
         text = message.get("content") or message.get("refusal") or ""
         thoughts = message.get("reasoning_content") or message.get("reasoning") or ""
         found = self._prompt.read("" + text, "" + thoughts, UNFINISHED.get(choice.get("finish_reason"), ""))
-        for name in ("model", "system_fingerprint"):
-            if isinstance(value := reply.get(name), str):
-                seen = self.identity.setdefault(f"replies_{name}", [])
-                seen[:] = sorted({*seen, value})
+        with self._noting:
+            for name in ("model", "system_fingerprint"):
+                if isinstance(value := reply.get(name), str):
+                    seen = self.identity.setdefault(f"replies_{name}", [])
+                    seen[:] = sorted({*seen, value})
         return found
 
     def _asked(self, method: str, path: str, request: Mapping[str, Any] | None = None) -> httpx.Response:

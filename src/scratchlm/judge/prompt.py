@@ -14,6 +14,11 @@ from scratchlm.judge.protocol import MAX_SCORE, Judgement
 
 TEMPLATES = {"anchored": "prompt_anchored.txt", "book": "prompt_book.txt", "pairwise": "prompt_pairwise.txt"}
 GREEDY = {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0}
+# Of ChatML, Llama, Mistral, Gemma, Phi, DeepSeek and others: the APIs of servers do not list those of their models
+CONTROL_TOKENS = re.compile(
+    r"<[|｜][^<>\s]{1,60}[|｜]>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT)\]"
+)
 QUESTION_CUT = "the question does not fit into the context"
 REPLY_CUT = "the reply was cut at max_new_tokens"
 
@@ -67,10 +72,13 @@ class Prompt:
     def schema(self) -> dict[str, Any] | None:
         return self.form.model_json_schema() if self.form else None
 
-    def messages(self, entry: Mapping[str, str], response: str) -> list[dict[str, str]]:
+    def messages(
+        self, entry: Mapping[str, str], response: str, control_tokens: re.Pattern[str] = CONTROL_TOKENS
+    ) -> list[dict[str, str]]:
         """Return the chat that asks for a grade of `response` to `entry` (instruction, input, output).
 
-        For `pairwise`, it asks whether `response` is better than the `rival` in `entry`.
+        For `pairwise`, it asks whether `response` is better than the `rival` in `entry`. control_tokens: those of the
+        model, which would end the message that holds them. In every text, "(" replaces their first character.
         """
         parts = {
             "task": "\n".join(part for part in (entry["instruction"], entry["input"]) if part),
@@ -80,7 +88,7 @@ class Prompt:
             "response": response,
             "rival": entry.get("rival", ""),
         }
-        asked = self.question.format(**{name: _fenced(text) for name, text in parts.items()})
+        asked = self.question.format(**{name: _fenced(text, control_tokens) for name, text in parts.items()})
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": asked}]
 
@@ -113,8 +121,9 @@ def load_prompt(name: str) -> Prompt:
     return Prompt(system.removesuffix("\n"), question, FORMS.get(name))
 
 
-def _fenced(text: str) -> str:
-    """Replace the `<` of every tag of ours. Removing characters instead could join others into a tag."""
+def _fenced(text: str, control_tokens: re.Pattern[str]) -> str:
+    """Replace the `<` of every tag of ours, too. Removing characters instead could join others into a tag."""
+    text = control_tokens.sub(lambda found: f"({found[0][1:]}", text)
     return re.sub(r"<(?=\s*/?\s*(task|reference|response|first|second)\b)", "(", text, flags=re.IGNORECASE)
 
 

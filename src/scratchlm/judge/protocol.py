@@ -181,9 +181,13 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """identity: two runs' scores are comparable only if it is the same in both."""
+    """identity: two runs' scores are comparable only if it is the same in both.
+
+    n_at_once: how many threads may call `score` at the same time.
+    """
 
     identity: dict[str, Any]
+    n_at_once: int
 
     def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         """Return the grade of a response to `entry` (instruction, input and output, the reference answer).

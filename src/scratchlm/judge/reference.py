@@ -16,6 +16,7 @@ class ReferenceJudge:
 
     # version: of what counts as the same text; scores of two versions are not comparable
     identity: dict[str, Any] = {"backend": "reference", "version": 2}
+    n_at_once = 1
 
     def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         wanted, given = normalise(entry["output"]), normalise(response)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
-from contextlib import suppress
+import threading
+from collections import defaultdict
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ class Replies:
         for path in folder.glob(".*.tmp") if folder else ():
             if UNFINISHED.fullmatch(path.name):
                 path.unlink()
+        self._asked: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def asking(self, question: Any) -> AbstractContextManager[Any]:
+        """Within the block no other thread asks the same question: it waits, and then finds the reply here."""
+        return self._asked[_hash(question)]
 
     def get(self, question: Any) -> str | None:
         """question: JSON values: the judge's identity, the prompt and the options. A damaged file is no reply."""
@@ -37,4 +44,8 @@ class Replies:
 
     def _path(self, question: Any) -> Path:
         assert self._folder
-        return self._folder / f"{hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()}.json"
+        return self._folder / f"{_hash(question)}.json"
+
+
+def _hash(question: Any) -> str:
+    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()

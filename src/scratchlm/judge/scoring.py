@@ -2,23 +2,27 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from scratchlm.judge.concurrency import in_order, requests_at_once
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.protocol import (
     REORDERED,
     REPEAT,
     SECOND,
     Judge,
+    Judgement,
     JudgeParams,
     LlamaCppParams,
     OllamaParams,
     OpenAIParams,
     ReferenceParams,
     SecondParams,
+    ServedModelParams,
     Trials,
 )
 from scratchlm.judge.reference import ReferenceJudge
@@ -65,6 +69,8 @@ def check_judge(params: JudgeParams | SecondParams) -> None:
         from scratchlm.judge.llama_cpp import check_model
 
         check_model(params)
+    if isinstance(params, ServedModelParams):
+        requests_at_once()
     if isinstance(params, OpenAIParams):
         from scratchlm.judge.openai import api_key
 
@@ -83,7 +89,8 @@ def judge_all(
     records = [*responses, *trial_records(responses, params)]
     judged = list(judge_records(judge, records))
     if reordered := reordered_records(responses, params):
-        judged += judge_records(build_judge(params, replies / REORDERED), reordered)
+        independent = isinstance(params, LlamaCppParams)  # its replies never depend on the order: it has given them
+        judged += judge_records(judge if independent else build_judge(params, replies / REORDERED), reordered)
     if second:
         judged += judge_records(second, second_records(records))
     return judged, judge.identity, second.identity if second else None
@@ -163,10 +170,16 @@ def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> Iterato
 
     Raises UserError if MAX_FAILED responses in a row have no score: the others would hardly have one.
     """
+
+    def judged(record: Mapping[str, Any]) -> Judgement:
+        return judge.score(record, record["response"], record.get("repeat", 0))
+
     failed = 0
-    with Progress("judge", len(records), 0, "response") as bar:
-        for record in records:
-            verdict = judge.score(record, record["response"], record.get("repeat", 0))
+    with (
+        Progress("judge", len(records), 0, "response") as bar,
+        closing(in_order(judged, records, judge.n_at_once)) as verdicts,
+    ):
+        for record, verdict in zip(records, verdicts, strict=True):
             named = {field: record[field] for field in ("id", "model", "response")}
             row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
             yield row

@@ -53,7 +53,7 @@ def start(main: Callable[..., None], *shown: str) -> None:
             run.log = None
             if address:
                 _refuse_other_definition(run.stage, read_stages())
-            main(run, **paths)  # as far as its training, which ends this process
+            main(run, **paths)  # as far as the shared work, which ends this process
         with only_process(log, run.stage) if address else nullcontext():
             if address:
                 run.checkpoint = _begin_under_dvc(run, [*paths.values(), log], resume)

@@ -1,4 +1,4 @@
-"""The other processes of a training: each runs the stage's own command up to the training, and writes nothing."""
+"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes nothing."""
 
 import os
 import signal
@@ -6,10 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from scratchlm.run.environment import requested
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import temporary_folder
 from scratchlm.run.watchdog import die_with_parent
@@ -22,7 +23,7 @@ POLL_SECONDS = 0.02
 
 
 class Place(NamedTuple):
-    """The place of a process among the `n_workers` of a training. The stage's own process has rank 0."""
+    """The place of a process among the `n_workers` of a stage. The stage's own process has rank 0."""
 
     rank: int
     n_workers: int
@@ -31,14 +32,7 @@ class Place(NamedTuple):
 
 def requested_workers(otherwise: int = 1) -> int:
     """The number of workers that the user wants, or else another. Raises UserError if it is no integer from 1 to 64."""
-    given, number = os.environ.get(COUNT_VARIABLE, str(min(otherwise, MOST_WORKERS))), 0
-    with suppress(ValueError):
-        number = int(given)
-    if not 1 <= number <= MOST_WORKERS:
-        raise UserError(
-            f"{COUNT_VARIABLE} is {given!r}, but must be an integer from 1 to {MOST_WORKERS}; correct or unset it"
-        )
-    return number
+    return requested(COUNT_VARIABLE, MOST_WORKERS, otherwise)
 
 
 def worker_place() -> Place | None:
@@ -76,9 +70,13 @@ class WorkerProcesses:
     def wait_until_ready(self) -> None:
         """Wait until each has called `ready`. Raises UserError if one ends before."""
         while not all((self.folder / f"{rank}.ready").exists() for rank in self._processes):
-            if any(process.poll() is not None for process in self._processes.values()):
-                raise self.lost("")
+            self.check()
             time.sleep(POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raises UserError if one has ended."""
+        if any(process.poll() is not None for process in self._processes.values()):
+            raise self.lost("")
 
     def lost(self, fault: str) -> UserError:
         """The error for a worker that has ended, or if none has, for the fault of the connection to them."""

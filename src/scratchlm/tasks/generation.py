@@ -1,11 +1,15 @@
 """The answers that a model writes to instructions."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field
 
+from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.fast.decoding import for_inference
@@ -13,12 +17,14 @@ from scratchlm.model.generate import Generation, SamplingParams, Stopping, cut_a
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.params import Section
+from scratchlm.tasks.batches import Batches, results
 
 RESPONSE_SCHEMA = pa.schema(
     dict.fromkeys(("id", "model", "instruction", "input", "output", "response"), pa.string()) | {"finished": pa.bool_()}
 )
 
 Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_token_ids, response_token_ids
+Answers = Generator[list[dict[str, Any]], None, None]
 
 
 class GenerateParams(Section):
@@ -36,28 +42,48 @@ class Responder:
     def __init__(self, tokenizer: Tokenizer, params: GenerateParams, run: Run) -> None:
         self._tokenizer, self._params, self._run = tokenizer, params, run
 
-    def responses(self, model: GPTModel, name: str, rows: Rows, n_done: int = 0) -> Iterator[list[dict[str, Any]]]:
+    def responses(self, model: GPTModel, name: str, rows: Rows, n_done: int = 0) -> Answers:
         """One record of RESPONSE_SCHEMA per row, under the model's `name`, a batch at a time.
 
-        n_done: rows, whole batches of them, that are skipped because they have been answered.
+        n_done: rows, whole batches of them, that are skipped because they have been answered. Several processes may
+        answer (see batches.py); close this to end them. Raises UserError if one of them has ended.
         """
         decoder, params = for_inference(model), self._params
-        with self._run.progress(len(rows), n_done, "response", f"generate {name}") as bar:
-            for start in range(n_done, len(rows), params.batch_size):
-                batch = rows[start : start + params.batch_size]
-                is_complete = stop_at([params.stop] * len(batch), self._tokenizer.decode) if params.stop else None
-                found = generate(
-                    decoder,
-                    [row["prompt_token_ids"] for row in batch],
-                    Stopping(params.max_new_tokens, self._tokenizer.end_token_id, is_complete),
-                    params.sampling,
-                    seeds=[stream(self._run.seed, f"sampling {row['id']}") for row in batch],
-                )
-                yield [
-                    {"model": name, **response_record(row, answer, self._tokenizer, params.stop)}
-                    for row, answer in zip(batch, found, strict=True)
-                ]
-                bar.update(len(batch))
+        size = params.batch_size
+
+        def answered(number: int) -> list[dict[str, Any]]:
+            batch = rows[number * size : (number + 1) * size]
+            is_complete = stop_at([params.stop] * len(batch), self._tokenizer.decode) if params.stop else None
+            found = generate(
+                decoder,
+                [row["prompt_token_ids"] for row in batch],
+                Stopping(params.max_new_tokens, self._tokenizer.end_token_id, is_complete),
+                params.sampling,
+                seeds=[stream(self._run.seed, f"sampling {row['id']}") for row in batch],
+            )
+            return [
+                {"model": name, **response_record(row, answer, self._tokenizer, params.stop)}
+                for row, answer in zip(batch, found, strict=True)
+            ]
+
+        numbers = range(n_done // size, math.ceil(len(rows) / size))
+        batches = Batches(numbers, answered, lambda: self._digest(model, rows))
+        with (
+            self._run.progress(len(rows), n_done, "response", f"generate {name}") as bar,
+            closing(results(batches, self._run, f"generate.batch_size {size}")) as answers,
+        ):
+            for records in answers:
+                yield records
+                bar.update(len(records))
+
+    def _digest(self, model: GPTModel, rows: Rows) -> str:
+        """A hash of what the responses depend on."""
+        run = self._run
+        values = [self._params.model_dump_json(), run.seed, run.precision, arithmetic_fingerprint(run.device), rows]
+        found = hashlib.sha256(repr(values).encode())
+        for weight in model.state_dict().values():
+            found.update(weight.numpy())
+        return found.hexdigest()
 
 
 def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[str], str]) -> dict[str, Any]:

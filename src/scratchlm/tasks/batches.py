@@ -1,0 +1,120 @@
+"""Work that parameters cut into batches, by several processes: each batch is computed by one of them, whole.
+
+All they share is a folder, which may be on a shared file system: whoever creates `<number>.taken` first computes that
+batch, and a worker writes its result to `<number>.json`. The stage's own process takes batches like the others, and
+alone yields all results in their order. So the number of processes changes no bit, in any precision.
+"""
+
+import json
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from scratchlm.arithmetic.mode import shared_threads
+from scratchlm.run.context import Run
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, write_json, write_text
+from scratchlm.run.workers import (
+    COUNT_VARIABLE,
+    POLL_SECONDS,
+    Place,
+    WorkerProcesses,
+    requested_workers,
+    worker_place,
+    worker_processes,
+)
+
+BEGIN = "begin.json"  # what the stage's own process tells the workers
+
+
+class Batches(NamedTuple):
+    """numbers: of the batches to compute. compute: returns a batch's result, JSON values, for its number.
+
+    digest: a hash of everything that the results depend on.
+    """
+
+    numbers: range
+    compute: Callable[[int], Any]
+    digest: Callable[[], str]
+
+
+def results(batches: Batches, run: Run, cut_by: str) -> Generator[Any, None, None]:
+    """Yield the result of each batch, in their order. Close this to end the other processes.
+
+    cut_by: the parameter that cuts the work, with its value. In a worker, compute batches until the stage ends.
+    Raises UserError if a worker has ended.
+    """
+    if place := worker_place():
+        _serve(batches, place)
+    if (n := _n_processes(run, len(batches.numbers), cut_by)) == 1:
+        yield from map(batches.compute, batches.numbers)
+        return
+    with worker_processes(n, run.log or Path(tempfile.gettempdir(), "scratchlm")) as processes, shared_threads(n):
+        yield from _divided(batches, processes)
+
+
+def _n_processes(run: Run, n_batches: int, cut_by: str) -> int:
+    """How many processes compute. Says why if they are fewer than the user wants."""
+    wanted, n_most = requested_workers(), max(1, n_batches)
+    reason = f"{cut_by} leaves work for no more than {n_most}; lower it to use more"
+    if run.device != "cpu":
+        n_most, reason = 1, "only work on the device cpu is divided; one process computes"
+    if n_most < wanted:
+        run.say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
+    return min(wanted, n_most)
+
+
+def _divided(batches: Batches, processes: WorkerProcesses) -> Iterator[Any]:
+    """Yield the results. A batch whose worker is slower than this process is computed here once more."""
+    write_json(processes.folder / BEGIN, {"first": batches.numbers.start, "digest": batches.digest()})
+    free = (number for number in batches.numbers if _take(processes.folder, number))  # takes one each time it is asked
+    own: dict[int, Any] = {}
+    patience, since = 0.0, time.monotonic()
+    for number in batches.numbers:
+        path = _result(processes.folder, number)
+        while number not in own and not path.exists():
+            processes.check()
+            taken = next(free, None)
+            if taken is None and time.monotonic() < since + patience:
+                time.sleep(POLL_SECONDS)
+                continue
+            start, taken = time.monotonic(), number if taken is None else taken
+            own[taken] = batches.compute(taken)
+            since = time.monotonic()
+            patience = max(patience, since - start)
+        yield own.pop(number) if number in own else read_json(path, object)
+
+
+def _serve(batches: Batches, place: Place) -> NoReturn:
+    """Compute batches in a worker, which the stage's own process ends.
+
+    Raises UserError if the two have read different parameters or data.
+    """
+    begin, digest = place.folder / BEGIN, batches.digest()
+    while not begin.exists():
+        time.sleep(POLL_SECONDS)
+    given = read_json(begin)
+    if given["digest"] != digest:
+        raise UserError("it computes with other parameters, data or kernels than the stage's own process")
+    with shared_threads(place.n_workers):
+        for number in range(given["first"], batches.numbers.stop):
+            if _take(place.folder, number):
+                write_text(_result(place.folder, number), json.dumps(batches.compute(number)))
+    while True:
+        signal.pause()
+
+
+def _take(folder: Path, number: int) -> bool:
+    """Whether this process is the first to ask for a batch."""
+    try:
+        (folder / f"{number}.taken").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _result(folder: Path, number: int) -> Path:
+    return folder / f"{number}.json"
