@@ -10,17 +10,17 @@ from scratchlm.formats.native import load_gpt
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import write_json, write_table
-from scratchlm.run.params import read_params
+from scratchlm.run.params import Runs, read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, prediction_rows
 from scratchlm.tasks.settings import EvaluationParams
-from scratchlm.tasks.spam import FinetuneSpamParams, SpamAblations, finetune_spam, varied
+from scratchlm.tasks.spam import FinetuneSpamParams, finetune_spam, varied
 
 
 class Params(RuntimeParams):
     finetune_spam: FinetuneSpamParams
     evaluation: EvaluationParams
-    spam_ablations: SpamAblations
+    spam_ablations: Runs
 
 
 def main(

@@ -11,7 +11,7 @@ from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
-from scratchlm.run.params import read_params
+from scratchlm.run.params import Runs, read_params, with_changes
 from scratchlm.run.stage import start
 from scratchlm.tasks import preference
 from scratchlm.tasks.instruct import prepare_assistant
@@ -22,7 +22,7 @@ from scratchlm.training.loop import train
 class Params(RuntimeParams):
     finetune_preference: preference.FinetunePreferenceParams
     evaluation: EvaluationParams
-    preference_runs: preference.PreferenceRuns
+    preference_runs: Runs
 
 
 def main(
@@ -31,7 +31,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
-    settings = preference.preference_run(p.finetune_preference, p.preference_runs, metrics.stem)
+    settings = with_changes(p.finetune_preference, p.preference_runs, "preference_runs", metrics.stem)
     gpt = load_gpt(assistant, dropout=settings.dropout).to(run.device)
     given = preference.Preferences(
         read_splits(preferences, PREFERENCE_SCHEMA), load_tokenizer(tokenizer).end_token_id, gpt.config.context_length

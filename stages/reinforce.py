@@ -13,11 +13,11 @@ from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
-from scratchlm.run.params import read_params
+from scratchlm.run.params import read_params, with_changes
 from scratchlm.run.stage import start
 from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
-from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRuns, policy_of, reinforce_run, reinforce_task
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, policy_of, reinforce_task
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -25,7 +25,7 @@ from scratchlm.training.loop import train
 class Params(RuntimeParams):
     reinforce: ReinforceParams
     evaluation: EvaluationParams
-    reinforce_runs: ReinforceRuns
+    reinforce_runs: dict[str, ReinforceRun]
 
 
 def main(
@@ -34,11 +34,10 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
-    settings = reinforce_run(p.reinforce, p.reinforce_runs, metrics.stem)
+    settings = with_changes(p.reinforce, p.reinforce_runs, "reinforce_runs", metrics.stem)
     gpt, before = (load_gpt(assistant, dropout=0.0).to(run.device) for _ in range(2))
     prepare_assistant(gpt, settings.lora, p.seed)
-    words = load_tokenizer(tokenizer)
-    given = read_splits(preferences, PREFERENCE_SCHEMA)
+    given, words = read_splits(preferences, PREFERENCE_SCHEMA), load_tokenizer(tokenizer)
     prompts = Prompts(given, words, gpt.config.context_length, settings.max_new_tokens)
     scorer = None if reward == preferences else load_reward_model(reward).to(run.device)
     earned = reward_of(scorer, words, settings.unfinished_reward)

@@ -12,7 +12,7 @@ from scratchlm.model.lora import adapter_state, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
-from scratchlm.run.params import read_params
+from scratchlm.run.params import Runs, read_params, with_changes
 from scratchlm.run.stage import start
 from scratchlm.tasks import reward
 from scratchlm.tasks.preference import Preferences
@@ -23,7 +23,7 @@ from scratchlm.training.loop import train
 class Params(RuntimeParams):
     reward_model: reward.RewardModelParams
     evaluation: EvaluationParams
-    reward_runs: reward.RewardRuns
+    reward_runs: Runs
 
 
 def main(
@@ -32,7 +32,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
-    settings = reward.reward_run(p.reward_model, p.reward_runs, metrics.stem)
+    settings = with_changes(p.reward_model, p.reward_runs, "reward_runs", metrics.stem)
     gpt = load_gpt(assistant, dropout=settings.dropout)
     given = Preferences(
         read_splits(preferences, PREFERENCE_SCHEMA), load_tokenizer(tokenizer).end_token_id, gpt.config.context_length

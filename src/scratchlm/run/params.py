@@ -1,6 +1,7 @@
 """Read params.yaml into the typed section that the caller names."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -20,6 +21,7 @@ class Section(BaseModel):
 
 Params = TypeVar("Params", bound=Section)
 Checked = TypeVar("Checked", bound=BaseModel)
+Runs = dict[str, dict[str, Any]]  # by the name of a run, the keys of another section that have other values in it
 
 
 def read_params(path: Path, section: type[Params], *, whole: bool = False) -> Params:
@@ -43,9 +45,14 @@ def check_params(values: Any, section: type[Checked], *, source: str, whole: boo
         raise UserError("\n".join(_sentences(source, values, section, error))) from None
 
 
-def with_changes(params: Checked, changes: dict[str, Any], source: str) -> Checked:
-    """`params` with other values for some of its keys; errors as read_params raises them."""
-    return check_params(params.model_dump() | changes, type(params), source=source, whole=True)
+def with_changes(params: Checked, runs: Mapping[str, Any], section: str, name: str) -> Checked:
+    """The parameters of one run: `params` with the keys that runs[name] changes. Errors as read_params raises them.
+
+    runs: the section of params.yaml with that name: Runs, or by run a model whose extra keys are the changes.
+    """
+    run = runs[name]
+    changes = run.model_extra or {} if isinstance(run, BaseModel) else run
+    return check_params(params.model_dump() | changes, type(params), source=f"{section}.{name}", whole=True)
 
 
 def load_yaml(path: Path) -> Any:

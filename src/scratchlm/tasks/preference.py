@@ -18,7 +18,6 @@ from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
 from scratchlm.run.context import Run
-from scratchlm.run.params import with_changes
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.instruct import refuse_long_prompts
 from scratchlm.tasks.intervals import share_interval
@@ -59,14 +58,6 @@ class FinetunePreferenceParams(TrainingParams):
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError(f"label_smoothing is {self.label_smoothing}, but loss ipo has none; set it to 0.0")
         return self
-
-
-PreferenceRuns = dict[str, dict[str, Any]]  # by run, what differs from finetune_preference
-
-
-def preference_run(params: FinetunePreferenceParams, runs: PreferenceRuns, name: str) -> FinetunePreferenceParams:
-    """The parameters of one run. Raises UserError naming the key if its changes are not valid."""
-    return with_changes(params, runs[name], f"preference_runs.{name}")
 
 
 class Preferences:

@@ -11,11 +11,8 @@ from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import SHOWN_CHARACTERS
-from scratchlm.tasks.preference import preference_run
-from scratchlm.tasks.pretraining import varied_model
-from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams, reinforce_run
-from scratchlm.tasks.reward import reward_run
+from scratchlm.run.params import SHOWN_CHARACTERS, with_changes
+from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
 from scratchlm.training.memory import Step, training_memory
@@ -169,7 +166,8 @@ def _rewards(params: Any) -> Iterator[str]:
                 "or add the reward model to reward_runs"
             )
         elif run.reward != REFERENCE:
-            unfinished = reinforce_run(params.reinforce, params.reinforce_runs, name).unfinished_reward
+            run = with_changes(params.reinforce, params.reinforce_runs, "reinforce_runs", name)
+            unfinished = run.unfinished_reward
             if unfinished >= 0:
                 yield (
                     f"reinforce_runs.{name}.unfinished_reward is {unfinished}, but a reward model gives good responses "
@@ -186,9 +184,9 @@ def _pairs(params: Any) -> Iterator[str]:
 
 def pretrained_models(params: Any) -> dict[str, ModelParams]:
     """The model that is pretrained, and its variants."""
-    model, ablations = params.model, params.pretrain_ablations
-    variants = {f"pretrain_ablations.{name}": varied_model(model, ablations, name) for name in ablations}
-    return {"pretrain": model} | variants
+    section, ablations = "pretrain_ablations", params.pretrain_ablations
+    variants = {f"{section}.{name}": with_changes(params.model, ablations, section, name) for name in ablations}
+    return {"pretrain": params.model} | variants
 
 
 def model_configs(params: Any) -> dict[str, GPTConfig]:
@@ -258,13 +256,14 @@ def _ranks(params: Any) -> Iterator[str]:
 def _assistant_trainings(params: Any) -> Iterator[tuple[str, str, Any]]:
     """The name, base and parameters of each run that begins with the assistant, or of a section without runs."""
     base = params.finetune_instruct.base
-    for section, names, run in (
-        ("finetune_preference", "preference_runs", preference_run),
-        ("reward_model", "reward_runs", reward_run),
-        ("reinforce", "reinforce_runs", reinforce_run),
+    for section, names in (
+        ("finetune_preference", "preference_runs"),
+        ("reward_model", "reward_runs"),
+        ("reinforce", "reinforce_runs"),
     ):
         shared, runs = getattr(params, section), getattr(params, names)
-        yield from [(f"{names}.{name}", base, run(shared, runs, name)) for name in runs] or [(section, base, shared)]
+        varied_runs = [(f"{names}.{name}", base, with_changes(shared, runs, names, name)) for name in runs]
+        yield from varied_runs or [(section, base, shared)]
 
 
 def _memory(params: Any, device: str) -> Iterator[str]:

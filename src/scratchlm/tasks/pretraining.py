@@ -11,12 +11,11 @@ from scratchlm.arithmetic.random import stream
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.data.windows import Corpus, TokenWindows
 from scratchlm.fast.decoding import for_inference
-from scratchlm.model.config import GPTConfig, ModelParams
+from scratchlm.model.config import GPTConfig
 from scratchlm.model.generate import GREEDY, Stopping, Temperature, generate
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import with_changes
 from scratchlm.tasks.language_model import Losses, LossMeter, bits_per_byte, example_id, loss_rows, perplexity
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Metrics, Task, Training, no_sample, train
@@ -33,7 +32,6 @@ class PretrainParams(TrainingParams):
     sample_temperature: Temperature
 
 
-PretrainAblations = dict[str, dict[str, Any]]  # by variant, what differs from model
 Sample = Callable[[GPTModel], Mapping[str, Any]]
 
 
@@ -65,11 +63,6 @@ def pretrain_gpt(
     scores = {split: evaluation.metrics(found, split) for split, found in measured.items()}
     others = {"parameters": parameter_count(gpt), "untrained_val_loss": untrained.mean}
     return PretrainResult(gpt, training, loss_rows(evaluation.val_ids(), measured["val"]), scores | others)
-
-
-def varied_model(model: ModelParams, ablations: PretrainAblations, variant: str) -> ModelParams:
-    """The model of one variant. Raises UserError naming the key if its changes are not valid."""
-    return with_changes(model, ablations[variant], f"pretrain_ablations.{variant}")
 
 
 def pretraining_task(

@@ -17,7 +17,6 @@ from scratchlm.model.critic import ActorCritic, actor_of
 from scratchlm.model.generate import SamplingParams, Temperature
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
-from scratchlm.run.params import with_changes
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts, mean
 from scratchlm.tasks.rollouts import (
@@ -81,14 +80,6 @@ class ReinforceRun(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
     reward: str
-
-
-ReinforceRuns = dict[str, ReinforceRun]
-
-
-def reinforce_run(params: ReinforceParams, runs: ReinforceRuns, name: str) -> ReinforceParams:
-    """The parameters of one run. Raises UserError naming the key if its changes are not valid."""
-    return with_changes(params, runs[name].model_extra or {}, f"reinforce_runs.{name}")
 
 
 def policy_of(gpt: GPTModel, params: ReinforceParams) -> nn.Module:

@@ -14,7 +14,6 @@ from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.model.reward import RewardModel
-from scratchlm.run.params import with_changes
 from scratchlm.tasks.calibration import calibration_bins, calibration_error
 from scratchlm.tasks.preference import Preferences, pair_metrics
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
@@ -32,14 +31,6 @@ class RewardModelParams(TrainingParams):
 
     dropout: Probability
     lora: LoRAParams | None
-
-
-RewardRuns = dict[str, dict[str, Any]]  # by run, what differs from reward_model
-
-
-def reward_run(params: RewardModelParams, runs: RewardRuns, name: str) -> RewardModelParams:
-    """The parameters of one run. Raises UserError naming the key if its changes are not valid."""
-    return with_changes(params, runs[name], f"reward_runs.{name}")
 
 
 def build_reward_model(assistant: GPTModel, params: RewardModelParams, seed: int) -> RewardModel:

@@ -19,7 +19,7 @@ from scratchlm.model.gpt import GPTModel, build_model, parameter_count
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import with_changes
+from scratchlm.run.params import Runs, with_changes
 from scratchlm.tasks.classification import ClassifierEvaluation
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Batch, Task, train
@@ -43,9 +43,6 @@ class FinetuneSpamParams(TrainingParams):
     dropout: Probability
     lora: LoRAParams | None
     class_weights: Literal["balanced"] | None
-
-
-SpamAblations = dict[str, dict[str, Any]]  # by variant, what differs from finetune_spam
 
 
 class SpamResult(NamedTuple):
@@ -90,12 +87,11 @@ def finetune_spam(
     return SpamResult(classifier, adapter, training.curve, metrics | sizes, probabilities)
 
 
-def varied(params: FinetuneSpamParams, ablations: SpamAblations, variant: str) -> FinetuneSpamParams:
+def varied(params: FinetuneSpamParams, ablations: Runs, variant: str) -> FinetuneSpamParams:
     """The parameters of one variant. Raises UserError naming the key if its changes are not valid."""
-    changes = ablations[variant]
-    if "base" in changes:
+    if "base" in ablations[variant]:
         raise UserError(f"spam_ablations.{variant}: base cannot vary, the graph is wired by it; set finetune_spam.base")
-    return with_changes(params, changes, f"spam_ablations.{variant}")
+    return with_changes(params, ablations, "spam_ablations", variant)
 
 
 def build_spam_classifier(backbone: GPTModel, n_classes: int, params: FinetuneSpamParams, seed: int) -> GPTClassifier:

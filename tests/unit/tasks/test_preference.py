@@ -8,6 +8,7 @@ import torch
 from scratchlm.model.lora import LoRAParams, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import with_changes
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.preference import (
@@ -15,7 +16,6 @@ from scratchlm.tasks.preference import (
     PairEvaluation,
     PairScores,
     Preferences,
-    preference_run,
     preference_task,
 )
 from scratchlm.tasks.settings import EvaluationParams
@@ -155,6 +155,6 @@ def test_prompts_beyond_the_context_are_refused_and_cut_responses_counted(capsys
 )  # fmt: skip
 def test_a_mistake_in_a_run_ends_in_one_sentence(params: Any, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        preference_run(params(), {"a": changes}, "a")
+        with_changes(params(), {"a": changes}, "preference_runs", "a")
     assert str(caught.value).startswith(sentence)
     assert "\n" not in str(caught.value)

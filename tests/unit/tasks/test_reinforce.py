@@ -13,10 +13,11 @@ from scratchlm.model.generate import Generation
 from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import with_changes
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts, reward_metrics
-from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, reinforce_run, reinforce_task
+from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, reinforce_task
 from scratchlm.tasks.rollouts import Measured, collated, grpo_rollout, measure, ppo_rollout
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Training, train
@@ -203,8 +204,9 @@ def test_rollouts_by_hand(params: Any) -> None:
 def test_a_run_that_cannot_work_is_refused(params: Any, changes: dict[str, Any], words: str) -> None:
     runs = {"x": ReinforceRun(reward="tokens/preferences", **changes)}
     with pytest.raises(UserError, match=words):
-        reinforce_run(params(), runs, "x")
-    assert reinforce_run(params(), {"y": ReinforceRun(reward="tokens/preferences", clip=0.3)}, "y").clip == 0.3
+        with_changes(params(), runs, "reinforce_runs", "x")
+    clipped = {"y": ReinforceRun(reward="tokens/preferences", clip=0.3)}
+    assert with_changes(params(), clipped, "reinforce_runs", "y").clip == 0.3
 
 
 def test_a_prompt_that_leaves_no_room_is_refused() -> None:

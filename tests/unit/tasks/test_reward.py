@@ -10,6 +10,7 @@ from scratchlm.model.lora import LoRAParams, merge_lora
 from scratchlm.model.reward import RewardModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
+from scratchlm.run.params import with_changes
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks.preference import Preferences
 from scratchlm.tasks.reward import (
@@ -18,7 +19,6 @@ from scratchlm.tasks.reward import (
     RewardScores,
     build_reward_model,
     pair_losses,
-    reward_run,
     reward_task,
 )
 from scratchlm.tasks.settings import EvaluationParams
@@ -139,6 +139,6 @@ def test_a_resumed_training_ends_with_the_same_bits(
 
 def test_a_mistake_in_a_run_ends_in_one_sentence(params: Any) -> None:
     with pytest.raises(UserError) as caught:
-        reward_run(params(), {"a": {"droput": 0.1}}, "a")
+        with_changes(params(), {"a": {"droput": 0.1}}, "reward_runs", "a")
     assert str(caught.value).startswith("reward_runs.a: unknown key droput (did you mean dropout?); allowed are ")
     assert "\n" not in str(caught.value)
