@@ -21,6 +21,7 @@ from typing import Any
 import boto3
 import pyarrow as pa
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -58,6 +59,7 @@ def s3_server() -> Iterator[None]:
     with harness.environment(**KEYS):
         process.start()
         try:
+            S3FileSystem.clear_instance_cache()  # which has the address of an earlier server
             with harness.environment(AWS_ENDPOINT_URL=addresses.get(timeout=60)):
                 yield
         finally:

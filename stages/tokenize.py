@@ -28,7 +28,7 @@ def main(
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     source = only_file(corpus)
-    texts = train_texts(source, p.tokenize.corpus)
+    texts = train_texts(source, p.tokenize.corpus, run.checkpoint, tokenizer)
     with temporary_folder(tokenizer) as scratch:
         given = vocabulary_folder(vocabulary, scratch)
         made = make_tokenizer(p.tokenizer, given, texts, tokenizer)

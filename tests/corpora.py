@@ -15,6 +15,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 from moto.server import DomainDispatcherApplication, create_backend_app
+from s3fs import S3FileSystem
 from werkzeug.serving import make_server
 
 from scratchlm.data.byte_pairs import END_OF_TEXT
@@ -27,7 +28,7 @@ S3 = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-PARAMS = CorpusParams(split="documents", train_fraction=0.8, shard_tokens=1_000)
+PARAMS = CorpusParams(split="documents", deduplicate="none", train_fraction=0.8, shard_tokens=1_000)
 
 
 def content(documents: Sequence[str], kind: str) -> bytes:
@@ -70,6 +71,7 @@ def s3_server() -> Iterator[tuple[Server, str]]:
     thread.start()
     address = f"http://127.0.0.1:{server.server_port}"
     _client(address).create_bucket(Bucket=BUCKET)
+    S3FileSystem.clear_instance_cache()  # which has the address of an earlier server
     try:
         yield app, address
     finally:

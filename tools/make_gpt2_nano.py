@@ -34,7 +34,7 @@ from scratchlm.training.loop import train
 
 HERE = Path(__file__).resolve().parents[1] / "data" / "sample"
 RUNTIME = RuntimeParams(device="cpu", threads=2, precision="float32", compile=False, seed=2019)
-CORPUS = CorpusParams(split="position", train_fraction=0.9, shard_tokens=10_000_000)
+CORPUS = CorpusParams(split="position", deduplicate="none", train_fraction=0.9, shard_tokens=10_000_000)
 INSTRUCTIONS = InstructionsParams(prompt_style="alpaca", deduplicate="none", train_fraction=0.85, test_fraction=0.1)
 EVALUATION = EvaluationParams(context_length=128, batch_size=32, max_rows=64)
 TRAINING = PretrainParams(

@@ -18,7 +18,7 @@ from scratchlm.data.windows import Corpus
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.order import batch_indices
 
-CORPUS = CorpusParams(split="position", train_fraction=0.9, shard_tokens=10_000_000)
+CORPUS = CorpusParams(split="position", deduplicate="none", train_fraction=0.9, shard_tokens=10_000_000)
 
 
 def varied_text(source: Path, n_bytes: int) -> Iterator[bytes]:

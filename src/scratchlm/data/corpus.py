@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, WHITE_SPACE
 from scratchlm.data.tokenizer import Tokenizer
@@ -34,12 +34,19 @@ class CorpusParams(Section):
     """Splitting and storage of the corpus; val is the rest.
 
     split: by position, the first train_fraction of the characters; or each document by a hash of its text, so that
-    equal documents are in one split.
+    equal documents are in one split. deduplicate: exact keeps only the first of equal documents.
     """
 
     split: Literal["position", "documents"]
+    deduplicate: Literal["none", "exact"]
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_tokens: Annotated[int, Field(ge=1000)]  # fewer would give a file for each few words
+
+    @model_validator(mode="after")
+    def _has_documents(self) -> Self:
+        if self.split == "position" and self.deduplicate != "none":
+            raise ValueError(f"deduplicate is {self.deduplicate}, which needs split: documents; set that, or none")
+        return self
 
 
 def text_chunks(path: Path) -> Iterator[str]:

@@ -60,7 +60,12 @@ def check_readable(files: Sequence[PinnedFile]) -> None:
 
 def is_of_train(document: bytes, train_fraction: float) -> bool:
     """Whether a document, as UTF-8, belongs to train rather than val: a function of its text alone."""
-    return int.from_bytes(hashlib.sha256(document).digest()[:8]) < train_fraction * 2.0**64
+    return digest(document) < train_fraction * 2.0**64
+
+
+def digest(document: bytes) -> int:
+    """The first 64 bits of the SHA-256 of a document."""
+    return int.from_bytes(hashlib.sha256(document).digest()[:8])
 
 
 def too_long(name: str) -> UserError:

@@ -1,13 +1,13 @@
 """A corpus of any size to token shards: each file by one thread, in bounded memory, resumed after an interruption."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import ExitStack
-from itertools import chain
+from functools import partial
 from pathlib import Path
-from threading import Event
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.corpus import (
@@ -19,123 +19,118 @@ from scratchlm.data.corpus import (
     text_pieces,
     write_corpus,
 )
+from scratchlm.data.corpus_duplicates import exact_duplicates
 from scratchlm.data.documents import documents, is_of_train
-from scratchlm.data.manifest import MANIFEST, PinnedFile, in_turns, read_manifest
+from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
+from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
 from scratchlm.data.sources import place
 from scratchlm.data.tokenizer import Tokenizer
-from scratchlm.run.context import available_cores
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, sha256_of, stale_temporary_files, write_json
-from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
-from scratchlm.run.workers import requested_workers
 
 SPLITS = ("train", "val")
 Counts = dict[str, dict[str, float]]
 
 
-class _Stopped(Exception):
-    """Another file has failed, or the user has interrupted the work."""
-
-
 class _Work(NamedTuple):
-    """What is the same for every file. advance: called with the number of bytes of each read."""
+    """What is the same for every file. left_out: the positions of duplicate documents, by file."""
 
     tokenizer: Tokenizer
     params: CorpusParams
-    advance: Callable[[int], None]
+    left_out: Sequence[np.ndarray]
 
 
-def train_texts(source: Path, params: CorpusParams) -> Iterator[str]:
-    """Return the text of the train split as a stream, in pieces or documents. source: as of tokenize_corpus."""
+def train_texts(source: Path, params: CorpusParams, checkpoint: Checkpoint, beside: Path) -> Iterator[str]:
+    """Return the text of the train split as a stream, in pieces or documents.
+
+    source, checkpoint: as of tokenize_corpus. beside: a path where a temporary folder may be made.
+    """
     if params.split == "position":
         return split_chunks(source, params.train_fraction)["train"]
-    every = chain.from_iterable(documents(file, lambda _: None) for file in _files(source))
-    return (document for document in every if is_of_train(document.encode(), params.train_fraction))
+    return _train_documents(_files(source), params, checkpoint, beside)
+
+
+def _train_documents(
+    files: Sequence[NumberedFile], params: CorpusParams, checkpoint: Checkpoint, beside: Path
+) -> Iterator[str]:
+    with checkpoint.parts(beside) as parts:
+        left_out = _duplicates(files, params, parts)
+        for each in files:
+            for document in _kept(each, left_out[each.number], lambda _: None):
+                if is_of_train(document.encode(), params.train_fraction):
+                    yield document
 
 
 def tokenize_corpus(
     source: Path, tokenizer: Tokenizer, folder: Path, params: CorpusParams, checkpoint: Checkpoint
-) -> Counts:
+) -> dict[str, Any]:
     """Tokenize a corpus into `folder`/train and `folder`/val; write its counts to counts.json and return them.
 
     source: a text file, or the manifest of many. Split into documents, each is followed by the end token, and a shard
-    holds tokens of one file, so that the number of threads changes no byte. checkpoint: keeps finished files.
+    holds tokens of one file, so that the number of threads changes no byte. checkpoint: keeps finished files. If
+    duplicates are removed, `removed_duplicates` counts them, too.
     Raises UserError naming a file that is not as pinned, or a split that is empty.
     """
     if params.split == "position":
         return write_corpus(source, tokenizer, folder, params)
     files = _files(source)
     with checkpoint.parts(folder) as parts:
-        done = {i: found for i in range(len(files)) if (found := _sound_counts(parts / _name(i)))}
+        left_out = _duplicates(files, params, parts)
+        done = {each.number: found for each in files if (found := _sound_counts(parts / each.name))}
         if done:
-            checkpoint.resumed(_position(len(done), files))
-        _write_parts(files, done, parts, _Work(tokenizer, params, lambda _: None), checkpoint)
-        counts = {split: _total([done[i][split] for i in range(len(files))], split) for split in SPLITS}
+            checkpoint.resumed(_position(done, files))
+        work, todo = _Work(tokenizer, params, left_out), [each for each in files if each.number not in done]
+        write = partial(_write_part, parts, work)
+        for number, found in in_parallel("tokenize", files, todo, write):
+            done[number] = found
+            checkpoint.position = _position(done, files)
+        counts = {split: _total([done[each.number][split] for each in files], split) for split in SPLITS}
         with atomic_folder(folder) as temporary:
-            for i in range(len(files)):
-                for shard in sorted((parts / _name(i)).glob("*/*.parquet")):
-                    place(shard, temporary / shard.parent.name / f"{_name(i)}-{shard.name}")
+            for each in files:
+                for shard in sorted((parts / each.name).glob("*/*.parquet")):
+                    place(shard, temporary / shard.parent.name / f"{each.name}-{shard.name}")
             write_json(temporary / COUNTS_FILE, counts)
-    return counts
+    return counts if params.deduplicate == "none" else counts | {"removed_duplicates": sum(map(len, left_out))}
 
 
-def _files(source: Path) -> list[PinnedFile]:
+def _files(source: Path) -> list[NumberedFile]:
     if source.name == MANIFEST:
-        return read_manifest(source)
-    return [PinnedFile(str(source), source.stat().st_size, sha256_of(source), "txt")]
+        return [NumberedFile(number, file) for number, file in enumerate(read_manifest(source))]
+    return [NumberedFile(0, PinnedFile(str(source), source.stat().st_size, sha256_of(source), "txt"))]
 
 
-def _name(i: int) -> str:
-    return f"{i:06d}"
+def _duplicates(files: Sequence[NumberedFile], params: CorpusParams, parts: Path) -> Sequence[np.ndarray]:
+    """The positions of the documents of each file that are left out."""
+    if params.deduplicate == "none":
+        return [np.empty(0, dtype=np.int64)] * len(files)
+    return exact_duplicates(files, parts)
 
 
-def _position(n_done: int, files: Sequence[PinnedFile]) -> str:
-    return f"file {min(n_done + 1, len(files))} of {len(files)}"
+def _kept(each: NumberedFile, left_out: np.ndarray, advance: Advance) -> Iterator[str]:
+    """The documents of a file without those at the positions `left_out`, which are in order."""
+    skipped = iter(left_out.tolist())
+    skip = next(skipped, None)
+    for position, document in enumerate(documents(each.file, advance)):
+        if position == skip:
+            skip = next(skipped, None)
+        else:
+            yield document
 
 
-def _write_parts(
-    files: Sequence[PinnedFile], done: dict[int, Counts], parts: Path, work: _Work, checkpoint: Checkpoint
-) -> None:
-    """Tokenize what is not done, several files at once, each into a folder of its own; add their counts to `done`.
-
-    Threads suffice: tiktoken, decompression, hashes and Parquet release the interpreter's lock.
-    """
-    stopped = Event()
-    n_bytes = [file.size_bytes for file in files]
-    with Progress("tokenize", sum(n_bytes), sum(n_bytes[i] for i in done), "B") as bar:
-        shown = in_turns(bar.update)
-
-        def advance(n: int) -> None:
-            if stopped.is_set():
-                raise _Stopped
-            shown(n)
-
-        work = work._replace(advance=advance)
-        with ThreadPoolExecutor(requested_workers(otherwise=available_cores())) as pool:
-            waiting = {
-                pool.submit(_write_part, file, parts / _name(i), work): i
-                for i, file in enumerate(files)
-                if i not in done
-            }
-            try:
-                for future in as_completed(waiting):
-                    done[waiting[future]] = future.result()
-                    checkpoint.position = _position(len(done), files)
-            except BaseException:
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+def _position(done: Sized, files: Sized) -> str:
+    return f"file {min(len(done) + 1, len(files))} of {len(files)}"
 
 
-def _write_part(file: PinnedFile, folder: Path, work: _Work) -> Counts:
-    """Tokenize one file into `folder`/{train,val}, with its counts and the hashes of its shards; return the counts."""
+def _write_part(parts: Path, work: _Work, each: NumberedFile, advance: Advance) -> Counts:
+    """Tokenize one file into a folder of `parts`, with its counts and the hashes of its shards; return the counts."""
+    folder = parts / each.name
     for stale in [*stale_temporary_files(folder), folder]:  # of a killed process, or damaged
         shutil.rmtree(stale, ignore_errors=True)
     with atomic_folder(folder) as temporary:
         with ExitStack() as stack:
             splits = {name: stack.enter_context(_Split(temporary / name, work)) for name in SPLITS}
-            for document in documents(file, work.advance):
+            for document in _kept(each, work.left_out[each.number], advance):
                 text = document.encode()
                 is_train = is_of_train(text, work.params.train_fraction)
                 splits["train" if is_train else "val"].add(document, len(text))

@@ -249,7 +249,7 @@ def test_too_short_a_corpus_and_a_missing_one_are_named(tmp_path: Path) -> None:
 
 def test_the_same_text_gives_the_same_bytes(gpt2: BytePairTokenizer, inputs: Inputs, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        params = CorpusParams(split="position", train_fraction=0.9, shard_tokens=2_000)
+        params = CorpusParams(split="position", deduplicate="none", train_fraction=0.9, shard_tokens=2_000)
         write_corpus(inputs.corpus, gpt2, tmp_path / folder, params)
     hashes = [
         {str(path.relative_to(tmp_path / folder)): sha256_of(path) for path in (tmp_path / folder).rglob("*.*")}
@@ -270,7 +270,7 @@ for path in map(Path, sys.argv[1:]):
     child = os.fork()  # a process' peak counts from its fork
     if not child:
         tokenizer = BytePairTokenizer(*train_byte_pairs(["the cat sat on the mat"] * 3, 260))
-        params = corpus.CorpusParams(split="position", train_fraction=0.9, shard_tokens=10**9)
+        params = corpus.CorpusParams(split="position", deduplicate="none", train_fraction=0.9, shard_tokens=10**9)
         corpus.write_corpus(path, tokenizer, path.with_suffix(""), params)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
         os._exit(0)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,7 +82,7 @@ def test_each_document_is_followed_by_the_end_token_in_the_split_of_its_hash(tok
         found = {"tokens": len(ids), "bytes": n_bytes, "documents": len(texts)}
         assert counts[split] == pytest.approx(found | {"bytes_per_token": n_bytes / len(ids)}, rel=1e-5)
         if split == "train":
-            assert list(train_texts(Path(MANIFEST), PARAMS)) == texts
+            assert list(train_texts(Path(MANIFEST), PARAMS, Checkpoint(), Path("t"))) == texts
 
 
 def test_a_long_document_is_encoded_in_pieces_to_the_same_tokens(
@@ -169,6 +170,39 @@ def test_what_stops_one_file_stops_the_others(tokenizer: BytePairTokenizer, monk
         tokenized(tokenizer)
 
 
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_of_equal_documents_the_first_in_the_manifest_is_kept_and_the_others_are_counted(
+    tokenizer: BytePairTokenizer, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    monkeypatch.setenv("SCRATCHLM_WORKERS", workers)
+    shutil.rmtree("in")
+    Path("in").mkdir()
+    first, second = stories(1, 40), stories(2, 40)
+    contents = {
+        "a.jsonl": [*first, first[3]],
+        "b.txt.gz": [*second[:20], *first],
+        "c.parquet": [*second, first[3], "new"],
+    }
+    for name, texts in contents.items():
+        Path("in", name).write_bytes(content(texts, name.partition(".")[2]))
+    pin_all("in")
+    every = [text for texts in contents.values() for text in texts]
+    params, kept = PARAMS.model_copy(update={"deduplicate": "exact"}), list(dict.fromkeys(every))
+    counts = tokenize_corpus(Path(MANIFEST), tokenizer, Path("tokens"), params, checkpoint())
+    assert counts["removed_duplicates"] == len(every) - len(kept) == 62
+    for split in ("train", "val"):
+        texts = [text for text in kept if is_of_train(text.encode(), PARAMS.train_fraction) == (split == "train")]
+        ids = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.end_token_id]]
+        assert Corpus(Path("tokens")).tokens(split).tolist() == ids
+        if split == "train":
+            assert list(train_texts(Path(MANIFEST), params, Checkpoint(), Path("t"))) == texts
+
+    Path("in/a.jsonl").unlink()  # finished: neither its hashes nor its tokens are read from it again
+    next(Path(".scratchlm").rglob("000001-*.npy")).write_bytes(b"damaged")
+    assert tokenize_corpus(Path(MANIFEST), tokenizer, Path("again"), params, checkpoint()) == counts
+    assert shards(Path("again")) == shards(Path("tokens"))
+
+
 RUN = f"""
 import sys
 from pathlib import Path
@@ -235,7 +269,7 @@ from scratchlm.run.resume import Checkpoint
 corpus.ROW_GROUP_TOKENS = tokenizing.CHUNK_CHARACTERS = documents.BLOCK_CHARACTERS = 1 << 16
 os.environ["SCRATCHLM_WORKERS"] = "2"
 tokenizer = load_tokenizer(Path("tokenizer"))
-params = corpus.CorpusParams(split="documents", train_fraction=0.9, shard_tokens=10**9)
+params = corpus.CorpusParams(split="documents", deduplicate="none", train_fraction=0.9, shard_tokens=10**9)
 for size in sys.argv[1:]:
     child = os.fork()  # a process' peak counts from its fork
     if not child:
