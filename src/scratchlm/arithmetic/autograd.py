@@ -9,13 +9,7 @@ from torch import Tensor, nn
 
 from scratchlm.arithmetic import reference
 from scratchlm.arithmetic.integers import exact_sum, product, quantise_for_sum
-from scratchlm.arithmetic.sequences import (
-    GradientSum,
-    boundaries,
-    head_row_numbers,
-    next_dropout,
-    row_numbers,
-)
+from scratchlm.arithmetic.sequences import GradientSum, boundaries, head_row_numbers, next_dropout, row_numbers
 
 IGNORED = reference.IGNORED
 REFERENCE_ONLY = False
@@ -290,10 +284,9 @@ def running_total(x: Tensor) -> Tensor:
     return (q.cumsum(-1) * scale).to(x.dtype)
 
 
-OfAll = Callable[[list[float]], list[float]]
-
-
-def clip_gradients(gradients: list[Tensor], max_norm: float, of_all: OfAll | None) -> None:
+def clip_gradients(
+    gradients: list[Tensor], max_norm: float, of_all: Callable[[list[float]], list[float]] | None
+) -> None:
     """Scale all gradients by one factor if their norm is above max_norm. of_all: see functions.clip_gradients."""
     squares = [operations_for(gradient).sum_of_squares(gradient) for gradient in gradients]
     norm = math.sqrt(math.fsum(of_all(squares) if of_all else squares))

@@ -5,7 +5,7 @@ numbers are computed. Sums, differences, products and quotients of two numbers a
 processor and need no function.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -161,7 +161,9 @@ def running_total(x: Tensor) -> Tensor:
     return exact.running_total(x) if is_exact() else x.cumsum(-1)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float, of_all: exact.OfAll | None = None) -> None:
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float, of_all: Callable[[list[float]], list[float]] | None = None
+) -> None:
     """Scale all gradients so that their norm is at most max_norm. Source: Pascanu et al. 2013.
 
     of_all: for a process that has some of the gradients: a value of each of them -> those of all, in their order.
