@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
+import torch
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
-from scratchlm.arithmetic.mode import compiler, shared_threads
+from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_threads
 from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.run.errors import UserError
 from scratchlm.run.workers import COUNT_VARIABLE, Place, WorkerProcesses, ready, requested_workers, worker_processes
@@ -54,7 +55,8 @@ def workers_of(state: "TrainingState") -> Iterator["Workers | None"]:
         yield None
         return
     beside = state.run.log or Path(tempfile.gettempdir(), "scratchlm")
-    with worker_processes(n, beside) as processes:
+    threads = n_threads() if is_exact() else torch.get_num_threads()
+    with worker_processes(n, threads, is_exact(), beside) as processes:
         try:
             yield Workers(state, processes)
         finally:
@@ -69,33 +71,28 @@ class Workers:
 
     def __init__(self, state: "TrainingState", processes: WorkerProcesses) -> None:
         self._state, self._processes = state, processes
-        self._place = Place(0, processes.n_workers, processes.folder)
         self._parameters = [*state.model.parameters()]
-        self._is_connected = False
+        self._place: Place | None = None  # once they are connected
 
     def add_gradients(self, batches: "Sequence[Batch]") -> None:
         """Have all workers compute the gradients of a step's micro batches, and add them in their order."""
         with self._losing_none():
-            if not self._is_connected:
-                self._connect()
+            place = self._place or self._connect()
             exchange.share_weights(self._state.weights(), self._state.step)
-        with shared_threads(self._place.n_workers):
-            add_gradients(self._state, batches, share(len(batches), self._place))
-        for rank in range(1, self._place.n_workers):
-            for _ in share(len(batches), self._place._replace(rank=rank)):
+        with shared_threads(place.threads):
+            add_gradients(self._state, batches, share(len(batches), place))
+        for rank in range(1, place.n_workers):
+            for _ in share(len(batches), place._replace(rank=rank)):
                 with self._losing_none():
                     found = exchange.receive_gradients(self._parameters, rank)
                 exchange.add_gradients(self._parameters, found)
 
-    def _connect(self) -> None:
-        self._processes.wait_until_ready()
-        exchange.connect(self._place)
-        if not exchange.all_equal(digest(self._state), self._place):
-            raise UserError(
-                "the workers of this training have read other parameters or data, since a file has changed meanwhile; "
-                "run this again"
-            )
-        self._is_connected = True
+    def _connect(self) -> Place:
+        self._place = place = self._processes.wait_until_ready()
+        exchange.connect(place)
+        self._processes.when_one_ends(exchange.cut)
+        refuse_differences(self._state, place)
+        return place
 
     @contextmanager
     def _losing_none(self) -> Iterator[None]:
@@ -108,11 +105,11 @@ class Workers:
 def serve(state: "TrainingState", place: Place) -> NoReturn:
     """Compute this worker's share of each step, until the stage's own process ends the training."""
     parameters = [*state.model.parameters()]
-    ready(place)
+    ready()
     with _ending_with_the_others():
         exchange.connect(place)
-        exchange.all_equal(digest(state), place)
-    with shared_threads(place.n_workers), sequences_apart():
+        refuse_differences(state, place)
+    with shared_threads(place.threads), sequences_apart():
         while True:
             with _ending_with_the_others():
                 state.step = exchange.share_weights(state.weights(), state.step)
@@ -139,11 +136,25 @@ def share(n_micro: int, place: Place) -> list[int]:
     return np.array_split(np.arange(n_micro), place.n_workers)[place.rank].tolist()
 
 
+def refuse_differences(state: "TrainingState", place: Place) -> None:
+    """Raises UserError unless all workers, each of which calls this, compute the same from the same."""
+    if not exchange.all_equal(arithmetic_fingerprint(state.device.type), place):
+        raise UserError(
+            f"the processors of the workers differ, and compute other last digits in precision {state.run.precision}; "
+            "train on nodes of one kind, or set precision to exact"
+        )
+    if not exchange.all_equal(digest(state), place):
+        raise UserError(
+            "the workers of this training have read other parameters or data, since a file has changed meanwhile; "
+            "run this again"
+        )
+
+
 def digest(state: "TrainingState") -> str:
-    """A hash of what all workers must have in common: parameters, arithmetic, the shapes of weights, a first batch."""
+    """A hash of what all workers must have in common: parameters, the shapes of weights, a first batch."""
     task, run = state.task, state.run
     values = [task.name, task.params.model_dump_json(), task.n_examples, run.seed, run.precision]
-    values += [arithmetic_fingerprint(state.device.type), *(weight.shape for weight in state.weights())]
+    values += [weight.shape for weight in state.weights()]
     found = hashlib.sha256(repr(values).encode())
     for batch in micro_batches(task, 0, run.seed):
         for tensor in batch.tensors:
