@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from threading import Timer
 from typing import Any, NamedTuple
 
 from scratchlm.run.errors import UserError
@@ -37,7 +38,8 @@ from scratchlm.run.workers import (
 )
 
 SILENT_SECONDS = 5.0  # before the user is told what is waited for
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # to the port of the cluster's head
+INIT_SECONDS = 45.0  # for Ray to answer there, which takes a second
 
 
 class Reservation(NamedTuple):
@@ -94,7 +96,10 @@ def connect(address: str) -> None:
     try:
         if address != "auto":  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        timer = Timer(INIT_SECONDS, end, [UserError(f"what answers at {address} is no Ray cluster; {remedy}")])
+        timer.start()
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
+        timer.cancel()
     except OSError as error:
         raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}); {remedy}") from None
     except (RuntimeError, ValueError) as error:
@@ -188,9 +193,14 @@ def main(n_workers: str, threads: str, channel: str, *command: str) -> None:
         run_workers(reserve(int(n_workers), int(threads)), its, [*command])
 
 
+def end(error: UserError) -> None:
+    """End this process with a sentence, which is the last line: Ray would write more as it exits."""
+    print(error, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except UserError as error:
-        print(error, file=sys.stderr, flush=True)
-        os._exit(1)  # what Ray writes as it exits would be the last line
+        end(error)

@@ -124,8 +124,13 @@ class WorkerProcesses:
 
     def when_one_ends(self, act: Callable[[], None]) -> None:
         """Call `act` in another thread when one has ended."""
+
+        def wait(process: subprocess.Popen[bytes]) -> None:
+            process.wait()
+            act()
+
         for process in self._processes.values():
-            Thread(target=lambda process=process: (process.wait(), act()), daemon=True).start()
+            Thread(target=wait, args=[process], daemon=True).start()
 
     def lost(self, fault: str) -> UserError:
         """The error for a worker that has ended, or if none has, for the fault of the connection to them."""

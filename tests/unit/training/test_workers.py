@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -89,6 +90,21 @@ def test_a_killed_worker_ends_the_stage_with_one_sentence_and_any_number_of_work
     done = stage("2")
     assert "resuming from step 3 of 6" in done.stderr
     assert result(tmp_path)[0] == whole
+
+
+@pytest.mark.long
+def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    done = stage("2", killed=(1, 4), signal=signal.SIGSTOP)
+    (sentence,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert sentence.startswith("worker_stage: a worker does not answer (")
+    assert "; run this again to resume" in sentence
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "soon")
+    assert "SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds" in stage("2").stderr
 
 
 @pytest.mark.long
