@@ -13,14 +13,14 @@ from ray.cluster_utils import Cluster
 from tests.unit.training.test_workers import Stage, result, stage
 
 __all__ = ["stage"]  # a fixture
-LONG = {"epochs": 300.0, "evaluate_every_steps": 10_000}  # takes some seconds
+LONG = {"epochs": 100.0, "evaluate_every_steps": 10_000}  # takes some seconds
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes with one CPU each."""
+    """A head without CPUs, where the stage runs; a test adds the node of the worker."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", found.address)
     yield found
     found.shutdown()
@@ -44,7 +44,7 @@ def wait_for(n: int, folder: Path, module: str) -> list[psutil.Process]:
 def test_workers_on_nodes_change_no_bit(
     cluster: Any, stage: Stage, tmp_path: Path, precision: str, pairs: bool
 ) -> None:
-    cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=2)
     found = {}
     for n in (1, 2):
         done = stage(str(n), precision=precision, pairs=pairs)
@@ -61,7 +61,7 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
 ) -> None:
     from tests.unit.training.test_workers import CHANGES
 
-    node = cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=2)
     training = training_values | CHANGES | LONG
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stage, "2", training=training)
