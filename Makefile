@@ -11,7 +11,7 @@ AUDIT := .venv-audit
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro verify compare test test-quick test-network slow soak torture golden gpu-check exact-arm64 check audit bench docs
+.PHONY: help repro verify compare cluster cluster-check test test-quick test-network slow soak torture golden gpu-check exact-arm64 check audit bench docs
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
@@ -30,6 +30,15 @@ test: $(READY)  ## all tests but the slow ones: also the long ones, and those th
 
 test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
 	$(PYTEST) -m "not long and not slow and not gpu" tests/unit
+
+cluster: $(VENV)/cluster  ## Ray, to train on several machines
+
+$(VENV)/cluster: $(READY) requirements-cluster.lock
+	@python -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-cluster.lock
+	@touch $@
+
+cluster-check: cluster  ## the tests of training on the two nodes of a Ray cluster on this machine: two minutes
+	python -m pytest tests/cluster
 
 test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network

@@ -24,8 +24,8 @@ MODULES = sorted(
     if path.name != "loss_kernel.py" or find_spec("triton")  # which comes with a torch for cards
 )
 LAYERS = (
-    "cli", "serving", "verify", "compare", "report", "judge", "tasks", "formats", "training", "data", "fast", "model",
-    "arithmetic", "run",
+    "cli", "serving", "cluster", "verify", "compare", "report", "judge", "tasks", "formats", "training", "data", "fast",
+    "model", "arithmetic", "run",
 )  # fmt: skip
 PIPELINE = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 IMPORT_PROBE = """

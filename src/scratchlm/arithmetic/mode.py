@@ -26,10 +26,10 @@ def use_exact(exact: bool, threads: int = 1) -> None:
 
 
 @contextmanager
-def shared_threads(n_processes: int) -> Iterator[None]:
-    """Within the block, this process has its share of the threads of the exact arithmetic, at least one."""
+def shared_threads(n_threads: int) -> Iterator[None]:
+    """Within the block, the exact arithmetic has this many threads, this process's share."""
     before = _n_threads
-    use_exact(_exact, max(1, before // n_processes))
+    use_exact(_exact, n_threads)
     try:
         yield
     finally:

@@ -7,7 +7,6 @@ alone yields all results in their order. So the number of processes changes no b
 
 import json
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -22,10 +21,11 @@ from scratchlm.run.workers import (
     POLL_SECONDS,
     Place,
     WorkerProcesses,
+    ready,
     requested_workers,
     worker_place,
-    worker_processes,
 )
+from scratchlm.training.workers import other_processes
 
 BEGIN = "begin.json"  # what the stage's own process tells the workers
 
@@ -52,7 +52,7 @@ def results(batches: Batches, run: Run, cut_by: str) -> Generator[Any, None, Non
     if (n := _n_processes(run, len(batches.numbers), cut_by)) == 1:
         yield from map(batches.compute, batches.numbers)
         return
-    with worker_processes(n, run.log or Path(tempfile.gettempdir(), "scratchlm")) as processes, shared_threads(n):
+    with other_processes(n, run) as processes, shared_threads(processes.place(0).threads):
         yield from _divided(batches, processes)
 
 
@@ -93,16 +93,18 @@ def _serve(batches: Batches, place: Place) -> NoReturn:
 
     Raises UserError if the two have read different parameters or data.
     """
-    begin, digest = place.folder / BEGIN, batches.digest()
+    ready()
+    folder, digest = Path(place.folder), batches.digest()
+    begin = folder / BEGIN
     while not begin.exists():
         time.sleep(POLL_SECONDS)
     given = read_json(begin)
     if given["digest"] != digest:
         raise UserError("it computes with other parameters, data or kernels than the stage's own process")
-    with shared_threads(place.n_workers):
+    with shared_threads(place.threads):
         for number in range(given["first"], batches.numbers.stop):
-            if _take(place.folder, number):
-                write_text(_result(place.folder, number), json.dumps(batches.compute(number)))
+            if _take(folder, number):
+                write_text(_result(folder, number), json.dumps(batches.compute(number)))
     while True:
         signal.pause()
 

@@ -3,20 +3,23 @@
 import os
 import socket
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scratchlm.arithmetic.mode import is_exact
-from scratchlm.run.workers import Place
+from scratchlm.run.workers import Place, patience_seconds
 
-TIMEOUT = timedelta(minutes=30)  # for what one worker waits for another, such as an evaluation
 MOMENTS = "exp_avg", "exp_avg_sq"  # of AdamW
 COUNTS, VALUES = 0, 1 << 20  # tags of messages; the second is added to the number of a micro batch
+_sockets: list[socket.socket] = []  # of gloo's connections
 
 # Gradients of a worker: number of a parameter, use (see sequences.GradientSum; "" is `grad`) -> those to be added in
 # this order, each in the parameter's shape
@@ -24,17 +27,42 @@ Gradients = dict[tuple[int, str], list[Tensor]]
 
 
 def connect(place: Place) -> None:
-    """Connect this process with the others of the training, all of them on this machine."""
-    loopback = (name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", next(loopback, "lo"))  # no other machine can reach the connections
-    store = dist.FileStore(str(place.folder / "store"), place.n_workers)
-    dist.init_process_group("gloo", None, TIMEOUT, place.n_workers, place.rank, store)
+    """Connect this process with the others of the training, through the network interface that has its address."""
+    interfaces = psutil.net_if_addrs()
+    name = next(name for name, found in interfaces.items() if place.address in [known.address for known in found])
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    patience, is_first = timedelta(seconds=patience_seconds()), place.rank == 0
+    if Path(place.store).is_absolute():
+        store: dist.Store = dist.FileStore(place.store, place.n_workers)
+    else:
+        host, _, port = place.store.rpartition(":")
+        listener = place.listener if is_first else None
+        store = dist.TCPStore(host, int(port), place.n_workers, is_first, patience, master_listen_fd=listener)
+    before = _descriptors()
+    dist.init_process_group("gloo", None, patience, place.n_workers, place.rank, store)
+    _sockets[:] = [socket.socket(fileno=os.dup(number)) for number in _descriptors() - before]
+
+
+def cut() -> None:
+    """End the exchanges of this process, which then raise RuntimeError. Any thread may call this.
+
+    A connection to a machine that has been lost does not end by itself, and gloo's `abort` leaves it waiting.
+    """
+    for connection in [*_sockets]:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def disconnect() -> None:
     """Close the connections, if there are any. Exchanges with this worker then raise RuntimeError in the others."""
+    while _sockets:
+        _sockets.pop().close()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _descriptors() -> set[int]:
+    return {connection.fd for connection in psutil.Process().net_connections("tcp") if connection.raddr}
 
 
 def all_equal(value: str, place: Place) -> bool:

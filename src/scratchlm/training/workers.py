@@ -17,15 +17,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+import torch
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
-from scratchlm.arithmetic.mode import compiler, shared_threads
+from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_threads
 from scratchlm.arithmetic.sequences import sequences_apart
+from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.workers import COUNT_VARIABLE, Place, WorkerProcesses, ready, requested_workers, worker_processes
 from scratchlm.training import exchange
@@ -54,16 +56,21 @@ def n_workers(state: "TrainingState") -> int:
     return min(wanted, n_most)
 
 
+def other_processes(n: int, run: Run) -> AbstractContextManager[WorkerProcesses]:
+    """Within the block, n - 1 other processes run this one's command; they share the threads of exact arithmetic."""
+    threads = n_threads() if is_exact() else torch.get_num_threads()
+    return worker_processes(n, threads, is_exact(), run.log or Path(tempfile.gettempdir(), "scratchlm"))
+
+
 @contextmanager
 def workers_of(state: "TrainingState") -> Iterator["Workers | None"]:
     """Within the block other processes take part in the training; None if there are none."""
     if (n := n_workers(state)) == 1:
         yield None
         return
-    beside = state.run.log or Path(tempfile.gettempdir(), "scratchlm")
-    with worker_processes(n, beside) as processes:
+    with other_processes(n, state.run) as processes:
         try:
-            yield Workers(state, Place(0, n, processes.folder), processes)
+            yield Workers(state, processes.place(0), processes)
         finally:
             exchange.disconnect()
 
@@ -91,13 +98,11 @@ class Workers:
         """
         with self._exchanging():
             if self._processes:
-                self._processes.wait_until_ready()
+                self._place = self._processes.wait_until_ready()
             exchange.connect(self._place)
-            if not exchange.all_equal(digest(self._state), self._place):
-                raise UserError(
-                    "the workers of this training have read other parameters or data, since a file has changed "
-                    "meanwhile; run this again"
-                )
+            if self._processes:
+                self._processes.when_one_ends(exchange.cut)
+            refuse_differences(self._state, self._place)
             self._state.step = exchange.agree_on(self._state.step)
             exchange.share_weights([self._parameters])
             if self._processes:
@@ -111,14 +116,15 @@ class Workers:
     @contextmanager
     def step(self) -> Iterator[None]:
         """The block is one step of all workers, who share the threads of the exact arithmetic; Ctrl-C waits for it."""
-        with _uninterrupted(), shared_threads(self._place.n_workers):
-            yield
+        with _uninterrupted():
+            if not self._is_connected:
+                self.connect()
+            with shared_threads(self._place.threads):
+                yield
 
     def add_gradients(self, batches: "Sequence[Batch]") -> None:
         """Have all workers compute the gradients of a step's micro batches; each adds those of its own parameters."""
         if self._processes:
-            if not self._is_connected:
-                self.connect()
             self._command(STEP)
         rank, order = self._place.rank, messages(len(batches), self._place)
         for message, sender in order:
@@ -211,7 +217,7 @@ def messages(n_micro: int, place: Place) -> list[tuple[int, int]]:
 
 def serve(state: "TrainingState", place: Place, step: "Callable[[TrainingState], int]") -> NoReturn:
     """Compute this worker's share of each step, and update its parameters, until the training ends."""
-    ready(place)
+    ready()
     state.workers = Workers(state, place, None)
     state.workers.serve(step)
 
@@ -242,11 +248,25 @@ def share(n_micro: int, place: Place) -> list[int]:
     return np.array_split(np.arange(n_micro), place.n_workers)[place.rank].tolist()
 
 
+def refuse_differences(state: "TrainingState", place: Place) -> None:
+    """Raises UserError unless all workers, each of which calls this, compute the same from the same."""
+    if not exchange.all_equal(arithmetic_fingerprint(state.device.type), place):
+        raise UserError(
+            f"the processors of the workers differ, and compute other last digits in precision {state.run.precision}; "
+            "train on nodes of one kind, or set precision to exact"
+        )
+    if not exchange.all_equal(digest(state), place):
+        raise UserError(
+            "the workers of this training have read other parameters or data, since a file has changed meanwhile; "
+            "run this again"
+        )
+
+
 def digest(state: "TrainingState") -> str:
-    """A hash of what all workers must have in common: parameters, arithmetic, the shapes of weights, a first batch."""
+    """A hash of what all workers must have in common: parameters, the shapes of weights, a first batch."""
     task, run = state.task, state.run
     values = [task.name, task.params.model_dump_json(), task.n_examples, run.seed, run.precision]
-    values += [arithmetic_fingerprint(state.device.type), *(weight.shape for weight in state.weights())]
+    values += [weight.shape for weight in state.weights()]
     found = hashlib.sha256(repr(values).encode())
     for batch in micro_batches(task, 0, run.seed):
         for tensor in batch.tensors:

@@ -123,5 +123,5 @@ def test_a_worker_with_other_data_computes_nothing(tmp_path: Path) -> None:
     write_json(tmp_path / batches.BEGIN, {"first": 0, "digest": "of the stage's own process"})
     work = batches.Batches(range(3), lambda _: pytest.fail("computed"), lambda: "of the worker")
     with pytest.raises(batches.UserError, match="^it computes with other parameters, data or kernels than the stage's"):
-        batches._serve(work, Place(1, 2, tmp_path))
+        batches._serve(work, Place(1, 2, 1, str(tmp_path), "", ""))
     assert [path.name for path in tmp_path.iterdir()] == [batches.BEGIN]

@@ -105,6 +105,21 @@ def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_sa
 
 
 @pytest.mark.long
+def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    done = stage("2", killed=(1, 4), signal=signal.SIGSTOP)
+    (sentence,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert sentence.startswith("worker_stage: a worker does not answer (")
+    assert "; run this again to resume" in sentence
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "soon")
+    assert "SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds" in stage("2").stderr
+
+
+@pytest.mark.long
 def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: Stage, tmp_path: Path) -> None:
     done = stage("9", killed=(0, 3))
     assert done.returncode == -9

@@ -1,0 +1,99 @@
+"""Workers on two nodes of a Ray cluster on this machine, which have one address; `make cluster-check` runs this."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from tests.unit.training.test_workers import Stage, result, stage
+
+__all__ = ["stage"]  # a fixture
+LONG = {"epochs": 100.0, "evaluate_every_steps": 10_000}  # takes some seconds
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without CPUs, where the stage runs; a test adds the node of the worker."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", found.address)
+    yield found
+    found.shutdown()
+
+
+def processes(folder: Path, module: str) -> list[psutil.Process]:
+    """Those of a module that were started for a stage in this folder."""
+    lines = ((p, " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline"]))
+    return [process for process, line in lines if str(folder) in line and f"-m {module}" in line]
+
+
+def wait_for(n: int, folder: Path, module: str) -> list[psutil.Process]:
+    deadline = time.monotonic() + 60
+    while len(found := processes(folder, module)) != n:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.parametrize(("precision", "pairs"), [("float32", False), ("exact", True)])
+def test_workers_on_nodes_change_no_bit(
+    cluster: Any, stage: Stage, tmp_path: Path, precision: str, pairs: bool
+) -> None:
+    cluster.add_node(num_cpus=2)
+    found = {}
+    for n in (1, 2):
+        done = stage(str(n), precision=precision, pairs=pairs)
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        found[n] = result(tmp_path)
+    assert found[1][0] == found[2][0]
+    assert found[2][1] < found[1][1]  # the other worker has computed some
+    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
+
+
+@pytest.mark.parametrize("lost", ["node", "launcher"])
+def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
+    cluster: Any, stage: Stage, tmp_path: Path, training_values: dict[str, Any], lost: str
+) -> None:
+    from tests.unit.training.test_workers import CHANGES
+
+    node = cluster.add_node(num_cpus=2)
+    training = training_values | CHANGES | LONG
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(stage, "2", save=0, training=training)
+        wait_for(2, tmp_path, "tests.unit.training.worker_stage --settings")
+        (launcher,) = wait_for(1, tmp_path, "scratchlm.cluster.launch")
+        time.sleep(4)  # into the training
+        launcher.kill() if lost == "launcher" else cluster.remove_node(node, allow_graceful=False)
+        done = running.result()
+    assert done.returncode == 1
+    sentence = done.stderr.splitlines()[-1]
+    assert sentence.startswith("worker_stage: ") and "; run this again to resume" in sentence
+    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
+    wait_for(0, tmp_path, "scratchlm.cluster.launch")
+    done = stage("1", training=training)
+    assert "resuming from step" in done.stderr
+    resumed = result(tmp_path)[0]
+    assert stage("1", training=training).returncode == 0
+    assert result(tmp_path)[0] == resumed
+
+
+def test_too_few_cpus_are_waited_for_and_then_named(
+    cluster: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    waiting, sentence = stage("3").stderr.splitlines()
+    assert waiting.startswith("training: waiting for 3 workers of 1 CPUs each on the Ray cluster, which has 1 node")
+    assert sentence.startswith("worker_stage: waited 8 seconds (SCRATCHLM_WORKER_SECONDS) for 3 workers")
+
+
+def test_a_cluster_that_does_not_answer_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    (sentence,) = stage("2").stderr.splitlines()
+    assert sentence.startswith("worker_stage: no Ray cluster answers at 127.0.0.1:9 (Connection refused); ")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    assert "RAY_ADDRESS is 'ray://127.0.0.1:10001', but must be `auto`, or the address" in stage("2").stderr
