@@ -96,7 +96,7 @@ def test_a_killed_worker_ends_the_stage_with_one_sentence_and_any_number_of_work
 def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "5")
     done = stage("2", killed=(1, 4), signal=signal.SIGSTOP)
     (sentence,) = done.stderr.splitlines()
     assert done.returncode == 1
