@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from threading import Timer
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from scratchlm.run.errors import UserError
 from scratchlm.run.workers import (
@@ -107,7 +107,7 @@ def connect(address: str) -> None:
         raise UserError(f"the Ray cluster at {address} refuses ({' '.join(str(error).split())}); {remedy}") from None
 
 
-def reserve(n_workers: int, threads: int) -> Reservation:
+def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
     """Wait for the CPUs of all workers, rank 0 on this node. Raises UserError if they do not become free in time."""
     import ray
     from ray.util.placement_group import placement_group, placement_group_table
@@ -126,7 +126,7 @@ def reserve(n_workers: int, threads: int) -> Reservation:
             f"{n_workers} workers of {n_cpus} CPUs each on the Ray cluster, which has {len(nodes)} nodes with "
             f"{sum(cpus)} CPUs, {free:.0f} of them free"
         )
-        print(f"{os.environ.get('DVC_STAGE', 'training')}: waiting for {lack}", flush=True)
+        print(f"{os.environ.get('DVC_STAGE', 'training')}: waiting for {lack}", file=user, flush=True)
         if not group.wait(seconds - SILENT_SECONDS):
             raise UserError(
                 f"waited {seconds:.0f} seconds ({PATIENCE_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
@@ -177,8 +177,8 @@ def answer(place: Place, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name_of(place)} is lost ({reason}); run this again to resume") from None
+        kind = type(error).__name__
+        raise UserError(f"Ray has lost {name_of(place)} or its node ({kind}); run this again to resume") from None
 
 
 def name_of(place: Place) -> str:
@@ -189,9 +189,10 @@ def name_of(place: Place) -> str:
 def main(n_workers: str, threads: str, folder: str, channel: str, *command: str) -> None:
     """Start the workers, and wait until one ends. Raises UserError with the reason."""
     end_with_stage()
-    connect(os.environ[CLUSTER_VARIABLE])
-    with socket.socket(fileno=int(channel)) as its:
-        run_workers(reserve(int(n_workers), int(threads)), folder, its, [*command])
+    with os.fdopen(os.dup(1), "w") as user, socket.socket(fileno=int(channel)) as its:
+        os.dup2(2, 1)  # what Ray prints is not for the user
+        connect(os.environ[CLUSTER_VARIABLE])
+        run_workers(reserve(int(n_workers), int(threads), user), folder, its, [*command])
 
 
 def end(error: UserError) -> None:

@@ -108,7 +108,7 @@ def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_sa
 def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "5")
     done = stage("2", killed=(1, 4), signal=signal.SIGSTOP)
     (sentence,) = done.stderr.splitlines()
     assert done.returncode == 1
