@@ -23,7 +23,6 @@ from scratchlm.data.corpus_duplicates import exact_duplicates
 from scratchlm.data.documents import documents, is_of_train
 from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
 from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
-from scratchlm.data.sources import place
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, sha256_of, stale_temporary_files, write_json
@@ -86,6 +85,8 @@ def tokenize_corpus(
             done[number] = found
             checkpoint.position = _position(done, files)
         counts = {split: _total([done[each.number][split] for each in files], split) for split in SPLITS}
+        from scratchlm.data.sources import place  # with requests, which takes a moment to import
+
         with atomic_folder(folder) as temporary:
             for each in files:
                 for shard in sorted((parts / each.name).glob("*/*.parquet")):
