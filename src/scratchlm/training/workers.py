@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
+from torch import Tensor
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.mode import compiler, shared_threads
@@ -143,6 +144,11 @@ class Workers:
         """From values of own parameters, those of all that have gradients, in the order of the optimizer."""
         with self._exchanging():
             return self._exchange.of_all(values, self._order)
+
+    def sums_of_all(self, values: Tensor) -> Tensor:
+        """The sums of the values of all workers: float64 in any shape, which is overwritten."""
+        with self._exchanging():
+            return exchange.sums_of_all(values)
 
     def share_weights(self) -> None:
         """Give each worker the parameters that the others have updated."""
