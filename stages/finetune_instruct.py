@@ -26,7 +26,7 @@ class Params(RuntimeParams):
 
 def main(
     run: Run, *, params: Path, tokenizer: Path, instructions: Path, base: Path, model: Path, losses: Path,
-    samples: Path, metrics: Path, curve: Path,
+    samples: Path, metrics: Path, curve: Path, steps: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
@@ -36,9 +36,8 @@ def main(
     )
     for split, rows in tasks.splits.items():
         if n_cut := tasks.n_cut(split):
-            run.say(
-                f"{n_cut} of {len(rows)} {split} responses are cut at the context's {gpt.config.context_length} tokens"
-            )
+            context = f"the context's {gpt.config.context_length} tokens"
+            run.say(f"{n_cut} of {len(rows)} {split} responses are cut at {context}")
     evaluation = instruct.ResponseEvaluation(tasks, p.evaluation)
     with run.autocast():
         before = evaluation.full(gpt)
@@ -51,6 +50,7 @@ def main(
     write_table(losses, loss_rows(evaluation.test_ids(), after["test"]), LOSS_SCHEMA)
     write_json(samples, training.samples)
     write_csv(curve, training.curve)
+    write_csv(steps, training.steps)
     mean_losses = {"before": instruct.mean_losses(before), "after": instruct.mean_losses(after)}
     write_json(metrics, mean_losses | describe_arithmetic(run.device))
     save_gpt(model, gpt, adapter)

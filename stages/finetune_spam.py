@@ -25,7 +25,7 @@ class Params(RuntimeParams):
 
 def main(
     run: Run, *, params: Path, tokenizer: Path, messages: Path, base: Path, model: Path, predictions: Path,
-    metrics: Path, curve: Path, confusion: Path,
+    metrics: Path, curve: Path, steps: Path, confusion: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
@@ -35,7 +35,8 @@ def main(
     rows = prediction_rows(given.splits["test"], result.probabilities["test"], given.classes)
     write_table(predictions, rows, PREDICTION_SCHEMA)
     write_csv(confusion, confusion_rows(rows))
-    write_csv(curve, result.curve)
+    write_csv(curve, result.training.curve)
+    write_csv(steps, result.training.steps)
     write_json(metrics, result.metrics | describe_arithmetic(run.device))
     padded_tokens = result.metrics["padded_tokens"]
     save_classifier(model, result.classifier, result.adapter, classes=given.classes, padded_tokens=padded_tokens)

@@ -26,7 +26,7 @@ class Params(RuntimeParams):
 
 def main(
     run: Run, *, params: Path, tokenizer: Path, corpus: Path, model: Path, losses: Path, samples: Path,
-    metrics: Path, curve: Path,
+    metrics: Path, curve: Path, steps: Path,
 ) -> None:  # fmt: skip
     p = read_params(params, Params)
     set_up(run, p)
@@ -37,6 +37,7 @@ def main(
     write_table(losses, result.losses, LOSS_SCHEMA)
     write_json(samples, result.training.samples)
     write_csv(curve, result.training.curve)
+    write_csv(steps, result.training.steps)
     write_json(metrics, result.metrics | describe_arithmetic(run.device))
     save_gpt(model, result.model)
 

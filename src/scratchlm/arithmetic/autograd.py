@@ -1,7 +1,5 @@
 """The functions of functions.py in precision `exact`, with their gradients."""
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -282,15 +280,3 @@ def running_total(x: Tensor) -> Tensor:
     """Sums of the first 1, 2, … elements along the last dimension, without gradients."""
     q, scale = quantise_for_sum(x)
     return (q.cumsum(-1) * scale).to(x.dtype)
-
-
-def clip_gradients(
-    gradients: list[Tensor], max_norm: float, of_all: Callable[[list[float]], list[float]] | None
-) -> None:
-    """Scale all gradients by one factor if their norm is above max_norm. of_all: see functions.clip_gradients."""
-    squares = [operations_for(gradient).sum_of_squares(gradient) for gradient in gradients]
-    norm = math.sqrt(math.fsum(of_all(squares) if of_all else squares))
-    factor = max_norm / (norm + 1e-6)
-    if factor < 1.0:
-        for gradient in gradients:
-            operations_for(gradient).scale(gradient, factor)

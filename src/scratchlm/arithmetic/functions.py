@@ -5,6 +5,7 @@ numbers are computed. Sums, differences, products and quotients of two numbers a
 processor and need no function.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -16,6 +17,9 @@ from scratchlm.arithmetic import autograd as exact
 from scratchlm.arithmetic import reference
 from scratchlm.arithmetic.blockwise_attention import blockwise_attention, can_be_blockwise
 from scratchlm.arithmetic.mode import compiler, is_exact
+from scratchlm.arithmetic.sequences import note_items
+
+OfAll = Callable[[list[float]], list[float]]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -130,7 +134,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["mean", "s
         losses = exact.cross_entropy(logits, targets)
         if reduction == "none":
             return losses
-        summed = exact.total(losses, None)
+        summed = total(losses)
         return summed if reduction == "sum" else summed / (targets != exact.IGNORED).sum()
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, reduction=reduction)
@@ -152,6 +156,8 @@ def wide(x: Tensor) -> Tensor:
 def total(x: Tensor, dim: int | None = None) -> Tensor:
     """The sum of all elements, or along one dimension, which is dropped."""
     if is_exact():
+        if dim is None:
+            note_items(x)
         return exact.total(x, dim)
     return x.sum() if dim is None else x.sum(dim=dim)
 
@@ -161,19 +167,27 @@ def running_total(x: Tensor) -> Tensor:
     return exact.running_total(x) if is_exact() else x.cumsum(-1)
 
 
-def clip_gradients(
-    parameters: Iterable[Tensor], max_norm: float, of_all: Callable[[list[float]], list[float]] | None = None
-) -> None:
-    """Scale all gradients so that their norm is at most max_norm. Source: Pascanu et al. 2013.
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, of_all: OfAll | None = None) -> float | Tensor:
+    """Scale all gradients so that their norm is at most max_norm; return their norm. Source: Pascanu et al. 2013.
 
     of_all: for a process that has some of the gradients: a value of each of them -> those of all, in their order.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if is_exact():
-        exact.clip_gradients(gradients, max_norm, of_all)
-    elif of_all:
+        return _clip_exactly(gradients, max_norm, of_all)
+    if of_all:
         norms = of_all([float(torch.linalg.vector_norm(gradient)) for gradient in gradients])
         total_norm = torch.linalg.vector_norm(torch.tensor(norms))
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
-    else:
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return total_norm
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _clip_exactly(gradients: Iterable[Tensor], max_norm: float, of_all: OfAll | None) -> float:
+    squares = [exact.operations_for(gradient).sum_of_squares(gradient) for gradient in gradients]
+    norm = math.sqrt(math.fsum(of_all(squares) if of_all else squares))
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1.0:
+        for gradient in gradients:
+            exact.operations_for(gradient).scale(gradient, factor)
+    return norm

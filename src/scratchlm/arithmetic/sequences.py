@@ -28,6 +28,7 @@ class _State:
 
 _state = _State()
 _apart = False  # see sequences_apart
+_items: Tensor | None = None  # see note_items
 
 
 @contextmanager
@@ -50,6 +51,17 @@ def rows_of(cu_seqlens: Sequence[int] | Tensor) -> Iterator[None]:
 def begin_forward(key: int, first: int) -> None:
     """Start a forward pass in training. key: of the step's dropout; first: its first sequence's number in the batch."""
     _state.key, _state.first, _state.n_dropouts = key, first, 0
+
+
+def note_items(items: Tensor) -> None:
+    """Keep what was just summed. A loss ends in the sum of its items, rounded: not the same for other micro batches."""
+    global _items
+    _items = items.detach()
+
+
+def summed_items() -> Tensor | None:
+    """The items of the last sum over all elements of a tensor."""
+    return _items
 
 
 def forward_state() -> _State:

@@ -1,5 +1,7 @@
 """Commands on the pipeline and its results: status, repair, verify, compare, rerun with other seeds, build."""
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,11 @@ FAILED = 3  # the exit status of --fail-if; 1 is a mistake, 2 one in the options
 
 TextOrJson = Annotated[Literal["text", "json"], typer.Option(help="text for people, json for programs")]
 Chart = Annotated[Path | None, typer.Option(help="also draw a chart: a new .png, .svg or .pdf file")]
+
+
+def _width() -> int:
+    """The columns that a text may have: at most 120, and those of the terminal."""
+    return min(120, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 120
 
 
 def status() -> None:
@@ -107,7 +114,7 @@ def compare(
     if format == "json":
         say(comparison_json(comparisons))
     else:
-        say(comparison_text(comparisons, everything=format == "all", markdown=format == "markdown"))
+        say(comparison_text(comparisons, everything=format == "all", markdown=format == "markdown", width=_width()))
     if plot:
         write_comparison_chart(plot, comparisons)
     if found := reasons(conditions, comparisons):
@@ -135,7 +142,7 @@ def seeds(
         say(seeds_json(stage, results, metrics))
     else:
         runs = f"{seeds} runs with seeds {min(results)} to {max(results)}"
-        say(f"{stage}, {runs}, on the same data and base model\n\n{seeds_text(metrics)}")
+        say(f"{stage}, {runs}, on the same data and base model\n\n{seeds_text(metrics, _width())}")
     if plot:
         write_seeds_chart(plot, f"{stage}, {seeds} seeds", metrics)
 

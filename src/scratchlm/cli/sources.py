@@ -13,6 +13,7 @@ from scratchlm.run.errors import UserError
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
 ALIGN = ("left", "left", "left", "right", "left")
+WIDTHS = (None, None, None, None, 17)  # of the columns: 80 in all
 
 app = typer.Typer(add_completion=False)
 
@@ -40,7 +41,8 @@ def sources(context: typer.Context) -> None:
     rows += [[purpose, name, "yes", "", "yours"] for name, purpose in used.items() if name not in CATALOGUE]
     keys = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: keys.index(row[0]))
-    say(tabulate(rows, ["key", "name", "in use", "MB", "licence"], disable_numparse=True, colalign=ALIGN))
+    head = ["key", "name", "in use", "MB", "licence"]
+    say(tabulate(rows, head, disable_numparse=True, colalign=ALIGN, maxcolwidths=WIDTHS))
     say("\nA source of gpt2_sizes or pretrained may be sources.vocabulary, too.")
 
 

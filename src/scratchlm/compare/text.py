@@ -31,13 +31,15 @@ MEANING = (
 )
 
 
-def comparison_text(comparisons: Sequence[Comparison], everything: bool = False, markdown: bool = False) -> str:
+def comparison_text(
+    comparisons: Sequence[Comparison], everything: bool = False, markdown: bool = False, width: int = WIDTH
+) -> str:
     """One page per comparison. everything: also metrics that are the same, ends of intervals, confusion counts and
     single classes.
 
-    markdown: for a comment on a pull request.
+    markdown: for a comment on a pull request. width: of the terminal, in columns.
     """
-    pages = (_page(comparison, everything, markdown) for comparison in comparisons)
+    pages = (_page(comparison, everything, markdown, width) for comparison in comparisons)
     return ("\n\n" if markdown else "\n\n\n").join(pages)
 
 
@@ -62,12 +64,12 @@ def _identity(side: Revision | Variant) -> dict[str, Any]:
     return {"revision": side.name, "commit": side.commit}
 
 
-def seeds_text(metrics: Mapping[str, Spread]) -> str:
+def seeds_text(metrics: Mapping[str, Spread], width: int = WIDTH) -> str:
     """A table of the metrics that vary, a line with those that do not, and the meaning of the last column."""
     varying, constant = split(metrics)
     head = ["metric", "mean", "sd", "min", "max", "minimum detectable difference"]
     rows = [[display.one_line(name), *map("{:.4g}".format, row[1:])] for name, row in varying.items()]
-    parts = [_table(head, rows)] if varying else []
+    parts = [_table(head, rows, width)] if varying else []
     if constant:
         same = ", ".join(f"{display.one_line(name)} {row.mean:.10g}" for name, row in constant.items())
         parts.append(f"The same in all runs: {same}.")
@@ -77,7 +79,7 @@ def seeds_text(metrics: Mapping[str, Spread]) -> str:
             "Two single runs that differ by more than the minimum detectable difference can be told apart "
             f"({CONFIDENCE:.0%} confidence). It is t({n - 1}) · √2 · sd, for {n} runs {difference_factor(n):.2f} · sd."
         )
-    return _paragraphs(parts)
+    return _paragraphs(parts, width)
 
 
 def seeds_json(stage: str, seeds: Iterable[int], metrics: Mapping[str, Spread]) -> str:
@@ -86,7 +88,7 @@ def seeds_json(stage: str, seeds: Iterable[int], metrics: Mapping[str, Spread]) 
     return json.dumps({"stage": stage, "seeds": list(seeds), "metrics": values}, indent=2)
 
 
-def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
+def _page(comparison: Comparison, everything: bool, markdown: bool, width: int) -> str:
     show = display.markdown if markdown else display.one_line
     first, second = comparison.first, comparison.second
     shown = [row for row in comparison.rows if everything or OF_A_CLASS not in row.metric]
@@ -102,12 +104,12 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     parts = [f"### {title}" if markdown else title]
     if judged:
         cells = [_judged_cells(row, notes) for row in judged]
-        parts.append(_table(["metric", *names, "change", "95 % interval", "n", "verdict"], cells, markdown))
+        parts.append(_table(["metric", *names, "change", "95 % interval", "n", "verdict"], cells, width, markdown))
     if same:
         parts.append(f"{SAME.capitalize()}: {', '.join(same)}.")
     if other:
         cells = [_cells(row)[:4] for row in other]
-        table = _table(["other tracked metrics", *names, "change"], cells, markdown)
+        table = _table(["other tracked metrics", *names, "change"], cells, width, markdown)
         folded = f"<details><summary>other tracked metrics: {len(other)}</summary>\n\n{table}\n\n</details>"
         parts.append(folded if markdown else table)
     parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes, show))]))
@@ -119,18 +121,24 @@ def _page(comparison: Comparison, everything: bool, markdown: bool) -> str:
     parts += [f"{show(warning)}." for warning in comparison.warnings]
     if any(row.interval for row in judged):
         parts.append(MEANING)
-    return "\n\n".join(parts) if markdown else _paragraphs(parts)
+    return "\n\n".join(parts) if markdown else _paragraphs(parts, width)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, markdown: bool = False) -> str:
+    """The names in the first column get lines of their own if the table is wider than the terminal."""
     align = ["left" if name in ("verdict", head[0]) else "right" for name in head]
     form = "pipe" if markdown else "simple"
-    return tabulate(rows, head, tablefmt=form, disable_numparse=True, colalign=align)
+    table = tabulate(rows, head, tablefmt=form, disable_numparse=True, colalign=align)
+    if markdown or all(len(line) <= width for line in table.splitlines()):
+        return table
+    lines = tabulate([row[1:] for row in rows], head[1:], disable_numparse=True, colalign=align[1:]).splitlines()
+    below = [line for row, cells in zip(rows, lines[2:], strict=True) for line in (row[0], cells.rstrip())]
+    return "\n".join([head[0], *lines[:2], *below])
 
 
-def _paragraphs(parts: Iterable[str]) -> str:
+def _paragraphs(parts: Iterable[str], width: int) -> str:
     """Wrap each sentence; a part that has several lines already is a table or a list."""
-    wrapped = (part if "\n" in part else textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in parts)
+    wrapped = (part if "\n" in part else textwrap.fill(part, width, break_on_hyphens=False) for part in parts)
     return "\n\n".join(wrapped)
 
 
@@ -160,7 +168,7 @@ def difference_cells(row: Row) -> tuple[str, str]:
 
 def _about(count: int) -> str:
     """Two significant digits."""
-    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 1,000,000"
+    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 10⁶"
 
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:

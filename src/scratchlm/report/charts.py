@@ -49,6 +49,8 @@ LOG_RATIO = 5  # of a curve's largest to its least value: from here on its axis 
 CELL_INCHES, FEW_CLASSES = (1.29, 0.68, 0.36), 8  # of the confusion matrix of two, of few and of many classes
 NAME_CHARACTERS, INCHES_PER_CHARACTER = 18, 0.08
 MEAN_STEPS = 10  # of a running mean
+FEW_TICKS_RATIO = 10_000  # the same: from here on only powers of ten have a label
+MAX_DOTS = 30  # points that a line marks
 PIXELS_PER_POINT = 96 / 72
 NUMBER = re.compile(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w.])")  # in a tag, apart from colours and ids
 Curve = Sequence[Mapping[str, float]]
@@ -77,7 +79,7 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
         for axis, panel in zip(axes, panels, strict=True):
             rows = panel.curve or curve
             steps = [row["step"] for row in rows]
-            line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(rows) <= 30 else "", "markersize": 3}
+            line: dict[str, Any] = {"linewidth": 1.8, "marker": "o" if len(rows) <= MAX_DOTS else "", "markersize": 3}
             styles = ((FIRST, "--"), (SECOND, "-")) if len(panel.series) > 1 else ((INK, "-"),)
             for (label, column), (colour, dashes) in zip(panel.series.items(), styles, strict=True):
                 axis.plot(steps, [row[column] for row in rows], dashes, color=colour, label=label, **line)
@@ -96,20 +98,23 @@ def curve_chart(name: str, curve: Curve, panels: Sequence[Panel]) -> Markup:
 def step_chart(name: str, steps: Curve, labels: Mapping[str, str]) -> Markup:
     """Draw columns over the optimizer step, in panels from top to bottom, with running means.
 
-    labels: column -> title. The value of a step depends on its few prompts, so the line is the mean of the last
-    MEAN_STEPS steps.
+    labels: column -> title. The value of a step depends on its few examples, so the line is the mean of the last
+    MEAN_STEPS rows.
     """
     with _style():
         figure = _figure(WIDTH_INCHES, 1.35 * len(labels) + 0.4)
         figure.subplots_adjust(hspace=0.4, top=1 - 0.3 / figure.get_figheight())
         axes = figure.subplots(len(labels), sharex=True, squeeze=False)[:, 0]
         numbers = [row["step"] for row in steps]
+        single = "o" if len(steps) <= MAX_DOTS else "-"
         for axis, (column, label) in zip(axes, labels.items(), strict=True):
             values = [row[column] for row in steps]
-            axis.plot(numbers, values, "o", color=INK, alpha=0.35, markersize=2.5)
+            axis.plot(numbers, values, single, color=INK, alpha=0.35, markersize=2.5, linewidth=0.8)
             last = [values[max(0, i + 1 - MEAN_STEPS) : i + 1] for i in range(len(values))]
             axis.plot(numbers, [math.fsum(part) / len(part) for part in last], "-", color=SECOND, linewidth=1.8)
             axis.set_title(label, fontsize=9, loc="left")
+            if column == "loss":
+                _scale(axis, values)
         axes[-1].set_xlabel("optimizer step")
         return _svg(figure, f"{name}-steps", f"{name}: {', '.join(labels.values())} over optimizer steps")
 
@@ -235,7 +240,8 @@ def _scale(axis: Axes, values: Sequence[float]) -> None:
     """Make an axis logarithmic whose values are far apart: one large value at step 0 would flatten the rest."""
     if min(values) > 0 and max(values) > LOG_RATIO * min(values):
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few = max(values) > FEW_TICKS_RATIO * min(values)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1,) if few else (1, 2, 5)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.yaxis.set_minor_locator(NullLocator())
 

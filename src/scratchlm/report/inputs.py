@@ -41,8 +41,8 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The content of the inputs. Metrics, curves and samples are by stage, ablations by stage and variant, steps by
-    reinforcement run.
+    """The content of the inputs. Metrics, curves, histories (of single steps) and samples are by stage, ablations by
+    stage and variant, steps by reinforcement run.
 
     profiles: parameters of every profile by its name. packages: name -> version. tokens: by the names in COLUMNS.
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
@@ -64,6 +64,7 @@ class Report:
     pairs: Mapping[str, Rows]
     curves: Mapping[str, list[dict[str, float]]]
     steps: Mapping[str, list[dict[str, float]]]
+    histories: Mapping[str, list[dict[str, float]]]
     samples: Mapping[str, Rows]
     predictions: Sequence[Rows]
     responses: Rows
@@ -99,6 +100,7 @@ def collect(inputs: Inputs) -> Report:
         },
         curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params), *reinforced]},
         steps={stage: _curve(plots / f"{stage.replace('/', '_steps/')}.csv") for stage in reinforced},
+        histories={stage: _curve(plots / f"{stage}_steps.csv") for stage in TRAINED},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in [*SAMPLED, *reinforced]},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         responses=_judged(inputs.responses, params[VARIED["generate"]]),

@@ -74,6 +74,7 @@ STEP_COLUMNS = {  # of a reinforcement step -> what the report calls it
     "entropy": "entropy, nats per token",
     "tokens": "tokens per response",
 }
+HISTORY_COLUMNS = {"loss": "training loss of a step", "gradient_norm": "gradient norm before clipping"}
 
 
 def render(report: Report) -> str:
@@ -169,6 +170,9 @@ def charts(report: Report) -> dict[str, Markup]:
         rate = Panel("learning rate", {"learning rate": "learning_rate"}, 1.0, curve=rates)
         panels = [loss, accuracy, rate] if stage == "finetune_spam" else [loss, rate]
         drawn[stage] = curve_chart(stage, report.curves[stage], panels)
+    for stage, steps in report.histories.items():
+        columns = {column: label for column, label in HISTORY_COLUMNS.items() if column in steps[0]}
+        drawn[f"{stage}/steps"] = step_chart(stage, steps, columns)
     for stage in preference_stages(report.params):
         margin = Panel("margin, nats", {"train": "train_margin", "val": "val_margin"}, 1.8)
         loss = Panel("loss per pair", {"train": "train_loss", "val": "val_loss"}, 2.3)

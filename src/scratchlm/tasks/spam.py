@@ -22,7 +22,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.params import Runs, with_changes
 from scratchlm.tasks.classification import ClassifierEvaluation
 from scratchlm.tasks.settings import EvaluationParams
-from scratchlm.training.loop import Batch, Task, train
+from scratchlm.training.loop import Batch, Task, Training, train
 from scratchlm.training.optimizer import TrainingParams
 
 
@@ -53,7 +53,7 @@ class SpamResult(NamedTuple):
 
     classifier: GPTClassifier
     adapter: dict[str, Tensor]
-    curve: list[dict[str, float]]
+    training: Training
     metrics: dict[str, Any]
     probabilities: dict[str, np.ndarray]
 
@@ -84,7 +84,7 @@ def finetune_spam(
     merge_lora(classifier)
     with run.autocast():
         metrics, probabilities = evaluation.full(classifier)
-    return SpamResult(classifier, adapter, training.curve, metrics | sizes, probabilities)
+    return SpamResult(classifier, adapter, training, metrics | sizes, probabilities)
 
 
 def varied(params: FinetuneSpamParams, ablations: Runs, variant: str) -> FinetuneSpamParams:

@@ -79,6 +79,12 @@ def agree_on(number: int) -> int:
     return int(message)
 
 
+def sums_of_all(values: Tensor) -> Tensor:
+    """Replace values by their sums over all workers."""
+    dist.all_reduce(values)
+    return values
+
+
 @torch.no_grad()
 def share_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
     """Overwrite all workers' weights of the parameters in the list number r with those of rank r."""

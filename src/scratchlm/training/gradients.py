@@ -48,11 +48,14 @@ def add_gradients(
         if state.captured and not loss_of:
             loss = state.captured.add(batch.tensors, total, is_only=len(batches) == 1)
             state.loss = loss, batch.n_scored
+            state.history.add_loss(state.step, i, loss)
             continue
         begin_forward(key, n_before)
         with state.run.autocast():
             tensors = (to_device(tensor, state.device) for tensor in batch.tensors)
             loss = (loss_of or state.task.loss)(state.model, *tensors)
+        if not loss_of:
+            state.history.add_loss(state.step, i, loss)
         (loss / total).backward()
         state.loss = loss.detach(), batch.n_scored
 

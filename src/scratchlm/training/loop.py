@@ -25,6 +25,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.progress import training_values, validation
 from scratchlm.run.workers import worker_place
 from scratchlm.training.gradients import add_gradients, micro_batches
+from scratchlm.training.history import StepHistory
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
 from scratchlm.training.schedule import learning_rate_at
 from scratchlm.training.workers import Workers, serve, workers_of
@@ -87,7 +88,7 @@ class Task(NamedTuple):
 class Training(NamedTuple):
     """curve: step, epoch, learning rate and metrics of each evaluation. samples: one per evaluation, or none.
 
-    steps: what a task's own step says of each step, or none.
+    steps: what a task's own step says of each step; of other tasks the rows of StepHistory.
     """
 
     curve: list[dict[str, float]]
@@ -142,7 +143,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
             n_scored += (task.step or optimizer_step)(state)
             bar.update(1, partial(state.values_shown, n_scored, start))
     model.eval()
-    return Training(state.curve, state.samples, state.steps)
+    return Training(state.curve, state.samples, state.history.read(state.steps))
 
 
 class TrainingState:
@@ -167,6 +168,7 @@ class TrainingState:
         self.curve: list[dict[str, float]] = []
         self.samples: list[dict[str, Any]] = []
         self.steps: list[dict[str, float]] = []
+        self.history = StepHistory(task.params, self.n_steps)
         self.loss: tuple[Tensor, int] | None = None  # summed, of the last micro batch, and over how many items
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._consistent = True  # False while the weights are between two steps
@@ -240,7 +242,7 @@ class TrainingState:
             "step": self.step,
             "curve": self.curve,
             "samples": self.samples[: len(self.curve)],  # an interrupt may come between the two
-            "steps": self.steps[: self.step],
+            "steps": [row for row in self.history.read(self.steps) if row["step"] <= self.step],
             "weights": {name: p.detach() for name, p in self._weights.items()},
             "random": self._random,
         }
@@ -280,15 +282,18 @@ def update(
         raise UserError(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
-    if state.workers:
-        state.workers.add_gradients(batches)
+    if workers := state.workers:
+        workers.add_gradients(batches)
     else:
         add_gradients(state, batches, range(len(batches)), number, loss_of)
     collect_gradients(state.model)
+    norm = None
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        clip_gradients(parameters, params.max_grad_norm, state.workers.of_all if state.workers else None)
+        norm = clip_gradients(parameters, params.max_grad_norm, workers.of_all if workers else None)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update_weights()
+    if not loss_of:
+        state.history.add_step(state.step, batches, norm, workers.sums_of_all if workers else None)
     return total

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_threads
@@ -149,6 +150,11 @@ class Workers:
         """From values of own parameters, those of all that have gradients, in the order of the optimizer."""
         with self._exchanging():
             return self._exchange.of_all(values, self._order)
+
+    def sums_of_all(self, values: Tensor) -> Tensor:
+        """The sums of the values of all workers: float64 in any shape, which is overwritten."""
+        with self._exchanging():
+            return exchange.sums_of_all(values)
 
     def share_weights(self) -> None:
         """Give each worker the parameters that the others have updated."""

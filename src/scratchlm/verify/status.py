@@ -27,6 +27,11 @@ def status(root: Path) -> str:
         return f"{committed} has no results to compare with; commit these."
     changed = _changed(root, *RESULTS)
     if not changed:
+        if others := _outputs_of_another_build(root):
+            return (
+                f"The metrics here are the committed ones of {committed}, but {first_few(others)} are not its outputs; "
+                "run `dvc checkout`, and `dvc repro` if that does not find them."
+            )
         return f"Identical to the committed results of {committed}."
     if inputs := _changed(root, *INPUTS):
         return (
@@ -54,6 +59,15 @@ def deviations_of(name: str, old: dict[str, object], new: dict[str, object]) -> 
     """Yield the values that differ in one metrics file, named as in `compare`."""
     for each in deviations(results(old), results(new)):
         yield each._replace(key=f"{name}.{each.key}")
+
+
+def _outputs_of_another_build(root: Path) -> list[str]:
+    """Return the outputs that are missing or differ from dvc.lock, as after `git switch` without `dvc checkout`."""
+    from dvc.repo import Repo  # takes half a second to import
+
+    with Repo(str(root)) as repo:
+        found = repo.data_status()["uncommitted"]
+    return sorted(path for kind in ("modified", "deleted") for path in found.get(kind, []))
 
 
 def _changed(root: Path, *paths: str) -> list[str]:

@@ -81,6 +81,8 @@ def make_project(root: Path) -> Path:
             {"val": corpus | {"loss": loss}, "parameters": n, "tensors_mapped": 40},
         )
     write_spam(root)
+    for stage in ("pretrain", "finetune_spam", "finetune_instruct"):
+        write_csv(metrics / "plots" / f"{stage}_steps.csv", step_rows())
     losses = {f"{split}_loss": 4.4567 for split in SPLITS}
     write_json(metrics / "finetune_instruct.json", {"before": losses, "after": dict.fromkeys(losses, 0.61239)})
     for stage in ("pretrain", "finetune_instruct"):
@@ -192,6 +194,10 @@ def curve() -> list[dict[str, float]]:
         {"step": 20 * i, "epoch": i / 4, "learning_rate": 1e-3 / (i + 1), "train_loss": 7.0 / (i + 1), "val_loss": 7.5}
         for i in range(4)
     ]
+
+
+def step_rows() -> list[dict[str, float]]:
+    return [{"step": i, "loss": 7.0 / i, "gradient_norm": 2.0, "learning_rate": 1e-3} for i in range(1, 61)]
 
 
 def make_responses(*models: str, n: int = 30) -> list[dict[str, Any]]:
@@ -451,6 +457,25 @@ def test_the_learning_rate_of_every_step_is_drawn() -> None:
     assert [rates[step]["learning_rate"] for step in (0, 19, 20)] == [0.0001, 0.002, 0.002]
     assert rates[40]["learning_rate"] == pytest.approx(0.00097155, rel=1e-6)  # of metrics/plots/pretrain.csv
     assert [row["step"] for row in learning_rates(training, 1000)][:: report.MAX_RATES - 1] == [0, 999]
+
+
+def test_the_steps_of_a_training_are_drawn_without_a_gradient_norm_if_nothing_was_clipped(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{name: value for name, value in row.items() if name != "gradient_norm"} for row in step_rows()]
+    write_csv(project / "metrics" / "plots" / "finetune_spam_steps.csv", rows)
+    drawn = {}
+
+    def note(name: str, steps: Any, labels: Any) -> Markup:
+        drawn[name] = len(steps), [*labels]
+        return Markup("<svg></svg>")
+
+    monkeypatch.setattr(report, "step_chart", note)
+    page = page_of(project)
+    assert drawn.pop("reinforce-grpo")[0] == 14
+    both = 60, ["loss", "gradient_norm"]
+    assert drawn == {"pretrain": both, "finetune_spam": (60, ["loss"]), "finetune_instruct": both}
+    assert page.count(": the training steps, and the mean of the last ten") == 3
 
 
 def test_lengths_of_texts_and_the_used_vocabulary_are_counted(project: Path) -> None:

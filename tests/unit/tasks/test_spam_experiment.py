@@ -54,9 +54,10 @@ def both_ways(
 
 def assert_curves_are_near(fast: SpamResult, slow: SpamResult, rel: float, messages: int) -> None:
     """Losses to a relative `rel`; accuracies to one message of the `messages` that an evaluation looks at."""
-    assert len(fast.curve) == len(slow.curve)
-    assert fast.curve[0]["train_loss"] != pytest.approx(fast.curve[-1]["train_loss"], rel=rel)  # it has learned
-    for mine, other in zip(fast.curve, slow.curve, strict=True):
+    assert len(fast.training.curve) == len(slow.training.curve)
+    first, last = fast.training.curve[0], fast.training.curve[-1]
+    assert first["train_loss"] != pytest.approx(last["train_loss"], rel=rel)  # it has learned
+    for mine, other in zip(fast.training.curve, slow.training.curve, strict=True):
         assert mine.keys() == other.keys()
         for name, value in other.items():
             near = {"abs": 1.01 / messages} if name.endswith("accuracy") else {"rel": rel}
@@ -118,7 +119,7 @@ def test_an_interrupted_training_of_three_classes_resumes_to_the_same_bits(
     checkpoint = Checkpoint(tmp_path, "spam")
     resumed = experiment(tiny_gpt(dropout=0.2), checkpoint)
     assert checkpoint.position and checkpoint.position.startswith("step ")
-    assert resumed.curve == expected.curve and resumed.metrics == expected.metrics
+    assert resumed.training.curve == expected.training.curve and resumed.metrics == expected.metrics
     for name, weight in expected.classifier.state_dict().items():
         assert torch.equal(resumed.classifier.state_dict()[name], weight), name
     for split, probabilities in expected.probabilities.items():

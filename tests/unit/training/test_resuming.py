@@ -78,6 +78,7 @@ def learn(training_values: dict[str, Any], tmp_path: Path) -> Any:
         return {
             "curve": training.curve,
             "samples": training.samples,
+            "steps": training.steps,
             "weights": {name: tensor.numpy().tobytes() for name, tensor in attempt.model.state_dict().items()},
             "stream": torch.get_rng_state().tolist(),
         }

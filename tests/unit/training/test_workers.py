@@ -27,6 +27,7 @@ from scratchlm.run.workers import requested_workers
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches
+from scratchlm.training.history import StepHistory
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Three micro batches of a step; clipping at a norm that every step exceeds
@@ -140,7 +141,13 @@ def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounde
     params = SimpleNamespace(batch_size=9, max_micro_batch_size=3)
     task = pretraining_task(windows, params, lambda _: {})  # type: ignore[arg-type]
     state: Any = SimpleNamespace(
-        model=model, task=task, run=Run(seed=7), step=1, device=torch.device("cpu"), captured=None
+        model=model,
+        task=task,
+        run=Run(seed=7),
+        step=1,
+        device=torch.device("cpu"),
+        captured=None,
+        history=StepHistory(params, 1),  # type: ignore[arg-type]
     )
     batches, parameters = micro_batches(task, 1, 7), [*model.parameters()]
 

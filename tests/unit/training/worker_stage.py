@@ -67,7 +67,7 @@ def main(run: Run, *, settings: Path, result: Path, checkpoints: Path) -> None:
 
     training = train(model, task._replace(loss=loss), run)
     weights = {name: weight.detach().numpy().tobytes().hex() for name, weight in model.named_parameters()}
-    write_json(result, {"weights": weights, "curve": training.curve, "calls": calls[0]})
+    write_json(result, {"weights": weights, "curve": training.curve, "steps": training.steps, "calls": calls[0]})
 
 
 if __name__ == "__main__":
