@@ -82,7 +82,7 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], int,
 
     classifier, settings = load_classifier(folder)
     words = load_tokenizer(tokenizer)
-    check_vocabulary(folder, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+    check_vocabulary(folder, classifier.backbone.config.vocab_size, tokenizer, words.vocab_size)
 
     def classified(given: list[str]) -> tuple[list[list[float]], list[bool]]:
         encoded = [words.begin_ids + words.encode(text) for text in given]
