@@ -34,12 +34,12 @@ def ours(size: SizeName, source: str, vocabulary: str, epochs: float, setting: S
     """
     p = params_of(setting, epochs)
     messages, pad_token_id = messages_of(source, vocabulary), tokenizer_of(vocabulary).end_token_id
-    trunk = our_model(size)
+    backbone = our_model(size)
 
     def run() -> float:
         with started("finetune_spam") as context:
             set_up(context, p)
-            found = finetune_spam(trunk, messages, pad_token_id, p.finetune_spam, p.evaluation, context)
+            found = finetune_spam(backbone, messages, pad_token_id, p.finetune_spam, p.evaluation, context)
         return found.curve[-1]["step"] * p.finetune_spam.batch_size
 
     return run

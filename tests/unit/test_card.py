@@ -163,7 +163,7 @@ def test_captured_evaluations_follow_the_weights(training_values: dict[str, Any]
                 texts.cache_frozen_blocks(classifier, 4)
         check()
         with torch.no_grad():
-            for weight in [*model.blocks.parameters(), *classifier.trunk.blocks[-1].parameters()]:  # type: ignore[union-attr]
+            for weight in [*model.blocks.parameters(), *classifier.backbone.blocks[-1].parameters()]:  # type: ignore[union-attr]
                 weight.mul_(1.5)
         check()
 

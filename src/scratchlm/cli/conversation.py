@@ -4,15 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchlm.cli.models import load_model, printer
+from scratchlm.cli.models import load_model, printer, sampling_at
 from scratchlm.cli.project import in_project
 from scratchlm.data.prompts import PromptStyle, check_style, encode_conversation, encode_prompt
 from scratchlm.fast.decoding import for_inference
 from scratchlm.formats.native import CONFIG_FILE
-from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
+from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
-from scratchlm.run.params import check_params
 
 MODELS = Path("data/models")
 HELP = """\
@@ -43,7 +42,7 @@ class Conversation:
         self, model: Path, tokenizer: Path, style: PromptStyle, max_new_tokens: int, temperature: float
     ) -> None:
         """Raises UserError if a setting is not allowed, or model, tokenizer and style do not fit each other."""
-        self.sampling = _sampling(temperature)
+        self.sampling = sampling_at(temperature, "chat")
         self.tokenizer, self.style, self.max_new_tokens = tokenizer, style, max_new_tokens
         self.n_answers = 0
         self._load(model)
@@ -68,7 +67,7 @@ class Conversation:
 
     def set_temperature(self, text: str) -> str:
         try:
-            self.sampling = _sampling(float(text))
+            self.sampling = sampling_at(float(text), "chat")
         except ValueError:
             raise UserError(f"temperature is {text!r}; it must be a number: 0, or 0.001 to 100") from None
         return f"temperature {self.sampling.temperature:g}"
@@ -158,8 +157,3 @@ def model_names() -> list[str]:
     """Return the folders of models in data/models, such as finetune_preference/dpo."""
     models = in_project(MODELS)
     return sorted(path.parent.relative_to(models).as_posix() for path in models.rglob(CONFIG_FILE))
-
-
-def _sampling(temperature: float) -> SamplingParams:
-    values = GREEDY.model_dump() | {"temperature": temperature}
-    return check_params(values, SamplingParams, source="chat", whole=True)

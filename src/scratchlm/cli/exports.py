@@ -66,7 +66,7 @@ def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
     from scratchlm.report.origin import read_origin
 
     classifier, settings = load_classifier(model)
-    config, text = classifier.trunk.config, load_tokenizer(tokenizer)
+    config, text = classifier.backbone.config, load_tokenizer(tokenizer)
     check_vocabulary(model, config.vocab_size, tokenizer, text.vocab_size)
     origin = read_origin(model, project_folder())
     subject = Subject(_name(model, origin), config, parameter_count(classifier), settings.classes, False)

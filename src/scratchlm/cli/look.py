@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 from tabulate import tabulate
 
-from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing
+from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing, sampling_at
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
@@ -47,11 +47,9 @@ def complete(
 ) -> None:
     """Continue a text with a language model, such as that of pretraining."""
     from scratchlm.fast.decoding import for_inference
-    from scratchlm.model.generate import GREEDY, SamplingParams, Stopping, generate
-    from scratchlm.run.params import check_params
+    from scratchlm.model.generate import Stopping, generate
 
-    values = GREEDY.model_dump() | {"temperature": temperature}
-    sampling = check_params(values, SamplingParams, source="complete", whole=True)
+    sampling = sampling_at(temperature, "complete")
     gpt, words = load_model(model, tokenizer)
     prompt, context = words.begin_ids + words.encode(text), gpt.config.context_length
     if not prompt:

@@ -15,6 +15,7 @@ from scratchlm.run.errors import UserError
 
 if TYPE_CHECKING:
     from scratchlm.data.tokenizer import Tokenizer
+    from scratchlm.model.generate import SamplingParams
     from scratchlm.model.gpt import GPTModel
 
 Model = Annotated[Path, typer.Option(help="a folder in data/models", callback=default_in_project)]
@@ -82,7 +83,7 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], int,
 
     classifier, settings = load_classifier(folder)
     words = load_tokenizer(tokenizer)
-    check_vocabulary(folder, classifier.trunk.config.vocab_size, tokenizer, words.vocab_size)
+    check_vocabulary(folder, classifier.backbone.config.vocab_size, tokenizer, words.vocab_size)
 
     def classified(given: list[str]) -> tuple[list[list[float]], list[bool]]:
         encoded = [words.begin_ids + words.encode(text) for text in given]
@@ -147,6 +148,14 @@ def refuse_existing(output: Path) -> None:
     """Raises UserError if there is a file, a folder or a link of this name."""
     if os.path.lexists(output):  # a link that leads nowhere, too
         raise UserError(f"{output} already exists; name a new one, nothing is overwritten")
+
+
+def sampling_at(temperature: float, source: str) -> "SamplingParams":
+    """Greedy decoding, but at a temperature that `source`, a command, was given. Raises UserError if not allowed."""
+    from scratchlm.model.generate import GREEDY, SamplingParams
+    from scratchlm.run.params import check_params
+
+    return check_params(GREEDY.model_dump() | {"temperature": temperature}, SamplingParams, source=source, whole=True)
 
 
 def printer(tokenizer: "Tokenizer") -> Callable[[int, int], None]:

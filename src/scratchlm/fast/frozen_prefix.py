@@ -56,7 +56,7 @@ class Texts:
         """Run the frozen blocks, if there are any, on every text; valid while they stay frozen. Draws nothing."""
         if not (n_blocks := n_frozen_blocks(classifier)):
             return
-        device, was_training = classifier.trunk.token_embedding.weight.device, classifier.training
+        device, was_training = classifier.backbone.token_embedding.weight.device, classifier.training
         classifier.eval()
         states: list[Tensor] = []
         for token_ids, lengths in zip(self.token_ids.split(batch_size), self.lengths.split(batch_size), strict=True):
@@ -67,7 +67,7 @@ class Texts:
 
     def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
         """class_logits of some of the texts, on the CPU."""
-        device = classifier.trunk.token_embedding.weight.device
+        device = classifier.backbone.token_embedding.weight.device
         inputs, lengths = self.batch(indices)
         return self.class_logits(classifier, inputs.to(device), lengths.to(device)).cpu()
 
@@ -94,21 +94,21 @@ class PaddedTexts(Texts):
     def class_logits(self, classifier: GPTClassifier, inputs: Tensor, lengths: Tensor) -> Tensor:
         if self._encoded is None:
             return classifier(inputs, lengths)
-        x, trunk = self._encoded[inputs], classifier.trunk
-        for block in trunk.blocks[self._n_blocks :]:
-            x = trunk.run_block(block, x)
-        return classifier.head(classifier.pool(trunk.final_norm(x), lengths))
+        x, backbone = self._encoded[inputs], classifier.backbone
+        for block in backbone.blocks[self._n_blocks :]:
+            x = backbone.run_block(block, x)
+        return classifier.head(classifier.pool(backbone.final_norm(x), lengths))
 
     @torch.no_grad()
     def cache_frozen_blocks(self, classifier: GPTClassifier, batch_size: int) -> None:
         if not (n_blocks := n_frozen_blocks(classifier)):
             return
-        trunk, was_training = classifier.trunk, classifier.training
-        device = trunk.token_embedding.weight.device
+        backbone, was_training = classifier.backbone, classifier.training
+        device = backbone.token_embedding.weight.device
 
         def encoded(token_ids: Tensor) -> Tensor:
-            x = trunk.embed(token_ids, torch.arange(token_ids.shape[1], device=device).expand_as(token_ids))
-            for block in trunk.blocks[:n_blocks]:
+            x = backbone.embed(token_ids, torch.arange(token_ids.shape[1], device=device).expand_as(token_ids))
+            for block in backbone.blocks[:n_blocks]:
                 x = block(x)
             return x
 
@@ -124,16 +124,16 @@ class PaddedTexts(Texts):
 
 def n_frozen_blocks(classifier: GPTClassifier) -> int:
     """Blocks before the first one that learns; none if the embeddings learn."""
-    embeddings = [w for name, w in classifier.trunk.named_parameters() if "_embedding." in name]
+    embeddings = [w for name, w in classifier.backbone.named_parameters() if "_embedding." in name]
     if any(weight.requires_grad for weight in embeddings):
         return 0
-    learns = [any(p.requires_grad for p in block.parameters()) for block in classifier.trunk.blocks]
+    learns = [any(p.requires_grad for p in block.parameters()) for block in classifier.backbone.blocks]
     return [*learns, True].index(True)
 
 
 def worth_caching(classifier: GPTClassifier, texts: Iterable[Texts]) -> bool:
     """Whether frozen blocks give the same in every epoch, and their output fits into memory."""
-    config = classifier.trunk.config
+    config = classifier.backbone.config
     n_bytes = 4 * config.emb_dim * sum(found.token_ids.numel() for found in texts)
     return config.dropout == 0 and n_bytes <= CACHED_BYTES
 
@@ -145,13 +145,13 @@ def _encode(classifier: GPTClassifier, token_ids: Tensor, lengths: Tensor, n_blo
     elif classifier.position == "last":
         lengths = torch.full_like(lengths, token_ids.shape[1])
     layout = VarlenLayout(lengths)
-    x = embed(classifier.trunk, layout.unpad(token_ids), layout)
-    return run_blocks(classifier.trunk, x, layout, 0, n_blocks), lengths
+    x = embed(classifier.backbone, layout.unpad(token_ids), layout)
+    return run_blocks(classifier.backbone, x, layout, 0, n_blocks), lengths
 
 
 def _finish(classifier: GPTClassifier, x: Tensor, lengths: Tensor, n_blocks: int) -> Tensor:
     """The other blocks, the pooling and the head on what `_encode` gave: (N, C), (B,) -> (B, n_classes)."""
-    layout, model = VarlenLayout(lengths), classifier.trunk
+    layout, model = VarlenLayout(lengths), classifier.backbone
     if classifier.position == "mean":
         x = normalise(model, run_blocks(model, x, layout, n_blocks, len(model.blocks)), layout)
         return classifier.head(total(layout.pad(x), dim=1) / lengths[:, None])

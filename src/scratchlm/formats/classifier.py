@@ -34,13 +34,17 @@ class ClassifierSettings(BaseModel):
     padded_tokens: Annotated[int, Field(ge=1)]
 
 
+BACKBONE, SAVED_BACKBONE = "backbone.", "trunk."  # the prefixes of its tensors in the model, and in its files
+
+
 def save_classifier(
     folder: Path, model: GPTClassifier, adapter: dict[str, Tensor] | None = None, *, classes: Sequence[str],
     padded_tokens: int,
 ) -> None:  # fmt: skip
     """Write a classifier, with the names of its classes and the length that messages are padded or cut to."""
     own = {"classes": list(classes), "position": model.position, "padded_tokens": padded_tokens}
-    save_folder(folder, model.state_dict(), {"gpt": model.trunk.config.model_dump(), "classifier": own}, adapter)
+    weights, adapter = (_renamed(tensors, BACKBONE, SAVED_BACKBONE) for tensors in (model.state_dict(), adapter or {}))
+    save_folder(folder, weights, {"gpt": model.backbone.config.model_dump(), "classifier": own}, adapter)
 
 
 def load_classifier(folder: Path) -> tuple[GPTClassifier, ClassifierSettings]:
@@ -54,5 +58,10 @@ def load_classifier(folder: Path) -> tuple[GPTClassifier, ClassifierSettings]:
         raise damaged(folder / CONFIG_FILE, f"not a classifier of ours ({first_mistake(error)})") from None
     with shapes_only():
         model = GPTClassifier(GPTModel(read_config(folder)), len(own.classes), own.position)
-    assign_tensors(model, read_weights(folder / WEIGHTS_FILE), str(folder))
+    weights = _renamed(read_weights(folder / WEIGHTS_FILE), SAVED_BACKBONE, BACKBONE)
+    assign_tensors(model, weights, str(folder))
     return model.eval(), own
+
+
+def _renamed(tensors: dict[str, Tensor], prefix: str, other: str) -> dict[str, Tensor]:
+    return {other + name.removeprefix(prefix) if name.startswith(prefix) else name: t for name, t in tensors.items()}

@@ -31,7 +31,7 @@ def save_huggingface_classifier(
     read of padding (with position last, and of an empty text) is seen as in training.
     Raises UserError if transformers has no such classifiers.
     """
-    config, kind = model.trunk.config, architecture(model.trunk.config)
+    config, kind = model.backbone.config, architecture(model.backbone.config)
     if kind != "gpt2":
         raise UserError(
             f"transformers' classifiers have no bias, and a model built like {kind.capitalize()} has none that could "
@@ -45,7 +45,7 @@ def save_huggingface_classifier(
     norm = f"{WEIGHT_PREFIXES[kind]}ln_f.bias"
     weights = {
         WEIGHT_PREFIXES[kind] + name: tensor
-        for name, tensor in their_tensors(model.trunk, "huggingface")
+        for name, tensor in their_tensors(model.backbone, "huggingface")
         if name != HEAD.huggingface
     }
     weights[norm] = weights[norm] + _shift_for_bias(model.head.weight, model.head.bias)

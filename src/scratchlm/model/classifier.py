@@ -22,14 +22,14 @@ class GPTClassifier(nn.Module):
 
     def __init__(self, backbone: GPTModel, n_classes: int, position: Position) -> None:
         super().__init__()
-        self.trunk = backbone  # "trunk" is part of the tensor names in saved models
-        self.trunk.head = nn.Identity()  # type: ignore[assignment]  # not used here; this drops its weights
+        self.backbone = backbone
+        self.backbone.head = nn.Identity()  # type: ignore[assignment]  # not used here; this drops its weights
         self.head = Linear(backbone.config.emb_dim, n_classes)
         self.position = position
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Class logits: (B, T) int64, padded at the end, (B,) int64 real tokens -> (B, n_classes)."""
-        return self.head(self.pool(self.trunk.hidden_states(token_ids), lengths))
+        return self.head(self.pool(self.backbone.hidden_states(token_ids), lengths))
 
     def pool(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """(B, T, C) -> (B, C)."""
@@ -47,6 +47,6 @@ def freeze(classifier: GPTClassifier, trainable: Trainable) -> None:
     classifier.requires_grad_(n_blocks is None)
     classifier.head.requires_grad_(True)
     if n_blocks:
-        classifier.trunk.final_norm.requires_grad_(True)
-        for block in classifier.trunk.blocks[-n_blocks:]:
+        classifier.backbone.final_norm.requires_grad_(True)
+        for block in classifier.backbone.blocks[-n_blocks:]:
             block.requires_grad_(True)

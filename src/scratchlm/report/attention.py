@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from scratchlm.report.template import read_template
 from scratchlm.run.display import one_line, printable, shortened
 
 TEMPLATE, *STYLES = (Path(__file__).with_name(name) for name in ("attention.html.jinja", "palette.css", "page.css"))
@@ -28,8 +28,7 @@ def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> st
         for layer, maps in enumerate(weights, 1)
         for head, map in enumerate(maps, 1)
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = read_template(TEMPLATE, {}).render(
         style=Markup("".join(path.read_text(encoding="utf-8") for path in STYLES)),  # noqa: S704
         title=title,
         text="".join(tokens),

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined
-
 from scratchlm.formats.names import architecture
 from scratchlm.model.config import GPTConfig
 from scratchlm.report.origin import Origin
 from scratchlm.report.tables import format_number
+from scratchlm.report.template import read_template
 from scratchlm.run.display import markdown
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -38,9 +37,7 @@ def model_card(subject: Subject, origin: Origin | None, revision: str | None, is
 
     revision: of git; None if there is none. is_changed: whether the dvc.lock of the model is not the revision's.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {"markdown": markdown, "number": "{:,}".format}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return read_template(TEMPLATE, {"markdown": markdown, "number": "{:,}".format}).render(
         subject._asdict(), about=subject.about, licence=licence(origin), origin=origin, revision=revision,
         is_changed=is_changed, measures=list(_measures(origin.metrics)) if origin else [],
     )  # fmt: skip

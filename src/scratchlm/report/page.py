@@ -3,13 +3,12 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import source_named
@@ -39,6 +38,7 @@ from scratchlm.report.tables import (
     metric_tables,
     thinned,
 )
+from scratchlm.report.template import read_template
 from scratchlm.report.variants import (
     classifiers,
     margins,
@@ -82,8 +82,7 @@ def render(report: Report) -> str:
 
     Its policy lets it load nothing and run its own script only, which sorts and filters the answers.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "change": format_change,
         "number": format_number,
         "percent": format_percent,
@@ -93,7 +92,7 @@ def render(report: Report) -> str:
         "without_secrets": lambda value: without_secrets(str(value)),
     }
     script = SCRIPT.read_text(encoding="utf-8")
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page = read_template(TEMPLATE, filters).render(
         **_built(report),
         **_results(report),
         report=report,

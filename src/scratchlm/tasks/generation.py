@@ -23,6 +23,8 @@ RESPONSE_SCHEMA = pa.schema(
     dict.fromkeys(("id", "model", "instruction", "input", "output", "response"), pa.string()) | {"finished": pa.bool_()}
 )
 
+N_SAMPLES = 3  # responses that are shown at each evaluation of a training
+
 Rows = Sequence[dict[str, Any]]  # with id, instruction, input, output, prompt_token_ids, response_token_ids
 Answers = Generator[list[dict[str, Any]], None, None]
 
@@ -61,10 +63,8 @@ class Responder:
                 params.sampling,
                 seeds=[stream(self._run.seed, f"sampling {row['id']}") for row in batch],
             )
-            return [
-                {"model": name, **response_record(row, answer, self._tokenizer, params.stop)}
-                for row, answer in zip(batch, found, strict=True)
-            ]
+            records = response_records(batch, found, self._tokenizer, params.stop)
+            return [{"model": name, **record} for record in records]
 
         numbers = range(n_done // size, math.ceil(len(rows) / size))
         batches = Batches(numbers, answered, lambda: self._digest(model, rows))
@@ -95,10 +95,12 @@ def response_counts(records: Sequence[Mapping[str, Any]], normalise: Callable[[s
     }
 
 
-def response_record(
-    row: dict[str, Any], answer: Generation, tokenizer: Tokenizer, stop: Sequence[str] = ()
-) -> dict[str, Any]:
-    """A row's question, reference answer and response, up to what stopped it, without surrounding white space."""
-    asked = {field: row[field] for field in ("id", "instruction", "input", "output")}
-    text = cut_at(tokenizer.decode(answer.token_ids), stop).strip()
-    return asked | {"response": text, "finished": answer.finished}
+def response_records(
+    rows: Rows, answers: Sequence[Generation], tokenizer: Tokenizer, stop: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Each row's question, reference answer and response, up to what stopped it, without surrounding white space."""
+    return [
+        {field: row[field] for field in ("id", "instruction", "input", "output")}
+        | {"response": cut_at(tokenizer.decode(answer.token_ids), stop).strip(), "finished": answer.finished}
+        for row, answer in zip(rows, answers, strict=True)
+    ]

@@ -21,14 +21,13 @@ from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.generation import Rows, response_record
+from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.language_model import Losses, LossMeter, example_id
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
 
-N_SAMPLES = 3
 SAMPLE_TOKENS = 64
 
 
@@ -118,9 +117,7 @@ class ResponseEvaluation:
         rows, tokenizer = self._instructions.splits["val"][:N_SAMPLES], self._instructions.tokenizer
         prompts = [row["prompt_token_ids"] for row in rows]
         answers = generate(for_inference(model), prompts, Stopping(SAMPLE_TOKENS, tokenizer.end_token_id))
-        return {
-            "responses": [response_record(row, answer, tokenizer) for row, answer in zip(rows, answers, strict=True)]
-        }
+        return {"responses": response_records(rows, answers, tokenizer)}
 
     def full(self, model: GPTModel) -> dict[str, Losses]:
         """The losses of every response of every split."""

@@ -14,13 +14,12 @@ from scratchlm.model.critic import actor_of
 from scratchlm.model.generate import GREEDY, Generation, SamplingParams, Stopping, generate
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.generation import Rows, response_record
+from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.intervals import mean_interval
 from scratchlm.tasks.language_model import example_id
 from scratchlm.tasks.rollouts import Reward
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
-N_SAMPLES = 3
 GAIN_SCHEMA = pa.schema(  # the greedy response to a prompt, with its reward and that of the assistant's response
     [("id", pa.string()), ("response", pa.string()), ("finished", pa.bool_()), ("reward_before", pa.float64()),
      ("reward", pa.float64())]
@@ -71,10 +70,7 @@ class PolicyEvaluation:
     def sample(self, model: nn.Module) -> dict[str, Any]:
         """responses: to the first N_SAMPLES prompts of val."""
         rows = self._prompts.splits["val"][:N_SAMPLES]
-        answers, tokenizer = self.greedy(model, rows)[0], self._prompts.tokenizer
-        return {
-            "responses": [response_record(row, answer, tokenizer) for row, answer in zip(rows, answers, strict=True)]
-        }
+        return {"responses": response_records(rows, self.greedy(model, rows)[0], self._prompts.tokenizer)}
 
     def greedy(self, model: nn.Module, rows: Rows) -> tuple[list[Generation], list[float]]:
         """The greedy response to each row, and its reward."""

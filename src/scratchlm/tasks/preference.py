@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +60,12 @@ class FinetunePreferenceParams(TrainingParams):
         return self
 
 
+class Scores(Protocol):
+    """What is measured of some pairs."""
+
+    def metrics(self) -> dict[str, float]: ...
+
+
 class Preferences:
     """Tokenized pairs of the three splits, rows of PREFERENCE_SCHEMA, for a context of `context_length` tokens."""
 
@@ -91,6 +97,20 @@ class Preferences:
         ]
         found = collate(rows, self._end_token_id, self._context_length, mask_instruction=True)
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+    def sampled_metrics(
+        self, evaluation: EvaluationParams, scores: Callable[[str, Sequence[int]], Scores]
+    ) -> dict[str, float]:
+        """Loss, accuracy and margin of at most max_rows pairs of train and val: the same pairs at each call.
+
+        scores: of the pairs with some indices of a split.
+        """
+        found: dict[str, float] = {}
+        for split in ("train", "val"):
+            indices = evenly_spaced(len(self.splits[split]), evaluation.max_rows).tolist()
+            metrics = scores(split, indices).metrics()
+            found |= {f"{split}_{name}": metrics[name] for name in ("loss", "accuracy", "margin")}
+        return found
 
     def test_ids(self) -> list[str]:
         """The id of every test pair, with a hash of its content."""
@@ -165,13 +185,8 @@ class PairEvaluation:
         return preference_losses(changes[:, 0] - changes[:, 1], p.loss, p.beta, p.label_smoothing)
 
     def evaluate(self, model: GPTModel) -> dict[str, float]:
-        """Loss, accuracy and margin of at most max_rows pairs of train and val: the same at each call."""
-        found: dict[str, float] = {}
-        for split in ("train", "val"):
-            indices = evenly_spaced(len(self._pairs.splits[split]), self._evaluation.max_rows).tolist()
-            metrics = self._scores(model, None, split, indices).metrics()
-            found |= {f"{split}_{name}": metrics[name] for name in ("loss", "accuracy", "margin")}
-        return found
+        """As Preferences.sampled_metrics."""
+        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, None, *chosen))
 
     def full(self, model: GPTModel, assistant: GPTModel) -> dict[str, PairScores]:
         """The scores of every pair of every split."""

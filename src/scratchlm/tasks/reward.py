@@ -16,7 +16,7 @@ from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.model.reward import RewardModel
 from scratchlm.tasks.calibration import calibration_bins, calibration_error
 from scratchlm.tasks.preference import Preferences, pair_metrics
-from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
+from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.optimizer import TrainingParams
 from scratchlm.training.preference import preference_losses
@@ -75,13 +75,8 @@ class RewardEvaluation:
         self._pairs, self._evaluation = pairs, evaluation
 
     def evaluate(self, model: RewardModel) -> dict[str, float]:
-        """Loss, accuracy and margin of at most max_rows pairs of train and val: the same at each call."""
-        found: dict[str, float] = {}
-        for split in ("train", "val"):
-            indices = evenly_spaced(len(self._pairs.splits[split]), self._evaluation.max_rows).tolist()
-            metrics = self._scores(model, split, indices).metrics()
-            found |= {f"{split}_{name}": metrics[name] for name in ("loss", "accuracy", "margin")}
-        return found
+        """As Preferences.sampled_metrics."""
+        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, *chosen))
 
     def full(self, model: RewardModel) -> dict[str, RewardScores]:
         """The scores of every pair of every split, after moving the model's origin.

@@ -49,7 +49,7 @@ def test_cached_blocks_give_the_same_logits_and_gradients(
 def test_cached_blocks_do_not_run_again() -> None:
     model, computed = classifier("last_real"), []
     freeze(model, "last_block")
-    for number, block in enumerate(model.trunk.blocks):
+    for number, block in enumerate(model.backbone.blocks):
         block.norm1.register_forward_hook(lambda *_, number=number: computed.append(number))
     texts = Texts(TOKEN_IDS, LENGTHS)
     texts.class_logits(model, *texts.batch([0, 1]))
@@ -68,5 +68,5 @@ def test_blocks_are_cached_where_nothing_is_dropped_and_memory_suffices(monkeypa
         monkeypatch.setattr(frozen_prefix, "CACHED_BYTES", n_bytes)
         assert worth_caching(model, texts) == expected
     monkeypatch.undo()
-    model.trunk.config = TINY.model_copy(update={"dropout": 0.1})
+    model.backbone.config = TINY.model_copy(update={"dropout": 0.1})
     assert isinstance(model, GPTClassifier) and not worth_caching(model, texts)

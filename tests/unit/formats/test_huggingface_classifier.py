@@ -79,6 +79,6 @@ def test_classifiers_that_transformers_does_not_have_are_refused(
     assert "finetune_spam.position is mean, but transformers' classifiers read the last token" in refusal(build("mean"))
     assert "finetune_spam.position is first" in refusal(build("first"))
     classifier = build("last_real")
-    classifier.trunk.config = classifier.trunk.config.model_copy(update=llama)
+    classifier.backbone.config = classifier.backbone.config.model_copy(update=llama)
     assert "a model built like Llama has none that could take its place" in refusal(classifier)
     assert refusal(build("last_real", 40)).startswith("the biases of these 40 classes cannot become part of the last")

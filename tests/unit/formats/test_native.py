@@ -233,8 +233,10 @@ def test_a_classifier_comes_back_with_its_settings(position: str, tmp_path: Path
     lengths = torch.tensor([3])
     with torch.no_grad():
         assert torch.equal(again(TOKEN_IDS, lengths), classifier(TOKEN_IDS, lengths))
-    assert again.trunk.config == classifier.trunk.config
-    assert "trunk.head.weight" not in load_file(tmp_path / "spam" / "model.safetensors")
+    assert again.backbone.config == classifier.backbone.config
+    names = load_file(tmp_path / "spam" / "model.safetensors").keys()
+    assert "trunk.token_embedding.weight" in names and {name.split(".")[0] for name in names} == {"trunk", "head"}
+    assert "trunk.head.weight" not in names
 
 
 def test_a_classifier_is_the_same_bytes_each_time_and_keeps_an_adapter(tmp_path: Path, tiny_gpt: Build) -> None:

@@ -61,7 +61,7 @@ def test_class_logits_are_the_head_applied_to_the_pooled_hidden_states(position:
 def test_the_language_model_head_is_gone_and_the_token_embedding_stays() -> None:
     model = classifier("last")
     assert parameter_count(model) == parameter_count(GPTModel(TINY)) + 2 * 8 + 2
-    assert not list(model.trunk.head.parameters())
+    assert not list(model.backbone.head.parameters())
 
 
 @torch.no_grad()
@@ -98,8 +98,8 @@ def paths_under(*prefixes: str) -> set[str]:
     ("trainable", "prefixes"),
     [
         ("head", ["head."]),
-        ("last_block", ["head.", "trunk.final_norm.", "trunk.blocks.2."]),
-        ("last_two_blocks", ["head.", "trunk.final_norm.", "trunk.blocks.1.", "trunk.blocks.2."]),
+        ("last_block", ["head.", "backbone.final_norm.", "backbone.blocks.2."]),
+        ("last_two_blocks", ["head.", "backbone.final_norm.", "backbone.blocks.1.", "backbone.blocks.2."]),
         ("all", [""]),
     ],
 )

@@ -138,7 +138,7 @@ def test_each_choice_of_layers_touches_those_and_no_others(layers: str, in_block
     params = LoRAParams(rank=3, alpha=0.5, layers=layers)  # type: ignore[arg-type]
     paths = {f"blocks.{block}.{name}" for block in range(2) for name in in_blocks}
     assert adapted(with_lora(build_model(TINY, seed=0), params)) == paths | outside
-    assert adapted(with_lora(classifier(), params)) == {f"trunk.{path}" for path in paths} | outside
+    assert adapted(with_lora(classifier(), params)) == {f"backbone.{path}" for path in paths} | outside
 
 
 def test_only_the_updates_are_trainable() -> None:

@@ -14,7 +14,7 @@ from scratchlm.model.generate import Generation, SamplingParams, Stopping, gener
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.files import read_table, write_table
-from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, Responder, response_counts, response_record
+from scratchlm.tasks.generation import RESPONSE_SCHEMA, GenerateParams, Responder, response_counts, response_records
 
 Build = Callable[..., GPTModel]
 
@@ -96,7 +96,7 @@ def test_a_response_has_no_white_space_around_it() -> None:
         def decode(self, token_ids: Any) -> str:
             return "\n a  b \n"
 
-    record = response_record(rows(1)[0], Generation([0, 1], finished=True), Spaced(WORDS.words))
+    (record,) = response_records(rows(1), [Generation([0, 1], finished=True)], Spaced(WORDS.words))
     assert record == {
         "id": "task-00000",
         "instruction": "do 0",

@@ -10,7 +10,8 @@ from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.tokenizer import UNKNOWN, WordTokenizer
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.tasks.instruct import N_SAMPLES, SAMPLE_TOKENS, Instructions, ResponseEvaluation, mean_losses
+from scratchlm.tasks.generation import N_SAMPLES
+from scratchlm.tasks.instruct import SAMPLE_TOKENS, Instructions, ResponseEvaluation, mean_losses
 from scratchlm.tasks.settings import EvaluationParams
 
 Build = Callable[..., GPTModel]

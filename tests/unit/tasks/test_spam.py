@@ -43,11 +43,11 @@ def trainable(model: torch.nn.Module) -> set[str]:
     ("what", "parts"),
     [
         ("head", {"head"}),
-        ("last_block", {"head", "final_norm", "trunk.blocks.2"}),
-        ("last_two_blocks", {"head", "final_norm", "trunk.blocks.1", "trunk.blocks.2"}),
+        ("last_block", {"head", "final_norm", "backbone.blocks.2"}),
+        ("last_two_blocks", {"head", "final_norm", "backbone.blocks.1", "backbone.blocks.2"}),
         (
             "all",
-            {"head", "final_norm", "trunk.blocks.0", "trunk.blocks.1", "trunk.blocks.2", "token_embedding",
+            {"head", "final_norm", "backbone.blocks.0", "backbone.blocks.1", "backbone.blocks.2", "token_embedding",
              "position_embedding"},
         ),
     ],

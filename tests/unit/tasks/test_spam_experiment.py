@@ -35,7 +35,7 @@ def both_ways(
     cache = Texts.cache_frozen_blocks
     monkeypatch.setattr(Texts, "cache_frozen_blocks", lambda *args: (cached.append(args), cache(*args)))
 
-    def run(trunks: Sequence[GPTModel], messages: Messages, pad_token_id: int, **changes: Any) -> Any:
+    def run(backbones: Sequence[GPTModel], messages: Messages, pad_token_id: int, **changes: Any) -> Any:
         values = training_values | {
             "base": "gpt2-nano", "pretrained": True, "trainable": "last_block", "padding": "longest", "dropout": 0.0,
             "lora": None, "class_weights": None,
@@ -43,9 +43,9 @@ def both_ways(
         params = FinetuneSpamParams(**values | changes)
         evaluation = EvaluationParams(context_length=8, batch_size=8, max_rows=40)
         found = []
-        for trunk, n_bytes in zip(trunks, (1 << 30, 0), strict=True):
+        for backbone, n_bytes in zip(backbones, (1 << 30, 0), strict=True):
             monkeypatch.setattr(frozen_prefix, "CACHED_BYTES", n_bytes)
-            found.append(finetune_spam(trunk, messages, pad_token_id, params, evaluation, Run(seed=7)))
+            found.append(finetune_spam(backbone, messages, pad_token_id, params, evaluation, Run(seed=7)))
             assert len(cached) == len(messages.splits)  # the first run's
         return tuple(found)
 
@@ -76,9 +76,9 @@ def test_on_a_tiny_model_the_curve_and_all_probabilities_stay_the_same(
         ]
         for split, n in (("train", 24), ("val", 10), ("test", 10))
     }
-    trunks = [tiny_gpt(n_layers=3) for _ in range(2)]
+    backbones = [tiny_gpt(n_layers=3) for _ in range(2)]
     fast, slow = both_ways(
-        trunks, Messages(splits, ("ham", "spam")), 10, position=position, epochs=3.0, evaluate_every_steps=4
+        backbones, Messages(splits, ("ham", "spam")), 10, position=position, epochs=3.0, evaluate_every_steps=4
     )
     assert_curves_are_near(fast, slow, rel=1e-5, messages=10_000)  # not one message differs
     for split, expected in slow.probabilities.items():
@@ -137,9 +137,9 @@ def test_on_the_sample_the_losses_are_near_and_the_accuracies_within_one_message
     )
     write_messages(sms_collection(tmp_path), tokenizer, tmp_path / "messages", params, 123, print)
     messages = load_messages(tmp_path / "messages")
-    trunk, _ = load_openai(SAMPLE / "gpt2-nano", "nano", tmp_path)
+    backbone, _ = load_openai(SAMPLE / "gpt2-nano", "nano", tmp_path)
     fast, slow = both_ways(
-        (trunk, deepcopy(trunk)), messages, tokenizer.end_token_id, position=position, epochs=2.0, batch_size=8,
+        (backbone, deepcopy(backbone)), messages, tokenizer.end_token_id, position=position, epochs=2.0, batch_size=8,
         learning_rate=0.001, evaluate_every_steps=50,
     )  # fmt: skip
     assert_curves_are_near(fast, slow, rel=1e-3, messages=40)

@@ -81,7 +81,7 @@ def test_weights_curve_and_random_streams_are_the_same_to_the_bit(
         )
         model, task = experiment(tiny_gpt(n_layers=3, dropout=dropout, **shape), params)
         calls: list[bool] = []
-        backbone = getattr(model, "trunk", model)
+        backbone = getattr(model, "backbone", model)
         backbone.blocks[1].norm2.register_forward_hook(lambda *_, calls=calls: calls.append(True))
         curve = train(model, task, Run(seed=7, precision=precision)).curve
         state = {name: value.numpy().tobytes() for name, value in model.state_dict().items()}
