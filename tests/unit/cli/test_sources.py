@@ -34,7 +34,8 @@ def sources_of(project: Path) -> SourcesParams:
 
 
 def test_the_list_has_every_source_once_and_marks_those_in_use(project: Path) -> None:
-    rows = {line.split()[1]: line.split() for line in scratchlm(project, "sources").stdout.splitlines()[2:-2]}
+    lines = [line for line in scratchlm(project, "sources").stdout.splitlines()[2:-2] if not line.startswith(" ")]
+    rows = {line.split()[1]: line.split() for line in lines}
     assert rows.keys() == CATALOGUE.keys()
     used = {name for name, row in rows.items() if "yes" in row}
     assert used == {f"sample-{key}" for key in ("stories", "messages", "instructions", "preferences")} | {"gpt2-nano"}
