@@ -98,8 +98,6 @@ class Workers:
         Raises UserError if they compute with different parameters or data.
         """
         with self._exchanging():
-            if self._processes:
-                self._place = self._processes.wait_until_ready()
             exchange.connect(self._place)
             if self._processes:
                 self._processes.when_one_ends(exchange.cut)
@@ -117,6 +115,8 @@ class Workers:
     @contextmanager
     def step(self) -> Iterator[None]:
         """The block is one step of all workers, who share the threads of the exact arithmetic; Ctrl-C waits for it."""
+        if self._processes and not self._is_connected:
+            self._place = self._processes.wait_until_ready()
         with _uninterrupted():
             if not self._is_connected:
                 self.connect()
