@@ -103,7 +103,7 @@ def pin(
     entry = {"manifest": _below_data_mine(str(output))}
     source = check_params(entry, PinnedSource, source="--output", whole=True)
     old = read_manifest(output) if output.exists() else []
-    files = pinned(addresses, column)
+    files = pinned(addresses, column, source.manifest)
     check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
     edited = with_entry(text, "corpus", source, licence)

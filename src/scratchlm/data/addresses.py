@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,12 +81,14 @@ def files_at(address: str) -> dict[str, int]:
     with naming(address):
         if address.startswith(WEB):  # which lists no files
             return {address: files.info(path)["size"] or 0}
-        is_pattern = glob.has_magic(path) and not files.isfile(path)
+        is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
     sizes = {}
     for name, info in found.items():
         inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
         if info["type"] == "file" and not any(part.startswith((".", "_")) for part in inside):
+            if os.fsencode(name).decode(errors="replace") != name:
+                raise UserError(f"{_address_of(files, name)!a} is a name that is not UTF-8; rename the file")
             sizes[_address_of(files, name)] = info["size"]
     if not sizes:
         raise UserError(f"{without_secrets(address)}: there is no file; correct the address or the pattern")

@@ -3,10 +3,10 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from threading import Lock
+from threading import Event, Lock
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -71,17 +71,28 @@ def format_of(address: str) -> Format:
     )
 
 
-def pin(addresses: Sequence[str], column: str) -> list[PinnedFile]:
+class Stopped(Exception):
+    """Another file has failed, or the user has interrupted the work."""
+
+
+def pin(addresses: Sequence[str], column: str, manifest: str = "") -> list[PinnedFile]:
     """Read every file that the addresses lead to, several at once, and return them in the order of their addresses.
 
-    column: that holds the text in tables. Raises UserError if there is no file, or naming the one that is no text.
+    column: that holds the text in tables. manifest: the path that will list them, which is left out. Raises UserError
+    if there is no file, or naming the one that is no text.
     """
     sizes: dict[str, int] = {}
     for address in addresses:
-        sizes |= files_at(address)
+        try:
+            sizes |= files_at(address)
+        except ValueError as error:  # of s3:// without a bucket, of a malformed URL
+            raise UserError(f"{without_secrets(address)}: {error}; correct the address") from None
+    if sizes.pop(manifest, None) is not None and not sizes:
+        raise UserError(f"{manifest} is the manifest itself; name the files of the corpus, or another --output")
     formats = {address: format_of(address) for address in sorted(sizes)}
+    stopped = Event()
     with Progress("pin", sum(sizes.values()), 0, "B") as bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        advance = in_turns(bar.update)
+        advance = in_turns(bar.update, stopped)
 
         def pinned(address: str, known: Format) -> PinnedFile:
             with Reader(address, advance) as reader:
@@ -90,18 +101,24 @@ def pin(addresses: Sequence[str], column: str) -> list[PinnedFile]:
             held = None if known.startswith("txt") else column
             return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), known, held)
 
+        found = [pool.submit(pinned, *each) for each in formats.items()]
         try:
-            return list(pool.map(pinned, *zip(*formats.items(), strict=True)))
+            for future in as_completed(found):
+                future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return [future.result() for future in found]
 
 
-def in_turns(update: Callable[[int], None]) -> Callable[[int], None]:
-    """A function that several threads may call."""
+def in_turns(update: Callable[[int], None], stopped: Event) -> Callable[[int], None]:
+    """A function that several threads may call; it raises Stopped once that is set."""
     lock = Lock()
 
     def locked(n: int) -> None:
+        if stopped.is_set():
+            raise Stopped
         with lock:
             update(n)
 

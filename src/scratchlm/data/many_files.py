@@ -26,10 +26,6 @@ class NumberedFile(NamedTuple):
         return f"{self.number:06d}"
 
 
-class _Stopped(Exception):
-    """Another file has failed, or the user has interrupted the work."""
-
-
 def in_parallel(
     title: str,
     files: Sequence[NumberedFile],
@@ -44,13 +40,7 @@ def in_parallel(
     stopped = Event()
     n_bytes, n_todo = (sum(each.file.size_bytes for each in some) for some in (files, todo))
     with Progress(title, n_bytes, n_bytes - n_todo, "B") as bar:
-        shown = in_turns(bar.update)
-
-        def advance(n: int) -> None:
-            if stopped.is_set():
-                raise _Stopped
-            shown(n)
-
+        advance = in_turns(bar.update, stopped)
         with ThreadPoolExecutor(requested_workers(otherwise=available_cores())) as pool:
             waiting = {pool.submit(work, each, advance): each.number for each in todo}
             try:

@@ -1,11 +1,15 @@
 """The manifest of a corpus of many files: what is pinned, and what is refused."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 
+from scratchlm.data.addresses import Reader
 from scratchlm.data.catalogue import SourcesParams
 from scratchlm.data.manifest import changes, check_manifest, copy_manifest, pin, read_manifest, write_manifest
 from scratchlm.run.errors import UserError
@@ -36,6 +40,7 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
     assert read_manifest(Path("data/mine/corpus.jsonl")) == files
     lines = Path("data/mine/corpus.jsonl").read_text().splitlines()
     assert lines[1] == f'{{"address": "in/b.txt", "size_bytes": 8, "sha256": "{files[1].sha256}", "format": "txt"}}'
+    assert pin(["in", "data/mine"], "body", "data/mine/corpus.jsonl") == files  # not the manifest itself
     Path("in/b.txt").write_text("changed")
     Path("in/c.txt").write_text("new")
     assert changes(files, pin(["in/*"], "body")) == "1 added, 1 removed, 1 changed"
@@ -52,12 +57,44 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
         ("https://me:secret@example.org/a.txt", "https://***@example.org/a.txt has a name or a password in it, which"),
         ("https://127.0.0.1:1/a.txt", "https://127.0.0.1:1/a.txt: there is no such file, or its server cannot be"),
         ("gs://texts/a.txt", "gs://texts/a.txt: Please install gcsfs to access Google Storage; install the package"),
+        ("in/a.jsonl", "in/a.jsonl is the manifest itself; name the files of the corpus, or another --output"),
+        ("s3://", "s3://: Cannot traverse all of S3; correct the address"),
+        ("http://[::1/a.txt", "http://[::1/a.txt: Invalid IPv6 URL; correct the address"),
         ("foo://texts/a.txt", "foo://texts/a.txt: Protocol not known: foo; install the package, or name a local path"),
     ],
 )
 def test_an_address_that_leads_to_no_text_is_named(address: str, sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
-        pin([address], "body")
+        pin([address], "body", "in/a.jsonl")
+
+
+def test_names_with_signs_of_patterns_are_names_and_those_that_are_no_text_are_refused() -> None:
+    for folder in ("in [v1]", "in*", "in?"):
+        Path(folder).mkdir()
+        Path(folder, "a.txt").write_text("a")
+        assert [file.address for file in pin([folder], "body")] == [f"{folder}/a.txt"]
+    Path("in", os.fsdecode(b"\xff.txt")).write_text("a")
+    with pytest.raises(UserError, match=r"\\udcff.txt' is a name that is not UTF-8; rename the file"):
+        pin(["in"], "body")
+
+
+def test_a_file_that_cannot_be_read_ends_the_reading_of_larger_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = Event()
+
+    class Endless(Reader):
+        """Of the first file: it has no end, and the other one fails when its reading has begun."""
+
+        def readinto(self, buffer: Any) -> int:
+            if self.address != "in/a.jsonl":
+                assert began.wait(60)
+                raise UserError("no more")
+            self._advance(1)
+            began.set()
+            return 1
+
+    monkeypatch.setattr("scratchlm.data.manifest.Reader", Endless)
+    with pytest.raises(UserError, match="no more"):
+        pin(["in"], "body")
 
 
 GOOD = f'{{"address": "in/b.txt", "size_bytes": 8, "sha256": "{"0" * 64}", "format": "txt"}}\n'
