@@ -1,0 +1,126 @@
+"""Near duplicates among the documents of many files: MinHash signatures of each file, then groups across all of them.
+
+Two documents are near duplicates if they share most of their shingles, the runs of SHINGLE_WORDS words. The share
+(Jaccard's similarity) is estimated by the values that their signatures have in common. Source: Broder 1997, "On the
+resemblance and containment of documents"; the bands: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.4.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from datasketch import MinHash
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from scratchlm.data.duplicates import normalised
+from scratchlm.run.files import atomic_write, damaged
+
+SHINGLE_WORDS = 5
+N_VALUES = 128  # of a signature; the estimate's standard error is at most 0.045
+LEAST_FOUND = 0.99  # of the pairs with exactly the threshold's similarity, as far as the bands decide
+AT_ONCE = 1 << 14  # shingles of a document, or pairs of signatures: either takes 8 MB
+
+
+def write_signatures(texts: Iterable[str], path: Path) -> None:
+    """Write the signature of each document of a file, one after another: N_VALUES uint32, little-endian."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        for text in texts:
+            file.write(signature(text).astype("<u4").tobytes())
+
+
+def signature(text: str) -> np.ndarray:
+    """The MinHash values of a document, (N_VALUES,) uint32. Case, white space and most punctuation do not matter."""
+    words = normalised(text).split()
+    n_shingles = max(1, len(words) - SHINGLE_WORDS + 1)
+    found = _empty().copy()
+    for start in range(0, n_shingles, AT_ONCE):
+        runs = (words[i : i + SHINGLE_WORDS] for i in range(start, min(start + AT_ONCE, n_shingles)))
+        found.update_batch([" ".join(run).encode() for run in runs])
+    return found.hashvalues
+
+
+def near_duplicates(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
+    """Return for each file the positions of the documents to drop, ascending int64; the first of each group is kept.
+
+    A group has all documents that near duplicates connect, those of a similarity of at least `threshold`, in the order
+    of the files and of the documents in them. Memory: about 60 bytes per document, 200 if most are duplicates; the
+    signatures stay on disk.
+    Raises UserError if a file is damaged.
+    """
+    files = [_read(path) for path in signatures]
+    ends = np.cumsum([0, *map(len, files)], dtype=np.int64)
+    first = np.arange(ends[-1])  # of each document's group
+    rows = _rows_per_band(threshold)
+    for column in range(0, N_VALUES, rows):
+        keys = np.concatenate([_hashed(file[:, column : column + rows]) for file in files] or [first])
+        earlier, later = _equal_pairs(keys)
+        is_open = first[earlier] != first[later]
+        earlier, later = earlier[is_open], later[is_open]
+        is_near = np.zeros(len(earlier), dtype=bool)
+        for i in range(0, len(earlier), AT_ONCE):
+            values, others = (_values(files, ends, pairs[i : i + AT_ONCE]) for pairs in (earlier, later))
+            is_near[i : i + AT_ONCE] = (values == others).mean(axis=1) >= threshold
+        if is_near.any():
+            first = _joined(first, earlier[is_near], later[is_near])
+    dropped = np.flatnonzero(first != np.arange(len(first)))
+    parts = np.split(dropped, np.searchsorted(dropped, ends[1:-1]))
+    return [part - start for part, start in zip(parts, ends[:-1], strict=False)]
+
+
+@cache
+def _empty() -> MinHash:
+    return MinHash(N_VALUES, seed=1, scheme="affine32")
+
+
+def _read(path: Path) -> np.ndarray:
+    """The signatures of a file, (N, N_VALUES) uint32, mapped."""
+    n_bytes = path.stat().st_size
+    if n_bytes % (4 * N_VALUES):
+        raise damaged(path, f"{n_bytes:,} bytes are no signatures of {4 * N_VALUES} bytes each")
+    values = np.memmap(path, dtype="<u4", mode="r") if n_bytes else np.empty(0, dtype="<u4")
+    return values.reshape(-1, N_VALUES)
+
+
+def _rows_per_band(threshold: float) -> int:
+    """The most values per band, so the fewest candidates, with which pairs at the threshold are found."""
+    sizes = [rows for rows in range(1, N_VALUES) if N_VALUES % rows == 0]
+    return max(rows for rows in sizes if rows == 1 or 1 - (1 - threshold**rows) ** (N_VALUES // rows) >= LEAST_FOUND)
+
+
+def _hashed(band: np.ndarray) -> np.ndarray:
+    """One number for the values of each document in a band, (N,) uint64; modulo 2**64."""
+    found = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        found = (found ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        found ^= found >> np.uint64(32)
+    return found
+
+
+def _equal_pairs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of documents with equal keys, (M,) int64 each: each with the one before it, and with the first."""
+    order = np.argsort(keys, kind="stable")
+    is_equal = np.append(False, keys[order][1:] == keys[order][:-1])[: len(keys)]
+    places = np.flatnonzero(is_equal)
+    starts = np.maximum.accumulate(np.where(is_equal, 0, np.arange(len(keys))))[places]
+    others = starts != places - 1
+    return order[np.append(places - 1, starts[others])], order[np.append(places, places[others])]
+
+
+def _values(files: Sequence[np.ndarray], ends: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """The signatures of documents that are numbered through all files, (M, N_VALUES) uint32."""
+    found = np.empty((len(documents), N_VALUES), dtype=np.uint32)
+    numbers = np.searchsorted(ends, documents, side="right") - 1
+    for number in np.unique(numbers):
+        chosen = numbers == number
+        found[chosen] = files[number][documents[chosen] - ends[number]]
+    return found
+
+
+def _joined(first: np.ndarray, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
+    """The groups after those of each pair have become one."""
+    edges = coo_array((np.ones(len(earlier), dtype=bool), (first[earlier], first[later])), shape=(len(first),) * 2)
+    _, labels = connected_components(edges, directed=False)
+    _, first_of_label = np.unique(labels, return_index=True)
+    return first_of_label[labels][first]
