@@ -5,43 +5,56 @@ Two documents are near duplicates if they share most of their shingles, the runs
 resemblance and containment of documents"; the bands: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.4.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from datasketch import MinHash
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from scratchlm.data.duplicates import normalised
-from scratchlm.run.files import atomic_write, damaged
+from scratchlm.run.files import damaged
 
+WORD = re.compile(r"\w+")
 SHINGLE_WORDS = 5
 N_VALUES = 128  # of a signature; the estimate's standard error is at most 0.045
 LEAST_FOUND = 0.99  # of the pairs with exactly the threshold's similarity, as far as the bands decide
-AT_ONCE = 1 << 14  # shingles of a document, or pairs of signatures: either takes 8 MB
+SHINGLES_AT_ONCE = 1 << 11  # whose values take 1 MB, which fits a core's cache
+PAIRS_AT_ONCE = 1 << 14  # whose signatures take 8 MB each
+ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / the golden ratio, as in Fibonacci hashing
 
 
 def write_signatures(texts: Iterable[str], path: Path) -> None:
     """Write the signature of each document of a file, one after another: N_VALUES uint32, little-endian."""
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
+    with path.open("wb") as file:
         for text in texts:
             file.write(signature(text).astype("<u4").tobytes())
 
 
 def signature(text: str) -> np.ndarray:
-    """The MinHash values of a document, (N_VALUES,) uint32. Case, white space and most punctuation do not matter."""
-    words = normalised(text).split()
-    n_shingles = max(1, len(words) - SHINGLE_WORDS + 1)
-    found = _empty().copy()
-    for start in range(0, n_shingles, AT_ONCE):
-        runs = (words[i : i + SHINGLE_WORDS] for i in range(start, min(start + AT_ONCE, n_shingles)))
-        found.update_batch([" ".join(run).encode() for run in runs])
+    """The MinHash values of a document, (N_VALUES,) uint32. Case, white space and punctuation do not matter."""
+    found, hashes = _empty().copy(), shingles(text)
+    for start in range(0, len(hashes), SHINGLES_AT_ONCE):
+        found.update_batch(hashes[start : start + SHINGLES_AT_ONCE].tolist())
     return found.hashvalues
 
 
-def near_duplicates(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
+def shingles(text: str) -> np.ndarray:
+    """The hash of each run of SHINGLE_WORDS words of a document, or of all if it has fewer, (N,) uint32.
+
+    A text without letters and digits counts as one word.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    words = np.array([crc32(word.encode()) for word in WORD.findall(folded) or [folded]], dtype=np.uint64)
+    words = np.pad(words, (0, max(0, SHINGLE_WORDS - len(words))))
+    return _hashed(np.lib.stride_tricks.sliding_window_view(words, SHINGLE_WORDS)).astype(np.uint32)  # the lower half
+
+
+def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
     """Return for each file the positions of the documents to drop, ascending int64; the first of each group is kept.
 
     A group has all documents that near duplicates connect, those of a similarity of at least `threshold`, in the order
@@ -59,9 +72,9 @@ def near_duplicates(signatures: Sequence[Path], threshold: float) -> list[np.nda
         is_open = first[earlier] != first[later]
         earlier, later = earlier[is_open], later[is_open]
         is_near = np.zeros(len(earlier), dtype=bool)
-        for i in range(0, len(earlier), AT_ONCE):
-            values, others = (_values(files, ends, pairs[i : i + AT_ONCE]) for pairs in (earlier, later))
-            is_near[i : i + AT_ONCE] = (values == others).mean(axis=1) >= threshold
+        for i in range(0, len(earlier), PAIRS_AT_ONCE):
+            values, others = (_values(files, ends, pairs[i : i + PAIRS_AT_ONCE]) for pairs in (earlier, later))
+            is_near[i : i + PAIRS_AT_ONCE] = (values == others).mean(axis=1) >= threshold
         if is_near.any():
             first = _joined(first, earlier[is_near], later[is_near])
     dropped = np.flatnonzero(first != np.arange(len(first)))
@@ -71,7 +84,7 @@ def near_duplicates(signatures: Sequence[Path], threshold: float) -> list[np.nda
 
 @cache
 def _empty() -> MinHash:
-    return MinHash(N_VALUES, seed=1, scheme="affine32")
+    return MinHash(N_VALUES, seed=1, scheme="affine32", hashfunc=int)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -89,11 +102,11 @@ def _rows_per_band(threshold: float) -> int:
     return max(rows for rows in sizes if rows == 1 or 1 - (1 - threshold**rows) ** (N_VALUES // rows) >= LEAST_FOUND)
 
 
-def _hashed(band: np.ndarray) -> np.ndarray:
-    """One number for the values of each document in a band, (N,) uint64; modulo 2**64."""
-    found = np.zeros(len(band), dtype=np.uint64)
-    for column in band.T:
-        found = (found ^ column) * np.uint64(0x9E3779B97F4A7C15)
+def _hashed(rows: np.ndarray) -> np.ndarray:
+    """One number for each row of integers, (N,) uint64; modulo 2**64."""
+    found = np.zeros(len(rows), dtype=np.uint64)
+    for column in rows.T:
+        found = (found ^ column) * ODD
         found ^= found >> np.uint64(32)
     return found
 

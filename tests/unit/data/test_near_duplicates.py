@@ -1,18 +1,18 @@
 import random
+import re
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scratchlm.data.duplicates import normalised
-from scratchlm.data.near_duplicates import N_VALUES, SHINGLE_WORDS, near_duplicates, signature, write_signatures
+from scratchlm.data.near_duplicates import N_VALUES, SHINGLE_WORDS, signature, similar, write_signatures
 from scratchlm.run.errors import UserError
 from tests.conftest import Inputs
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    words = normalised(text).split()
+    words = re.findall(r"\w+", text.lower())
     return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
 
@@ -50,7 +50,7 @@ def written(folder: Path, documents: list[str], n_files: int) -> list[Path]:
 def test_what_is_dropped_is_what_jaccards_similarity_of_all_pairs_says(
     tmp_path: Path, documents: list[str], threshold: float
 ) -> None:
-    (dropped,) = near_duplicates(written(tmp_path, documents, 1), threshold)
+    (dropped,) = similar(written(tmp_path, documents, 1), threshold)
     margin = 0.1  # of the estimate: more than two standard errors
     surely, perhaps = set(), set()
     for i, k in combinations(range(len(documents)), 2):
@@ -63,15 +63,15 @@ def test_what_is_dropped_is_what_jaccards_similarity_of_all_pairs_says(
 
 
 def test_files_only_divide_the_documents(tmp_path: Path, documents: list[str]) -> None:
-    (expected,) = near_duplicates(written(tmp_path, documents, 1), 0.8)
+    (expected,) = similar(written(tmp_path, documents, 1), 0.8)
     paths = written(tmp_path, documents, 7)
     (tmp_path / "none").touch()
-    found = near_duplicates([tmp_path / "none", *paths, tmp_path / "none"], 0.8)
+    found = similar([tmp_path / "none", *paths, tmp_path / "none"], 0.8)
     assert len(found[0]) == len(found[-1]) == 0
     starts = np.cumsum([0, *(path.stat().st_size // (4 * N_VALUES) for path in paths[:-1])])
     together = np.concatenate([part + start for part, start in zip(found[1:-1], starts, strict=True)])
     assert together.tolist() == expected.tolist()
-    assert near_duplicates([], 0.8) == []
+    assert similar([], 0.8) == []
 
 
 def test_the_first_document_of_a_chain_is_kept(tmp_path: Path, documents: list[str]) -> None:
@@ -80,7 +80,7 @@ def test_the_first_document_of_a_chain_is_kept(tmp_path: Path, documents: list[s
     chain = [" ".join([*words[i:150], *map(str, range(i))]) for i in (0, 15, 30)]
     assert jaccard(chain[0], chain[2]) < 0.7 < 0.75 < min(jaccard(*chain[:2]), jaccard(*chain[1:]))
     for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1)):
-        (dropped,) = near_duplicates(written(tmp_path, [chain[i] for i in order], 1), 0.7)
+        (dropped,) = similar(written(tmp_path, [chain[i] for i in order], 1), 0.7)
         assert dropped.tolist() == [1, 2]
 
 
@@ -94,4 +94,4 @@ def test_a_file_that_was_cut_is_named(tmp_path: Path) -> None:
     (path,) = written(tmp_path, ["a b c"], 1)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="^.*1-0: 511 bytes are no signatures of 512 bytes each"):
-        near_duplicates([path], 0.8)
+        similar([path], 0.8)
