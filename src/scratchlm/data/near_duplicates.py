@@ -5,53 +5,59 @@ Two documents are near duplicates if they share most of their shingles, the runs
 resemblance and containment of documents"; the bands: Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", 3.4.
 """
 
-import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from sys import maxunicode
 from zlib import crc32
 
 import numpy as np
-from datasketch import MinHash
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from scratchlm.data.corpus import CHUNK_CHARACTERS, text_pieces
 from scratchlm.run.files import damaged
 
-WORD = re.compile(r"\w+")
 SHINGLE_WORDS = 5
 N_VALUES = 128  # of a signature; the estimate's standard error is at most 0.045
 LEAST_FOUND = 0.99  # of the pairs with exactly the threshold's similarity, as far as the bands decide
-SHINGLES_AT_ONCE = 1 << 11  # whose values take 1 MB, which fits a core's cache
 PAIRS_AT_ONCE = 1 << 14  # whose signatures take 8 MB each
-ODD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / the golden ratio, as in Fibonacci hashing
+ODD = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio, as in Fibonacci hashing
 
 
 def write_signatures(texts: Iterable[str], path: Path) -> None:
     """Write the signature of each document of a file, one after another: N_VALUES uint32, little-endian."""
     with path.open("wb") as file:
-        for text in texts:
-            file.write(signature(text).astype("<u4").tobytes())
+        for batch in _batches(texts):
+            file.write(signatures(batch).astype("<u4").tobytes())
 
 
-def signature(text: str) -> np.ndarray:
-    """The MinHash values of a document, (N_VALUES,) uint32. Case, white space and punctuation do not matter."""
-    found, hashes = _empty().copy(), shingles(text)
-    for start in range(0, len(hashes), SHINGLES_AT_ONCE):
-        found.update_batch(hashes[start : start + SHINGLES_AT_ONCE].tolist())
-    return found.hashvalues
+def signatures(texts: Sequence[str]) -> np.ndarray:
+    """The MinHash values of documents, (N, N_VALUES) uint32. Case, white space and punctuation do not matter.
 
-
-def shingles(text: str) -> np.ndarray:
-    """The hash of each run of SHINGLE_WORDS words of a document, or of all if it has fewer, (N,) uint32.
-
-    A text without letters and digits counts as one word.
+    A document of fewer than SHINGLE_WORDS words is one shingle, and one without letters and digits is one word. All
+    documents are computed together by numpy, which releases the interpreter's lock.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    words = np.array([crc32(word.encode()) for word in WORD.findall(folded) or [folded]], dtype=np.uint64)
-    words = np.pad(words, (0, max(0, SHINGLE_WORDS - len(words))))
-    return _hashed(np.lib.stride_tricks.sliding_window_view(words, SHINGLE_WORDS)).astype(np.uint32)  # the lower half
+    folded = [unicodedata.normalize("NFKC", text).casefold() for text in texts]
+    words, n_words = _words(folded)
+    for i in np.flatnonzero(n_words == 0):
+        words = np.insert(words, n_words[:i].sum(), crc32(folded[i].encode()))
+        n_words[i] = 1
+    n_missing = np.maximum(0, SHINGLE_WORDS - n_words)
+    words = np.insert(words, np.repeat(np.cumsum(n_words), n_missing), 0)
+    ends = np.cumsum(n_words + n_missing)
+    hashes = _hashed(np.lib.stride_tricks.sliding_window_view(words, SHINGLE_WORDS))
+    across = ends[:-1, None] - np.arange(1, SHINGLE_WORDS)  # windows of words of two documents
+    shingles = np.delete(hashes, across.ravel()).astype(np.uint32)  # the lower half
+    starts = np.append(0, ends[:-1]) - (SHINGLE_WORDS - 1) * np.arange(len(ends))
+    factors, summands = np.random.default_rng(1).integers(2**32, size=(2, N_VALUES), dtype=np.uint32)
+    found, values = np.empty((N_VALUES, len(texts)), dtype=np.uint32), np.empty_like(shingles)
+    for row, factor, summand in zip(found, factors | np.uint32(1), summands, strict=True):
+        np.multiply(shingles, factor, out=values)  # with an odd factor, a permutation modulo 2**32
+        values += summand
+        np.minimum.reduceat(values, starts, out=row)
+    return found.T
 
 
 def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
@@ -82,9 +88,47 @@ def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
     return [part - start for part, start in zip(parts, ends[:-1], strict=False)]
 
 
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists of about CHUNK_CHARACTERS."""
+    batch, n_characters = [], 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= CHUNK_CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The hash of each word of all texts, (W,) uint64, and the number of words of each text, (N,) int64.
+
+    A word is a run of letters, digits and the marks on them. Its hash is a polynomial of its characters modulo 2**64.
+    """
+    text, n_before = " ".join(texts), 0
+    blocks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)]
+    hashes, starts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
+    for piece in text_pieces(blocks) if len(blocks) > 2 else (text,):
+        codes = np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")
+        is_word = _word_characters()[codes]
+        begin = np.flatnonzero(is_word & ~np.append(False, is_word[:-1])[: len(is_word)])
+        if len(begin):
+            powers, inverses = (
+                np.multiply.accumulate(np.full(len(codes), base, dtype=np.uint64))
+                for base in (ODD, pow(ODD, -1, 2**64))
+            )
+            hashes.append(np.add.reduceat(is_word * codes * powers, begin) * inverses[begin])
+            starts.append(begin + n_before)
+        n_before += len(codes)
+    ends = np.cumsum([len(each) + 1 for each in texts])
+    return np.concatenate(hashes), np.diff(np.searchsorted(np.concatenate(starts), ends), prepend=0)
+
+
 @cache
-def _empty() -> MinHash:
-    return MinHash(N_VALUES, seed=1, scheme="affine32", hashfunc=int)
+def _word_characters() -> np.ndarray:
+    """Whether each code point is part of a word, (0x110000,) bool."""
+    return np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(maxunicode + 1)])
 
 
 def _read(path: Path) -> np.ndarray:
@@ -106,7 +150,7 @@ def _hashed(rows: np.ndarray) -> np.ndarray:
     """One number for each row of integers, (N,) uint64; modulo 2**64."""
     found = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
-        found = (found ^ column) * ODD
+        found = (found ^ column) * np.uint64(ODD)
         found ^= found >> np.uint64(32)
     return found
 

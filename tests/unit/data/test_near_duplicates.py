@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchlm.data.near_duplicates import N_VALUES, SHINGLE_WORDS, signature, similar, write_signatures
+from scratchlm.data.near_duplicates import N_VALUES, SHINGLE_WORDS, signatures, similar, write_signatures
 from scratchlm.run.errors import UserError
 from tests.conftest import Inputs
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", text.lower())
+    words = re.findall(r"[^\W_]+", text.lower())
     return {tuple(words[i : i + SHINGLE_WORDS]) for i in range(max(1, len(words) - SHINGLE_WORDS + 1))}
 
 
@@ -84,10 +84,22 @@ def test_the_first_document_of_a_chain_is_kept(tmp_path: Path, documents: list[s
         assert dropped.tolist() == [1, 2]
 
 
-def test_a_long_document_has_the_signature_of_its_parts() -> None:
-    text = " ".join(map(str, range(40_000)))
-    halves = " ".join(map(str, range(20_004))), " ".join(map(str, range(20_000, 40_000)))
-    assert np.array_equal(signature(text), np.minimum(*map(signature, halves)))
+def test_a_document_has_the_same_signature_alone_among_others_and_in_pieces(
+    documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [*documents, "?", "!", "", "a_b", "\u0939\u093f\u0928\u094d\u0926\u0940 2"]
+    together = signatures(texts)
+    assert np.array_equal(together, np.concatenate([signatures([text]) for text in texts]))
+    assert len(np.unique(together[len(documents) :], axis=0)) == 5
+    monkeypatch.setattr("scratchlm.data.near_duplicates.CHUNK_CHARACTERS", 500)
+    monkeypatch.setattr("scratchlm.data.corpus.CHUNK_CHARACTERS", 500)
+    assert np.array_equal(together, signatures(texts))
+
+
+def test_case_white_space_and_punctuation_do_not_matter() -> None:
+    same = ["One, two - three; four! Five \uff53\uff49\uff58", " one TWO\nthree__four (five)  six."]
+    assert np.array_equal(*signatures(same))
+    assert not np.array_equal(*signatures(["one two three four five", "one two three five four"]))
 
 
 def test_a_file_that_was_cut_is_named(tmp_path: Path) -> None:
