@@ -1,8 +1,9 @@
 """Tokenize a corpus of many compressed files in a bucket: `python -m benchmarks.corpus --megabytes 5000 --files 200`.
 
 Half of the files are .txt.gz, half .jsonl.zst; an S3 server in a process of its own holds them. They are pinned, then
-tokenized by 1 and by 2 workers, also from a local folder, and the same text as one local file by all cores, each once
-in a process of its own. The server works on the same cores. Prints a table; writes benchmarks/results/corpus.json.
+tokenized by 1 and by 2 workers, also from a local folder, whose near duplicates are found, too, and the same text as
+one local file by all cores, each once in a process of its own. The server works on the same cores. Prints a table;
+writes benchmarks/results/corpus.json.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,13 +31,16 @@ from benchmarks.harness import RESULTS, Contender, Row, Run, about
 from benchmarks.rows.corpus import CORPUS, varied_text
 from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.byte_pairs import END_OF_TEXT
-from scratchlm.data.manifest import MANIFEST, pin, write_manifest
+from scratchlm.data.corpus_duplicates import near_duplicates
+from scratchlm.data.manifest import MANIFEST, pin, read_manifest, write_manifest
+from scratchlm.data.many_files import NumberedFile
 from scratchlm.data.tokenizing import tokenize_corpus
 from scratchlm.run.files import write_json
 from scratchlm.run.resume import Checkpoint
 
 BUCKET = "corpus"
 LINES_PER_DOCUMENT = 100
+THRESHOLD = 0.8  # of near duplicates
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -107,9 +111,21 @@ def tokenizing(text: Path, folder: Path, vocabulary: str, split: str, n_bytes: i
     return run
 
 
-def measured(work: str, workers: int, setup: dict[str, Any]) -> dict[str, Any]:
-    """One tokenization in a process of its own: seconds, rate, rate per worker and peak memory."""
-    row = Row("bytes", {work: Contender(tokenizing, setup)}, {}, "")
+def finding(manifest: Path, threshold: float, n_bytes: int) -> Run:
+    """The search for near duplicates that precedes the tokenization."""
+    files = [NumberedFile(number, file) for number, file in enumerate(read_manifest(manifest))]
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as parts:
+            near_duplicates(files, Path(parts), threshold)
+        return n_bytes
+
+    return run
+
+
+def measured(make: Callable[..., Run], work: str, workers: int, setup: dict[str, Any]) -> dict[str, Any]:
+    """One run in a process of its own: seconds, rate, rate per worker and peak memory."""
+    row = Row("bytes", {work: Contender(make, setup)}, {}, "")
     with (
         harness.environment(SCRATCHLM_WORKERS=str(workers)),
         harness.workers(work, row, workers) as calls,
@@ -135,11 +151,13 @@ def compare(source: str, vocabulary: str, n_bytes: int, n_files: int) -> dict[st
         pin_seconds = time.perf_counter() - start
         shared = {"folder": folder / "tokens", "vocabulary": vocabulary, "n_bytes": text.stat().st_size}
         many = shared | {"text": manifest, "split": "documents"}
-        rows = [measured(f"{n_files} files in a bucket", workers, many) for workers in (1, 2)]
+        rows = [measured(tokenizing, f"{n_files} files in a bucket", workers, many) for workers in (1, 2)]
         write_manifest(manifest, files := pin([str(local)], "text"))
-        rows += [measured(f"{n_files} local files", workers, many) for workers in (1, 2)]
+        rows += [measured(tokenizing, f"{n_files} local files", workers, many) for workers in (1, 2)]
+        near = {"manifest": manifest, "threshold": THRESHOLD, "n_bytes": shared["n_bytes"]}
+        rows += [measured(finding, "their near duplicates", workers, near) for workers in (1, 2)]
         cores = os.cpu_count() or 1
-        rows.append(measured("one local file", cores, shared | {"text": text, "split": "position"}))
+        rows.append(measured(tokenizing, "one local file", cores, shared | {"text": text, "split": "position"}))
     stored_bytes = sum(file.size_bytes for file in files)
     return {
         "text_bytes": shared["n_bytes"], "stored_bytes": stored_bytes, "files": n_files, "pin_seconds": pin_seconds,

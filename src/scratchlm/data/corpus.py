@@ -30,22 +30,29 @@ ROW_GROUP_TOKENS = 1 << 20
 UP_TO_LAST_BOUNDARY = re.compile(rf"(?s:.*)(?:[^\W_](?={WHITE_SPACE})|\S(?=(?![\r\n]){WHITE_SPACE}))")
 
 
+class NearDuplicates(Section):
+    """near: the least share of their runs of words that near duplicates have in common (Jaccard's similarity)."""
+
+    near: Annotated[float, Field(ge=0.5, le=1)]
+
+
 class CorpusParams(Section):
     """Splitting and storage of the corpus; val is the rest.
 
     split: by position, the first train_fraction of the characters; or each document by a hash of its text, so that
-    equal documents are in one split. deduplicate: exact keeps only the first of equal documents.
+    equal documents are in one split. deduplicate: exact keeps only the first of equal documents; or NearDuplicates,
+    only the first of similar ones.
     """
 
     split: Literal["position", "documents"]
-    deduplicate: Literal["none", "exact"]
+    deduplicate: Literal["none", "exact"] | NearDuplicates
     train_fraction: Annotated[float, Field(gt=0, lt=1)]
     shard_tokens: Annotated[int, Field(ge=1000)]  # fewer would give a file for each few words
 
     @model_validator(mode="after")
     def _has_documents(self) -> Self:
         if self.split == "position" and self.deduplicate != "none":
-            raise ValueError(f"deduplicate is {self.deduplicate}, which needs split: documents; set that, or none")
+            raise ValueError("deduplicate needs split: documents; set that, or deduplicate: none")
         return self
 
 

@@ -1,17 +1,17 @@
 """Duplicate documents of a corpus, within and across files: which to leave out, so that the first of each is kept.
 
 A way to find duplicates is a function from the files to one array per file: the positions, from 0, of the documents
-that are left out.
+that are left out, ascending.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from scratchlm.data.documents import digest, documents
 from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
-from scratchlm.run.files import atomic_write, sha256_of
+from scratchlm.run.files import sha256_of
 
 
 def exact_duplicates(files: Sequence[NumberedFile], parts: Path) -> list[np.ndarray]:
@@ -20,19 +20,18 @@ def exact_duplicates(files: Sequence[NumberedFile], parts: Path) -> list[np.ndar
     Texts are compared by 64 bits of their hash, which n documents share by chance with a probability of n²/2⁶⁵. Memory
     holds 17 bytes per document. parts: the folder where the hashes of finished files are kept.
     """
-    todo = [each for each in files if _sound(each, parts) is None]
+    return repeated([np.fromfile(path, dtype="<u8") for path in _written(files, parts, _write_hashes)])
 
-    def write(each: NumberedFile, advance: Advance) -> None:
-        found = np.fromiter((digest(text.encode()) for text in documents(each.file, advance)), dtype=np.uint64)
-        with atomic_write(parts / f"{each.name}.npy") as temporary:
-            with temporary.open("wb") as file:
-                np.save(file, found)
-            named = parts / f"{each.name}-{sha256_of(temporary)}.npy"
-        (parts / f"{each.name}.npy").replace(named)
 
-    for _ in in_parallel("find duplicates", files, todo, write):
-        pass
-    return repeated([np.load(str(_sound(each, parts))) for each in files])
+def near_duplicates(files: Sequence[NumberedFile], parts: Path, threshold: float) -> list[np.ndarray]:
+    """Read all files and return the positions of documents like one that came before, in the order of the manifest.
+
+    threshold: the least similarity; see data/near_duplicates.py. parts: the folder where the signatures of finished
+    files are kept, of 512 bytes per document.
+    """
+    from scratchlm.data.near_duplicates import similar, write_signatures  # with packages that take a moment to import
+
+    return similar(_written(files, parts, write_signatures), threshold)
 
 
 def repeated(hashes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -54,7 +53,25 @@ def repeated(hashes: Sequence[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
+def _write_hashes(texts: Iterable[str], path: Path) -> None:
+    np.fromiter((digest(text.encode()) for text in texts), dtype="<u8").tofile(path)
+
+
+def _written(files: Sequence[NumberedFile], parts: Path, write: Callable[[Iterable[str], Path], None]) -> list[Path]:
+    """The path of what `write` writes of the documents of each file, unless it was written before and is sound."""
+    found = {each.number: path for each in files if (path := _sound(each, parts))}
+
+    def work(each: NumberedFile, advance: Advance) -> Path:
+        unfinished = parts / f"{each.name}.part"
+        write(documents(each.file, advance), unfinished)
+        return unfinished.replace(parts / f"{each.name}-{sha256_of(unfinished)}.bin")
+
+    todo = [each for each in files if each.number not in found]
+    found.update(in_parallel("find duplicates", files, todo, work))
+    return [found[each.number] for each in files]
+
+
 def _sound(each: NumberedFile, parts: Path) -> Path | None:
-    """The file of the hashes if it was written before and is not damaged."""
-    found = (path for path in parts.glob(f"{each.name}-*.npy") if sha256_of(path) == path.stem.partition("-")[2])
+    """The file that was written before, if it is not damaged."""
+    found = (path for path in parts.glob(f"{each.name}-*.bin") if sha256_of(path) == path.stem.partition("-")[2])
     return next(found, None)

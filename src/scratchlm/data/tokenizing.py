@@ -19,7 +19,7 @@ from scratchlm.data.corpus import (
     text_pieces,
     write_corpus,
 )
-from scratchlm.data.corpus_duplicates import exact_duplicates
+from scratchlm.data.corpus_duplicates import exact_duplicates, near_duplicates
 from scratchlm.data.documents import documents, is_of_train
 from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
 from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
@@ -105,7 +105,9 @@ def _duplicates(files: Sequence[NumberedFile], params: CorpusParams, parts: Path
     """The positions of the documents of each file that are left out."""
     if params.deduplicate == "none":
         return [np.empty(0, dtype=np.int64)] * len(files)
-    return exact_duplicates(files, parts)
+    if params.deduplicate == "exact":
+        return exact_duplicates(files, parts)
+    return near_duplicates(files, parts, params.deduplicate.near)
 
 
 def _kept(each: NumberedFile, left_out: np.ndarray, advance: Advance) -> Iterator[str]:

@@ -1,12 +1,17 @@
 """Which of the documents of a corpus came before."""
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratchlm.data.corpus import CorpusParams
 from scratchlm.data.corpus_duplicates import repeated
+from scratchlm.run.errors import UserError
+from scratchlm.run.params import check_params
 
 
 @given(st.lists(st.lists(st.integers(0, 9) | st.integers(2**64 - 3, 2**64 - 1), max_size=9), min_size=1, max_size=5))
@@ -37,3 +42,21 @@ def test_memory_is_two_numbers_and_a_mark_per_document() -> None:
         tracemalloc.stop()
     assert sum(map(len, found)) == 10 * n // 200
     assert peak < 18 * n
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"deduplicate": {"near": 0.3}}, "deduplicate.near is 0.3: must be greater than or equal to 0.5"),
+        ({"deduplicate": {"near": 1.5}}, "deduplicate.near is 1.5: must be less than or equal to 1"),
+        (
+            {"deduplicate": {"near": 0.8}, "split": "position"},
+            "deduplicate needs split: documents; set that, or deduplicate: none",
+        ),
+    ],
+)
+def test_a_threshold_has_limits_and_needs_documents(change: dict[str, Any], fault: str) -> None:
+    values = {"split": "documents", "deduplicate": "none", "train_fraction": 0.9, "shard_tokens": 1_000}
+    with pytest.raises(UserError) as error:
+        check_params(values | change, CorpusParams, source="params.yaml")
+    assert str(error.value) == f"params.yaml: {fault}"

@@ -14,7 +14,7 @@ import pytest
 
 from scratchlm.data import tokenizing
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
-from scratchlm.data.corpus import CorpusParams
+from scratchlm.data.corpus import CorpusParams, NearDuplicates
 from scratchlm.data.documents import is_of_train
 from scratchlm.data.manifest import FORMATS, MANIFEST, pin, write_manifest
 from scratchlm.data.tokenizer import load_tokenizer
@@ -170,6 +170,35 @@ def test_what_stops_one_file_stops_the_others(tokenizer: BytePairTokenizer, monk
         tokenized(tokenizer)
 
 
+def test_of_similar_documents_too_with_any_number_of_workers_and_after_damage(
+    tokenizer: BytePairTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree("in")
+    Path("in").mkdir()
+    first, second = ([text for text in stories(seed, 60) if len(text.split()) > 40] for seed in (1, 2))
+    near = [f"Well, {text.upper()} The end." for text in first]
+    contents = {"a.jsonl.zst": [*first, near[0]], "b.txt.gz": [second[0], *near], "c.parquet": [*near[::-1], *second]}
+    for name, texts in contents.items():
+        Path("in", name).write_bytes(content(texts, name.partition(".")[2]))
+    pin_all("in")
+    params, kept = PARAMS.model_copy(update={"deduplicate": NearDuplicates(near=0.8)}), [*first, *second]
+    found = []
+    for workers in ("1", "2"):
+        monkeypatch.setenv("SCRATCHLM_WORKERS", workers)
+        counts = tokenize_corpus(Path(MANIFEST), tokenizer, Path("tokens"), params, checkpoint(workers * 64))
+        assert counts["removed_duplicates"] == 2 * len(first) + 2 > 20
+        assert sum(counts[split]["documents"] for split in ("train", "val")) == len(kept)
+        of_train = [text for text in kept if is_of_train(text.encode(), PARAMS.train_fraction)]
+        assert list(train_texts(Path(MANIFEST), params, Checkpoint(), Path("t"))) == of_train
+        found.append((counts, shards(Path("tokens"))))
+    assert found[0] == found[1]
+
+    Path("in/a.jsonl.zst").unlink()  # finished: neither its signatures nor its tokens are read from it again
+    next(Path(".scratchlm/resume/tokenize", "2" * 64).glob("000001-*.bin")).write_bytes(b"damaged")
+    assert tokenize_corpus(Path(MANIFEST), tokenizer, Path("tokens"), params, checkpoint("2" * 64)) == counts
+    assert (counts, shards(Path("tokens"))) == found[1]
+
+
 @pytest.mark.parametrize("workers", ["1", "3"])
 def test_of_equal_documents_the_first_in_the_manifest_is_kept_and_the_others_are_counted(
     tokenizer: BytePairTokenizer, monkeypatch: pytest.MonkeyPatch, workers: str
@@ -198,7 +227,7 @@ def test_of_equal_documents_the_first_in_the_manifest_is_kept_and_the_others_are
             assert list(train_texts(Path(MANIFEST), params, Checkpoint(), Path("t"))) == texts
 
     Path("in/a.jsonl").unlink()  # finished: neither its hashes nor its tokens are read from it again
-    next(Path(".scratchlm").rglob("000001-*.npy")).write_bytes(b"damaged")
+    next(Path(".scratchlm").rglob("000001-*.bin")).write_bytes(b"damaged")
     assert tokenize_corpus(Path(MANIFEST), tokenizer, Path("again"), params, checkpoint()) == counts
     assert shards(Path("again")) == shards(Path("tokens"))
 
