@@ -62,7 +62,7 @@ def repro() -> None:
     except LockError:
         raise UserError("another DVC command runs in this project; wait for its end, then run this again") from None
     say("")
-    results()
+    results("text")
     say("")
     pipeline.status()
     say(f"\n{next_text(command)}")
