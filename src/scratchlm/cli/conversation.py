@@ -8,10 +8,11 @@ from scratchlm.cli.models import load_model, printer, sampling_at
 from scratchlm.cli.project import in_project
 from scratchlm.data.prompts import PromptStyle, check_style, encode_conversation, encode_prompt
 from scratchlm.fast.decoding import for_inference
-from scratchlm.formats.native import CONFIG_FILE
+from scratchlm.formats.native import CONFIG_FILE, OTHER_KINDS
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json
 
 MODELS = Path("data/models")
 HELP = """\
@@ -154,6 +155,15 @@ def latest(turns: list[Turn], encode: Callable[[list[Turn]], list[int]], n_token
 
 
 def model_names() -> list[str]:
-    """Return the folders of models in data/models, such as finetune_preference/dpo."""
+    """Return the folders of language models in data/models, such as finetune_preference/dpo."""
     models = in_project(MODELS)
-    return sorted(path.parent.relative_to(models).as_posix() for path in models.rglob(CONFIG_FILE))
+    paths = [path for path in models.rglob(CONFIG_FILE) if _may_talk(path)]
+    return sorted(path.parent.relative_to(models).as_posix() for path in paths)
+
+
+def _may_talk(config: Path) -> bool:
+    """Whether a model is no classifier or reward model; a damaged configuration is named when it is loaded."""
+    try:
+        return not any(kind in read_json(config) for kind in OTHER_KINDS)
+    except UserError:
+        return True

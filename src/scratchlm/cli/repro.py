@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from scratchlm.cli import pipeline
 from scratchlm.cli.results import WIDTH, results
-from scratchlm.run.display import one_line, say, shortened
+from scratchlm.run.display import one_line, say
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing
 from scratchlm.run.pipeline import CODE_FOLDER
@@ -62,7 +62,7 @@ def repro() -> None:
     except LockError:
         raise UserError("another DVC command runs in this project; wait for its end, then run this again") from None
     say("")
-    results()
+    results("text")
     say("")
     pipeline.status()
     say(f"\n{next_text(command)}")
@@ -114,7 +114,7 @@ def last_seconds(log: Path) -> float | None:
 
 
 def plan_text(steps: Sequence[Step], n_stages: int) -> str:
-    """The plan in lines of at most WIDTH characters."""
+    """The plan in lines of at most WIDTH characters; a reason that is too long ends after a whole word."""
     if not steps:
         return f"All {n_stages} stages are up to date."
     lines = [f"{len(steps)} of {n_stages} stages may have to run:"]
@@ -122,7 +122,9 @@ def plan_text(steps: Sequence[Step], n_stages: int) -> str:
     for number, step in enumerate(steps, 1):
         seconds = "" if step.seconds is None else duration(step.seconds)
         line = f"{number:4}  {step.name:{longest}}  {seconds:>11}  {one_line(step.why)}"
-        lines.append(shortened(line, WIDTH))
+        if len(line) > WIDTH:
+            line = f"{line[: WIDTH - 1].rpartition(' ')[0].rstrip(' ,').removesuffix(' and')}…"
+        lines.append(line)
     known = [step.seconds for step in steps if step.seconds is not None]
     if known:
         bound = "about" if len(known) == len(steps) else "at least"

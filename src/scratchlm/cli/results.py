@@ -1,11 +1,13 @@
 """The main results as a table for a terminal of 80 columns."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from scratchlm.cli.pipeline import TextOrJson
 from scratchlm.run.display import say, shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_text
@@ -17,7 +19,7 @@ WIDTH = 80
 SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
 
 
-def results() -> None:
+def results(format: TextOrJson = "text") -> None:
     """Show the main results, beside those of the last commit if they differ; data/report.html has everything."""
     from scratchlm.report.headline import read_headline
 
@@ -27,7 +29,7 @@ def results() -> None:
             before = read_headline(params, metrics)
     except UserError:  # not committed, or by an older version
         before = []
-    say(results_text(lines, before))
+    say(results_json(lines, before) if format == "json" else results_text(lines, before))
 
 
 @contextmanager
@@ -40,6 +42,20 @@ def committed_results() -> Iterator[tuple[Path, Path]]:
             if path.endswith((".yaml", ".json")):
                 write_text(Path(folder, path), git(Path(), "show", f"HEAD:./{path}"))
         yield Path(folder, "params.yaml"), Path(folder, "metrics")
+
+
+def results_json(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
+    """The results with all their digits, one JSON object per line of the table; null where a line has no number.
+
+    committed: the lines of HEAD, none if it has no results.
+    """
+    there = {(line.subject, line.measure): line.value for line in committed}
+    names = ("subject", "measure", "value", "low", "high", "before")
+    rows = [
+        {name: getattr(line, name) for name in names} | {"head": there.get((line.subject, line.measure))}
+        for line in lines
+    ]
+    return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
 def results_text(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:

@@ -14,13 +14,21 @@ STAGES = ("pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "ju
 
 
 class Headline(NamedTuple):
-    """One line of the result table, as texts. start: the value before training, or empty."""
+    """One line of the result table, as texts, and the numbers behind them.
+
+    start: the value before training, or empty. value: of the result; low and high: the ends of its interval. before:
+    of start. A number that a line does not have is None.
+    """
 
     subject: str
     measure: str
     start: str
     result: str
     interval: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    before: float | None = None
 
 
 class _Loaded(Section):
@@ -53,16 +61,15 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
         raise UserError(f"the judge has no scores of {', '.join(missing)}, which variants names; run `dvc repro`")
     base, assistant = judge.get(BASE, {}), judge[ASSISTANT]
     val_loss = "val loss, nats per token"
-    start, result = format_number(pretrain["untrained_val_loss"]), format_number(pretrain["val"]["loss"])
     lines = [
-        Headline("pretrain", val_loss, start, result),
-        Headline("pretrain", "val perplexity", "", format_number(pretrain["val"]["perplexity"])),
-        Headline("pretrain", "val bits per byte", "", format_number(pretrain["val"]["bits_per_byte"])),
+        _change("pretrain", val_loss, pretrain["untrained_val_loss"], pretrain["val"]["loss"]),
+        _single("pretrain", "val perplexity", pretrain["val"]["perplexity"]),
+        _single("pretrain", "val bits per byte", pretrain["val"]["bits_per_byte"]),
     ]
     for name, scores in loaded.items():  # only bits per byte compare models of different vocabularies
         measure = "loss" if name.startswith("gpt2-") else "bits_per_byte"
         label = val_loss if measure == "loss" else "val bits per byte"
-        lines.append(Headline(name, label, "", format_number(scores["val"][measure])))
+        lines.append(_single(name, label, scores["val"][measure]))
     lines += [
         Headline("finetune_spam", "test accuracy", "", *_share(spam, format_percent)),
         *_class_lines(spam),
@@ -71,12 +78,13 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
             "finetune_spam", "points above baseline", "", *_share(baseline["gain_of_finetune_spam"], format_points)
         ),
     ]
-    start, result = (format_number(instruct[when]["val_loss"]) for when in ("before", "after"))
-    lines.append(Headline("finetune_instruct", "val loss, nats per response token", start, result))
+    losses = (instruct[when]["val_loss"] for when in ("before", "after"))
+    lines.append(_change("finetune_instruct", "val loss, nats per response token", *losses))
     start = format_number(base.get("mean_score")) if base else ""
     if "mean_score" in base:
         start += f" ({_mean_interval(base)})"
-    lines.append(Headline("judge", "mean score of 0 to 100", start, *_mean_score(assistant)))
+    first = Headline("judge", "mean score of 0 to 100", start, *_mean_score(assistant))
+    lines.append(first._replace(before=base.get("mean_score")))
     others = (name for name in variants if name not in (BASE, ASSISTANT))
     return [*lines, *(Headline("judge", f"mean score of {name}", "", *_mean_score(judge[name])) for name in others)]
 
@@ -84,17 +92,27 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
 def _class_lines(scores: Mapping[str, Any]) -> list[Headline]:
     """F1 and AUROC of two classes; of more, the mean F1 of each."""
     if "macro_f1" in scores:
-        return [Headline("finetune_spam", "test macro F1", "", format_number(scores["macro_f1"]))]
+        return [_single("finetune_spam", "test macro F1", scores["macro_f1"])]
     named = {"F1": scores["f1"], "AUROC": scores.get("auroc")}
-    return [Headline("finetune_spam", f"test {name}", "", format_number(value)) for name, value in named.items()]
+    return [_single("finetune_spam", f"test {name}", value) for name, value in named.items()]
 
 
-def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str]:
-    return form(scores["accuracy"]), f"{form(scores['accuracy_low'])} to {form(scores['accuracy_high'])}"
+def _single(subject: str, measure: str, value: float | None) -> Headline:
+    return Headline(subject, measure, "", format_number(value), value=value)
 
 
-def _mean_score(scores: Mapping[str, Any]) -> tuple[str, str]:
-    return format_number(scores.get("mean_score")), _mean_interval(scores)
+def _change(subject: str, measure: str, before: float, after: float) -> Headline:
+    return _single(subject, measure, after)._replace(start=format_number(before), before=before)
+
+
+def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str, float, float, float]:
+    value, low, high = (scores[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    return form(value), f"{form(low)} to {form(high)}", value, low, high
+
+
+def _mean_score(scores: Mapping[str, Any]) -> tuple[str, str, float | None, float | None, float | None]:
+    value, low, high = map(scores.get, ("mean_score", "mean_low", "mean_high"))
+    return format_number(value), _mean_interval(scores), value, low, high
 
 
 def _mean_interval(scores: Mapping[str, Any]) -> str:

@@ -195,6 +195,11 @@ def test_at_a_terminal_lines_come_back_ctrl_c_stops_the_answer_and_ctrl_d_ends(
     ]  # fmt: skip
 
 
-def test_the_models_of_a_project_are_found_from_a_subfolder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_language_models_of_a_project_are_found_from_a_subfolder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, config in {"spam": '{"classifier": {}}', "rating": '{"reward_model": {}}', "damaged": "{"}.items():
+        (project / "data/models" / name).mkdir()
+        (project / "data/models" / name / "config.json").write_text(config)
     monkeypatch.chdir(project / "docs")
-    assert conversation.model_names() == ["finetune_instruct", "finetune_preference/dpo", "other"]
+    assert conversation.model_names() == ["damaged", "finetune_instruct", "finetune_preference/dpo", "other"]

@@ -22,7 +22,7 @@ def test_a_plan_has_a_line_for_each_stage_and_the_time_of_their_last_runs():
         "3 of 18 stages may have to run:",
         "   1  finetune_instruct               34 s  finetune_instruct.epochs changed",
         "   2  finetune_preference@dpo   1 min 30 s  after finetune_instruct",
-        "   3  report                                after finetune_instruct, finetune_p…",
+        "   3  report                                after finetune_instruct…",
         "As long as their last runs: at least 2 min 4 s.",
     ]
     assert max(map(len, text.splitlines())) <= 80

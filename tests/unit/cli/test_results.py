@@ -1,4 +1,6 @@
-from scratchlm.cli.results import results_text
+import json
+
+from scratchlm.cli.results import results_json, results_text
 from scratchlm.report.headline import Headline
 
 LINES = [
@@ -28,3 +30,13 @@ def test_results_that_differ_from_the_last_commit_are_shown_beside_it():
     assert head.split() == ["HEAD", "result", "95", "%", "interval"]
     assert instruct.split() == ["finetune_instruct", "val", "loss", "0.4", "0.3672"]
     assert judge.split()[-4:] == ["72.69", "66.13", "to", "78.89"]  # new: HEAD has none
+
+
+def test_results_for_programs_are_numbers_with_their_intervals_and_those_of_the_last_commit():
+    spam = Headline("finetune_spam", "test accuracy", "", "99.3 %", "96.3 % to 99.9 %", 0.993333, 0.963193, 0.998821)
+    loss = Headline("finetune_instruct", "val loss", "6.44", "0.3672", value=0.367201, before=6.43961)
+    found = json.loads(results_json([spam, loss], [loss._replace(value=0.4)]))
+    assert [list(row.values()) for row in found] == [
+        ["finetune_spam", "test accuracy", 0.993333, 0.963193, 0.998821, None, None],
+        ["finetune_instruct", "val loss", 0.367201, None, None, 6.43961, 0.4],
+    ]
