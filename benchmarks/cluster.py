@@ -33,7 +33,7 @@ from scratchlm.model.gpt import build_model, parameter_count
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams, available_cores
 from scratchlm.run.files import write_json
-from scratchlm.run.workers import COUNT_VARIABLE, Place
+from scratchlm.run.workers import COUNT_VARIABLE, LOOPBACK, Place
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.loop import train
@@ -85,7 +85,7 @@ def bandwidth() -> float:
     context = get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as folder:
         here, there = context.Pipe()
-        processes = [context.Process(target=_send, args=(Place(rank, 2, Path(folder)), there)) for rank in (0, 1)]
+        processes = [context.Process(target=_send, args=(rank, folder, there)) for rank in (0, 1)]
         for process in processes:
             process.start()
         found = here.recv()
@@ -94,7 +94,8 @@ def bandwidth() -> float:
     return MESSAGE_BYTES / found
 
 
-def _send(place: Place, result: Connection) -> None:
+def _send(rank: int, folder: str, result: Connection) -> None:
+    place = Place(rank, 2, 1, folder, f"{folder}/store", LOOPBACK)
     exchange.connect(place)
     message = torch.zeros(MESSAGE_BYTES // 4)
     for _ in range(2):  # the first opens the connection

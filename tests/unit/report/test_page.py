@@ -501,7 +501,7 @@ def test_fresh_processes_write_the_same_bytes(project: Path) -> None:
         )
         pages.append(target.read_bytes())
     assert pages[0] == pages[1]
-    assert pages[0].count(b"<svg") == 18
+    assert pages[0].count(b"<svg") == 21
 
 
 def test_the_page_tells_nothing_of_time_and_place(page: str, tmp_path: Path) -> None:
