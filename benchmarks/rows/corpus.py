@@ -103,10 +103,12 @@ def reading(folder: Path, batch_size: int, context_length: int) -> Run:
 
 
 def our_reading(source: str, n_bytes: int, vocabulary: str, batch_size: int, context_length: int) -> Run:
-    with tempfile.TemporaryDirectory() as folder:
-        write_text(Path(folder) / "text.txt", source, n_bytes)
-        write_corpus(Path(folder) / "text.txt", tokenizer_of(vocabulary), Path(folder) / "corpus", CORPUS)
-        return reading(Path(folder) / "corpus", batch_size, context_length)
+    own = tempfile.TemporaryDirectory()
+    atexit.register(own.cleanup)  # windows are read while the work is done
+    folder = Path(own.name)
+    write_text(folder / "text.txt", source, n_bytes)
+    write_corpus(folder / "text.txt", tokenizer_of(vocabulary), folder / "corpus", CORPUS)
+    return reading(folder / "corpus", batch_size, context_length)
 
 
 def books_reading(source: str, n_bytes: int, vocabulary: str, batch_size: int, context_length: int) -> Run:

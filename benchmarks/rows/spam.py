@@ -40,7 +40,7 @@ def ours(size: SizeName, source: str, vocabulary: str, epochs: float, setting: S
         with started("finetune_spam") as context:
             set_up(context, p)
             found = finetune_spam(backbone, messages, pad_token_id, p.finetune_spam, p.evaluation, context)
-        return found.curve[-1]["step"] * p.finetune_spam.batch_size
+        return found.training.curve[-1]["step"] * p.finetune_spam.batch_size
 
     return run
 

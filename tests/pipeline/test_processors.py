@@ -164,10 +164,10 @@ def test_switching_back_runs_no_stage_and_raises_no_false_alarm(newcomer: Path) 
 
 def test_the_status_of_committed_changed_and_wrong_results(committer: Path) -> None:
     assert re.fullmatch(r"Identical to the committed results of HEAD \(\w{7}\)\.", status(committer))
-    page = committer / "data" / "report.html"
-    page.rename(committer / ".git" / "page")
-    assert "but data/report.html are not its outputs; run `dvc checkout`" in status(committer)
-    (committer / ".git" / "page").rename(page)
+    output = committer / "data" / "predictions" / "finetune_spam.parquet"
+    output.rename(committer / ".git" / "output")
+    assert "but data/predictions/finetune_spam.parquet are not its outputs; run `dvc checkout`" in status(committer)
+    (committer / ".git" / "output").rename(output)
     path = committer / "metrics" / "finetune_spam.json"
     metrics = read_json(path)
     metrics["test"]["recall"] += 0.1

@@ -130,7 +130,8 @@ class Workers:
         rank, order = self._place.rank, messages(len(batches), self._place)
         for message, sender in order:
             if sender != rank:
-                self._exchange.post(message, sender)
+                with self._exchanging():
+                    self._exchange.post(message, sender)
         own: dict[int, exchange.Gradients] = {}
         with sequences_apart() if rank else nullcontext():
             for i in share(len(batches), self._place):
