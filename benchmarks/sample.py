@@ -55,7 +55,7 @@ class Sample:
         set_up(run, p)
         end = self.tokenizer.end_token_id
         found = finetune_spam(copy.deepcopy(base), self.messages, end, params, p.evaluation, run)
-        return int(found.curve[-1]["step"])
+        return int(found.training.curve[-1]["step"])
 
     def finetune_instruct(self, run: StageRun, gpt: GPTModel) -> int:
         p = params_of(PARAMS, instruct_stage.Params, self.setting)
