@@ -119,7 +119,8 @@ def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: St
     assert not (tmp_path / "responses.parquet").exists()
 
 
-def test_a_worker_with_other_data_computes_nothing(tmp_path: Path) -> None:
+def test_a_worker_with_other_data_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "ready", lambda: None)  # which would close this process's output
     write_json(tmp_path / batches.BEGIN, {"first": 0, "digest": "of the stage's own process"})
     work = batches.Batches(range(3), lambda _: pytest.fail("computed"), lambda: "of the worker")
     with pytest.raises(batches.UserError, match="^it computes with other parameters, data or kernels than the stage's"):
