@@ -84,11 +84,11 @@ def prepared(row: Row, limits: Limits, warm: bool) -> Iterator[Preparation]:
             for pool in pools.values():
                 pool.submit(signal.alarm, alarm)
             begun = {
-                contender: [pools[contender].submit(set_up_contender, work, limits.threads)]
+                contender: [pools[contender].submit(in_words, set_up_contender, work, limits.threads)]
                 for contender, work in row.contenders.items()
             }
             for contender, pool in pools.items() if warm else ():
-                begun[contender].append(pool.submit(run_once))
+                begun[contender].append(pool.submit(in_words, run_once))
             for pool in pools.values():
                 pool.submit(signal.alarm, 0)
         yield Preparation(pools, begun)
@@ -98,14 +98,23 @@ def prepared(row: Row, limits: Limits, warm: bool) -> Iterator[Preparation]:
 
 
 def awaited(future: Any) -> Any:
-    """A future's result. Raises Failed with the reason in one line, and prints the traceback."""
+    """A future's result. Raises Failed with the reason in one line."""
     if error := future.exception():
-        if isinstance(error, BrokenProcessPool):
-            raise Failed(ENDED)
-        traceback.print_exception(error)
-        lines = str(error).strip().splitlines() or ["no message"]
-        raise Failed(f"{type(error).__name__} ({lines[0]})")
+        raise Failed(ENDED) if isinstance(error, BrokenProcessPool) else error
     return future.result()
+
+
+def in_words(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In a contender's process: what function(*arguments) returns. Raises Failed, since not every error can be pickled.
+
+    Prints the traceback.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:  # noqa: BLE001 (contenders raise anything)
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()[:2] or ["no message"]  # the compiler's errors begin with its own name
+        raise Failed(f"{type(error).__name__} ({' '.join(lines)})") from None
 
 
 def measured(pool: ProcessPoolExecutor, seconds: float, repeats: int) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def measured(pool: ProcessPoolExecutor, seconds: float, repeats: int) -> dict[st
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return awaited(pool.submit(function, *arguments))
+            return awaited(pool.submit(in_words, function, *arguments))
         except BrokenProcessPool:  # between two calls
             raise Failed(ENDED) from None
 

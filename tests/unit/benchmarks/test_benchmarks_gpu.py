@@ -202,6 +202,12 @@ def test_a_contender_is_measured_again_beside_the_others_of_the_same_commit(
     assert [*read_json(path)["contenders"]] == ["transformers"]
 
 
+def _raise_what_cannot_be_pickled() -> Any:
+    error = RuntimeError("backend='inductor' raised:\nout of memory")
+    error.module = json  # type: ignore[attr-defined]  # as an error of torch's compiler holds one
+    raise error
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("warm", [False, True])
 def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_measured(
@@ -210,14 +216,16 @@ def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_me
     monkeypatch.setattr("benchmarks.one_by_one.RESERVED_SECONDS", 3)
     contenders = {
         "broken": Contender(json.loads, {"s": "{"}),
+        "unpicklable": Contender(_raise_what_cannot_be_pickled, {}),
         "hanging": Contender(subprocess.call, {"args": ["sleep", "60"]}),
         "products": Contender(matrix_products, {"precision": "float32", "size": 64}),
     }
-    limits = Limits(23, 2, 1)  # of these, 14 to prepare
+    limits = Limits(26, 2, 1)  # of these, 14 to prepare
     with prepared(Row("GFLOP", contenders, {}, ""), limits, warm) as preparation:
         found = measure_prepared("example", preparation, limits)
-    assert found["failed"].keys() == {"broken", "hanging"}
+    assert found["failed"].keys() == {"broken", "unpicklable", "hanging"}
     assert found["failed"]["broken"].startswith("JSONDecodeError (Expecting property name")
+    assert found["failed"]["unpicklable"] == "RuntimeError (backend='inductor' raised: out of memory)"
     assert found["failed"]["hanging"] == "its process ended: out of time, or out of memory"
     assert len(found["rounds"]["products"]["seconds"]) == 2 and found["rounds"]["products"]["warmed_up"]
     assert "broken failed: JSONDecodeError" in capfd.readouterr().err
