@@ -175,7 +175,12 @@ def spam(run: Run, batches: Batches, shape: Mapping[str, Any] = {}, **changes: A
     found = finetune_spam(backbone, messages, end, params, evaluation_params(batches), run)
     if len(classes) == 2:
         found = found._replace(probabilities={split: p[:, 1] for split, p in found.probabilities.items()})
-    return [*found]
+    return [*found._replace(adapter=low_rank_matrices(found.adapter))]
+
+
+def low_rank_matrices(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of an adapter all but alpha, which is a parameter."""
+    return {name: tensor for name, tensor in adapter.items() if name != "alpha"}
 
 
 def instructions(n: int, longest: int = 9) -> list[dict[str, Any]]:
@@ -195,7 +200,7 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
-    adapter = adapter_state(gpt)
+    adapter = low_rank_matrices(adapter_state(gpt))
     merge_lora(gpt)
     return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
 
@@ -217,7 +222,7 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     evaluation.measure_reference(assistant, run)
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, preference.preference_task(given, params, evaluation), run)
-    adapter = adapter_state(gpt)
+    adapter = low_rank_matrices(adapter_state(gpt))
     merge_lora(gpt)
     scores = evaluation.full(gpt, assistant)
     return [gpt, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
@@ -231,7 +236,7 @@ def reward_model(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
     rating = reward.build_reward_model(gpt, params, run.seed).to(run.device)
     training = train(rating, reward.reward_task(given, params, evaluation), run)
-    adapter = adapter_state(rating)
+    adapter = low_rank_matrices(adapter_state(rating))
     merge_lora(rating)
     scores = evaluation.full(rating)
     return [rating, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
@@ -254,7 +259,10 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
     training = train(policy, reinforce.reinforce_task(prompts, params, even_tokens, evaluation, assistant), run)
-    adapter, critic = adapter_state(gpt), [it.value_head for it in [policy] if isinstance(it, ActorCritic)]
+    adapter, critic = (
+        low_rank_matrices(adapter_state(gpt)),
+        [it.value_head for it in [policy] if isinstance(it, ActorCritic)],
+    )
     merge_lora(gpt)
     records = evaluation.records(assistant, gpt, "test")
     return [gpt, adapter, critic, training, records, policy_evaluation.reward_metrics(records, run.seed)]

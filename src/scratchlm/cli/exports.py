@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 
 def export(
-    output: Annotated[Path, typer.Argument(help="a new folder (huggingface) or file (gguf)")],
-    format: Annotated[Literal["huggingface", "gguf"], typer.Option(help="for transformers, or for llama.cpp")],
+    output: Annotated[Path, typer.Argument(help="a new folder (huggingface, peft) or file (gguf)")],
+    format: Annotated[
+        Literal["huggingface", "gguf", "peft"],
+        typer.Option(help="for transformers or llama.cpp; peft: only what LoRA trained"),
+    ],
     model: Model = ASSISTANT,
     tokenizer: TokenizerFolder = TOKENIZER,
     prompt_style: Style = None,
@@ -45,14 +48,17 @@ def export(
     from scratchlm.run.files import read_json
 
     refuse_existing(output)
-    if format == "huggingface" and storage != "float32":
+    if format != "gguf" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
     if "classifier" in read_json(model / "config.json"):
-        if format == "gguf":
+        if format != "huggingface":
             raise UserError(
-                f"{model} holds a classifier, which GGUF has no form of; export it with --format huggingface"
+                f"{model} holds a classifier, which only folders for transformers have a form of; export it with "
+                "--format huggingface"
             )
         _export_classifier(output, model, tokenizer)
+    elif format == "peft":
+        _export_adapter(output, model)
     else:
         _export_language_model(output, model, tokenizer, prompt_style, storage if format == "gguf" else None)
 
@@ -72,6 +78,16 @@ def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
     subject = Subject(_name(model, origin), config, parameter_count(classifier), settings.classes, False)
     save_huggingface_classifier(output, classifier, settings, _byte_pairs(text), _card(subject, origin))
     say(f"wrote {output}")
+
+
+def _export_adapter(output: Path, model: Path) -> None:
+    from scratchlm.formats.peft import save_peft
+    from scratchlm.report.origin import read_origin
+
+    origin = read_origin(model, project_folder())
+    base = Path(origin.steps[1].path) if origin else None
+    save_peft(output, model, base.name if base else None)
+    say(f"wrote {output}, for the base model {base or 'that it was trained from'}")
 
 
 def _export_language_model(
@@ -149,8 +165,9 @@ def import_model(
         Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
     ],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
+    base: Annotated[Path | None, typer.Option(help="if source is an adapter of PEFT: its base model's folder")] = None,
 ) -> None:
-    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote."""
+    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote, or an adapter that PEFT wrote."""
     from scratchlm.data.byte_pairs import save_byte_pairs
     from scratchlm.formats.gguf_file import GGUFFile
     from scratchlm.formats.gguf_reader import load_gguf
@@ -161,13 +178,21 @@ def import_model(
     from scratchlm.run.files import atomic_folder, read_json
 
     refuse_existing(output)
+    is_adapter = (source / "adapter_config.json").exists()
+    if is_adapter != (base is not None):
+        raise UserError(
+            f"{source} is an adapter of PEFT; name the folder of its base model with --base"
+            if is_adapter
+            else f"--base is for an adapter of PEFT, but {source} has no adapter_config.json; leave --base out"
+        )
     if source.suffix == ".gguf":
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
         n_padding = 0
     else:
-        pairs = load_huggingface_tokenizer(source)
-        gpt = load_huggingface(source, len(pairs.encoder))
-        n_padding = read_json(source / "config.json")["vocab_size"] - gpt.config.vocab_size
+        folder = base or source
+        pairs = load_huggingface_tokenizer(folder)
+        gpt = load_huggingface(folder, len(pairs.encoder), source if is_adapter else None)
+        n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
     with atomic_folder(output) as temporary:
         save_gpt(temporary / "model", gpt)
         save_byte_pairs(temporary / "tokenizer", *pairs)

@@ -9,13 +9,13 @@ from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.conversion import convert_weights, their_tensors
 from scratchlm.formats.huggingface_config import huggingface_config, read_config
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
-from scratchlm.formats.names import HEAD, architecture, names_of
+from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture, names_of
 from scratchlm.formats.native import WEIGHTS_FILE, read_weights, write_weights
+from scratchlm.formats.peft import merge_peft
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, read_json, write_json, write_text
 
-WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model."}  # of every tensor but the head
 _BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # which older versions store beside the weights
 
 
@@ -52,16 +52,19 @@ def write_folder(
         write_text(folder / "README.md", card)
 
 
-def load_huggingface(folder: Path, vocab_size: int | None = None) -> GPTModel:
+def load_huggingface(folder: Path, vocab_size: int | None = None, adapter: Path | None = None) -> GPTModel:
     """Return the GPT-2, Llama or Qwen2 of a Hugging Face folder, in float32.
 
     vocab_size: the tokenizer's; rows of the embedding beyond it, which some add for speed, are left out.
+    adapter: a folder of PEFT, whose update is added to the weights.
     Raises UserError naming the file and the first tensor that does not fit.
     """
     config = read_config(folder)
     prefix = WEIGHT_PREFIXES[architecture(config)]
     stored = {name.removeprefix(prefix): tensor for name, tensor in _read_weights(folder).items()}
     stored = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    if adapter:
+        merge_peft(adapter, stored, prefix)
     embedding, head = next(names_of(config)).huggingface, HEAD.huggingface
     if config.tied_head and head in stored:  # transformers unties a head that differs
         is_tied = torch.equal(stored.setdefault(embedding, stored[head]), stored[head])

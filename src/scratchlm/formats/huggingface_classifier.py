@@ -9,10 +9,10 @@ from torch import Tensor
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.classifier import ClassifierSettings
 from scratchlm.formats.conversion import their_tensors
-from scratchlm.formats.huggingface import WEIGHT_PREFIXES, write_folder
+from scratchlm.formats.huggingface import write_folder
 from scratchlm.formats.huggingface_config import huggingface_config
 from scratchlm.formats.huggingface_tokenizer import CONFIG_FILE, save_huggingface_tokenizer
-from scratchlm.formats.names import HEAD, architecture
+from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, write_json

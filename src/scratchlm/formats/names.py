@@ -69,6 +69,7 @@ _LLAMA_BLOCK = (
 
 
 Architecture = Literal["gpt2", "llama", "qwen2"]
+WEIGHT_PREFIXES = {"gpt2": "transformer.", "llama": "model.", "qwen2": "model."}  # in transformers, of all but the head
 # What every Llama has, as fields of GPTConfig; Qwen2 has qkv_bias
 LLAMA = {
     "position": "rope", "norm": "rms", "feed_forward": "swiglu", "qkv_bias": False, "bias": False, "dropout": 0.0,

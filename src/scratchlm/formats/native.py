@@ -18,7 +18,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, atomic_write, damaged, missing, read_json, write_json
 
 Tensors = Mapping[str, Tensor]
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, ADAPTER_FILE = "config.json", "model.safetensors", "adapter.safetensors"
 OTHER_KINDS = {"classifier": "classifier", "reward_model": "reward model"}  # by their section of CONFIG_FILE
 
 
@@ -88,9 +88,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def save_folder(folder: Path, weights: Tensors, config: dict[str, Any], adapter: Tensors | None) -> None:
-    """Write CONFIG_FILE, WEIGHTS_FILE and, if there is one, adapter.safetensors."""
+    """Write CONFIG_FILE, WEIGHTS_FILE and, if there is one, ADAPTER_FILE."""
     with atomic_folder(folder) as temporary:
-        for file, tensors in ((WEIGHTS_FILE, weights), ("adapter.safetensors", adapter)):
+        for file, tensors in ((WEIGHTS_FILE, weights), (ADAPTER_FILE, adapter)):
             if tensors:
                 write_weights(temporary / file, tensors)
         write_json(temporary / CONFIG_FILE, config)

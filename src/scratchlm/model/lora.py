@@ -72,13 +72,15 @@ def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The low-rank matrices alone, by parameter name: all that differs from the base model in frozen layers."""
-    return {
-        f"{path}.{name}": getattr(module, name).detach()
-        for path, module in model.named_modules()
-        if isinstance(module, LoRALinear)
-        for name in ("A", "B")
-    }
+    """The low-rank matrices by parameter name, and `alpha`: all that differs from the base model in frozen layers.
+
+    Empty if the model has none.
+    """
+    layers = {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    state = {f"{path}.{name}": getattr(layer, name).detach() for path, layer in layers.items() for name in ("A", "B")}
+    for layer in layers.values():  # which all have the same
+        state["alpha"] = torch.tensor(layer.alpha, dtype=torch.float64)
+    return state
 
 
 def merge_lora(model: nn.Module) -> None:

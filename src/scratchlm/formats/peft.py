@@ -1,0 +1,111 @@
+"""LoRA adapters in the format of the library PEFT: ours written, and any merged into the base model that is read.
+
+Source: peft, tuners/lora. There, alpha is divided by the rank, and a layer of GPT-2 with query, key and value has one
+pair of matrices: ours has three, which become blocks of theirs.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scratchlm.arithmetic.layers import Linear
+from scratchlm.fast.torch_startup import shapes_only
+from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture, names_of, parts_of
+from scratchlm.formats.native import ADAPTER_FILE, read_config, read_weights, write_weights
+from scratchlm.model.gpt import GPTModel
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import atomic_folder, read_json, write_json
+
+CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+# Keys of their configuration that change what is computed, with the values under which it is W + alpha / r * B A
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "use_rslora": (False, None),
+    "modules_to_save": (None, []), "layer_replication": (None,), "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+}  # fmt: skip
+
+
+def save_peft(folder: Path, model: Path, base: str | None) -> None:
+    """Write the adapter of a language model in our format. base: the name that the adapter gives its base model.
+
+    Raises UserError if the model has no adapter, or if transformers has no such models.
+    """
+    if not (model / ADAPTER_FILE).exists():
+        raise UserError(f"{model} has no {ADAPTER_FILE}: it was not trained with lora; export it with another --format")
+    adapter, config = read_weights(model / ADAPTER_FILE), read_config(model)
+    if "alpha" not in adapter:
+        raise UserError(f"{model / ADAPTER_FILE} has no alpha: an earlier version wrote it; run `dvc repro` again")
+    with shapes_only():
+        layers = {path: layer for path, layer in GPTModel(config).named_modules() if isinstance(layer, Linear)}
+    kind, weights, ranks = architecture(config), dict[str, Tensor](), dict[str, int]()
+    for name in names_of(config):
+        path = name.ours.removesuffix(".weight")
+        if f"{path}.A" not in adapter:
+            continue
+        A, B = list(adapter[f"{path}.A"]), adapter[f"{path}.B"].split(layers[path].parts)
+        theirs = [part.removesuffix(".weight") for part in parts_of(name.huggingface)]
+        pairs = zip(A, B, strict=True) if len(theirs) > 1 else [(torch.cat(A), torch.block_diag(*B))]
+        for module, (a, b) in zip(theirs, pairs, strict=True):
+            ranks[".".join(module.split(".")[2:]) or module] = len(a)  # without the number of its block
+            prefix = PREFIX + ("" if name == HEAD else WEIGHT_PREFIXES[kind])
+            weights |= {f"{prefix}{module}.lora_A.weight": a, f"{prefix}{module}.lora_B.weight": b}
+    alpha = float(adapter["alpha"])
+    settings = {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": kind == "gpt2",  # of its Conv1D
+        "lora_alpha": alpha * min(ranks.values()),
+        "alpha_pattern": {module: alpha * rank for module, rank in ranks.items()},
+        "peft_type": "LORA",
+        "r": min(ranks.values()),
+        "rank_pattern": ranks,
+        "target_modules": sorted(ranks),
+        "task_type": "CAUSAL_LM",
+    }
+    with atomic_folder(folder) as temporary:
+        write_weights(temporary / WEIGHTS, weights, {"format": "pt"})
+        write_json(temporary / CONFIG, settings)
+
+
+def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
+    """Add an adapter to the weights of its base model. prefix: of transformers' names, which those in `stored` lack.
+
+    Raises UserError naming the file and what is not plain LoRA, or the tensor that does not fit.
+    """
+    settings, matrices = read_json(folder / CONFIG), read_weights(folder / WEIGHTS)
+    for key, allowed in PLAIN.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"{folder / CONFIG}: {key} is {settings[key]!r}, but only plain LoRA is read; merge it with PEFT "
+                "(merge_and_unload, save_pretrained) and import that"
+            )
+    # Where the head is trained, PEFT saves its frozen weight, too
+    modules = {name.rsplit(".lora_", 1)[0] for name in matrices if not name.endswith(".base_layer.weight")}
+    for module in sorted(modules):
+        a, b = (matrices.get(f"{module}.lora_{letter}.weight") for letter in "AB")
+        name = module.removeprefix(PREFIX).removeprefix(prefix) + ".weight"
+        if a is None or b is None or name not in stored:
+            raise UserError(
+                f"{folder / WEIGHTS}: {module} is not a pair of matrices for a weight of the base model; name with "
+                "--base the model that the adapter was trained on"
+            )
+        update = _scale(settings, module, len(a)) * (b.float() @ a.float())
+        if settings.get("fan_in_fan_out") and name != HEAD.huggingface:
+            update = update.T
+        if update.shape != stored[name].shape:
+            raise UserError(
+                f"{folder / WEIGHTS}: {module} makes an update of shape {tuple(update.shape)}, but {name} of the base "
+                f"model has {tuple(stored[name].shape)}; name with --base the model that the adapter was trained on"
+            )
+        stored[name] = stored[name].float() + update
+
+
+def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """The factor on B A: alpha, perhaps the module's own, by the rank."""
+    own = settings.get("alpha_pattern") or {}
+    found = (alpha for pattern, alpha in own.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+    return float(next(found, settings["lora_alpha"])) / rank
