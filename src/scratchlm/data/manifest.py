@@ -142,7 +142,9 @@ def read_manifest(path: Path) -> list[PinnedFile]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); {remedy}") from None
     files: dict[str, PinnedFile] = {}
-    for number, line in enumerate(filter(None, lines), 1):
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             file = adapter.validate_json(line)
         except ValidationError as error:

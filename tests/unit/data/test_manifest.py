@@ -104,7 +104,7 @@ GOOD = f'{{"address": "in/b.txt", "size_bytes": 8, "sha256": "{"0" * 64}", "form
     ("text", "sentence"),
     [
         ("", "c.jsonl: there is no file in it; write the manifest again with scratchlm sources pin"),
-        (GOOD + "{", "c.jsonl: line 2: the object: invalid json"),
+        ("\n" + GOOD + "\n{", "c.jsonl: line 4: the object: invalid json"),
         (GOOD.replace("8", '"8"'), "c.jsonl: line 1: size_bytes: input should be a valid integer; write"),
         (GOOD.replace(': "txt"', ': "csv"'), "c.jsonl: line 1: format: input should be 'txt', 'txt.gz'"),
         (GOOD.replace("0000", "x", 1), "c.jsonl: line 1: sha256: string should match pattern"),
