@@ -98,9 +98,11 @@ class Workers:
         Raises UserError if they compute with different parameters or data.
         """
         with self._exchanging():
-            exchange.connect(self._place)
             if self._processes:
+                exchange.connect(self._place, self._processes.check)
                 self._processes.when_one_ends(exchange.cut)
+            else:
+                exchange.connect(self._place)
             refuse_differences(self._state, self._place)
             self._state.step = exchange.agree_on(self._state.step)
             exchange.share_weights([self._parameters])
