@@ -183,13 +183,21 @@ class ClusterWorkers(WorkerProcesses):
             before = [sys.executable, "-m", LAUNCHER, *map(str, words)]
             self._start(0, [], before, sys.stderr.fileno(), its.fileno())
 
+    def place(self, rank: int) -> Place:
+        """The place of this process until the launcher names another, with all its threads."""
+        return super().place(rank)._replace(threads=self._threads)
+
     def wait_until_ready(self) -> Place:
         """As for workers on this machine; the launcher has opened the socket at which they connect."""
-        with self._channel:
-            message, listeners, _, _ = socket.recv_fds(self._channel, 1024, 1)
+        message, listeners, _, _ = socket.recv_fds(self._channel, 1024, 1)
         if not listeners:
             raise self.lost("")
         return Place(*json.loads(message))._replace(listener=listeners[0])
+
+    def end(self) -> None:
+        """As for workers on this machine, and close the connection to the launcher."""
+        super().end()
+        self._channel.close()
 
     def _ended(self, rank: int, code: int, errors: str) -> UserError:
         return UserError(_last_line(errors)) if code > 0 else ended("the launcher of the workers", code, errors)
