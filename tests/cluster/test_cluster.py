@@ -85,10 +85,10 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
 def test_too_few_cpus_are_waited_for_and_then_named(
     cluster: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "3")  # less than the user is told after
     waiting, sentence = stage("3").stderr.splitlines()
     assert waiting.startswith("training: waiting for 3 workers of 1 CPUs each on the Ray cluster, which has 1 node")
-    assert sentence.startswith("worker_stage: waited 8 seconds (SCRATCHLM_WORKER_SECONDS) for 3 workers")
+    assert sentence.startswith("worker_stage: waited 3 seconds (SCRATCHLM_WORKER_SECONDS) for 3 workers")
 
 
 def test_a_cluster_that_does_not_answer_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

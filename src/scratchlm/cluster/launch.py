@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from threading import Timer
@@ -54,8 +53,8 @@ class Reservation(NamedTuple):
 class RemoteWorker:
     """The process of a worker on a node. Ray sends this class itself, so that a node needs no scratchlm to say so."""
 
-    def start(self, command: list[str], folder: str, variables: dict[str, str], place: Sequence[Any]) -> str:
-        """Start the stage's command; return the path that the node lacks for it, or ""."""
+    def start(self, command: list[str], folder: str, variables: dict[str, str], place: list[Any]) -> str:
+        """Start the stage's command; return the path that the node lacks, or "". place: the values of a Place."""
         for path in (folder, command[0]):
             if not Path(path).exists():
                 return path
@@ -94,17 +93,20 @@ def connect(address: str) -> None:
             "10.0.0.1:6379; correct or unset it"
         )
     remedy = f"correct {CLUSTER_VARIABLE}, or unset it to have the workers on this machine"
+    unanswered = f"no Ray cluster answers at {address} within {INIT_SECONDS:.0f} seconds; {remedy}"
+    timer = Timer(INIT_SECONDS, end, [UserError(unanswered)])
+    timer.daemon = True
     try:
         if address != "auto":  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        timer = Timer(INIT_SECONDS, end, [UserError(f"what answers at {address} is no Ray cluster; {remedy}")])
         timer.start()
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-        timer.cancel()
     except OSError as error:
         raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}); {remedy}") from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the Ray cluster at {address} refuses ({' '.join(str(error).split())}); {remedy}") from None
+    finally:
+        timer.cancel()
 
 
 def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
@@ -120,14 +122,16 @@ def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
     if here := min(n_cpus, int(own["Resources"].get("CPU", 0))):  # a head may have none, for all that it computes
         first["CPU"] = here
     group = placement_group([first, *[{"CPU": n_cpus}] * (n_workers - 1)], strategy="SPREAD")
-    if not group.wait(SILENT_SECONDS):
-        free, seconds = ray.available_resources().get("CPU", 0), patience_seconds()
+    seconds = patience_seconds()
+    silent = min(SILENT_SECONDS, seconds)
+    if not group.wait(silent):
+        free = ray.available_resources().get("CPU", 0)
         lack = (
             f"{n_workers} workers of {n_cpus} CPUs each on the Ray cluster, which has {len(nodes)} nodes with "
             f"{sum(cpus)} CPUs, {free:.0f} of them free"
         )
         print(f"{os.environ.get('DVC_STAGE', 'training')}: waiting for {lack}", file=user, flush=True)
-        if not group.wait(seconds - SILENT_SECONDS):
+        if not group.wait(seconds - silent):
             raise UserError(
                 f"waited {seconds:.0f} seconds ({PATIENCE_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
                 "wait for other jobs, then run this again to resume"
@@ -154,7 +158,7 @@ def run_workers(reservation: Reservation, shared: str, channel: socket.socket, c
         for place in places
     }
     folder = str(Path.cwd())
-    started = {place: worker.start.remote(command, folder, variables, place) for place, worker in workers.items()}
+    started = {place: worker.start.remote(command, folder, variables, [*place]) for place, worker in workers.items()}
     ready = {place: worker.is_ready.remote() for place, worker in workers.items()}
     ends = {worker.wait.remote(): place for place, worker in workers.items()}
     for place, reference in started.items():
