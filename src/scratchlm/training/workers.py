@@ -166,15 +166,16 @@ class Workers:
 
     @contextmanager
     def whole_state(self) -> Iterator[None]:
-        """Within the block, the stage's own process has the optimizer state of all parameters."""
-        if self._is_connected:
-            self._command(COLLECT)
-            with self._exchanging():
-                for rank in range(1, self._place.n_workers):
-                    self._receive_moments(rank, rank)
-        yield
-        if self._is_connected:
-            self._forget_moments()
+        """Within the block, the stage's own process has the optimizer state of all parameters; Ctrl-C waits for it."""
+        with _uninterrupted():
+            if self._is_connected:
+                self._command(COLLECT)
+                with self._exchanging():
+                    for rank in range(1, self._place.n_workers):
+                        self._receive_moments(rank, rank)
+            yield
+            if self._is_connected:
+                self._forget_moments()
 
     def serve(self, step: "Callable[[TrainingState], int]") -> NoReturn:
         """Connect with the others and take part in each step, until the stage's own process ends the training."""

@@ -23,11 +23,12 @@ from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import requested_workers
+from scratchlm.run.workers import LOOPBACK, Place, requested_workers
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches
 from scratchlm.training.history import StepHistory
+from scratchlm.training.workers import Workers
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Three micro batches of a step; clipping at a norm that every step exceeds
@@ -171,6 +172,17 @@ def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounde
         assert {use for _, use in alone} == {"linear", "embedding", "norm"}
         assert equal(sums(sequences_apart), alone)
         assert not equal(sums(nullcontext), alone)  # sums of micro batches are other sums
+
+
+def test_ctrl_c_waits_until_a_checkpoint_has_been_collected(tmp_path: Path, tiny_gpt: Any) -> None:
+    """In the middle, the other workers would go on with the first answer as the checkpoint of the interrupt asks."""
+    parameters = [*tiny_gpt().parameters()]
+    state: Any = SimpleNamespace(weights=lambda: parameters, optimizer=torch.optim.AdamW(parameters))
+    workers, saved = Workers(state, Place(0, 2, 1, str(tmp_path), "", LOOPBACK), None), []
+    with pytest.raises(KeyboardInterrupt), workers.whole_state():
+        signal.raise_signal(signal.SIGINT)
+        saved.append("whole")
+    assert saved == ["whole"]
 
 
 @pytest.mark.parametrize("given", ["0", "65", "two", "1.5", ""])
