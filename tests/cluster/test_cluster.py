@@ -10,9 +10,11 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.unit.tasks.test_batches import result as answers
+from tests.unit.tasks.test_batches import stage as answering_stage
 from tests.unit.training.test_workers import Stage, result, stage
 
-__all__ = ["stage"]  # a fixture
+__all__ = ["answering_stage", "stage"]  # fixtures
 LONG = {"epochs": 100.0, "evaluate_every_steps": 10_000}  # takes some seconds
 
 
@@ -55,6 +57,17 @@ def test_workers_on_nodes_change_no_bit(
     wait_for(0, tmp_path, "tests.unit.training.worker_stage")
 
 
+def test_answers_of_workers_on_nodes_change_no_bit(cluster: Any, answering_stage: Stage, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=2)
+    assert answering_stage(1, "exact").returncode == 0
+    alone = answers(tmp_path)
+    done = answering_stage(2, "exact", taken=5)  # all but one by the worker
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert answers(tmp_path) == (alone[0], 1)
+    wait_for(0, tmp_path, "tests.unit.tasks.answering_stage")
+    wait_for(0, tmp_path, "scratchlm.cluster.launch")
+
+
 @pytest.mark.parametrize("lost", ["node", "launcher"])
 def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     cluster: Any, stage: Stage, tmp_path: Path, training_values: dict[str, Any], lost: str
@@ -67,7 +80,10 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
         running = pool.submit(stage, "2", save=0, training=training)
         wait_for(2, tmp_path, "tests.unit.training.worker_stage --settings")
         (launcher,) = wait_for(1, tmp_path, "scratchlm.cluster.launch")
-        time.sleep(4)  # into the training
+        deadline = time.monotonic() + 60
+        while not [*(tmp_path / "checkpoints").glob("*-*")]:  # one of each step
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         launcher.kill() if lost == "launcher" else cluster.remove_node(node, allow_graceful=False)
         done = running.result()
     assert done.returncode == 1
