@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.processes import wait_for_processes
 from tests.unit.tasks.test_batches import result as answers
 from tests.unit.tasks.test_batches import stage as answering_stage
 from tests.unit.training.test_workers import Stage, result, stage
@@ -28,20 +28,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     found.shutdown()
 
 
-def processes(folder: Path, module: str) -> list[psutil.Process]:
-    """Those of a module that were started for a stage in this folder."""
-    lines = ((p, " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline"]))
-    return [process for process, line in lines if str(folder) in line and f"-m {module}" in line]
-
-
-def wait_for(n: int, folder: Path, module: str) -> list[psutil.Process]:
-    deadline = time.monotonic() + 60
-    while len(found := processes(folder, module)) != n:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-    return found
-
-
 @pytest.mark.parametrize(("precision", "pairs"), [("float32", False), ("exact", True)])
 def test_workers_on_nodes_change_no_bit(
     cluster: Any, stage: Stage, tmp_path: Path, precision: str, pairs: bool
@@ -54,7 +40,7 @@ def test_workers_on_nodes_change_no_bit(
         found[n] = result(tmp_path)
     assert found[1][0] == found[2][0]
     assert found[2][1] < found[1][1]  # the other worker has computed some
-    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
+    wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
 
 
 def test_answers_of_workers_on_nodes_change_no_bit(cluster: Any, answering_stage: Stage, tmp_path: Path) -> None:
@@ -64,8 +50,8 @@ def test_answers_of_workers_on_nodes_change_no_bit(cluster: Any, answering_stage
     done = answering_stage(2, "exact", taken=5)  # all but one by the worker
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert answers(tmp_path) == (alone[0], 1)
-    wait_for(0, tmp_path, "tests.unit.tasks.answering_stage")
-    wait_for(0, tmp_path, "scratchlm.cluster.launch")
+    wait_for_processes(0, tmp_path, "tests.unit.tasks.answering_stage")
+    wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
 
 
 @pytest.mark.parametrize("lost", ["node", "launcher"])
@@ -78,8 +64,8 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     training = training_values | CHANGES | LONG
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stage, "2", save=0, training=training)
-        wait_for(2, tmp_path, "tests.unit.training.worker_stage --settings")
-        (launcher,) = wait_for(1, tmp_path, "scratchlm.cluster.launch")
+        wait_for_processes(2, tmp_path, "tests.unit.training.worker_stage --settings")
+        (launcher,) = wait_for_processes(1, tmp_path, "scratchlm.cluster.launch")
         deadline = time.monotonic() + 60
         while not [*(tmp_path / "checkpoints").glob("*-*")]:  # one of each step
             assert time.monotonic() < deadline
@@ -89,8 +75,8 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     assert done.returncode == 1
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("worker_stage: ") and "; run this again to resume" in sentence
-    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
-    wait_for(0, tmp_path, "scratchlm.cluster.launch")
+    wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
+    wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
     done = stage("1", training=training)
     assert "resuming from step" in done.stderr
     resumed = result(tmp_path)[0]

@@ -57,6 +57,14 @@ def requested_workers(otherwise: int = 1) -> int:
     return requested(COUNT_VARIABLE, MOST_WORKERS, otherwise)
 
 
+def limited_workers(n_most: int, reason: str, say: Callable[[str], None]) -> int:
+    """The number of workers that the user wants, but at most n_most. Says the reason if they are fewer."""
+    wanted = requested_workers()
+    if n_most < wanted:
+        say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
+    return min(wanted, n_most)
+
+
 def patience_seconds() -> float:
     """How long a worker waits for another. Raises UserError if the user has set it to less than a second."""
     given, seconds = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE_SECONDS)), 0.0

@@ -16,15 +16,7 @@ from scratchlm.arithmetic.mode import shared_threads
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json, write_text
-from scratchlm.run.workers import (
-    COUNT_VARIABLE,
-    POLL_SECONDS,
-    Place,
-    WorkerProcesses,
-    ready,
-    requested_workers,
-    worker_place,
-)
+from scratchlm.run.workers import POLL_SECONDS, Place, WorkerProcesses, limited_workers, ready, worker_place
 from scratchlm.training.workers import other_processes
 
 BEGIN = "begin.json"  # what the stage's own process tells the workers
@@ -58,13 +50,11 @@ def results(batches: Batches, run: Run, cut_by: str) -> Generator[Any, None, Non
 
 def _n_processes(run: Run, n_batches: int, cut_by: str) -> int:
     """How many processes compute. Says why if they are fewer than the user wants."""
-    wanted, n_most = requested_workers(), max(1, n_batches)
+    n_most = max(1, n_batches)
     reason = f"{cut_by} leaves work for no more than {n_most}; lower it to use more"
     if run.device != "cpu":
         n_most, reason = 1, "only work on the device cpu is divided; one process computes"
-    if n_most < wanted:
-        run.say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
-    return min(wanted, n_most)
+    return limited_workers(n_most, reason, run.say)
 
 
 def _divided(batches: Batches, processes: WorkerProcesses) -> Iterator[Any]:

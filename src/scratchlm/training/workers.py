@@ -30,7 +30,14 @@ from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_thre
 from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import COUNT_VARIABLE, Place, WorkerProcesses, ready, requested_workers, worker_processes
+from scratchlm.run.workers import (
+    Place,
+    WorkerProcesses,
+    limited_workers,
+    ready,
+    requested_workers,
+    worker_processes,
+)
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches, n_micro_batches
 
@@ -42,8 +49,7 @@ STEP, COLLECT = 0, 1  # what the stage's own process has the others do: a step, 
 
 def n_workers(state: "TrainingState") -> int:
     """How many processes train. Says why if they are fewer than the user wants."""
-    wanted = requested_workers()
-    if wanted == 1:
+    if requested_workers() == 1:
         return 1
     n_most = n_micro_batches(state.task)
     at_most = f"at max_micro_batch_size {state.task.params.max_micro_batch_size}"
@@ -52,9 +58,7 @@ def n_workers(state: "TrainingState") -> int:
         n_most, reason = 1, "this stage makes its batches with the model; one process trains"
     elif state.device.type != "cpu" or compiler():
         n_most, reason = 1, "only trainings on the device cpu, with compile false, are divided; one process trains"
-    if n_most < wanted:
-        state.run.say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
-    return min(wanted, n_most)
+    return limited_workers(n_most, reason, state.run.say)
 
 
 def other_processes(n: int, run: Run) -> AbstractContextManager[WorkerProcesses]:
