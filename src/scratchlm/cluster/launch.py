@@ -28,13 +28,13 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.workers import (
     CLUSTER_VARIABLE,
     COUNT_VARIABLE,
-    PATIENCE_VARIABLE,
     PLACE_VARIABLE,
     READY,
+    TIMEOUT_VARIABLE,
     Place,
     end_with_stage,
     ended,
-    patience_seconds,
+    timeout_seconds,
 )
 
 SILENT_SECONDS = 5.0  # before the user is told what is waited for
@@ -94,7 +94,7 @@ def connect(address: str) -> None:
         )
     remedy = f"correct {CLUSTER_VARIABLE}, or unset it to have the workers on this machine"
     unanswered = f"no Ray cluster answers at {address} within {INIT_SECONDS:.0f} seconds; {remedy}"
-    timer = Timer(INIT_SECONDS, end, [UserError(unanswered)])
+    timer = Timer(INIT_SECONDS, exit_with, [UserError(unanswered)])
     timer.daemon = True
     try:
         if address != "auto":  # Ray itself would try for minutes
@@ -122,7 +122,7 @@ def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
     if here := min(n_cpus, int(own["Resources"].get("CPU", 0))):  # a head may have none, for all that it computes
         first["CPU"] = here
     group = placement_group([first, *[{"CPU": n_cpus}] * (n_workers - 1)], strategy="SPREAD")
-    seconds = patience_seconds()
+    seconds = timeout_seconds()
     silent = min(SILENT_SECONDS, seconds)
     if not group.wait(silent):
         free = ray.available_resources().get("CPU", 0)
@@ -133,7 +133,7 @@ def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
         print(f"{os.environ.get('DVC_STAGE', 'training')}: waiting for {lack}", file=user, flush=True)
         if not group.wait(seconds - silent):
             raise UserError(
-                f"waited {seconds:.0f} seconds ({PATIENCE_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
+                f"waited {seconds:.0f} seconds ({TIMEOUT_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
                 "wait for other jobs, then run this again to resume"
             )
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -160,21 +160,21 @@ def run_workers(reservation: Reservation, shared: str, channel: socket.socket, c
     folder = str(Path.cwd())
     started = {place: worker.start.remote(command, folder, variables, [*place]) for place, worker in workers.items()}
     ready = {place: worker.is_ready.remote() for place, worker in workers.items()}
-    ends = {worker.wait.remote(): place for place, worker in workers.items()}
+    exits = {worker.wait.remote(): place for place, worker in workers.items()}
     for place, reference in started.items():
-        if lacking := answer(place, reference):
+        if lacking := result_of(place, reference):
             raise UserError(
                 f"{lacking} does not exist on {place.address}, a node of the Ray cluster; give all nodes the project's "
                 "folder and environment at the same path, then run this again"
             )
-    if all(answer(place, reference) for place, reference in ready.items()):
+    if all(result_of(place, reference) for place, reference in ready.items()):
         socket.send_fds(channel, [json.dumps(first).encode()], [listener.fileno()])
     listener.close()
-    (end,), _ = ray.wait([*ends])
-    raise ended(name_of(ends[end]), *answer(ends[end], end))
+    (first_exit,), _ = ray.wait([*exits])
+    raise ended(name_of(exits[first_exit]), *result_of(exits[first_exit], first_exit))
 
 
-def answer(place: Place, reference: Any) -> Any:
+def result_of(place: Place, reference: Any) -> Any:
     """What the worker at this place has answered. Raises UserError if Ray has lost it."""
     import ray
 
@@ -193,13 +193,13 @@ def name_of(place: Place) -> str:
 def main(n_workers: str, threads: str, folder: str, channel: str, *command: str) -> None:
     """Start the workers, and wait until one ends. Raises UserError with the reason."""
     end_with_stage()
-    with os.fdopen(os.dup(1), "w") as user, socket.socket(fileno=int(channel)) as its:
+    with os.fdopen(os.dup(1), "w") as user, socket.socket(fileno=int(channel)) as child_end:
         os.dup2(2, 1)  # what Ray prints is not for the user
         connect(os.environ[CLUSTER_VARIABLE])
-        run_workers(reserve(int(n_workers), int(threads), user), folder, its, [*command])
+        run_workers(reserve(int(n_workers), int(threads), user), folder, child_end, [*command])
 
 
-def end(error: UserError) -> None:
+def exit_with(error: UserError) -> None:
     """End this process with a sentence, which is the last line: Ray would write more as it exits."""
     print(error, file=sys.stderr, flush=True)
     os._exit(1)
@@ -209,4 +209,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except UserError as error:
-        end(error)
+        exit_with(error)

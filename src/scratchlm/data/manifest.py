@@ -52,8 +52,8 @@ class PinnedFile:
     column: str | None = None
 
     @property
-    def most_text_bytes(self) -> int:
-        """The size of the text, which bounds the number of its tokens. Of compressed files it is assumed."""
+    def estimated_text_bytes(self) -> int:
+        """The size of the text in bytes; for compressed files an estimate."""
         return self.size_bytes * (1 if self.format in ("txt", "jsonl") else TEXT_PER_BYTE)
 
 

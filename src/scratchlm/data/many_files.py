@@ -36,5 +36,5 @@ def in_parallel(
     """
     n_bytes, n_todo = (sum(each.file.size_bytes for each in some) for some in (files, todo))
     with Progress(title, n_bytes, n_bytes - n_todo, "B") as bar:
-        n_threads = requested_workers(otherwise=available_cores())
+        n_threads = requested_workers(available_cores())
         yield from in_threads(n_threads, work, {each.number: each for each in todo}, bar.update)

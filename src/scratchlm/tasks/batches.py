@@ -62,19 +62,19 @@ def _divided(batches: Batches, processes: WorkerProcesses) -> Iterator[Any]:
     write_json(processes.folder / BEGIN, {"first": batches.numbers.start, "digest": batches.digest()})
     free = (number for number in batches.numbers if _take(processes.folder, number))  # takes one each time it is asked
     own: dict[int, Any] = {}
-    patience, since = 0.0, time.monotonic()
+    longest, since = 0.0, time.monotonic()
     for number in batches.numbers:
         path = _result(processes.folder, number)
         while number not in own and not path.exists():
             processes.check()
             taken = next(free, None)
-            if taken is None and time.monotonic() < since + patience:
+            if taken is None and time.monotonic() < since + longest:
                 time.sleep(POLL_SECONDS)
                 continue
             start, taken = time.monotonic(), number if taken is None else taken
             own[taken] = batches.compute(taken)
             since = time.monotonic()
-            patience = max(patience, since - start)
+            longest = max(longest, since - start)
         yield own.pop(number) if number in own else read_json(path, object)
 
 

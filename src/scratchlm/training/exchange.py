@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import POLL_SECONDS, Place, patience_seconds
+from scratchlm.run.workers import POLL_SECONDS, Place, timeout_seconds
 
 MOMENTS = "exp_avg", "exp_avg_sq"  # of AdamW
 COUNTS, VALUES = 0, 1 << 20  # tags of messages; the second is added to the number of a micro batch
@@ -38,7 +38,7 @@ def connect(place: Place, check: Callable[[], None] = lambda: None) -> None:
     Raises UserError if no interface has the address.
     """
     os.environ[INTERFACE_VARIABLE] = os.environ.get(INTERFACE_VARIABLE) or _interface(place.address)
-    timeout, is_first = timedelta(seconds=patience_seconds()), place.rank == 0
+    timeout, is_first = timedelta(seconds=timeout_seconds()), place.rank == 0
     if Path(place.store).is_absolute():
         store: dist.Store = dist.FileStore(place.store, place.n_workers)
     else:
@@ -67,7 +67,7 @@ def _interface(address: str) -> str:
 def _meet(store: dist.Store, place: Place, check: Callable[[], None]) -> None:
     """Wait until all workers have called this: gloo would wait for one that has ended, too, and cannot be stopped."""
     names = [f"rank {rank}" for rank in range(place.n_workers)]
-    limit = patience_seconds() if place.rank else min(CONNECT_SECONDS, patience_seconds())
+    limit = timeout_seconds() if place.rank else min(CONNECT_SECONDS, timeout_seconds())
     deadline = time.monotonic() + limit
     store.set(names[place.rank], "")
     while not store.check(names):
@@ -106,21 +106,21 @@ def all_equal(value: str, place: Place) -> bool:
     return len({*values}) == 1
 
 
-def agree_on(number: int) -> int:
+def broadcast_number(number: int) -> int:
     """The number of rank 0, for all workers."""
     message = torch.tensor([number])
     dist.broadcast(message, 0)
     return int(message)
 
 
-def sums_of_all(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """Replace values by their sums over all workers."""
     dist.all_reduce(values)
     return values
 
 
 @torch.no_grad()
-def share_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+def broadcast_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
     """Overwrite all workers' weights of the parameters in the list number r with those of rank r."""
     flat = [torch.cat([weight.flatten() for weight in weights]) for weights in parameters if weights]
     works = [dist.broadcast(x, rank, async_op=True) for rank, x in enumerate(flat)]
@@ -249,7 +249,7 @@ class Exchange:
             work.wait()
         self._sent.clear()
 
-    def of_all(self, values: Sequence[float], order: Sequence[int]) -> list[float]:
+    def all_gather(self, values: Sequence[float], order: Sequence[int]) -> list[float]:
         """One value of each parameter that has a gradient; each worker gives those of its own parameters.
 
         order: numbers of all parameters, in whose order the values are given and returned.

@@ -108,8 +108,8 @@ class Workers:
             else:
                 exchange.connect(self._place)
             refuse_differences(self._state, self._place)
-            self._state.step = exchange.agree_on(self._state.step)
-            exchange.share_weights([self._parameters])
+            self._state.step = exchange.broadcast_number(self._state.step)
+            exchange.broadcast_weights([self._parameters])
             if self._processes:
                 for rank in range(1, self._place.n_workers):
                     exchange.send_moments(self._state.optimizer, self._exchange.owned_by(rank), rank)
@@ -153,20 +153,20 @@ class Workers:
         with self._exchanging():
             self._exchange.finish()
 
-    def of_all(self, values: Sequence[float]) -> list[float]:
+    def all_gather(self, values: Sequence[float]) -> list[float]:
         """From values of own parameters, those of all that have gradients, in the order of the optimizer."""
         with self._exchanging():
-            return self._exchange.of_all(values, self._order)
+            return self._exchange.all_gather(values, self._order)
 
-    def sums_of_all(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sums of the values of all workers: float64 in any shape, which is overwritten."""
         with self._exchanging():
-            return exchange.sums_of_all(values)
+            return exchange.all_reduce(values)
 
-    def share_weights(self) -> None:
+    def broadcast_weights(self) -> None:
         """Give each worker the parameters that the others have updated."""
         with self._exchanging():
-            exchange.share_weights([self._exchange.owned_by(rank) for rank in range(self._place.n_workers)])
+            exchange.broadcast_weights([self._exchange.owned_by(rank) for rank in range(self._place.n_workers)])
 
     @contextmanager
     def whole_state(self) -> Iterator[None]:
@@ -186,7 +186,7 @@ class Workers:
         self.connect()
         while True:
             with self._exchanging():
-                command = exchange.agree_on(STEP)
+                command = exchange.broadcast_number(STEP)
             if command == STEP:
                 step(self._state)
             else:
@@ -195,7 +195,7 @@ class Workers:
 
     def _command(self, command: int) -> None:
         with self._exchanging():
-            exchange.agree_on(command)
+            exchange.broadcast_number(command)
 
     def _receive_moments(self, owner: int, sender: int) -> None:
         exchange.receive_moments(self._state.optimizer, self._exchange.owned_by(owner), sender)
