@@ -1,13 +1,12 @@
-"""Start the workers of a training on the nodes of a Ray cluster, and end when one of them does.
+"""Start the workers of a stage on the nodes of a Ray cluster; end when one of them ends.
 
 The stage's own process (rank 0) starts this module as a process of its own, on a node of the cluster:
 
     python -m scratchlm.cluster.launch N_WORKERS THREADS FOLDER CHANNEL COMMAND...
 
-THREADS is 0 if they may be any, which is in precision `exact`. FOLDER is for the workers' own files. CHANNEL is the
-descriptor of a socket. When all workers are ready, it carries the place of rank 0, and the socket at which that one
-accepts their connections. Whatever fails is one sentence, the last line on standard error. Standard output is the
-user's.
+THREADS is 0 in precision `exact`, where any number gives the same bits. FOLDER holds the workers' own files. CHANNEL is
+the descriptor of a socket: when all workers are ready, rank 0 receives its place and its listening socket through it.
+An error is one sentence, the last line on standard error; standard output is for the user.
 
 Ray ends the workers when this process ends, whichever way.
 """
@@ -175,7 +174,7 @@ def run_workers(reservation: Reservation, shared: str, channel: socket.socket, c
 
 
 def result_of(place: Place, reference: Any) -> Any:
-    """What the worker at this place has answered. Raises UserError if Ray has lost it."""
+    """The result of a method of the worker at this place. Raises UserError if Ray has lost the worker."""
     import ray
 
     try:

@@ -137,7 +137,7 @@ def read_manifest(path: Path) -> list[PinnedFile]:
 
 
 def copy_manifest(path: Path, folder: Path) -> None:
-    """Let `folder`, a new one, hold the manifest in place of a corpus: tokenization reads the files by themselves."""
+    """Copy the manifest into a new folder, in place of a corpus; tokenization reads the files themselves."""
     folder.mkdir(parents=True)
     shutil.copyfile(path, folder / MANIFEST)
 

@@ -145,7 +145,7 @@ def _write_part(parts: Path, work: _Work, each: NumberedFile, advance: Advance) 
 
 
 class _Split:
-    """The documents of one split of a file, which are encoded a few at a time, each with the end token behind it."""
+    """The documents of one split of a file, encoded a few at a time, each followed by the end token."""
 
     def __init__(self, folder: Path, work: _Work) -> None:
         folder.mkdir()

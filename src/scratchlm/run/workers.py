@@ -1,4 +1,4 @@
-"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes nothing.
+"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes no results.
 
 They run on this machine or, with RAY_ADDRESS set, on the nodes of a Ray cluster. A process of its own then starts and
 watches them (LAUNCHER), so Ray is imported by no stage.

@@ -1,8 +1,8 @@
-"""Work that parameters cut into batches, by several processes: each batch is computed by one of them, whole.
+"""Work in batches, divided among several processes. Each batch is computed by one process.
 
-All they share is a folder, which may be on a shared file system: whoever creates `<number>.taken` first computes that
-batch, and a worker writes its result to `<number>.json`. The stage's own process takes batches like the others, and
-alone yields all results in their order. So the number of processes changes no bit, in any precision.
+The processes share only a folder, which may be on a network file system: the process that creates `<number>.taken`
+computes that batch, and a worker writes its result to `<number>.json`. The stage's own process takes batches, too, and
+yields all results in order. So no bit depends on the number of processes, in any precision.
 """
 
 import json
@@ -58,7 +58,7 @@ def _n_processes(run: Run, n_batches: int, cut_by: str) -> int:
 
 
 def _divided(batches: Batches, processes: WorkerProcesses) -> Iterator[Any]:
-    """Yield the results. A batch whose worker is slower than this process is computed here once more."""
+    """Yield the results. If a worker takes longer for a batch than this process ever did, compute it here, too."""
     write_json(processes.folder / BEGIN, {"first": batches.numbers.start, "digest": batches.digest()})
     free = (number for number in batches.numbers if _take(processes.folder, number))  # takes one each time it is asked
     own: dict[int, Any] = {}
@@ -92,6 +92,7 @@ def _serve(batches: Batches, place: Place) -> NoReturn:
     if given["digest"] != digest:
         raise UserError("it computes with other parameters, data or kernels than the stage's own process")
     with shared_threads(place.threads):
+        # From the file: a worker has not loaded the checkpoint, so it does not know which batches are done
         for number in range(given["first"], batches.numbers.stop):
             if _take(folder, number):
                 write_text(_result(folder, number), json.dumps(batches.compute(number)))
