@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.processes import wait_for_processes
+from tests.unit.tasks.test_batches import result as answers
+from tests.unit.tasks.test_batches import stage as answering_stage
 from tests.unit.training.test_workers import Stage, result, stage
 
-__all__ = ["stage"]  # a fixture
+__all__ = ["answering_stage", "stage"]  # fixtures
 LONG = {"epochs": 100.0, "evaluate_every_steps": 10_000}  # takes some seconds
 
 
@@ -24,20 +26,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("RAY_ADDRESS", found.address)
     yield found
     found.shutdown()
-
-
-def processes(folder: Path, module: str) -> list[psutil.Process]:
-    """Those of a module that were started for a stage in this folder."""
-    lines = ((p, " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline"]))
-    return [process for process, line in lines if str(folder) in line and f"-m {module}" in line]
-
-
-def wait_for(n: int, folder: Path, module: str) -> list[psutil.Process]:
-    deadline = time.monotonic() + 60
-    while len(found := processes(folder, module)) != n:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-    return found
 
 
 @pytest.mark.parametrize(("precision", "pairs"), [("float32", False), ("exact", True)])
@@ -52,7 +40,18 @@ def test_workers_on_nodes_change_no_bit(
         found[n] = result(tmp_path)
     assert found[1][0] == found[2][0]
     assert found[2][1] < found[1][1]  # the other worker has computed some
-    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
+    wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
+
+
+def test_answers_of_workers_on_nodes_change_no_bit(cluster: Any, answering_stage: Stage, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=2)
+    assert answering_stage(1, "exact").returncode == 0
+    alone = answers(tmp_path)
+    done = answering_stage(2, "exact", taken=5)  # all but one by the worker
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert answers(tmp_path) == (alone[0], 1)
+    wait_for_processes(0, tmp_path, "tests.unit.tasks.answering_stage")
+    wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
 
 
 @pytest.mark.parametrize("lost", ["node", "launcher"])
@@ -65,16 +64,19 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     training = training_values | CHANGES | LONG
     with ThreadPoolExecutor() as pool:
         running = pool.submit(stage, "2", save=0, training=training)
-        wait_for(2, tmp_path, "tests.unit.training.worker_stage --settings")
-        (launcher,) = wait_for(1, tmp_path, "scratchlm.cluster.launch")
-        time.sleep(4)  # into the training
+        wait_for_processes(2, tmp_path, "tests.unit.training.worker_stage --settings")
+        (launcher,) = wait_for_processes(1, tmp_path, "scratchlm.cluster.launch")
+        deadline = time.monotonic() + 60
+        while not [*(tmp_path / "checkpoints").glob("*-*")]:  # one of each step
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         launcher.kill() if lost == "launcher" else cluster.remove_node(node, allow_graceful=False)
         done = running.result()
     assert done.returncode == 1
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("worker_stage: ") and "; run this again to resume" in sentence
-    wait_for(0, tmp_path, "tests.unit.training.worker_stage")
-    wait_for(0, tmp_path, "scratchlm.cluster.launch")
+    wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
+    wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
     done = stage("1", training=training)
     assert "resuming from step" in done.stderr
     resumed = result(tmp_path)[0]
@@ -85,10 +87,10 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
 def test_too_few_cpus_are_waited_for_and_then_named(
     cluster: Any, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "8")
+    monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "3")  # less than the user is told after
     waiting, sentence = stage("3").stderr.splitlines()
     assert waiting.startswith("training: waiting for 3 workers of 1 CPUs each on the Ray cluster, which has 1 node")
-    assert sentence.startswith("worker_stage: waited 8 seconds (SCRATCHLM_WORKER_SECONDS) for 3 workers")
+    assert sentence.startswith("worker_stage: waited 3 seconds (SCRATCHLM_WORKER_SECONDS) for 3 workers")
 
 
 def test_a_cluster_that_does_not_answer_is_named(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from scratchlm.arithmetic.blockwise_attention import blockwise_attention, can_be
 from scratchlm.arithmetic.mode import compiler, is_exact
 from scratchlm.arithmetic.sequences import note_items
 
-OfAll = Callable[[list[float]], list[float]]
+AllGather = Callable[[list[float]], list[float]]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -167,25 +167,27 @@ def running_total(x: Tensor) -> Tensor:
     return exact.running_total(x) if is_exact() else x.cumsum(-1)
 
 
-def clip_gradients(parameters: Iterable[Tensor], max_norm: float, of_all: OfAll | None = None) -> float | Tensor:
+def clip_gradients(
+    parameters: Iterable[Tensor], max_norm: float, all_gather: AllGather | None = None
+) -> float | Tensor:
     """Scale all gradients so that their norm is at most max_norm; return their norm. Source: Pascanu et al. 2013.
 
-    of_all: for a process that has some of the gradients: a value of each of them -> those of all, in their order.
+    all_gather: for a process that has some of the gradients: a value of each of them -> those of all, in their order.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if is_exact():
-        return _clip_exactly(gradients, max_norm, of_all)
-    if of_all:
-        norms = of_all([float(torch.linalg.vector_norm(gradient)) for gradient in gradients])
+        return _clip_exactly(gradients, max_norm, all_gather)
+    if all_gather:
+        norms = all_gather([float(torch.linalg.vector_norm(gradient)) for gradient in gradients])
         total_norm = torch.linalg.vector_norm(torch.tensor(norms))
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total_norm)
         return total_norm
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
-def _clip_exactly(gradients: Iterable[Tensor], max_norm: float, of_all: OfAll | None) -> float:
+def _clip_exactly(gradients: Iterable[Tensor], max_norm: float, all_gather: AllGather | None) -> float:
     squares = [exact.operations_for(gradient).sum_of_squares(gradient) for gradient in gradients]
-    norm = math.sqrt(math.fsum(of_all(squares) if of_all else squares))
+    norm = math.sqrt(math.fsum(all_gather(squares) if all_gather else squares))
     factor = max_norm / (norm + 1e-6)
     if factor < 1.0:
         for gradient in gradients:

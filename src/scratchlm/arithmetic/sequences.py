@@ -50,17 +50,19 @@ def rows_of(cu_seqlens: Sequence[int] | Tensor) -> Iterator[None]:
 
 def begin_forward(key: int, first: int) -> None:
     """Start a forward pass in training. key: of the step's dropout; first: its first sequence's number in the batch."""
+    global _items
     _state.key, _state.first, _state.n_dropouts = key, first, 0
+    _items = None
 
 
 def note_items(items: Tensor) -> None:
-    """Keep what was just summed. A loss ends in the sum of its items, rounded: not the same for other micro batches."""
+    """Store the items of the last sum. A loss is their sum, rounded, which depends on how a batch is divided."""
     global _items
     _items = items.detach()
 
 
 def summed_items() -> Tensor | None:
-    """The items of the last sum over all elements of a tensor."""
+    """The items of the last sum over all elements of a tensor in this forward pass; None if there was none."""
     return _items
 
 

@@ -1,13 +1,12 @@
-"""Start the workers of a training on the nodes of a Ray cluster, and end when one of them does.
+"""Start the workers of a stage on the nodes of a Ray cluster; end when one of them ends.
 
 The stage's own process (rank 0) starts this module as a process of its own, on a node of the cluster:
 
     python -m scratchlm.cluster.launch N_WORKERS THREADS FOLDER CHANNEL COMMAND...
 
-THREADS is 0 if they may be any, which is in precision `exact`. FOLDER is for the workers' own files. CHANNEL is the
-descriptor of a socket. When all workers are ready, it carries the place of rank 0, and the socket at which that one
-accepts their connections. Whatever fails is one sentence, the last line on standard error. Standard output is the
-user's.
+THREADS is 0 in precision `exact`, where any number gives the same bits. FOLDER holds the workers' own files. CHANNEL is
+the descriptor of a socket: when all workers are ready, rank 0 receives its place and its listening socket through it.
+An error is one sentence, the last line on standard error; standard output is for the user.
 
 Ray ends the workers when this process ends, whichever way.
 """
@@ -19,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from threading import Timer
@@ -29,13 +27,13 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.workers import (
     CLUSTER_VARIABLE,
     COUNT_VARIABLE,
-    PATIENCE_VARIABLE,
     PLACE_VARIABLE,
     READY,
+    TIMEOUT_VARIABLE,
     Place,
     end_with_stage,
     ended,
-    patience_seconds,
+    timeout_seconds,
 )
 
 SILENT_SECONDS = 5.0  # before the user is told what is waited for
@@ -54,8 +52,8 @@ class Reservation(NamedTuple):
 class RemoteWorker:
     """The process of a worker on a node. Ray sends this class itself, so that a node needs no scratchlm to say so."""
 
-    def start(self, command: list[str], folder: str, variables: dict[str, str], place: Sequence[Any]) -> str:
-        """Start the stage's command; return the path that the node lacks for it, or ""."""
+    def start(self, command: list[str], folder: str, variables: dict[str, str], place: list[Any]) -> str:
+        """Start the stage's command; return the path that the node lacks, or "". place: the values of a Place."""
         for path in (folder, command[0]):
             if not Path(path).exists():
                 return path
@@ -94,17 +92,20 @@ def connect(address: str) -> None:
             "10.0.0.1:6379; correct or unset it"
         )
     remedy = f"correct {CLUSTER_VARIABLE}, or unset it to have the workers on this machine"
+    unanswered = f"no Ray cluster answers at {address} within {INIT_SECONDS:.0f} seconds; {remedy}"
+    timer = Timer(INIT_SECONDS, exit_with, [UserError(unanswered)])
+    timer.daemon = True
     try:
         if address != "auto":  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        timer = Timer(INIT_SECONDS, end, [UserError(f"what answers at {address} is no Ray cluster; {remedy}")])
         timer.start()
         ray.init(address=address, logging_level=logging.CRITICAL, log_to_driver=False)
-        timer.cancel()
     except OSError as error:
         raise UserError(f"no Ray cluster answers at {address} ({error.strerror or error}); {remedy}") from None
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the Ray cluster at {address} refuses ({' '.join(str(error).split())}); {remedy}") from None
+    finally:
+        timer.cancel()
 
 
 def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
@@ -120,16 +121,18 @@ def reserve(n_workers: int, threads: int, user: TextIO) -> Reservation:
     if here := min(n_cpus, int(own["Resources"].get("CPU", 0))):  # a head may have none, for all that it computes
         first["CPU"] = here
     group = placement_group([first, *[{"CPU": n_cpus}] * (n_workers - 1)], strategy="SPREAD")
-    if not group.wait(SILENT_SECONDS):
-        free, seconds = ray.available_resources().get("CPU", 0), patience_seconds()
+    seconds = timeout_seconds()
+    silent = min(SILENT_SECONDS, seconds)
+    if not group.wait(silent):
+        free = ray.available_resources().get("CPU", 0)
         lack = (
             f"{n_workers} workers of {n_cpus} CPUs each on the Ray cluster, which has {len(nodes)} nodes with "
             f"{sum(cpus)} CPUs, {free:.0f} of them free"
         )
         print(f"{os.environ.get('DVC_STAGE', 'training')}: waiting for {lack}", file=user, flush=True)
-        if not group.wait(seconds - SILENT_SECONDS):
+        if not group.wait(seconds - silent):
             raise UserError(
-                f"waited {seconds:.0f} seconds ({PATIENCE_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
+                f"waited {seconds:.0f} seconds ({TIMEOUT_VARIABLE}) for {lack}; add nodes, lower {COUNT_VARIABLE} or "
                 "wait for other jobs, then run this again to resume"
             )
     addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -154,24 +157,24 @@ def run_workers(reservation: Reservation, shared: str, channel: socket.socket, c
         for place in places
     }
     folder = str(Path.cwd())
-    started = {place: worker.start.remote(command, folder, variables, place) for place, worker in workers.items()}
+    started = {place: worker.start.remote(command, folder, variables, [*place]) for place, worker in workers.items()}
     ready = {place: worker.is_ready.remote() for place, worker in workers.items()}
-    ends = {worker.wait.remote(): place for place, worker in workers.items()}
+    exits = {worker.wait.remote(): place for place, worker in workers.items()}
     for place, reference in started.items():
-        if lacking := answer(place, reference):
+        if lacking := result_of(place, reference):
             raise UserError(
                 f"{lacking} does not exist on {place.address}, a node of the Ray cluster; give all nodes the project's "
                 "folder and environment at the same path, then run this again"
             )
-    if all(answer(place, reference) for place, reference in ready.items()):
+    if all(result_of(place, reference) for place, reference in ready.items()):
         socket.send_fds(channel, [json.dumps(first).encode()], [listener.fileno()])
     listener.close()
-    (end,), _ = ray.wait([*ends])
-    raise ended(name_of(ends[end]), *answer(ends[end], end))
+    (first_exit,), _ = ray.wait([*exits])
+    raise ended(name_of(exits[first_exit]), *result_of(exits[first_exit], first_exit))
 
 
-def answer(place: Place, reference: Any) -> Any:
-    """What the worker at this place has answered. Raises UserError if Ray has lost it."""
+def result_of(place: Place, reference: Any) -> Any:
+    """The result of a method of the worker at this place. Raises UserError if Ray has lost the worker."""
     import ray
 
     try:
@@ -189,13 +192,13 @@ def name_of(place: Place) -> str:
 def main(n_workers: str, threads: str, folder: str, channel: str, *command: str) -> None:
     """Start the workers, and wait until one ends. Raises UserError with the reason."""
     end_with_stage()
-    with os.fdopen(os.dup(1), "w") as user, socket.socket(fileno=int(channel)) as its:
+    with os.fdopen(os.dup(1), "w") as user, socket.socket(fileno=int(channel)) as child_end:
         os.dup2(2, 1)  # what Ray prints is not for the user
         connect(os.environ[CLUSTER_VARIABLE])
-        run_workers(reserve(int(n_workers), int(threads), user), folder, its, [*command])
+        run_workers(reserve(int(n_workers), int(threads), user), folder, child_end, [*command])
 
 
-def end(error: UserError) -> None:
+def exit_with(error: UserError) -> None:
     """End this process with a sentence, which is the last line: Ray would write more as it exits."""
     print(error, file=sys.stderr, flush=True)
     os._exit(1)
@@ -205,4 +208,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except UserError as error:
-        end(error)
+        exit_with(error)

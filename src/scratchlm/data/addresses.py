@@ -15,6 +15,7 @@ from scratchlm.run.errors import UserError, explained
 
 BLOCK_BYTES = 4 << 20  # asked for at once
 WEB = ("http://", "https://")
+PROTOCOLS = ("file", "s3", "gs", "http", "https")
 
 
 class Reader(io.RawIOBase):
@@ -56,16 +57,25 @@ class Reader(io.RawIOBase):
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the path in it. Raises UserError if there is none for its beginning."""
-    from fsspec.core import url_to_fs  # takes a moment
+    """The fsspec file system of an address, and the path in it. Raises UserError for other protocols than PROTOCOLS.
 
-    try:
-        return url_to_fs(address, use_listings_cache=False)
-    except (ImportError, ValueError) as error:  # without the package, or without such a protocol
+    Not through url_to_fs, for which `a::b` is no name but a file inside another.
+    """
+    import fsspec  # takes a moment
+
+    protocol = address.partition("://")[0] if "://" in address else "file"
+    name = without_secrets(address)
+    if protocol not in PROTOCOLS:
         raise UserError(
-            f"{without_secrets(address)}: {error}; install the package, or name a local path, s3://, gs://, http:// or "
-            "https://"
-        ) from None
+            f"{name} begins with {protocol}://, but must be a local path, s3://, gs://, http:// or https://; name a "
+            "copy of the files there"
+        )
+    try:
+        kind: Any = fsspec.get_filesystem_class(protocol)
+        files = kind(use_listings_cache=False, **kind._get_kwargs_from_urls(address))  # such as the version of a file
+    except ImportError as error:
+        raise UserError(f"{name}: {error}; install the package, or name a copy of the files elsewhere") from None
+    return files, files._strip_protocol(address)
 
 
 def files_at(address: str) -> dict[str, int]:
@@ -112,7 +122,7 @@ def naming(address: str) -> Iterator[None]:
             f"{without_secrets(address)}: there is no such file, or its server cannot be reached; correct the address, "
             "or restore it"
         ) from None
-    except Exception as error:
+    except Exception as error:  # also of s3fs and gcsfs, whose errors have no common class
         if isinstance(error, UserError) or (sentence := explained(error)) is None:
             raise
         raise UserError(f"{without_secrets(address)}: {sentence}") from error

@@ -159,7 +159,7 @@ class SourcesParams(Section):
         Of an address, and of compressed files such as Parquet, it is assumed.
         """
         if self.pinned:
-            return sum(file.most_text_bytes for file in read_manifest(Path(self.pinned.manifest)))
+            return sum(file.estimated_text_bytes for file in read_manifest(Path(self.pinned.manifest)))
         if own := self.own.get("corpus"):
             files = [] if own.is_address else own_files(own)
             is_known = files and all(path.suffix.lower() != ".parquet" for path in files)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from scratchlm.data.documents import digest, documents
-from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
+from scratchlm.data.many_files import NumberedFile, in_parallel
 from scratchlm.run.files import sha256_of
+from scratchlm.run.threads import Advance
 
 
 def exact_duplicates(files: Sequence[NumberedFile], parts: Path) -> list[np.ndarray]:

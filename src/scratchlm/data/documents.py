@@ -25,8 +25,9 @@ PIN_AGAIN = "restore the file, or pin it as it is now with scratchlm sources pin
 def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]:
     """Yield each document that is not empty: a row of a table, or of a text what `<|endoftext|>` divides.
 
-    advance: called with the number of bytes of each read. The last document is only followed by the end once the whole
-    file is verified. Raises UserError, which names the file, if it is not as pinned or cannot be read.
+    advance: called with the number of bytes of each read. The generator ends only after the whole file has been
+    verified, so a caller that has seen its end has seen what is pinned.
+    Raises UserError, which names the file, if it is not as pinned or cannot be read.
     """
     name = without_secrets(file.address)
     with Reader(file.address, advance) as reader:

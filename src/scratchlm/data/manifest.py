@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from threading import Event, Lock
 from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -19,6 +17,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing, write_text
 from scratchlm.run.params import Section
 from scratchlm.run.progress import Progress
+from scratchlm.run.threads import Advance, in_threads
 
 MANIFEST = "manifest.jsonl"  # in the raw corpus, where no text has this ending
 Format = Literal["txt", "txt.gz", "txt.zst", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
@@ -53,8 +52,8 @@ class PinnedFile:
     column: str | None = None
 
     @property
-    def most_text_bytes(self) -> int:
-        """The size of the text, which bounds the number of its tokens. Of compressed files it is assumed."""
+    def estimated_text_bytes(self) -> int:
+        """The size of the text in bytes; for compressed files an estimate."""
         return self.size_bytes * (1 if self.format in ("txt", "jsonl") else TEXT_PER_BYTE)
 
 
@@ -69,10 +68,6 @@ def format_of(address: str) -> Format:
         f"{without_secrets(address)} is no file of a corpus, whose name ends in {endings}; name a pattern without it, "
         "such as FOLDER/*.gz, or rename the file"
     )
-
-
-class Stopped(Exception):
-    """Another file has failed, or the user has interrupted the work."""
 
 
 def pin(addresses: Sequence[str], column: str, manifest: str = "") -> list[PinnedFile]:
@@ -90,39 +85,18 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "") -> list[Pinne
     if sizes.pop(manifest, None) is not None and not sizes:
         raise UserError(f"{manifest} is the manifest itself; name the files of the corpus, or another --output")
     formats = {address: format_of(address) for address in sorted(sizes)}
-    stopped = Event()
-    with Progress("pin", sum(sizes.values()), 0, "B") as bar, ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        advance = in_turns(bar.update, stopped)
 
-        def pinned(address: str, known: Format) -> PinnedFile:
-            with Reader(address, advance) as reader:
-                for _ in reader.blocks():
-                    pass
-            held = None if known.startswith("txt") else column
-            return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), known, held)
+    def pinned(address: str, advance: Advance) -> PinnedFile:
+        with Reader(address, advance) as reader:
+            for _ in reader.blocks():
+                pass
+        known = formats[address]
+        held = None if known.startswith("txt") else column
+        return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), known, held)
 
-        found = [pool.submit(pinned, *each) for each in formats.items()]
-        try:
-            for future in as_completed(found):
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in found]
-
-
-def in_turns(update: Callable[[int], None], stopped: Event) -> Callable[[int], None]:
-    """A function that several threads may call; it raises Stopped once that is set."""
-    lock = Lock()
-
-    def locked(n: int) -> None:
-        if stopped.is_set():
-            raise Stopped
-        with lock:
-            update(n)
-
-    return locked
+    with Progress("pin", sum(sizes.values()), 0, "B") as bar:
+        found = dict(in_threads(FILES_AT_ONCE, pinned, {address: address for address in formats}, bar.update))
+    return [found[address] for address in formats]
 
 
 def write_manifest(path: Path, files: Sequence[PinnedFile]) -> None:
@@ -142,7 +116,9 @@ def read_manifest(path: Path) -> list[PinnedFile]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); {remedy}") from None
     files: dict[str, PinnedFile] = {}
-    for number, line in enumerate(filter(None, lines), 1):
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             file = adapter.validate_json(line)
         except ValidationError as error:
@@ -161,7 +137,7 @@ def read_manifest(path: Path) -> list[PinnedFile]:
 
 
 def copy_manifest(path: Path, folder: Path) -> None:
-    """Let `folder`, a new one, hold the manifest in place of a corpus: tokenization reads the files by themselves."""
+    """Copy the manifest into a new folder, in place of a corpus; tokenization reads the files themselves."""
     folder.mkdir(parents=True)
     shutil.copyfile(path, folder / MANIFEST)
 

@@ -1,16 +1,14 @@
 """Work on the files of a corpus, several at once, each by one thread."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Event
 from typing import NamedTuple, TypeVar
 
-from scratchlm.data.manifest import PinnedFile, in_turns
+from scratchlm.data.manifest import PinnedFile
 from scratchlm.run.context import available_cores
 from scratchlm.run.progress import Progress
+from scratchlm.run.threads import Advance, in_threads
 from scratchlm.run.workers import requested_workers
 
-Advance = Callable[[int], None]
 Result = TypeVar("Result")
 
 
@@ -32,21 +30,11 @@ def in_parallel(
     todo: Sequence[NumberedFile],
     work: Callable[[NumberedFile, Advance], Result],
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the number and the result of each file in `todo` as they are ready; an error ends all work.
+    """Yield the number and the result of each file in `todo` as they are ready; see run/threads.py.
 
-    work: called with a file and a function that takes the number of bytes of each read. Threads suffice: tiktoken,
-    decompression, hashes and Parquet release the interpreter's lock.
+    Threads suffice: tiktoken, decompression, hashes and Parquet release the interpreter's lock.
     """
-    stopped = Event()
     n_bytes, n_todo = (sum(each.file.size_bytes for each in some) for some in (files, todo))
     with Progress(title, n_bytes, n_bytes - n_todo, "B") as bar:
-        advance = in_turns(bar.update, stopped)
-        with ThreadPoolExecutor(requested_workers(otherwise=available_cores())) as pool:
-            waiting = {pool.submit(work, each, advance): each.number for each in todo}
-            try:
-                for future in as_completed(waiting):
-                    yield waiting[future], future.result()
-            except BaseException:
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        n_threads = requested_workers(available_cores())
+        yield from in_threads(n_threads, work, {each.number: each for each in todo}, bar.update)

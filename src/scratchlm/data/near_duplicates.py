@@ -21,9 +21,9 @@ from scratchlm.run.files import damaged
 
 SHINGLE_WORDS = 5
 N_VALUES = 128  # of a signature; the estimate's standard error is at most 0.045
-LEAST_FOUND = 0.99  # of the pairs with exactly the threshold's similarity, as far as the bands decide
+MIN_RECALL = 0.99  # of the pairs with exactly the threshold's similarity, as far as the bands decide
 PAIRS_AT_ONCE = 1 << 14  # whose signatures take 8 MB each
-ODD = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio, as in Fibonacci hashing
+MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio, as in Fibonacci hashing
 
 
 def write_signatures(texts: Iterable[str], path: Path) -> None:
@@ -60,7 +60,7 @@ def signatures(texts: Sequence[str]) -> np.ndarray:
     return found.T
 
 
-def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
+def similar(paths: Sequence[Path], threshold: float) -> list[np.ndarray]:
     """Return for each file the positions of the documents to drop, ascending int64; the first of each group is kept.
 
     A group has all documents that near duplicates connect, those of a similarity of at least `threshold`, in the order
@@ -68,9 +68,9 @@ def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
     signatures stay on disk.
     Raises UserError if a file is damaged.
     """
-    files = [_read(path) for path in signatures]
-    ends = np.cumsum([0, *map(len, files)], dtype=np.int64)
-    first = np.arange(ends[-1])  # of each document's group
+    files = [_read(path) for path in paths]
+    offsets = np.cumsum([0, *map(len, files)], dtype=np.int64)
+    first = np.arange(offsets[-1])  # of each document's group
     rows = _rows_per_band(threshold)
     for column in range(0, N_VALUES, rows):
         keys = np.concatenate([_hashed(file[:, column : column + rows]) for file in files] or [first])
@@ -79,13 +79,13 @@ def similar(signatures: Sequence[Path], threshold: float) -> list[np.ndarray]:
         earlier, later = earlier[is_open], later[is_open]
         is_near = np.zeros(len(earlier), dtype=bool)
         for i in range(0, len(earlier), PAIRS_AT_ONCE):
-            values, others = (_values(files, ends, pairs[i : i + PAIRS_AT_ONCE]) for pairs in (earlier, later))
+            values, others = (_values(files, offsets, pairs[i : i + PAIRS_AT_ONCE]) for pairs in (earlier, later))
             is_near[i : i + PAIRS_AT_ONCE] = (values == others).mean(axis=1) >= threshold
         if is_near.any():
             first = _joined(first, earlier[is_near], later[is_near])
     dropped = np.flatnonzero(first != np.arange(len(first)))
-    parts = np.split(dropped, np.searchsorted(dropped, ends[1:-1]))
-    return [part - start for part, start in zip(parts, ends[:-1], strict=False)]
+    parts = np.split(dropped, np.searchsorted(dropped, offsets[1:-1]))
+    return [part - start for part, start in zip(parts, offsets[:-1], strict=False)]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -116,7 +116,7 @@ def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if len(begin):
             powers, inverses = (
                 np.multiply.accumulate(np.full(len(codes), base, dtype=np.uint64))
-                for base in (ODD, pow(ODD, -1, 2**64))
+                for base in (MULTIPLIER, pow(MULTIPLIER, -1, 2**64))
             )
             hashes.append(np.add.reduceat(is_word * codes * powers, begin) * inverses[begin])
             starts.append(begin + n_before)
@@ -143,14 +143,14 @@ def _read(path: Path) -> np.ndarray:
 def _rows_per_band(threshold: float) -> int:
     """The most values per band, so the fewest candidates, with which pairs at the threshold are found."""
     sizes = [rows for rows in range(1, N_VALUES) if N_VALUES % rows == 0]
-    return max(rows for rows in sizes if rows == 1 or 1 - (1 - threshold**rows) ** (N_VALUES // rows) >= LEAST_FOUND)
+    return max(rows for rows in sizes if rows == 1 or 1 - (1 - threshold**rows) ** (N_VALUES // rows) >= MIN_RECALL)
 
 
 def _hashed(rows: np.ndarray) -> np.ndarray:
     """One number for each row of integers, (N,) uint64; modulo 2**64."""
     found = np.zeros(len(rows), dtype=np.uint64)
     for column in rows.T:
-        found = (found ^ column) * np.uint64(ODD)
+        found = (found ^ column) * np.uint64(MULTIPLIER)
         found ^= found >> np.uint64(32)
     return found
 
@@ -165,13 +165,13 @@ def _equal_pairs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order[np.append(places - 1, starts[others])], order[np.append(places, places[others])]
 
 
-def _values(files: Sequence[np.ndarray], ends: np.ndarray, documents: np.ndarray) -> np.ndarray:
+def _values(files: Sequence[np.ndarray], offsets: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """The signatures of documents that are numbered through all files, (M, N_VALUES) uint32."""
     found = np.empty((len(documents), N_VALUES), dtype=np.uint32)
-    numbers = np.searchsorted(ends, documents, side="right") - 1
+    numbers = np.searchsorted(offsets, documents, side="right") - 1
     for number in np.unique(numbers):
         chosen = numbers == number
-        found[chosen] = files[number][documents[chosen] - ends[number]]
+        found[chosen] = files[number][documents[chosen] - offsets[number]]
     return found
 
 

@@ -151,10 +151,9 @@ def json_lines(path: Path | str, lines: Iterable[str]) -> Iterator[Located]:
         try:
             if line.strip():
                 yield f"line {number}", json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}: line {number}: {getattr(error, 'msg', error)}; correct the line, or save the table as Parquet"
-            ) from None
+        except (ValueError, RecursionError) as error:  # the first, too, of integers of over 4,300 digits
+            fault = getattr(error, "msg", "") or str(error).partition(";")[0]  # then Python's advice to programmers
+            raise UserError(f"{path}: line {number}: {fault}; correct the line, or save the table as Parquet") from None
 
 
 def parquet_rows(path: Path | str, file: pq.ParquetFile, columns: Mapping[str, str], remedy: str) -> Iterator[Located]:

@@ -22,11 +22,12 @@ from scratchlm.data.corpus import (
 from scratchlm.data.corpus_duplicates import exact_duplicates, near_duplicates
 from scratchlm.data.documents import documents, is_of_train
 from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
-from scratchlm.data.many_files import Advance, NumberedFile, in_parallel
+from scratchlm.data.many_files import NumberedFile, in_parallel
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, sha256_of, stale_temporary_files, write_json
 from scratchlm.run.resume import Checkpoint
+from scratchlm.run.threads import Advance
 
 SPLITS = ("train", "val")
 Counts = dict[str, dict[str, float]]
@@ -144,7 +145,7 @@ def _write_part(parts: Path, work: _Work, each: NumberedFile, advance: Advance) 
 
 
 class _Split:
-    """The documents of one split of a file, which are encoded a few at a time, each with the end token behind it."""
+    """The documents of one split of a file, encoded a few at a time, each followed by the end token."""
 
     def __init__(self, folder: Path, work: _Work) -> None:
         folder.mkdir()

@@ -16,7 +16,7 @@ TOKEN_BYTES = 4
 
 
 class Corpus:
-    """A corpus that write_corpus wrote, or any folder of `<split>/*.parquet` with its columns.
+    """The token shards of a corpus: a folder of `<split>/*.parquet` with SHARD_SCHEMA.
 
     vocab_size: of the tokenizer, for a check of every id.
     """
@@ -42,7 +42,7 @@ class Corpus:
 
     @property
     def counts(self) -> dict[str, dict[str, float]]:
-        """The counts of write_corpus by split."""
+        """The counts by split, as tokenization wrote them."""
         return read_json(self._folder / COUNTS_FILE)
 
     def _stored_tokens(self, split: str) -> "StoredTokens":
@@ -57,9 +57,9 @@ class Corpus:
 class StoredTokens:
     """The token ids of Parquet shards, one after another: each row group is decoded when it is first needed.
 
-    ids: (N,) uint32, right where `decode` was called, else 0. They are mapped from an unnamed sparse file in `folder`,
-    which is deleted with them: the corpus may be larger than memory, compressed row groups are slow to read windows
-    from, and a training that starts need not wait until all of them are decoded.
+    ids: (N,) uint32, valid only where `decode` was called; 0 elsewhere. They are mapped from an unnamed sparse file in
+    `folder`, which is deleted with them: the corpus may be larger than memory, compressed row groups are slow to read
+    windows from, and a training that starts need not wait until all of them are decoded.
     """
 
     def __init__(self, shards: Sequence[Path], vocab_size: int, folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from scratchlm.run.environment import requested
 
-VARIABLE, MOST = "SCRATCHLM_JUDGE_REQUESTS", 64
+VARIABLE, MAX_REQUESTS = "SCRATCHLM_JUDGE_REQUESTS", 64
 
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 
 def requests_at_once() -> int:
     """How many requests a server gets at once. Raises UserError if the user's number is no integer from 1 to 64."""
-    return requested(VARIABLE, MOST)
+    return requested(VARIABLE, MAX_REQUESTS)
 
 
 def in_order(

@@ -6,11 +6,14 @@ from contextlib import suppress
 from scratchlm.run.errors import UserError
 
 
-def requested(variable: str, most: int, otherwise: int = 1) -> int:
-    """The number in an environment variable, or else another. Raises UserError if it is no integer from 1 to `most`."""
-    given, number = os.environ.get(variable, str(min(otherwise, most))), 0
+def requested(variable: str, maximum: int, default: int = 1) -> int:
+    """Return the integer in an environment variable, `default` if it is not set.
+
+    Raises UserError unless it is 1 to `maximum`.
+    """
+    given, number = os.environ.get(variable, str(min(default, maximum))), 0
     with suppress(ValueError):
         number = int(given)
-    if not 1 <= number <= most:
-        raise UserError(f"{variable} is {given!r}, but must be an integer from 1 to {most}; correct or unset it")
+    if not 1 <= number <= maximum:
+        raise UserError(f"{variable} is {given!r}, but must be an integer from 1 to {maximum}; correct or unset it")
     return number

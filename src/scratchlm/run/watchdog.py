@@ -29,7 +29,7 @@ RUNNING_FILE = Path(".dvc/tmp/rwlock")  # DVC lists here which of its processes 
 LOCK_COPY, LOCK_DAMAGED = Path(".scratchlm/dvc.lock"), Path(".scratchlm/dvc.lock.damaged")
 CONFLICT = (b"<<<<<<< ", b">>>>>>> ")  # begin lines where git could not merge
 WATCHDOG_NOTE = Path(".scratchlm/watchdog")  # locked by the running watchdog
-PATIENCE_SECONDS = 10.0  # for a killed process to disappear, for a file to be complete
+TIMEOUT_SECONDS = 10.0  # for a killed process to disappear, for a file to be complete
 POLL_SECONDS = 0.05
 WRITING_SECONDS = 0.2  # about as long as DVC takes to write dvc.lock
 PR_SET_PDEATHSIG = 1
@@ -66,7 +66,7 @@ def only_process(lock: Path, stage: str) -> Iterator[None]:
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while not _locked(file.fileno()):
             if time.monotonic() > deadline:
                 raise UserError(f"another process runs {stage} in this workspace; wait for it, or stop it")
@@ -144,7 +144,7 @@ def _wait_for_end(process: psutil.Process) -> None:
 
 def _running_dvcs() -> set[int]:
     """The process ids that DVC lists beside the paths that it is writing."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while _is_broken(content := _content(RUNNING_FILE)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)  # another DVC is writing the file
     return set() if _is_broken(content) else {entry["pid"] for entry in json.loads(content)["write"].values()}

@@ -1,4 +1,4 @@
-"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes nothing.
+"""The other processes of a stage: each runs the stage's own command up to the shared work, and writes no results.
 
 They run on this machine or, with RAY_ADDRESS set, on the nodes of a Ray cluster. A process of its own then starts and
 watches them (LAUNCHER), so Ray is imported by no stage.
@@ -24,12 +24,12 @@ from scratchlm.run.watchdog import die_with_parent
 
 COUNT_VARIABLE = "SCRATCHLM_WORKERS"  # how many processes there are changes no result, so it is no parameter
 PLACE_VARIABLE = "SCRATCHLM_WORKER_PLACE"  # set for a worker: its parent's process id, and its Place
-PATIENCE_VARIABLE = "SCRATCHLM_WORKER_SECONDS"
+TIMEOUT_VARIABLE = "SCRATCHLM_WORKER_SECONDS"
 CLUSTER_VARIABLE = "RAY_ADDRESS"  # Ray's own
 LAUNCHER = "scratchlm.cluster.launch"
 MOST_WORKERS = 64
 LOOPBACK = "127.0.0.1"  # no other machine can reach it
-PATIENCE_SECONDS = 1800.0  # for what one worker waits for another, such as an evaluation or a node that starts
+TIMEOUT_SECONDS = 1800.0  # for what one worker waits for another, such as an evaluation or a node that starts
 ENDING_SECONDS = 5.0  # for a killed process to be reported as ended
 POLL_SECONDS = 0.02
 READY = b"ready\n"
@@ -52,18 +52,26 @@ class Place(NamedTuple):
     listener: int = -1
 
 
-def requested_workers(otherwise: int = 1) -> int:
-    """The number of workers that the user wants, or else another. Raises UserError if it is no integer from 1 to 64."""
-    return requested(COUNT_VARIABLE, MOST_WORKERS, otherwise)
+def requested_workers(default: int = 1) -> int:
+    """Return the number of workers that the user wants, `default` if it is not set. Raises UserError unless 1 to 64."""
+    return requested(COUNT_VARIABLE, MOST_WORKERS, default)
 
 
-def patience_seconds() -> float:
+def limited_workers(n_most: int, reason: str, say: Callable[[str], None]) -> int:
+    """The number of workers that the user wants, but at most n_most. Says the reason if they are fewer."""
+    wanted = requested_workers()
+    if n_most < wanted:
+        say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
+    return min(wanted, n_most)
+
+
+def timeout_seconds() -> float:
     """How long a worker waits for another. Raises UserError if the user has set it to less than a second."""
-    given, seconds = os.environ.get(PATIENCE_VARIABLE, str(PATIENCE_SECONDS)), 0.0
+    given, seconds = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_SECONDS)), 0.0
     with suppress(ValueError):
         seconds = float(given)
     if not 1 <= seconds <= 1e6:
-        raise UserError(f"{PATIENCE_VARIABLE} is {given!r}, but must be 1 to 1,000,000 seconds; correct or unset it")
+        raise UserError(f"{TIMEOUT_VARIABLE} is {given!r}, but must be 1 to 1,000,000 seconds; correct or unset it")
     return seconds
 
 
@@ -177,19 +185,27 @@ class ClusterWorkers(WorkerProcesses):
 
     def start(self) -> None:
         """Start the launcher. What it says to the user goes to standard error."""
-        self._channel, its = socket.socketpair()
-        with its:
-            words = [self.n_workers, 0 if self._shared else self._threads, self.folder, its.fileno()]
+        self._channel, child_end = socket.socketpair()
+        with child_end:
+            words = [self.n_workers, 0 if self._shared else self._threads, self.folder, child_end.fileno()]
             before = [sys.executable, "-m", LAUNCHER, *map(str, words)]
-            self._start(0, [], before, sys.stderr.fileno(), its.fileno())
+            self._start(0, [], before, sys.stderr.fileno(), child_end.fileno())
+
+    def place(self, rank: int) -> Place:
+        """The place of this process until the launcher names another, with all its threads."""
+        return super().place(rank)._replace(threads=self._threads)
 
     def wait_until_ready(self) -> Place:
         """As for workers on this machine; the launcher has opened the socket at which they connect."""
-        with self._channel:
-            message, listeners, _, _ = socket.recv_fds(self._channel, 1024, 1)
+        message, listeners, _, _ = socket.recv_fds(self._channel, 1024, 1)
         if not listeners:
             raise self.lost("")
         return Place(*json.loads(message))._replace(listener=listeners[0])
+
+    def end(self) -> None:
+        """As for workers on this machine, and close the connection to the launcher."""
+        super().end()
+        self._channel.close()
 
     def _ended(self, rank: int, code: int, errors: str) -> UserError:
         return UserError(_last_line(errors)) if code > 0 else ended("the launcher of the workers", code, errors)
@@ -201,7 +217,7 @@ def worker_processes(n_workers: int, threads: int, shared: bool, beside: Path) -
 
     threads, shared: see WorkerProcesses. Raises UserError if the user's variables are wrong.
     """
-    patience_seconds()
+    timeout_seconds()
     kind = ClusterWorkers if os.environ.get(CLUSTER_VARIABLE) else WorkerProcesses
     with temporary_folder(beside) as folder:
         workers = kind(n_workers, threads, shared, folder.resolve())

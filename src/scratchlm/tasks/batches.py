@@ -1,8 +1,8 @@
-"""Work that parameters cut into batches, by several processes: each batch is computed by one of them, whole.
+"""Work in batches, divided among several processes. Each batch is computed by one process.
 
-All they share is a folder, which may be on a shared file system: whoever creates `<number>.taken` first computes that
-batch, and a worker writes its result to `<number>.json`. The stage's own process takes batches like the others, and
-alone yields all results in their order. So the number of processes changes no bit, in any precision.
+The processes share only a folder, which may be on a network file system: the process that creates `<number>.taken`
+computes that batch, and a worker writes its result to `<number>.json`. The stage's own process takes batches, too, and
+yields all results in order. So no bit depends on the number of processes, in any precision.
 """
 
 import json
@@ -16,15 +16,7 @@ from scratchlm.arithmetic.mode import shared_threads
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json, write_text
-from scratchlm.run.workers import (
-    COUNT_VARIABLE,
-    POLL_SECONDS,
-    Place,
-    WorkerProcesses,
-    ready,
-    requested_workers,
-    worker_place,
-)
+from scratchlm.run.workers import POLL_SECONDS, Place, WorkerProcesses, limited_workers, ready, worker_place
 from scratchlm.training.workers import other_processes
 
 BEGIN = "begin.json"  # what the stage's own process tells the workers
@@ -58,33 +50,31 @@ def results(batches: Batches, run: Run, cut_by: str) -> Generator[Any, None, Non
 
 def _n_processes(run: Run, n_batches: int, cut_by: str) -> int:
     """How many processes compute. Says why if they are fewer than the user wants."""
-    wanted, n_most = requested_workers(), max(1, n_batches)
+    n_most = max(1, n_batches)
     reason = f"{cut_by} leaves work for no more than {n_most}; lower it to use more"
     if run.device != "cpu":
         n_most, reason = 1, "only work on the device cpu is divided; one process computes"
-    if n_most < wanted:
-        run.say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
-    return min(wanted, n_most)
+    return limited_workers(n_most, reason, run.say)
 
 
 def _divided(batches: Batches, processes: WorkerProcesses) -> Iterator[Any]:
-    """Yield the results. A batch whose worker is slower than this process is computed here once more."""
+    """Yield the results. If a worker takes longer for a batch than this process ever did, compute it here, too."""
     write_json(processes.folder / BEGIN, {"first": batches.numbers.start, "digest": batches.digest()})
     free = (number for number in batches.numbers if _take(processes.folder, number))  # takes one each time it is asked
     own: dict[int, Any] = {}
-    patience, since = 0.0, time.monotonic()
+    longest, since = 0.0, time.monotonic()
     for number in batches.numbers:
         path = _result(processes.folder, number)
         while number not in own and not path.exists():
             processes.check()
             taken = next(free, None)
-            if taken is None and time.monotonic() < since + patience:
+            if taken is None and time.monotonic() < since + longest:
                 time.sleep(POLL_SECONDS)
                 continue
             start, taken = time.monotonic(), number if taken is None else taken
             own[taken] = batches.compute(taken)
             since = time.monotonic()
-            patience = max(patience, since - start)
+            longest = max(longest, since - start)
         yield own.pop(number) if number in own else read_json(path, object)
 
 
@@ -102,6 +92,7 @@ def _serve(batches: Batches, place: Place) -> NoReturn:
     if given["digest"] != digest:
         raise UserError("it computes with other parameters, data or kernels than the stage's own process")
     with shared_threads(place.threads):
+        # From the file: a worker has not loaded the checkpoint, so it does not know which batches are done
         for number in range(given["first"], batches.numbers.stop):
             if _take(folder, number):
                 write_text(_result(folder, number), json.dumps(batches.compute(number)))

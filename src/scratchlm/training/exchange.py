@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scratchlm.arithmetic.mode import is_exact
-from scratchlm.run.workers import Place, patience_seconds
+from scratchlm.run.errors import UserError
+from scratchlm.run.workers import POLL_SECONDS, Place, timeout_seconds
 
 MOMENTS = "exp_avg", "exp_avg_sq"  # of AdamW
 COUNTS, VALUES = 0, 1 << 20  # tags of messages; the second is added to the number of a micro batch
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"  # gloo's own
+CONNECT_SECONDS = 60.0  # for workers that are ready
 _sockets: list[socket.socket] = []  # of gloo's connections
 
 # Gradients of a worker: number of a parameter, use (see sequences.GradientSum; "" is `grad`) -> those to be added in
@@ -26,21 +30,51 @@ _sockets: list[socket.socket] = []  # of gloo's connections
 Gradients = dict[tuple[int, str], list[Tensor]]
 
 
-def connect(place: Place) -> None:
-    """Connect this process with the others of the training, through the network interface that has its address."""
-    interfaces = psutil.net_if_addrs()
-    name = next(name for name, found in interfaces.items() if place.address in [known.address for known in found])
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-    patience, is_first = timedelta(seconds=patience_seconds()), place.rank == 0
+def connect(place: Place, check: Callable[[], None] = lambda: None) -> None:
+    """Connect this process with the others of the training.
+
+    That is through the network interface that the user names, or else the one that has the address of this place. Rank
+    0 connects when the others are ready, and is given `check`, which raises UserError if one has ended.
+    Raises UserError if no interface has the address.
+    """
+    os.environ[INTERFACE_VARIABLE] = os.environ.get(INTERFACE_VARIABLE) or _interface(place.address)
+    timeout, is_first = timedelta(seconds=timeout_seconds()), place.rank == 0
     if Path(place.store).is_absolute():
         store: dist.Store = dist.FileStore(place.store, place.n_workers)
     else:
         host, _, port = place.store.rpartition(":")
         listener = place.listener if is_first else None
-        store = dist.TCPStore(host, int(port), place.n_workers, is_first, patience, master_listen_fd=listener)
+        store = dist.TCPStore(
+            host, int(port), place.n_workers, is_first, timeout, wait_for_workers=False, master_listen_fd=listener
+        )
+    _meet(store, place, check)
     before = _descriptors()
-    dist.init_process_group("gloo", None, patience, place.n_workers, place.rank, store)
+    dist.init_process_group("gloo", None, timeout, place.n_workers, place.rank, store)
     _sockets[:] = [socket.socket(fileno=os.dup(number)) for number in _descriptors() - before]
+
+
+def _interface(address: str) -> str:
+    """The name of the network interface of this machine that has an address."""
+    for name, found in psutil.net_if_addrs().items():
+        if address in [known.address for known in found]:
+            return name
+    raise UserError(
+        f"no network interface of this machine has the address {address}; set {INTERFACE_VARIABLE} to the name of the "
+        "one that the other workers can reach"
+    )
+
+
+def _meet(store: dist.Store, place: Place, check: Callable[[], None]) -> None:
+    """Wait until all workers have called this: gloo would wait for one that has ended, too, and cannot be stopped."""
+    names = [f"rank {rank}" for rank in range(place.n_workers)]
+    limit = timeout_seconds() if place.rank else min(CONNECT_SECONDS, timeout_seconds())
+    deadline = time.monotonic() + limit
+    store.set(names[place.rank], "")
+    while not store.check(names):
+        check()
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"it has not connected for {limit:.0f} seconds")
+        time.sleep(POLL_SECONDS)
 
 
 def cut() -> None:
@@ -72,21 +106,21 @@ def all_equal(value: str, place: Place) -> bool:
     return len({*values}) == 1
 
 
-def agree_on(number: int) -> int:
+def broadcast_number(number: int) -> int:
     """The number of rank 0, for all workers."""
     message = torch.tensor([number])
     dist.broadcast(message, 0)
     return int(message)
 
 
-def sums_of_all(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """Replace values by their sums over all workers."""
     dist.all_reduce(values)
     return values
 
 
 @torch.no_grad()
-def share_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
+def broadcast_weights(parameters: Sequence[Sequence[nn.Parameter]]) -> None:
     """Overwrite all workers' weights of the parameters in the list number r with those of rank r."""
     flat = [torch.cat([weight.flatten() for weight in weights]) for weights in parameters if weights]
     works = [dist.broadcast(x, rank, async_op=True) for rank, x in enumerate(flat)]
@@ -215,7 +249,7 @@ class Exchange:
             work.wait()
         self._sent.clear()
 
-    def of_all(self, values: Sequence[float], order: Sequence[int]) -> list[float]:
+    def all_gather(self, values: Sequence[float], order: Sequence[int]) -> list[float]:
         """One value of each parameter that has a gradient; each worker gives those of its own parameters.
 
         order: numbers of all parameters, in whose order the values are given and returned.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_STEPS = 500  # that a curve has at most
 UNIT = 2.0**-24  # nats, of losses in precision exact: sums of multiples below 2^53 do not depend on their order
 
-OfAll = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
 
 
 class _Step(NamedTuple):
@@ -50,17 +50,17 @@ class StepHistory:
         self._losses[number] = loss.detach().clone() if items is None else (items.double() / UNIT).round().sum() * UNIT
 
     def add_step(
-        self, step: int, batches: "Sequence[Batch]", norm: float | Tensor | None, of_all: OfAll | None
+        self, step: int, batches: "Sequence[Batch]", norm: float | Tensor | None, all_reduce: AllReduce | None
     ) -> None:
-        """Note the step that follows `step` others. of_all: numbers of each worker -> their sums over all workers."""
+        """Note the step that follows `step` others. all_reduce: numbers of each worker -> their sums over all."""
         if step % self._every:
             return
         losses, self._losses, n_micro = self._losses, {}, len(batches)
-        if of_all:
+        if all_reduce:
             found = torch.zeros(n_micro, dtype=torch.float64)
             for number, loss in losses.items():
                 found[number] = loss
-            values = of_all(found)
+            values = all_reduce(found)
         else:
             values = torch.stack([losses[number] for number in range(n_micro)])
         self._unread.append(_Step(step + 1, values, sum(batch.n_scored for batch in batches), norm))

@@ -234,7 +234,7 @@ class TrainingState:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.workers:
-            self.workers.share_weights()
+            self.workers.broadcast_weights()
 
     def write(self, path: Path) -> None:
         """Save the state as it was when the last step ended."""
@@ -290,10 +290,10 @@ def update(
     norm = None
     if params.max_grad_norm is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-        norm = clip_gradients(parameters, params.max_grad_norm, workers.of_all if workers else None)
+        norm = clip_gradients(parameters, params.max_grad_norm, workers.all_gather if workers else None)
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.n_steps, params)
     state.update_weights()
     if not loss_of:
-        state.history.add_step(state.step, batches, norm, workers.sums_of_all if workers else None)
+        state.history.add_step(state.step, batches, norm, workers.all_reduce if workers else None)
     return total

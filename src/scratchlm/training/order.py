@@ -8,14 +8,14 @@ import torch
 from scratchlm.arithmetic.random import generator, stream
 
 MOST_IN_MEMORY = 1 << 24  # examples; a permutation takes 8 bytes for each
-BLOCK = 1 << 16  # places of the order that are computed at once: of a few, numpy's calls would take all the time
+BLOCK = 1 << 16  # indices that are permuted at once; for a few, the overhead of numpy's calls dominates
 ROUNDS = 8
 
 
 def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.ndarray:
     """The examples of one step, (batch_size,) int64. Each epoch has its own shuffle, a function of the arguments.
 
-    Memory does not grow with the number of examples: those of more than MOST_IN_MEMORY are permuted place by place.
+    Memory does not grow with the number of examples: those of more than MOST_IN_MEMORY are permuted index by index.
     """
     epoch, batch = divmod(step, n_examples // batch_size)
     if n_examples <= MOST_IN_MEMORY:
@@ -24,8 +24,8 @@ def batch_indices(step: int, n_examples: int, batch_size: int, seed: int) -> np.
     return _block_of_order(n_examples, batch_size, seed, epoch, block)[i * batch_size : (i + 1) * batch_size]
 
 
-def permuted(places: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """The examples at these places of a shuffle of 0..n-1, int64: a bijection for each seed, of integers alone.
+def permuted(indices: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The examples at these indices of a shuffle of 0..n-1, (N,) int64: a bijection for each seed, of integers only.
 
     A Feistel network (Luby and Rackoff 1988) permutes the numbers of an even number of bits, at most 4 n of them. A
     result of n or more is permuted again until it is less (cycle walking; Black and Rogaway 2002, section 3). The round
@@ -33,7 +33,7 @@ def permuted(places: np.ndarray, n: int, seed: int) -> np.ndarray:
     """
     n_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))  # of a half
     keys = [np.uint64(stream(seed, f"round {i}")) for i in range(ROUNDS)]
-    found = places.astype(np.uint64)
+    found = indices.astype(np.uint64)
     outside = np.arange(len(found))
     while len(outside):
         found[outside] = _feistel(found[outside], n_bits, keys)

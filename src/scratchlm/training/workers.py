@@ -30,7 +30,14 @@ from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_thre
 from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import COUNT_VARIABLE, Place, WorkerProcesses, ready, requested_workers, worker_processes
+from scratchlm.run.workers import (
+    Place,
+    WorkerProcesses,
+    limited_workers,
+    ready,
+    requested_workers,
+    worker_processes,
+)
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches, n_micro_batches
 
@@ -42,8 +49,7 @@ STEP, COLLECT = 0, 1  # what the stage's own process has the others do: a step, 
 
 def n_workers(state: "TrainingState") -> int:
     """How many processes train. Says why if they are fewer than the user wants."""
-    wanted = requested_workers()
-    if wanted == 1:
+    if requested_workers() == 1:
         return 1
     n_most = n_micro_batches(state.task)
     at_most = f"at max_micro_batch_size {state.task.params.max_micro_batch_size}"
@@ -52,9 +58,7 @@ def n_workers(state: "TrainingState") -> int:
         n_most, reason = 1, "this stage makes its batches with the model; one process trains"
     elif state.device.type != "cpu" or compiler():
         n_most, reason = 1, "only trainings on the device cpu, with compile false, are divided; one process trains"
-    if n_most < wanted:
-        state.run.say(f"{COUNT_VARIABLE} is {wanted}, but {reason}")
-    return min(wanted, n_most)
+    return limited_workers(n_most, reason, state.run.say)
 
 
 def other_processes(n: int, run: Run) -> AbstractContextManager[WorkerProcesses]:
@@ -98,12 +102,14 @@ class Workers:
         Raises UserError if they compute with different parameters or data.
         """
         with self._exchanging():
-            exchange.connect(self._place)
             if self._processes:
+                exchange.connect(self._place, self._processes.check)
                 self._processes.when_one_ends(exchange.cut)
+            else:
+                exchange.connect(self._place)
             refuse_differences(self._state, self._place)
-            self._state.step = exchange.agree_on(self._state.step)
-            exchange.share_weights([self._parameters])
+            self._state.step = exchange.broadcast_number(self._state.step)
+            exchange.broadcast_weights([self._parameters])
             if self._processes:
                 for rank in range(1, self._place.n_workers):
                     exchange.send_moments(self._state.optimizer, self._exchange.owned_by(rank), rank)
@@ -147,39 +153,40 @@ class Workers:
         with self._exchanging():
             self._exchange.finish()
 
-    def of_all(self, values: Sequence[float]) -> list[float]:
+    def all_gather(self, values: Sequence[float]) -> list[float]:
         """From values of own parameters, those of all that have gradients, in the order of the optimizer."""
         with self._exchanging():
-            return self._exchange.of_all(values, self._order)
+            return self._exchange.all_gather(values, self._order)
 
-    def sums_of_all(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sums of the values of all workers: float64 in any shape, which is overwritten."""
         with self._exchanging():
-            return exchange.sums_of_all(values)
+            return exchange.all_reduce(values)
 
-    def share_weights(self) -> None:
+    def broadcast_weights(self) -> None:
         """Give each worker the parameters that the others have updated."""
         with self._exchanging():
-            exchange.share_weights([self._exchange.owned_by(rank) for rank in range(self._place.n_workers)])
+            exchange.broadcast_weights([self._exchange.owned_by(rank) for rank in range(self._place.n_workers)])
 
     @contextmanager
     def whole_state(self) -> Iterator[None]:
-        """Within the block, the stage's own process has the optimizer state of all parameters."""
-        if self._is_connected:
-            self._command(COLLECT)
-            with self._exchanging():
-                for rank in range(1, self._place.n_workers):
-                    self._receive_moments(rank, rank)
-        yield
-        if self._is_connected:
-            self._forget_moments()
+        """Within the block, the stage's own process has the optimizer state of all parameters; Ctrl-C waits for it."""
+        with _uninterrupted():
+            if self._is_connected:
+                self._command(COLLECT)
+                with self._exchanging():
+                    for rank in range(1, self._place.n_workers):
+                        self._receive_moments(rank, rank)
+            yield
+            if self._is_connected:
+                self._forget_moments()
 
     def serve(self, step: "Callable[[TrainingState], int]") -> NoReturn:
         """Connect with the others and take part in each step, until the stage's own process ends the training."""
         self.connect()
         while True:
             with self._exchanging():
-                command = exchange.agree_on(STEP)
+                command = exchange.broadcast_number(STEP)
             if command == STEP:
                 step(self._state)
             else:
@@ -188,7 +195,7 @@ class Workers:
 
     def _command(self, command: int) -> None:
         with self._exchanging():
-            exchange.agree_on(command)
+            exchange.broadcast_number(command)
 
     def _receive_moments(self, owner: int, sender: int) -> None:
         exchange.receive_moments(self._state.optimizer, self._exchange.owned_by(owner), sender)

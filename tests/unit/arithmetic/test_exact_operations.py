@@ -32,7 +32,7 @@ from scratchlm.arithmetic.functions import (
     total,
 )
 from scratchlm.arithmetic.mode import exact_arithmetic, use_exact
-from scratchlm.arithmetic.sequences import begin_forward
+from scratchlm.arithmetic.sequences import begin_forward, summed_items
 from scratchlm.training.optimizer import AdamW, ExactAdamW, power
 
 CU_SEQLENS = [0, 3, 4, 17, 40]
@@ -260,5 +260,8 @@ def test_nothing_of_a_finished_pass_is_left_to_the_next() -> None:
     assert torch.equal(first, autograd.dropout(x, 0.5))
     assert not torch.equal(first, autograd.dropout(x, 0.5))
     with exact_arithmetic():
-        pass
+        total(torch.ones(3))
+    assert summed_items() is not None
+    begin_forward(5, 0)
+    assert summed_items() is None  # a loss that sums nothing has none
     assert math.isclose(float(total(torch.ones(3), None)), 3.0)

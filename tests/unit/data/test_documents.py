@@ -78,6 +78,11 @@ def test_a_file_that_changed_is_named_with_what_was_expected_and_found(tmp_path:
         ("a.txt", b"caf\xe9 au lait", "cannot be read as txt ('utf-8' codec can't decode byte 0xe9 in position 3"),
         ("a.parquet", b"PAR1 and no more PAR1", "cannot be read as parquet ("),
         ("a.jsonl", b'{"body": "a"}\n{"body": }', ": line 2: Expecting value; correct the line"),
+        (
+            "a.jsonl",
+            b"9" * 4301,
+            ": line 1: Exceeds the limit (4300 digits) for integer string conversion: value has 4301 digits; correct",
+        ),
         ("a.jsonl", b'{"text": "a"}', ": line 1 has no text in the column 'body' (it has text); complete the row"),
         ("a.parquet", content(["a"], "parquet"), ": no column 'text' among id, body; pin the files again with"),
     ],

@@ -60,7 +60,11 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
         ("in/a.jsonl", "in/a.jsonl is the manifest itself; name the files of the corpus, or another --output"),
         ("s3://", "s3://: Cannot traverse all of S3; correct the address"),
         ("http://[::1/a.txt", "http://[::1/a.txt: Invalid IPv6 URL; correct the address"),
-        ("foo://texts/a.txt", "foo://texts/a.txt: Protocol not known: foo; install the package, or name a local path"),
+        (
+            "ftp://me:secret@h/a.txt",
+            "ftp://***@h/a.txt begins with ftp://, but must be a local path, s3://, gs://, http:",
+        ),
+        ("github://a.txt", "github://a.txt begins with github://, but must be a local path, s3://, gs://, http"),
     ],
 )
 def test_an_address_that_leads_to_no_text_is_named(address: str, sentence: str) -> None:
@@ -69,7 +73,7 @@ def test_an_address_that_leads_to_no_text_is_named(address: str, sentence: str) 
 
 
 def test_names_with_signs_of_patterns_are_names_and_those_that_are_no_text_are_refused() -> None:
-    for folder in ("in [v1]", "in*", "in?"):
+    for folder in ("in [v1]", "in*", "in?", "a::b"):
         Path(folder).mkdir()
         Path(folder, "a.txt").write_text("a")
         assert [file.address for file in pin([folder], "body")] == [f"{folder}/a.txt"]
@@ -104,7 +108,7 @@ GOOD = f'{{"address": "in/b.txt", "size_bytes": 8, "sha256": "{"0" * 64}", "form
     ("text", "sentence"),
     [
         ("", "c.jsonl: there is no file in it; write the manifest again with scratchlm sources pin"),
-        (GOOD + "{", "c.jsonl: line 2: the object: invalid json"),
+        ("\n" + GOOD + "\n{", "c.jsonl: line 4: the object: invalid json"),
         (GOOD.replace("8", '"8"'), "c.jsonl: line 1: size_bytes: input should be a valid integer; write"),
         (GOOD.replace(': "txt"', ': "csv"'), "c.jsonl: line 1: format: input should be 'txt', 'txt.gz'"),
         (GOOD.replace("0000", "x", 1), "c.jsonl: line 1: sha256: string should match pattern"),

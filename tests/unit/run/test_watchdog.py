@@ -214,7 +214,7 @@ def test_a_watchdog_imports_little() -> None:
 
 
 def test_a_stage_runs_once_at_a_time_in_a_workspace(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(watchdog, "TIMEOUT_SECONDS", 0.2)
     lock = workspace / "logs" / "stage.jsonl"
     with (
         watchdog.only_process(lock, "pretrain"),

@@ -4,13 +4,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 
@@ -22,6 +20,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.files import write_json, write_table
 from scratchlm.run.workers import Place
 from scratchlm.tasks import batches
+from tests.processes import wait_for_processes
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLED = {"temperature": 1.2, "top_k": 8, "top_p": 0.95, "repetition_penalty": 1.1}
@@ -112,10 +111,7 @@ def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: St
         "answering_stage: SCRATCHLM_WORKERS is 9, but generate.batch_size 4 leaves work for no more than 5; lower it "
         "to use more\n"
     )
-    deadline = time.monotonic() + 10
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_for_processes(0, tmp_path)
     assert not (tmp_path / "responses.parquet").exists()
 
 

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -23,11 +21,13 @@ from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import requested_workers
+from scratchlm.run.workers import LOOPBACK, Place, requested_workers
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches
 from scratchlm.training.history import StepHistory
+from scratchlm.training.workers import Workers
+from tests.processes import processes_of, wait_for_processes
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 # Three micro batches of a step; clipping at a norm that every step exceeds
@@ -115,7 +115,7 @@ def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
     assert done.returncode == 1
     assert sentence.startswith("worker_stage: a worker does not answer (")
     assert "; run this again to resume" in sentence
-    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
+    assert not processes_of(tmp_path)
     monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "soon")
     assert "SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds" in stage("2").stderr
 
@@ -128,10 +128,7 @@ def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: St
         "worker_stage: SCRATCHLM_WORKERS is 9, but at max_micro_batch_size 2 a step has micro batches for no more than "
         "3; lower it to use more\n"
     )
-    deadline = time.monotonic() + 10
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    wait_for_processes(0, tmp_path)
     assert not (tmp_path / "result.json").exists()
 
 
@@ -171,6 +168,17 @@ def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounde
         assert {use for _, use in alone} == {"linear", "embedding", "norm"}
         assert equal(sums(sequences_apart), alone)
         assert not equal(sums(nullcontext), alone)  # sums of micro batches are other sums
+
+
+def test_ctrl_c_waits_until_a_checkpoint_has_been_collected(tmp_path: Path, tiny_gpt: Any) -> None:
+    """In the middle, the other workers would go on with the first answer as the checkpoint of the interrupt asks."""
+    parameters = [*tiny_gpt().parameters()]
+    state: Any = SimpleNamespace(weights=lambda: parameters, optimizer=torch.optim.AdamW(parameters))
+    workers, saved = Workers(state, Place(0, 2, 1, str(tmp_path), "", LOOPBACK), None), []
+    with pytest.raises(KeyboardInterrupt), workers.whole_state():
+        signal.raise_signal(signal.SIGINT)
+        saved.append("whole")
+    assert saved == ["whole"]
 
 
 @pytest.mark.parametrize("given", ["0", "65", "two", "1.5", ""])

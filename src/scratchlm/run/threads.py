@@ -1,0 +1,42 @@
+"""Work on many items, several at once, each by one thread: an error ends all of it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event, Lock
+from typing import TypeVar
+
+Advance = Callable[[int], None]
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Other work has failed, or the user has interrupted it."""
+
+
+def in_threads(
+    n_threads: int, work: Callable[[Item, Advance], Result], items: Mapping[Key, Item], update: Advance
+) -> Iterator[tuple[Key, Result]]:
+    """Yield the key and the result of each item as they are ready. Raises what `work` raises, once all work has ended.
+
+    work: called with an item and a function that takes the number of bytes of each read, which raises Stopped once
+    another item has failed. update: called with these numbers, by one thread at a time.
+    """
+    stopped, lock = Event(), Lock()
+
+    def advance(n: int) -> None:
+        if stopped.is_set():
+            raise Stopped
+        with lock:
+            update(n)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting = {pool.submit(work, item, advance): key for key, item in items.items()}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
