@@ -63,7 +63,7 @@ def complete(
     explain: Annotated[bool, typer.Option("--explain", help="also show what was likely at each token")] = False,
     format: Annotated[TableOrJson, typer.Option(help="of --explain; json has the text, too")] = "table",
 ) -> None:
-    """Continue a text with a language model, such as that of pretraining."""
+    """Continue a text with a language model, such as pretraining's."""
     from scratchlm.fast.decoding import for_inference
     from scratchlm.model.generate import Stopping, generate
 
@@ -125,7 +125,7 @@ def attention(
     output: Annotated[Path, typer.Option(help="a new .html file")],
     language_model: LanguageModel,
 ) -> None:
-    """Draw the attention weights of every layer and head for a text, on one HTML page."""
+    """Draw the attention weights of every layer and head for a text. They are on one HTML page."""
     import torch
 
     from scratchlm.model.attention_weights import attention_weights

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 def repro() -> None:
-    """Run what a change affects, as `dvc repro` does: say first which stages these are, show results at the end."""
+    """Run what a change affects, as `dvc repro` does. List these stages first, show the results at the end."""
     from dvc.exceptions import ReproductionError
     from dvc.lock import LockError
     from dvc.repo import Repo

@@ -20,7 +20,7 @@ SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
 
 
 def results(format: TextOrJson = "text") -> None:
-    """Show the main results, beside those of the last commit if they differ; data/report.html has everything."""
+    """Show the main results; data/report.html has everything. Where they differ, the last commit's are beside them."""
     from scratchlm.report.headline import read_headline
 
     lines = read_headline(Path("params.yaml"), Path("metrics"))
