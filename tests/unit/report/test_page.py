@@ -543,6 +543,17 @@ def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
     assert "124,412,160" in page and "1.877" in page and "load_gpt2@124M" in page
 
 
+def test_ones_own_data_is_shown_by_its_path_or_manifest_without_a_licence(project: Path) -> None:
+    corpus, messages = "data/mine/corpus.jsonl", "data/mine/texts.csv"
+    change_params(project, sources={"corpus": {"manifest": corpus}, "messages": {"path": messages}})
+    found = read_json(project / "metrics" / "download.json")
+    found |= {"own-corpus": found.pop("sample-stories"), "own-messages": found.pop("sample-messages")}
+    write_json(project / "metrics" / "download.json", found)
+    page = page_of(project)
+    assert f"weights on <b>{corpus}</b>" in page and f"on {messages}," in page
+    assert page.count("Your own data: data/mine/") == 2 and "Licence: yours" not in page
+
+
 def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> None:
     base = {"base": "pretrain"}
     change_params(project, gpt2_sizes=[], finetune_spam=base, finetune_instruct=base, variants=base)
