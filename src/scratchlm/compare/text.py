@@ -178,7 +178,7 @@ def _about(count: int) -> str:
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
     def value(of: Any) -> str:
-        return show(display.shortened(format_number(of), VALUE_CHARACTERS))
+        return show(display.shortened(format_number(of) or "empty", VALUE_CHARACTERS))
 
     def hash_(of: str | None) -> str:
         return show(format_number(of)[:HASH_CHARACTERS])

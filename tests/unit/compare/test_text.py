@@ -34,7 +34,11 @@ ROWS = [
     Row("tokenize.messages.spam", None, 375, None),
 ]
 CHANGES = Changes(
-    [Change("finetune_spam.epochs", 3, 5), Change("finetune_spam.lora.rank", None, 16)],
+    [
+        Change("finetune_spam.epochs", 3, 5),
+        Change("finetune_spam.lora.rank", None, 16),
+        Change("gpt2_sizes", ["nano"], []),
+    ],
     [Change("torch", "2.12.0", "2.13.0")],
     [Change("sms/SMSSpamCollection", "0123456789abcdef", None)],
     [Change("src/scratchlm/training/loop.py", "a", "b", ("pretrain", "finetune_spam", "x", "y"))],
@@ -72,6 +76,7 @@ What differs:
 
 - parameters: finetune_spam.epochs 3 → 5
 - parameters: finetune_spam.lora.rank – → 16
+- parameters: gpt2_sizes nano → empty
 - packages: torch 2.12.0 → 2.13.0
 - data: sms/SMSSpamCollection 01234567 → –
 - code: src/scratchlm/training/loop.py (pretrain, finetune_spam, x and 1 more)
