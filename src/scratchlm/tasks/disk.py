@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import ASSUMED_BYTES, wanted_files
+from scratchlm.data.manifest import read_manifest
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.preflight import model_configs, pretrained_models, pretraining_steps
 
@@ -111,8 +112,10 @@ def planned_steps(params: Any) -> Steps:
 
 def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
-    is_assumed = params.sources.corpus_bytes == ASSUMED_BYTES
-    size = f" and a corpus of {_mb(ASSUMED_BYTES)}, whose size is unknown" if is_assumed else ""
+    sources, size = params.sources, ""
+    files = read_manifest(Path(sources.pinned.manifest)) if sources.pinned else []
+    if sources.corpus_bytes == ASSUMED_BYTES or any(file.most_text_bytes > file.size_bytes for file in files):
+        size = f" and a corpus of {_mb(sources.corpus_bytes)}, whose size is assumed"
     return (
         f"about {steps.low:,} to {steps.high:,} steps of pretraining (at most {steps.most:,}), of "
         f"{params.pretrain.batch_size * params.model.context_length:,} tokens each, an estimate for "

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.data.manifest import PinnedFile, format_of, write_manifest
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.errors import UserError
@@ -74,11 +75,22 @@ def test_the_steps_of_the_sample_are_within_the_estimate_and_counted_once_per_mo
     assert 0.9 * truth < steps.low <= truth < steps.high < steps.most
 
 
-def test_a_corpus_of_unknown_size_is_said_to_be_assumed() -> None:
+def test_a_corpus_of_unknown_size_is_said_to_be_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
-    values["sources"] |= {"corpus": {"path": "https://example.org/corpus.txt", "sha256": "0" * 64}}
+    for name, size in (
+        ("a.txt", "each, an estimate for 4 to 2 bytes per token, as in English;"),
+        ("a.txt.gz", " of 10 MB,"),
+    ):
+        pinned = PinnedFile(name, 2_000_000, "0" * 64, format_of(name), None)
+        write_manifest(Path("data/mine/c.jsonl"), [pinned])
+        values["sources"]["corpus"] = {"manifest": "data/mine/c.jsonl"}
+        params = check_params(values, Params, source="params.yaml", whole=True)
+        assert size in plan(params, NEEDS, planned_steps(params))
+    values["sources"]["corpus"] = {"path": "https://example.org/corpus.txt", "sha256": "0" * 64}
     params = check_params(values, Params, source="params.yaml", whole=True)
-    assert "as in English and a corpus of 1,074 MB, whose size is unknown" in plan(params, NEEDS, planned_steps(params))
+    assert "as in English and a corpus of 1,074 MB, whose size is assumed" in plan(params, NEEDS, planned_steps(params))
 
 
 def test_a_wheel_that_holds_a_download_is_on_the_disk_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
