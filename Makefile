@@ -16,19 +16,19 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1	/' | expand -t 22
 
-repro: $(READY)  ## rebuild everything that params.yaml describes, then show the results
+repro: $(READY)  ## rebuild all that params.yaml describes, show the results
 	@scratchlm repro
 
-verify: $(READY)  ## rebuild the last commit in a clean clone and compare every output and metric
+verify: $(READY)  ## rebuild the last commit in a clone and compare all results
 	scratchlm verify
 
 # Two tests at a time, so threads that wait must not take the other's core, and tests are compiled once for both
 PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses 2
 
-test: $(READY)  ## all tests but the slow ones: also the long ones, and those that build the sample in clones
+test: $(READY)  ## all tests but the slow ones, also in clones: minutes
 	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
-test-quick: $(READY)  ## the unit tests, but for the long ones: no clone, no DVC, a minute
+test-quick: $(READY)  ## the unit tests but the long ones, without DVC: a minute
 	$(PYTEST) -m "not long and not slow and not gpu" tests/unit
 
 cluster: $(VENV)/cluster  ## Ray, to train on several machines
@@ -37,30 +37,31 @@ $(VENV)/cluster: $(READY) requirements-cluster.lock
 	@python -m pip install --disable-pip-version-check --quiet --no-deps --requirement requirements-cluster.lock
 	@touch $@
 
-cluster-check: cluster  ## the tests of training on the two nodes of a Ray cluster on this machine: two minutes
+cluster-check: cluster  ## the tests on two Ray nodes of this machine: two minutes
 	python -m pytest tests/cluster
 
-test-network: $(READY)  ## the tests on real data, from SCRATCHLM_MIRROR or the network
+test-network: $(READY)  ## tests on real data, of SCRATCHLM_MIRROR or the network
 	python -m pytest tests/network
 
-slow: $(READY)  ## the tests that compute for minutes; those on real data: python -m pytest -m slow tests/network
+# Those on real data: python -m pytest -m slow tests/network
+slow: $(READY)  ## the tests that compute for minutes
 	python -m pytest -m slow
 
-soak: $(READY)  ## random sequences of edits, kills, lost files, branch switches and builds in one workspace
+soak: $(READY)  ## edits, kills, lost files and builds in random order
 	python -m tests.pipeline.soak
 
-torture: $(READY)  ## kill `dvc repro` 40 times at random moments; every build must give the same bytes
+torture: $(READY)  ## 40 kills of `dvc repro`; each build must be the same bytes
 	python -m tests.pipeline.kills --kills 40
 
-golden: $(READY)  ## the golden results of precision exact on this machine: half a minute
+golden: $(READY)  ## the golden results of precision exact: half a minute
 	PYTHONPATH=src:. python -m tests.golden
 
 # In no environment of its own: a machine with a card brings its torch. K=bits runs the tests with that in their name
-gpu-check:  ## the tests on an NVIDIA card, with the packages of python3, without DVC
+gpu-check:  ## the tests on an NVIDIA card, with the packages of python3
 	@python3 -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device here; run this where there is one")'
 	PYTHONPATH=src:. python3 -m pytest -m gpu $(if $(K),-k "$(K)") $$(grep -rl "mark.gpu" tests/unit)
 
-exact-arm64:  ## the golden results of precision exact on an emulated ARM64 processor; Debian, minutes
+exact-arm64:  ## the golden results on an emulated ARM64; Debian, minutes
 	tools/exact_arm64.sh
 
 check: $(READY)  ## format, lint, types and architecture
@@ -69,7 +70,7 @@ check: $(READY)  ## format, lint, types and architecture
 	mypy
 	python -m pytest tests/unit/test_architecture.py
 
-audit: $(AUDIT)/audited  ## known vulnerabilities of every pinned package, by PyPI's database
+audit: $(AUDIT)/audited  ## known vulnerabilities of every pinned package, from PyPI
 
 .PHONY: $(AUDIT)/audited
 $(AUDIT)/audited:
@@ -79,7 +80,7 @@ $(AUDIT)/audited:
 		$(@D)/bin/pip-audit --progress-spinner off --no-deps --disable-pip --requirement $$lock || exit 1; done
 
 # ROW=decode_1_float32 measures that row alone
-bench: $(BENCH)/ready  ## measure against other implementations, time the pipeline, draw how cost grows
+bench: $(BENCH)/ready  ## measure: other implementations, the pipeline, its growth
 	@export PATH="$(CURDIR)/$(BENCH)/bin:$$PATH" && python -m benchmarks.run $(addprefix --row ,$(ROW)) \
 		$(if $(ROW),,&& python -m benchmarks.pipeline && python -m benchmarks.scaling && python -m benchmarks.scaling_corpus \
 		&& python -m benchmarks.windows && python -m benchmarks.load && python -m benchmarks.serve)
@@ -90,7 +91,7 @@ docs: $(READY) $(DOCS)/ready  ## the documentation, into site/: open site/index.
 BASE ?= origin/main
 # DVC and the stages write to standard error, so that the table can go to a file: make --silent compare > table.md
 # FAIL_IF=worse fails if a metric got worse; docs/compare.md has the other conditions
-compare: $(READY)  ## build HEAD and another revision (BASE=origin/main), print a Markdown table of differences
+compare: $(READY)  ## build HEAD and BASE=origin/main; print what differs
 	@revisions=$$(scratchlm build $(BASE) HEAD) && \
 		scratchlm compare $$revisions --format markdown $(if $(FAIL_IF),--fail-if "$(FAIL_IF)")
 

@@ -7,8 +7,8 @@ from scratchlm.run.context import Run
 from scratchlm.run.files import write_text
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
-from scratchlm.tasks.disk import check_disk, disk_needs, plan
-from scratchlm.tasks.preflight import check_together, pretrained_models, pretraining_steps, stale_files
+from scratchlm.tasks.disk import check_disk, disk_needs, plan, planned_steps
+from scratchlm.tasks.preflight import check_together, stale_files
 from stages import (
     ablate_pretrain,
     ablate_spam,
@@ -39,9 +39,9 @@ def main(run: Run, *, params: Path, metrics: Path, data: Path, dvc: Path, marker
     p = read_params(params, Params, whole=True)
     check_together(p)
     check_judge(p.judge)
-    needs, n_steps = disk_needs(p), pretraining_steps(p) * len(pretrained_models(p))
-    run.say(plan(needs, n_steps, p.pretrain.batch_size * p.model.context_length))
-    run.record({"disk_bytes": needs._asdict(), "most_pretraining_steps": n_steps})
+    needs, steps = disk_needs(p), planned_steps(p)
+    run.say(plan(p, needs, steps))
+    run.record({"disk_bytes": needs._asdict(), "pretraining_steps": steps._asdict()})
     if warning := check_disk(needs, data, dvc):
         run.say(warning)
     for path in stale_files(p, metrics, data):

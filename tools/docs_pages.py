@@ -79,7 +79,6 @@ def cli_page() -> str:
 
     from scratchlm.cli.main import app
 
-    app.rich_markup_mode = None  # plain text instead of boxes
     parts = [
         "# Command line",
         "This page is taken from the programs when it is built.",

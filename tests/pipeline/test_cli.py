@@ -114,6 +114,13 @@ def test_complete_continues_a_text_and_explains_every_token(home):
     for row in rows:  # greedy: the most likely token is the one that was chosen
         token, p, likely = re.split(" {2,}", row, maxsplit=2)
         assert likely.startswith(f"{token} {p}, ")
+    whole = json.loads(scratchlm(home, "complete", "the red", *chosen, "--explain", "--format", "json").stdout)
+    assert done.stdout.startswith(f"{whole['text']}{whole['completion']}\n")
+    assert len(whole["tokens"]) == 6 and all(
+        row.items() >= row["likely"][0].items() and len(row["likely"]) == 4 for row in whole["tokens"]
+    )
+    done = scratchlm(home, "complete", "the red", *chosen, "--format", "json")
+    assert done.returncode == 1 and not done.stdout and "add --explain" in done.stderr
     drawn = ("complete", "the red", *chosen, "--temperature", "1.5")
     first, again = (scratchlm(home, *drawn) for _ in range(2))
     assert first.returncode == 0 and first.stdout == again.stdout

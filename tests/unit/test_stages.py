@@ -135,7 +135,7 @@ def test_preflight_names_files_that_no_stage_makes_and_deletes_nothing(
     caller(tmp_path)("preflight", params=REPOSITORY / "params.yaml")
     assert all(file.exists() for file in files)
     plan, *lines = capsys.readouterr().err.splitlines()
-    assert plan.startswith("preflight: at most ")
+    assert plan.startswith("preflight: about ")
     assert [line.split()[1] for line in lines] == [str(path) for path in stale]
 
 

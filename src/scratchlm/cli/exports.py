@@ -41,9 +41,10 @@ def export(
     prompt_style: Style = None,
     storage: Annotated[Storage, typer.Option(help="gguf: of matrices; q8_0 takes 8.5 bits a number")] = "float32",
 ) -> None:
-    """Write a model for transformers, or a language model for llama.cpp and Ollama.
+    """Write a model for transformers, llama.cpp or Ollama.
 
-    An assistant gets its chat template, a GGUF file a Modelfile beside it, a folder a model card.
+    The last two take language models only. An assistant gets its chat template, a GGUF file a Modelfile beside it, a
+    folder a model card.
     """
     from scratchlm.run.files import read_json
 
@@ -167,7 +168,7 @@ def import_model(
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
     base: Annotated[Path | None, typer.Option(help="if source is an adapter of PEFT: its base model's folder")] = None,
 ) -> None:
-    """Read a GPT-2, a Llama or a Qwen2 that transformers or llama.cpp's tools wrote, or an adapter that PEFT wrote."""
+    """Read a GPT-2, Llama or Qwen2 of other programs, or an adapter."""
     from scratchlm.data.byte_pairs import save_byte_pairs
     from scratchlm.formats.gguf_file import GGUFFile
     from scratchlm.formats.gguf_reader import load_gguf

@@ -16,7 +16,8 @@ from scratchlm.cli import chat, exports, look, models, pipeline, rating, repro, 
 from scratchlm.cli.project import project_folder
 from scratchlm.run.errors import UserError, boundary
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# rich's boxes leave half of a line for a description, and show a flag as if it took a <bool>
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 def show_version(wanted: bool) -> None:

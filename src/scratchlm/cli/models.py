@@ -40,7 +40,7 @@ def classify(
     model: Model = CLASSIFIER,
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
-    """Say the class of a message, such as spam or ham, and the probability of each class; or of many messages."""
+    """Say the class of a message and the probability of each class. There may be many messages."""
     from scratchlm.data.tables import TABLES, table_rows
 
     if file and text is not None:

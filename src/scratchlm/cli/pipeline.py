@@ -22,14 +22,14 @@ def _width() -> int:
 
 
 def status() -> None:
-    """Say whether the results in the workspace are those of the last commit, and keep those of another processor."""
+    """Say whether the results here are those of the last commit. Keep those of another processor."""
     from scratchlm.verify.status import status
 
     say(status(Path()))
 
 
 def repair() -> None:
-    """Repair DVC's own files after DVC was killed, and let `dvc repro` look for results in its run cache."""
+    """Repair DVC's own files after DVC was killed. `dvc repro` then looks for results in its run cache."""
     from scratchlm.run.code import refuse_path
     from scratchlm.run.watchdog import repair
 
@@ -48,7 +48,7 @@ def verify(
     stages: Annotated[list[str] | None, typer.Option(help="only this stage and what it needs; may be repeated")] = None,
     format: TextOrJson = "text",
 ) -> None:
-    """Rebuild a revision in a clean clone and compare every output and metric; the exit status is 1 if one differs."""
+    """Rebuild a revision in a clean clone and compare all results. The exit status is 1 if one differs."""
     from scratchlm.verify.findings import verification_json, verification_text
     from scratchlm.verify.verify import verify
 
@@ -83,7 +83,7 @@ def compare(
         ),
     ] = None,
 ) -> None:
-    """Say of each metric whether a revision is better, worse, or no different; a single one: than the workspace."""
+    """Say of each metric: better, worse, or no evidence of either. A single revision is compared with the workspace."""
     names = revisions or []
     if variants and len(names) > 1:
         raise UserError(f"--variants compares those of one revision, not of {len(names)}; name one, or none")
@@ -129,7 +129,7 @@ def seeds(
     plot: Chart = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the experiments for `dvc exp show`")] = False,
 ) -> None:
-    """Rerun one stage with several seeds: the spread of its metrics, and the minimum detectable difference."""
+    """Rerun a stage with several seeds: the spread of its metrics. Also show the minimum detectable difference."""
     from scratchlm.compare.chart import check_chart_path, write_seeds_chart
     from scratchlm.compare.seeds import run_seeds, spreads
     from scratchlm.compare.text import seeds_json, seeds_text
@@ -150,7 +150,7 @@ def seeds(
 def build(
     revisions: Annotated[list[str], typer.Argument(help="branches, tags or commits; `workspace` is not built itself")],
 ) -> None:
-    """Build revisions in clones, with one arithmetic, so that `compare` can compare them; print their names."""
+    """Build revisions, so that `compare` can compare them. Work in clones, with one arithmetic; print their names."""
     from scratchlm.compare.builds import build
 
     build(Path(), revisions)

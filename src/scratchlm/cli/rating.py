@@ -28,7 +28,7 @@ def rate(
     reference: Annotated[bool, typer.Option("--reference", help="also show the reference answers")] = False,
     show: Annotated[bool, typer.Option("--show", help="ask nothing; only show what the ratings say")] = False,
 ) -> None:
-    """Score responses yourself, without seeing whose they are, and compare the judge with you."""
+    """Score responses yourself, blind: does the judge agree with you?"""
     from scratchlm.judge.rating import add_rating, key_of, read_ratings, sample
     from scratchlm.run.files import read_table
     from scratchlm.run.params import Section, Seed, read_params

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 def repro() -> None:
-    """Run what a change affects, as `dvc repro` does: say first which stages these are, show results at the end."""
+    """Run what a change affects, as `dvc repro` does. List these stages first, show the results at the end."""
     from dvc.exceptions import ReproductionError
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -119,12 +119,14 @@ def plan_text(steps: Sequence[Step], n_stages: int) -> str:
         return f"All {n_stages} stages are up to date."
     lines = [f"{len(steps)} of {n_stages} stages may have to run:"]
     longest = max(len(step.name) for step in steps)
+    is_timed = any(step.seconds is not None for step in steps)
     for number, step in enumerate(steps, 1):
         seconds = "" if step.seconds is None else duration(step.seconds)
-        line = f"{number:4}  {step.name:{longest}}  {seconds:>11}  {one_line(step.why)}"
-        if len(line) > WIDTH:
-            line = f"{line[: WIDTH - 1].rpartition(' ')[0].rstrip(' ,').removesuffix(' and')}…"
-        lines.append(line)
+        start, why = f"{number:4}  {step.name:{longest}}  " + f"{seconds:>11}  " * is_timed, one_line(step.why)
+        if len(start + why) > WIDTH:
+            why = why[: WIDTH - 1 - len(start)]
+            why = f"{(why.rpartition(' ')[0] or why).rstrip(' ,').removesuffix(' and')}…"
+        lines.append(start + why)
     known = [step.seconds for step in steps if step.seconds is not None]
     if known:
         bound = "about" if len(known) == len(steps) else "at least"

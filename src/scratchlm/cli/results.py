@@ -1,26 +1,27 @@
 """The main results as a table for a terminal of 80 columns."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scratchlm.cli.pipeline import TextOrJson
 from scratchlm.run.display import say, shortened
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import write_text
+from scratchlm.run.files import read_json, write_text
 
 if TYPE_CHECKING:
     from scratchlm.report.headline import Headline
 
 WIDTH = 80
+MANY_REPEATED = 0.01  # of val and test
 SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
 
 
 def results(format: TextOrJson = "text") -> None:
-    """Show the main results, beside those of the last commit if they differ; data/report.html has everything."""
+    """Show the main results; data/report.html has everything. Where they differ, the last commit's are beside them."""
     from scratchlm.report.headline import read_headline
 
     lines = read_headline(Path("params.yaml"), Path("metrics"))
@@ -29,7 +30,23 @@ def results(format: TextOrJson = "text") -> None:
             before = read_headline(params, metrics)
     except UserError:  # not committed, or by an older version
         before = []
-    say(results_json(lines, before) if format == "json" else results_text(lines, before))
+    if format == "json":
+        say(results_json(lines, before))
+        return
+    say(results_text(lines, before))
+    if note := repeated_note(read_json(Path("metrics/tokenize.json"))["messages"]):
+        say(f"\n{note}")
+
+
+def repeated_note(counts: Mapping[str, Any]) -> str | None:
+    """A sentence if many messages of val and test are also in train, or None. counts: tokenize.messages."""
+    repeated, n_others = counts["duplicates_across_splits"], sum(counts[split]["records"] for split in ("val", "test"))
+    if repeated < MANY_REPEATED * n_others:
+        return None
+    return (
+        f"Messages of val and test that are also in train: {repeated:,} of {n_others:,}. They may raise\n"
+        "the accuracy; tokenize.messages.deduplicate removes them."
+    )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def serve(
     address: Annotated[str, typer.Option(help="host and port; port 0 takes a free one")] = "127.0.0.1:8000",
     batch_size: Annotated[int, typer.Option(min=1, help="requests that are decoded together")] = 32,
 ) -> None:
-    """Serve a model: OpenAI's API, a page to chat, classification and metrics. SCRATCHLM_API_KEY sets a key."""
+    """Serve models: OpenAI's API, a page to chat, classes, metrics. SCRATCHLM_API_KEY sets a key."""
     import uvicorn
 
     from scratchlm.data.prompts import check_style

@@ -20,8 +20,7 @@ app = typer.Typer(add_completion=False)
 
 @app.callback(invoke_without_command=True)
 def sources(context: typer.Context) -> None:
-    """List the sources of data by the key of params.yaml that may name them; `add` and `pin` make params.yaml use your
-    own."""
+    """List the sources of data, or use your own with `add` and `pin`. Each is below the key that may name it."""
     if context.invoked_subcommand:
         return
     from tabulate import tabulate
@@ -57,7 +56,7 @@ def add(
     ] = None,
     licence: Annotated[str | None, typer.Option(help="of the data, for a comment beside the entry")] = None,
 ) -> None:
-    """Check that your own data can be read, and make params.yaml use it; nothing else in that file changes."""
+    """Check that your own data can be read, and make params.yaml use it. Nothing else in that file changes."""
     from scratchlm.data.adding import described, fetch_new, with_entry
     from scratchlm.data.own_data import own_files
     from scratchlm.run.files import sha256_of, temporary_folder, write_text
@@ -91,7 +90,7 @@ def pin(
     column: Annotated[str, typer.Option(help="of tables: which one holds the text")] = "text",
     licence: Annotated[str | None, typer.Option(help="of the texts, for a comment beside the entry")] = None,
 ) -> None:
-    """Write the addresses and hashes of a corpus of many files, and make params.yaml use it; no file is copied."""
+    """Write the addresses and hashes of a corpus of many files. Make params.yaml use it; no file is copied."""
     from scratchlm.data.adding import with_entry
     from scratchlm.data.documents import check_readable
     from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest

@@ -115,9 +115,14 @@ def _page(comparison: Comparison, everything: bool, markdown: bool, width: int) 
     parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes, show))]))
     parts += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
     for revision, lacks_it in ((first, "second"), (second, "first")):
-        lacking = [row.metric for row in rows if getattr(row, lacks_it) is None]
-        if files := dict.fromkeys(f"metrics/{metric.split('.')[0]}.json" for metric in lacking):
-            parts.append(f"Only {show(revision.name)} has {', '.join(files)}.")
+        files: dict[str, set[bool]] = {}  # whether its metrics are there, for each file
+        for row in rows:
+            files.setdefault(row.metric.split(".")[0], set()).add(getattr(row, lacks_it) is not None)
+        lacking = [
+            f"metrics/{name}.json{' (in part)' * (True in there)}" for name, there in files.items() if False in there
+        ]
+        if lacking:
+            parts.append(f"Only {show(revision.name)} has {', '.join(lacking)}.")
     parts += [f"{show(warning)}." for warning in comparison.warnings]
     if any(row.interval for row in judged):
         parts.append(MEANING)
@@ -173,7 +178,7 @@ def _about(count: int) -> str:
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
     def value(of: Any) -> str:
-        return show(display.shortened(format_number(of), VALUE_CHARACTERS))
+        return show(display.shortened(format_number(of) or "empty", VALUE_CHARACTERS))
 
     def hash_(of: str | None) -> str:
         return show(format_number(of)[:HASH_CHARACTERS])

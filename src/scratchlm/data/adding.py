@@ -11,7 +11,7 @@ from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.manifest import PinnedSource
-from scratchlm.data.own_data import COLUMNS, OwnSource, write_own
+from scratchlm.data.own_data import COLUMNS, END_OF_DOCUMENT, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
 from scratchlm.data.sources import DownloadError, addresses
 from scratchlm.data.tables import TABLES, table_rows
@@ -63,7 +63,10 @@ def described(purpose: str, source: OwnSource, files: Sequence[Path], scratch: P
     write_own(purpose, source, files, scratch)
     written = only_file(scratch)
     if purpose == "corpus":
-        return f"{sum(map(len, text_chunks(written))):,} characters"
+        counts = [(chunk.count(END_OF_DOCUMENT), len(chunk)) for chunk in text_chunks(written)]
+        ends, n_characters = (sum(each) for each in zip(*counts, strict=True))
+        documents = f"{ends + 1:,} document{'s' * (ends > 0)}"
+        return f"{documents}, {n_characters - ends * len(END_OF_DOCUMENT):,} characters"
     if purpose == "messages":
         texts, classes = read_labelled_texts(written, "strict", None)
         return f"{len(texts):,} texts of {len(classes)} classes ({', '.join(classes)})"

@@ -54,5 +54,5 @@ def _text(values: Mapping[str, Any], key: str) -> str:
 
 
 def shown_source(source: Any) -> str:
-    """Return the name of an entry of the catalogue, or the path of one's own data."""
-    return source if isinstance(source, str) else without_secrets(source["path"])
+    """Return the name of an entry of the catalogue, or the path or the manifest of one's own data."""
+    return source if isinstance(source, str) else without_secrets(source.get("path") or source["manifest"])

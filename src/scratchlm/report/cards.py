@@ -44,6 +44,7 @@ def _classifier(report: Report) -> Card:
     words = report.metrics["baseline_spam"]["test"]["accuracy"]
     change, low, high = (format_points(gain[f"accuracy{end}"]) for end in ("", "_low", "_high"))
     lines = [f"bag of words {format_percent(words)}; the GPT has {change} points ({low} to {high})"]
+    lines += [f"test messages also in train: {report.repeated.count:,} of {report.repeated.total:,}"]
     interval = f"{format_percent(test['accuracy_low'])} to {format_percent(test['accuracy_high'])}"
     spark = _spark(report, "finetune_spam", "val_loss")
     return Card("Classifier", format_percent(test["accuracy"]), "test accuracy", interval, lines, spark)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from scratchlm.data.catalogue import CHECKPOINT_WEIGHTS
 from scratchlm.model.config import PRETRAINED, GPTConfig, published_config
 from scratchlm.report.headline import loaded_metrics
-from scratchlm.report.tokens import COLUMNS, TokenCounts, read_token_counts
+from scratchlm.report.tokens import COLUMNS, Repeated, TokenCounts, read_repeated, read_token_counts
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.params import load_yaml
 
@@ -57,6 +57,7 @@ class Report:
     profiles: Mapping[str, Mapping[str, Any]]
     packages: Mapping[str, str]
     tokens: Mapping[str, TokenCounts]
+    repeated: Repeated
     metrics: Mapping[str, Any]
     loaded: Mapping[str, Any]
     ablations: Mapping[str, Mapping[str, Any]]
@@ -87,6 +88,7 @@ def collect(inputs: Inputs) -> Report:
         profiles={path.stem: load_yaml(path) for path in sorted(inputs.profiles.glob("*.yaml"))},
         packages=read_json(inputs.code)["packages"],
         tokens={name: read_token_counts(inputs.tokens / name, columns) for name, columns in COLUMNS.items()},
+        repeated=read_repeated(inputs.tokens / "messages"),
         metrics=metrics,
         loaded=loaded,
         ablations={

@@ -1,4 +1,4 @@
-"""The tokens of messages and instructions: how long the texts are, and how much of the vocabulary they use."""
+"""The tokens of messages and instructions: how long they are, how much of the vocabulary they use, and repeats."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,3 +48,21 @@ def read_token_counts(folder: Path, columns: Sequence[str]) -> TokenCounts:
     used = np.unique(token_ids["train"])
     others = np.concatenate([token_ids["val"], token_ids["test"]])
     return TokenCounts(lengths, len(used), 1 - float(np.isin(others, used).mean()) if len(others) else 0.0)
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """How many test messages are also in train, where a classifier may have memorised them, and how many there are."""
+
+    count: int
+    total: int
+
+
+def read_repeated(folder: Path) -> Repeated:
+    """Compare the texts in `folder`/{train,test}.parquet. Raises UserError naming a missing or damaged file."""
+    texts = {}
+    for split in ("train", "test"):
+        with open_table(folder / f"{split}.parquet") as file:
+            texts[split] = file.read(columns=["text"])["text"].to_pylist()
+    train = set(texts["train"])
+    return Repeated(sum(text in train for text in texts["test"]), len(texts["test"]))

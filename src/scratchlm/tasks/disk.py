@@ -1,16 +1,18 @@
-"""The disk that a run needs, from its parameters alone, and whether there is as much."""
+"""The steps and the disk that a run takes, from its parameters alone, and whether there is as much disk."""
 
 import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.data.catalogue import wanted_files
+from scratchlm.data.catalogue import ASSUMED_BYTES, wanted_files
+from scratchlm.data.manifest import read_manifest
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.preflight import model_configs
+from scratchlm.tasks.preflight import model_configs, pretrained_models, pretraining_steps
 
 NUMBER_BYTES = 4  # of a float32 weight, or of a token
 CHECKPOINT_NUMBERS = 3  # a weight and AdamW's two moments
+BYTES_PER_TOKEN = (4, 2)  # of English, from vocabularies of 50,257 tokens or of words down to some hundred tokens
 
 
 class DiskNeeds(NamedTuple):
@@ -91,12 +93,35 @@ def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
     return None
 
 
-def plan(needs: DiskNeeds, n_steps: int, step_tokens: int) -> str:
+class Steps(NamedTuple):
+    """Optimizer steps of pretraining and its variants.
+
+    low, high: if the train split has BYTES_PER_TOKEN. most: if each byte of the corpus were a token of it.
+    """
+
+    low: int
+    high: int
+    most: int
+
+
+def planned_steps(params: Any) -> Steps:
+    n_bytes, n_models = params.sources.corpus_bytes, len(pretrained_models(params))
+    tokens = (int(params.tokenize.corpus.train_fraction * n_bytes / each) for each in BYTES_PER_TOKEN)
+    return Steps(*(n_models * pretraining_steps(params, n_tokens) for n_tokens in (*tokens, n_bytes)))
+
+
+def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
+    sources, size = params.sources, ""
+    files = read_manifest(Path(sources.pinned.manifest)) if sources.pinned else []
+    if sources.corpus_bytes == ASSUMED_BYTES or any(file.most_text_bytes > file.size_bytes for file in files):
+        size = f" and a corpus of {_mb(sources.corpus_bytes)}, whose size is assumed"
     return (
-        f"at most {n_steps:,} steps of pretraining, of {step_tokens:,} tokens each; {_mb(needs.least)} of disk for "
-        f"downloads and models, and as much for their copies in DVC's cache; up to {_mb(needs.tokens)} for tokens and "
-        f"{_mb(needs.temporary)} for checkpoints and other temporary files"
+        f"about {steps.low:,} to {steps.high:,} steps of pretraining (at most {steps.most:,}), of "
+        f"{params.pretrain.batch_size * params.model.context_length:,} tokens each, an estimate for "
+        f"{' to '.join(map(str, BYTES_PER_TOKEN))} bytes per token, as in English{size}; {_mb(needs.least)} of disk "
+        f"for downloads and models, and as much for their copies in DVC's cache; up to {_mb(needs.tokens)} for tokens "
+        f"and {_mb(needs.temporary)} for checkpoints and other temporary files"
     )
 
 

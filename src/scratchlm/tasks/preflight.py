@@ -229,18 +229,19 @@ def _steps(params: Any) -> Iterator[str]:
     for key, n_tokens in lengths.items():
         if n_tokens >= n_bytes:
             yield f"{key}.context_length is {n_tokens}, but {source} has at most {n_bytes} tokens; lower it"
-    n_steps = pretraining_steps(params)
+    n_steps = pretraining_steps(params, n_bytes)
     if n_steps < max(1, p.warmup_steps):
         yield (
-            f"pretrain has at most {n_steps} steps over {source}, of which warmup_steps are {p.warmup_steps}, so it "
-            "never reaches learning_rate; lower warmup_steps, batch_size or stride, or raise epochs"
+            f"pretrain has at most {n_steps} steps over {source}, even if each of its bytes is a token, of which "
+            f"warmup_steps are {p.warmup_steps}, so it never reaches learning_rate; lower warmup_steps, batch_size or "
+            "stride, or raise epochs"
         )
 
 
-def pretraining_steps(params: Any) -> int:
-    """The steps of pretraining if each byte of the corpus were a token."""
+def pretraining_steps(params: Any, n_tokens: int) -> int:
+    """The steps of pretraining on so many tokens."""
     p, length = params.pretrain, params.model.context_length
-    return int(p.epochs * (max(0, params.sources.corpus_bytes - length) // p.stride + 1) / p.batch_size)
+    return int(p.epochs * (max(0, n_tokens - length) // p.stride + 1) / p.batch_size)
 
 
 def _ranks(params: Any) -> Iterator[str]:

@@ -26,6 +26,8 @@ def test_a_plan_has_a_line_for_each_stage_and_the_time_of_their_last_runs():
         "As long as their last runs: at least 2 min 4 s.",
     ]
     assert max(map(len, text.splitlines())) <= 80
+    first = plan_text([Step("finetune_spam", f"data/{'x' * 80} changed", None)], 18)  # without times
+    assert first.splitlines()[1] == f"   1  finetune_spam  data/{'x' * 53}…"
     assert plan_text(steps[:2], 18).endswith("about 2 min 4 s.")
     assert "last runs" not in plan_text(steps[2:], 18)
     assert plan_text([], 18) == "All 18 stages are up to date."

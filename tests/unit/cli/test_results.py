@@ -1,6 +1,6 @@
 import json
 
-from scratchlm.cli.results import results_json, results_text
+from scratchlm.cli.results import repeated_note, results_json, results_text
 from scratchlm.report.headline import Headline
 
 LINES = [
@@ -40,3 +40,11 @@ def test_results_for_programs_are_numbers_with_their_intervals_and_those_of_the_
         ["finetune_spam", "test accuracy", 0.993333, 0.963193, 0.998821, None, None],
         ["finetune_instruct", "val loss", 0.367201, None, None, 6.43961, 0.4],
     ]
+
+
+def test_many_messages_that_are_also_in_train_are_named_below_the_table():
+    counts = {"duplicates_across_splits": 2, "val": {"records": 50}, "test": {"records": 151}}
+    assert repeated_note(counts) is None
+    note = repeated_note(counts | {"duplicates_across_splits": 3})
+    assert note and note.startswith("Messages of val and test that are also in train: 3 of 201.")
+    assert max(map(len, note.splitlines())) <= 80

@@ -68,6 +68,15 @@ def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_sho
     assert done.stdout.endswith("params.yaml has this entry already\n")
 
 
+def test_a_corpus_is_added_with_the_number_of_its_documents_and_the_characters_of_their_text(project: Path) -> None:
+    folder = project / "data" / "mine" / "novel"
+    folder.mkdir()
+    (folder / "one.txt").write_text("Grüße, ein Anfang.")
+    (folder / "two.txt").write_text("Mitte.<|endoftext|>Ende.")
+    done = scratchlm(project, "sources", "add", "data/mine/novel", "--as", "corpus")
+    assert done.stdout.startswith("data/mine/novel: 3 documents, 29 characters, 44 bytes in 2 files\n"), done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

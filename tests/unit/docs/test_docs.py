@@ -15,6 +15,8 @@ from typer.main import get_command
 
 from scratchlm.cli.main import app
 from scratchlm.run.files import read_json
+from scratchlm.run.params import check_params, load_yaml
+from scratchlm.tasks.preflight import check_together
 from tests.pages import PAGES, REPOSITORY, blocks, code_spans, commands
 from tools.docs_pages import api_pages, comments, parameters_page, targets
 
@@ -59,6 +61,13 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(inner, dict):
             found |= flat(inner, f"{prefix}{key}.")
     return found
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The values with the changes of a page; the keys of these two sections depend on their first one."""
+    nested = {key for key, value in changes.items() if isinstance(values.get(key), dict) and isinstance(value, dict)}
+    inner = {key: merged(values[key], changes[key]) for key in nested - {"tokenizer", "judge"}}
+    return values | changes | inner
 
 
 @functools.cache
@@ -173,6 +182,19 @@ def test_every_yaml_block_is_a_part_of_params_yaml(page):
                 or re.match(r"sources\.\w+\.(path|sha256|columns\.)", key)
             }
             assert keys - free <= parameters(), block.text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_preflight_accepts_the_sample_with_the_changes_of_any_yaml_block(page):
+    from stages.preflight import Params
+
+    sample = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    for block in blocks(page):
+        if block.language != "yaml" or "data/mine" in block.text:
+            continue
+        changes = yaml.safe_load(block.text.replace("device: cuda", "device: cpu").replace("compile: true", ""))
+        if "backend" in changes.get("judge", {"backend": None}):  # else the block goes on with another
+            check_together(check_params(merged(sample, changes), Params, source=page.name, whole=True))
 
 
 @pytest.mark.long

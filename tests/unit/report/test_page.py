@@ -108,14 +108,15 @@ def make_project(root: Path) -> Path:
 
 
 def write_tokens(folder: Path) -> None:
-    """Of three messages a split, with 3, 4 and 5 tokens of 7 in all; and of one instruction of 2 + 2."""
+    """Three messages a split: 3, 4 and 5 tokens, of 7 in all, one of test as in train; one instruction of 2 + 2."""
     columns = {"messages": {"token_ids": 3}, "instructions": {"prompt_token_ids": 1, "response_token_ids": 1}}
     for name, counts in columns.items():
-        schema = pa.schema(dict.fromkeys(counts, pa.list_(pa.int32())))
+        schema = pa.schema({"text": pa.string(), **dict.fromkeys(counts, pa.list_(pa.int32()))})
         for split in SPLITS:
             first = 100 if split == "test" else 0
             lists = [list(range(first + i, first + 3 + 2 * i)) for i in range(max(counts.values()))]
-            write_table(folder / name / f"{split}.parquet", [dict.fromkeys(counts, found) for found in lists], schema)
+            rows = [{"text": f"{first * i} pm", **dict.fromkeys(counts, found)} for i, found in enumerate(lists)]
+            write_table(folder / name / f"{split}.parquet", rows, schema)
 
 
 def write_downloads(root: Path) -> None:
@@ -433,7 +434,7 @@ def test_the_first_screen_has_the_main_results_with_their_intervals_and_changes(
     texts = [" ".join(card.split()) for card in shown]
     assert texts[0].startswith("Pretrained model 2.537 nats per token, val loss −5.106 from 7.643 before training")
     assert texts[1].startswith("Classifier 98.8 % test accuracy, 95 % interval 95.4 % to 99.1 % bag of words 98.8 %")
-    assert "+20.0 points (−15.0 to +41.2)" in texts[1]
+    assert "+20.0 points (−15.0 to +41.2)" in texts[1] and texts[1].endswith("test messages also in train: 1 of 3")
     assert texts[2].startswith("Assistant 0.6124 nats per response token, val loss −3.844 from 4.457 before training")
     assert [text.split()[:3] for text in texts[3:]] == [["Answers", "of", name] for name in ("instruct", "dpo", "grpo")]
     assert "points against instruct (+0.0 to +" in texts[4] and "20 of 30 equal the reference answer" in texts[4]
@@ -540,6 +541,17 @@ def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
     write_downloads(project)
     page = page_of(project)
     assert "124,412,160" in page and "1.877" in page and "load_gpt2@124M" in page
+
+
+def test_ones_own_data_is_shown_by_its_path_or_manifest_without_a_licence(project: Path) -> None:
+    corpus, messages = "data/mine/corpus.jsonl", "data/mine/texts.csv"
+    change_params(project, sources={"corpus": {"manifest": corpus}, "messages": {"path": messages}})
+    found = read_json(project / "metrics" / "download.json")
+    found |= {"own-corpus": found.pop("sample-stories"), "own-messages": found.pop("sample-messages")}
+    write_json(project / "metrics" / "download.json", found)
+    page = page_of(project)
+    assert f"weights on <b>{corpus}</b>" in page and f"on {messages}," in page
+    assert page.count("Your own data: data/mine/") == 2 and "Licence: yours" not in page
 
 
 def test_without_loaded_models_there_is_a_page_without_them(project: Path) -> None:

@@ -2,16 +2,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from scratchlm.data.catalogue import CATALOGUE
+from scratchlm.data.manifest import PinnedFile, format_of, write_manifest
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json
 from scratchlm.run.params import check_params, load_yaml
 from scratchlm.tasks import disk
-from scratchlm.tasks.disk import DiskNeeds, check_disk, disk_needs, plan
+from scratchlm.tasks.disk import DiskNeeds, check_disk, disk_needs, plan, planned_steps
 from stages.preflight import Params
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -55,8 +58,39 @@ def test_the_needs_of_the_sample_follow_from_its_parameters() -> None:
     assert needs.tokens == 4 * 1_000_161  # bytes of the stories
     assert needs.temporary == needs.tokens + 2 * 3 * nano
     assert 1_000_161 < needs.downloads < 10_000_000
-    sentence = plan(needs, 244, 4096)
-    assert sentence.startswith("at most 244 steps of pretraining, of 4,096 tokens each; 26 MB of disk for downloads")
+    steps = planned_steps(params)
+    sentence = plan(params, needs, steps)
+    assert sentence.startswith(
+        f"about {steps.low} to {steps.high} steps of pretraining (at most 244), of 4,096 tokens each, an estimate for "
+        "4 to 2 bytes per token, as in English; 26 MB of disk for downloads"
+    )
+
+
+@pytest.mark.parametrize("ablations", [{}, {"wide": {"size": "small"}}])
+def test_the_steps_of_the_sample_are_within_the_estimate_and_counted_once_per_model(ablations: dict[str, Any]) -> None:
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml") | {"pretrain_ablations": ablations}
+    steps = planned_steps(check_params(values, Params, source="params.yaml", whole=True))
+    tokens = read_json(REPOSITORY / "metrics" / "tokenize.json")["corpus"]["train"]["tokens"]
+    truth = (1 + len(ablations)) * (tokens // 256 // 16)
+    assert 0.9 * truth < steps.low <= truth < steps.high < steps.most
+
+
+def test_a_corpus_of_unknown_size_is_said_to_be_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    for name, size in (
+        ("a.txt", "each, an estimate for 4 to 2 bytes per token, as in English;"),
+        ("a.txt.gz", " of 10 MB,"),
+    ):
+        pinned = PinnedFile(name, 2_000_000, "0" * 64, format_of(name), None)
+        write_manifest(Path("data/mine/c.jsonl"), [pinned])
+        values["sources"]["corpus"] = {"manifest": "data/mine/c.jsonl"}
+        params = check_params(values, Params, source="params.yaml", whole=True)
+        assert size in plan(params, NEEDS, planned_steps(params))
+    values["sources"]["corpus"] = {"path": "https://example.org/corpus.txt", "sha256": "0" * 64}
+    params = check_params(values, Params, source="params.yaml", whole=True)
+    assert "as in English and a corpus of 1,074 MB, whose size is assumed" in plan(params, NEEDS, planned_steps(params))
 
 
 def test_a_wheel_that_holds_a_download_is_on_the_disk_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

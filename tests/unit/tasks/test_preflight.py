@@ -370,7 +370,7 @@ SPAM, INSTRUCT = "finetune_spam", "finetune_instruct"
           "pretrain.max_micro_batch_size": 1, "sources.corpus": "the-verdict"},
          "model.context_length is 999999, but the-verdict has at most 20479 tokens; lower it"),
         ({"pretrain.epochs": 1e300}, "params.yaml: pretrain.epochs is 1e+300: must be less than or equal to 100000"),
-        ({"pretrain.warmup_steps": 10**9}, "pretrain has at most 244 steps over sample-stories, of which"),
+        ({"pretrain.warmup_steps": 10**9}, "pretrain has at most 244 steps over sample-stories, even if each"),
         ({"pretrain.batch_size": 10**9}, "pretrain has at most 0 steps over sample-stories"),
         ({"pretrain.stride": 10**9}, "pretrain has at most 0 steps over sample-stories"),
         ({"pretrain.sample_tokens": 10**9}, "params.yaml: pretrain.sample_tokens is 1000000000: must be less"),
