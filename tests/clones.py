@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.forked import PROGRAMS, run_forked
+from tests.forked import PROGRAMS, forking
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRATCHLM = (sys.executable, "-m", "scratchlm.cli.main")
@@ -62,9 +62,8 @@ def run(clone: Path, *command: str, ok: bool = True, **changes: str) -> subproce
     program = "scratchlm" if command[:3] == SCRATCHLM else command[0]
     if program in PROGRAMS and "PYTHONHASHSEED" not in changes:  # which concerns a process from its start
         words = command[3:] if command[:3] == SCRATCHLM else command[1:]
-        done = run_forked(program, words, clone, variables)
-    else:
-        done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True)
+        command = (str(forking(variables) / program), *words)
+    done = subprocess.run(command, cwd=clone, env=variables, capture_output=True, text=True)
     assert (done.returncode == 0) == ok, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -98,6 +97,13 @@ def lend_environment(clone: Path) -> None:
     for name in ("lib", "pyvenv.cfg"):
         (clone / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (clone / ".venv" / "ready").touch()
+
+
+def fork_in(clone: Path) -> None:
+    """Let `dvc` and `scratchlm` of the lent environment be forked, also where a shell or make calls them."""
+    for program in PROGRAMS:
+        (clone / ".venv" / "bin" / program).unlink()
+        (clone / ".venv" / "bin" / program).symlink_to(forking(environment(clone)) / program)
 
 
 def commit(clone: Path, message: str, *, empty: bool = False) -> None:

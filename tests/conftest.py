@@ -23,8 +23,8 @@ SAMPLE = REPOSITORY / "data" / "sample"
 PIPELINE = REPOSITORY / "tests" / "pipeline"
 # Of tests/pipeline, what takes longest, longest first: else one of two processes works on one while the other has ended
 FIRST = [
-    "test_pipeline", "test_docs", "test_benchmark_rows", "test_seeds", "test_verify", "test_workflows", "test_kills",
-    "test_processors", "test_compare", "test_own_data", "test_stage_imports", "test_remotes",
+    "test_pipeline", "test_verify", "test_docs", "test_kills", "test_seeds", "test_workflows", "test_processors",
+    "test_compare", "test_benchmark_rows", "test_stage_imports", "test_remotes", "test_own_data",
 ]  # fmt: skip
 settings.register_profile("a machine may be busy", deadline=None)
 settings.load_profile("a machine may be busy")

@@ -1,8 +1,9 @@
 """`dvc` and `scratchlm` for the tests: each command is a process of its own, forked from one that has imported DVC.
 
 Importing it takes half a second of processor time, and the tests call these commands more than a hundred times. So is
-each stage that such a `dvc` runs, because importing torch takes more than a second. tests/pipeline/test_workflows.py
-compares what they make with the bytes of a `dvc` and stages that were started as usual.
+each `dvc` that such a `scratchlm` starts, and each stage that either runs, because importing torch takes more than a
+second. tests/pipeline/test_workflows.py compares what they make with the bytes of a `dvc` and stages that were started
+as usual.
 """
 
 import atexit
@@ -10,7 +11,9 @@ import gc
 import json
 import os
 import runpy
+import select
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = {"dvc": "dvc.cli", "scratchlm": "scratchlm.cli.main"}  # by name, the module with main()
 # What they and the stages import when they need it
@@ -31,59 +35,105 @@ PRELOADED = (
     "numba", "pyarrow.parquet", "requests", "safetensors.torch", "tiktoken", "torch",
 )  # fmt: skip
 READ_AT_IMPORT = ("ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")  # variables of torch
+TEMPORARY = tempfile.gettempdir()  # before a test changes it
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+request = {{"words": sys.argv[1:], "folder": os.getcwd(), "variables": dict(os.environ)}}
+os.chdir({folder!r})
+connection = socket.socket(socket.AF_UNIX)
+connection.connect("socket")  # few characters, which such an address must have
+socket.send_fds(connection, [b"{program} "], [0, 1, 2])
+connection.sendall(json.dumps(request).encode())
+connection.shutdown(socket.SHUT_WR)
+sys.exit(int(connection.recv(16)))
+"""
 
 
-def run_forked(
-    program: str, words: Sequence[str], folder: Path, variables: Mapping[str, str]
-) -> subprocess.CompletedProcess[str]:
-    """Run a program of PROGRAMS with these words and variables in a folder, as subprocess.run would."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out, err = Path(scratch, "out"), Path(scratch, "err")
-        request = {"folder": str(folder), "variables": dict(variables), "files": [str(out), str(err)]}
-        server = _server(tuple(sorted(item for item in variables.items() if item[0].startswith(READ_AT_IMPORT))))
-        assert server.stdin and server.stdout
-        server.stdin.write(json.dumps(request | {"program": program, "words": words}) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess([program, *words], status, out.read_text(), err.read_text())
+def forking(variables: Mapping[str, str]) -> Path:
+    """The folder of executable files, named as PROGRAMS, that let a server fork the program: they start at once.
+
+    variables: those of torch hold for all that is forked, and the others are those that the file is called with.
+    """
+    return _serving(tuple(sorted(item for item in variables.items() if item[0].startswith(READ_AT_IMPORT))))
 
 
 @cache
-def _server(read_at_import: tuple[tuple[str, str], ...]) -> subprocess.Popen[str]:
+def _serving(read_at_import: tuple[tuple[str, str], ...]) -> Path:
     """One for each process of a test run and these variables; it ends with its input, so with that process."""
     others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_IMPORT)}
-    return subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    folder = tempfile.TemporaryDirectory(prefix="scratchlm-forking-", dir=TEMPORARY)
+    atexit.register(folder.cleanup)
+    server = subprocess.Popen(
+        [sys.executable, __file__, folder.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env=others | dict(read_at_import),
     )  # fmt: skip
+    assert server.stdout and server.stdout.readline(), "the server has not started"
+    return Path(folder.name)
 
 
-def serve() -> None:
-    """Fork a process for each line of the input; print its exit status when it has ended."""
+def serve(folder: str) -> None:
+    """Write the executable files; fork a process for each call of one, until the input ends."""
     for name in (*PROGRAMS.values(), *PRELOADED):
         import_module(name)
     gc.freeze()
-    for line in sys.stdin:
-        if (pid := os.fork()) == 0:
-            _become(**json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that answer
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(folder)
+        listener.bind("socket")
+        listener.listen()
+        for program in PROGRAMS:
+            Path(folder, program).write_text(CLIENT.format(python=sys.executable, folder=folder, program=program))
+            Path(folder, program).chmod(0o755)
+        print("ready", flush=True)
+        while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
+            with listener.accept()[0] as connection:
+                if os.fork() == 0:
+                    listener.close()
+                    _answer(connection, folder)
 
 
-def _become(program: str, words: list[str], folder: str, variables: dict[str, str], files: list[str]) -> None:
-    for number, name in enumerate([os.devnull, *files]):
-        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o644), number)
-    sys.stdin = os.fdopen(0)  # the old one has read the request
+def _answer(connection: socket.socket, folder: str) -> None:
+    """Fork the process that a client asks for, and tell the client its exit status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    received, files, _, _ = socket.recv_fds(connection, 1 << 16, 3)
+    with connection.makefile("rb") as rest:
+        program, _, request = (received + rest.read()).decode().partition(" ")
+    if (pid := os.fork()) == 0:
+        connection.close()
+        _become(program, files, Path(folder), **json.loads(request))
+    connection.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+    os._exit(0)
+
+
+def _become(
+    program: str, files: Sequence[int], clients: Path, words: list[str], folder: str, variables: dict[str, str]
+) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdin = os.fdopen(0)  # the old one is the server's
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = [str(Path(sys.executable).with_name(program)), *words]
-    if program == "dvc":
-        _fork_stages()
+    _fork_stages()
+    _fork_dvc(clients / "dvc")
     _end_after(import_module(PROGRAMS[program]).main)
 
 
+def _fork_dvc(client: Path) -> None:
+    """Let this process call the client where it starts a DVC of its own."""
+    start = subprocess.Popen.__init__
+
+    def start_or_fork(self: Any, command: Any, *others: Any, **options: Any) -> None:
+        words = [client, *command[3:]] if command[:3] == [sys.executable, "-m", "dvc"] else command
+        start(self, words, *others, **options)
+
+    subprocess.Popen.__init__ = start_or_fork  # type: ignore[method-assign]
+
+
 def _fork_stages() -> None:
-    """Let this DVC start its stages from a child that is forked now, before DVC has threads."""
+    """Let this process, where it is DVC, start stages from a child that is forked now, before there are threads."""
     from dvc.stage import run
     from dvc.stage.exceptions import StageCmdFailedError
 
@@ -138,4 +188,4 @@ def _end_after(main: Callable[[], int | None]) -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1])

@@ -4,6 +4,8 @@ import json
 import os
 import re
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,7 +41,9 @@ def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
 
 @pytest.mark.parametrize("name", list(ROWS))
 @pytest.mark.usefixtures("deterministic_as_before")
-def test_every_contender_of_a_row_does_the_same_work_each_time(name: str) -> None:
+def test_every_contender_of_a_row_does_the_same_work_each_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's file is written by a thread, not by a process, whose start takes most of the time."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: SimpleNamespace(Process=Thread))
     done = {}
     for baseline, contender in ROWS[name].contenders.items():
         run = contender.setup(**contender.options)

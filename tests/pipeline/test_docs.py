@@ -1,9 +1,10 @@
 """Every command block of README and the documentation runs, unless a comment above it says why it cannot.
 
-A page's blocks run one after another in a copy of the built clone, as a reader would type them. The comment
-`change: KEY VALUE` stands for an edit of params.yaml that the text asks for.
+A page's blocks run one after another in a copy of the built clone, as a reader would type them; `dvc` and `scratchlm`
+are forked. The comment `change: KEY VALUE` stands for an edit of params.yaml that the text asks for.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clones import IDENTITY, environment, lend_environment, run, set_parameter
+from tests.clones import IDENTITY, environment, fork_in, lend_environment, run, set_parameter
 from tests.pages import PAGES, blocks, without_comment
 
 RUNNABLE = [page for page in PAGES if any(b.language == "sh" and "not run" not in b.comments for b in blocks(page))]
@@ -34,6 +35,8 @@ def checkout(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_blocks_of_a_page_run(checkout, page, tmp_path):
     reader = shutil.copytree(checkout, tmp_path / "scratchlm", symlinks=True)
     lend_environment(reader)
+    fork_in(reader)
+    programs = f"{reader / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(page):
         if block.language != "sh" or "not run" in block.comments:
             continue
@@ -43,8 +46,9 @@ def test_the_blocks_of_a_page_run(checkout, page, tmp_path):
         # Not by -e, which lets the first of two commands fail that && connects
         lines = [f"{line} || exit 1" for line in map(without_comment, block.text.splitlines()) if line]
         command = ["bash", "--noprofile", "--norc", "-o", "pipefail", "-c", "\n".join(lines)]
+        variables = environment(reader, PATH=programs)
         done = subprocess.run(
-            command, cwd=reader, env=environment(reader), stdin=subprocess.DEVNULL, capture_output=True, text=True
+            command, cwd=reader, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         assert done.returncode == 0, block.text + done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -14,6 +14,7 @@ import yaml
 from scratchlm.compare.seeds import run_seeds
 from scratchlm.run.errors import UserError
 from tests.clones import environment, run, set_parameter
+from tests.pipeline.kills import wait_for
 
 COMMAND = [sys.executable, "-m", "scratchlm.cli.main", "seeds", "--stage"]
 
@@ -124,13 +125,12 @@ def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
     set_parameter(workspace, "finetune_spam.epochs", 1000)  # more than anybody waits for
     before = experiments(workspace)
     process = subprocess.Popen(
-        [*COMMAND, "finetune_spam", "--seeds", "2"], cwd=workspace, env=environment(workspace),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*COMMAND, "finetune_spam", "--seeds", "2"], cwd=workspace,
+        env=environment(workspace, SCRATCHLM_RESUME_SECONDS="0"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
     )  # fmt: skip
-    seen = ""
-    while "texts/s" not in seen:  # the training loop's progress
-        assert (more := process.stdout.read(1)), seen
-        seen += more
+    checkpoints = "scratchlm-clone-*/*/.scratchlm/resume/finetune_spam/*-*"
+    wait_for(lambda: any((workspace / ".scratchlm").glob(checkpoints)), "it saves no checkpoint")
     family = psutil.Process(process.pid).children(recursive=True)
     assert any("stages.finetune_spam" in " ".join(member.cmdline()) for member in family)
     process.send_signal(signal.SIGINT)

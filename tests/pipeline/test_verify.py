@@ -26,7 +26,7 @@ from scratchlm.verify.rebuild import failure_in
 from scratchlm.verify.verify import verify
 from tests.clones import FEW_STEPS, commit, environment, make_clone, run, set_parameter
 from tests.commands import scratchlm
-from tests.forked import run_forked
+from tests.forked import forking
 
 OTHER_ARITHMETIC = {"ATEN_CPU_CAPABILITY": "avx2"}
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:dvc")
@@ -59,7 +59,8 @@ def forked(monkeypatch) -> None:
     """`verify` in this process forks DVC and the stages, as `run` does, instead of starting them."""
 
     def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
-        done = run_forked("dvc", words, clone, clone_environment(clone) | variables)
+        given = clone_environment(clone) | variables
+        done = subprocess.run([forking(given) / "dvc", *words], cwd=clone, env=given, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     monkeypatch.setattr("scratchlm.verify.rebuild.run_dvc", run_dvc)

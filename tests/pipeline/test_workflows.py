@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.clones import REPOSITORY, commit, environment, lend_environment, run, set_parameter
+from tests.clones import REPOSITORY, commit, environment, fork_in, lend_environment, run, set_parameter
 
 JOBS = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
 GOLDEN = "make golden"  # not run here: tests/unit/arithmetic/test_golden.py has the same cases
@@ -62,6 +62,7 @@ def test_the_jobs_run_in_a_clone_and_rebuild_the_same_bytes_under_other_circumst
 
     set_parameter(checkout, "judge.controls", 3)
     commit(checkout, "Fewer controls, and the results not rebuilt")
+    fork_in(checkout)
     files = run_job("compare", "pull_request", checkout)
     table = files["GITHUB_STEP_SUMMARY"].read_text()
     assert "origin/main" in table

@@ -209,10 +209,10 @@ def _raise_what_cannot_be_pickled() -> Any:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("warm", [False, True])
 def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_measured(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], warm: bool
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Warmed up or not when its turn comes; both wait for the one that hangs at the same time."""
     monkeypatch.setattr("benchmarks.one_by_one.RESERVED_SECONDS", 3)
     contenders = {
         "broken": Contender(json.loads, {"s": "{"}),
@@ -220,15 +220,16 @@ def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_me
         "hanging": Contender(subprocess.call, {"args": ["sleep", "60"]}),
         "products": Contender(matrix_products, {"precision": "float32", "size": 64}),
     }
-    limits = Limits(26, 2, 1)  # of these, 14 to prepare
-    with prepared(Row("GFLOP", contenders, {}, ""), limits, warm) as preparation:
-        found = measure_prepared("example", preparation, limits)
-    assert found["failed"].keys() == {"broken", "unpicklable", "hanging"}
-    assert found["failed"]["broken"].startswith("JSONDecodeError (Expecting property name")
-    assert found["failed"]["unpicklable"] == "RuntimeError (backend='inductor' raised: out of memory)"
-    assert found["failed"]["hanging"] == "its process ended: out of time, or out of memory"
-    assert len(found["rounds"]["products"]["seconds"]) == 2 and found["rounds"]["products"]["warmed_up"]
-    assert "broken failed: JSONDecodeError" in capfd.readouterr().err
+    row, limits = Row("GFLOP", contenders, {}, ""), Limits(30, 2, 1)  # of these, 18 to prepare
+    with prepared(row, limits, warm=False) as cold, prepared(row, limits, warm=True) as warm:
+        for preparation in (cold, warm):
+            found = measure_prepared("example", preparation, limits)
+            assert found["failed"].keys() == {"broken", "unpicklable", "hanging"}
+            assert found["failed"]["broken"].startswith("JSONDecodeError (Expecting property name")
+            assert found["failed"]["unpicklable"] == "RuntimeError (backend='inductor' raised: out of memory)"
+            assert found["failed"]["hanging"] == "its process ended: out of time, or out of memory"
+            assert len(found["rounds"]["products"]["seconds"]) == 2 and found["rounds"]["products"]["warmed_up"]
+            assert "broken failed: JSONDecodeError" in capfd.readouterr().err
 
 
 def test_a_ratio_is_of_each_round_of_ours_and_each_of_the_baselines() -> None:

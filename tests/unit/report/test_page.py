@@ -259,17 +259,22 @@ def page_of(root: Path) -> str:
     return render(collect(Inputs(**options(root))))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose page shows few charts: they take the time, and `page` has them."""
     for name in ("curve_chart", "step_chart", "roc_chart", "calibration_chart", "length_chart", "score_chart"):
         monkeypatch.setattr(report, name, lambda *_: Markup("<svg></svg>"))
-    return make_project(tmp_path)
+    return shutil.copytree(made, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return page_of(make_project(tmp_path_factory.mktemp("project")))
+def page(made: Path) -> str:
+    return page_of(made)
 
 
 class Checker(HTMLParser):

@@ -73,7 +73,7 @@ def test_the_policy_learns_what_is_rewarded(tiny_gpt: Any, params: Any, algorith
     policy, assistant = twins(tiny_gpt, algorithm)
     if lora:
         apply_lora(actor_of(policy), lora, 3)
-    p = params(algorithm=algorithm, lora=lora, epochs=30, learning_rate=0.02, kl_coefficient=0.001)
+    p = params(algorithm=algorithm, lora=lora, epochs=15, learning_rate=0.02, kl_coefficient=0.001)
     training, evaluation = trained(policy, assistant, p, Run(seed=3))
     first, last = training.steps[0], training.steps[-1]
     assert last["reward"] > first["reward"] + 0.6

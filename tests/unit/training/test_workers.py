@@ -21,7 +21,7 @@ from scratchlm.arithmetic.sequences import sequences_apart
 from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.run.workers import LOOPBACK, Place, requested_workers
+from scratchlm.run.workers import LOOPBACK, Place, requested_workers, timeout_seconds
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.gradients import add_gradients, micro_batches
@@ -117,7 +117,8 @@ def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
     assert "; run this again to resume" in sentence
     assert not processes_of(tmp_path)
     monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "soon")
-    assert "SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds" in stage("2").stderr
+    with pytest.raises(UserError, match="^SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds"):
+        timeout_seconds()
 
 
 @pytest.mark.long
