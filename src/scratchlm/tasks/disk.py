@@ -114,7 +114,7 @@ def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
     sources, size = params.sources, ""
     files = read_manifest(Path(sources.pinned.manifest)) if sources.pinned else []
-    if sources.corpus_bytes == ASSUMED_BYTES or any(file.most_text_bytes > file.size_bytes for file in files):
+    if sources.corpus_bytes == ASSUMED_BYTES or any(file.estimated_text_bytes > file.size_bytes for file in files):
         size = f" and a corpus of {_mb(sources.corpus_bytes)}, whose size is assumed"
     return (
         f"about {steps.low:,} to {steps.high:,} steps of pretraining (at most {steps.most:,}), of "
