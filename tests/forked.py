@@ -36,13 +36,13 @@ PRELOADED = (
 )  # fmt: skip
 READ_AT_IMPORT = ("ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")  # variables of torch
 TEMPORARY = tempfile.gettempdir()  # before a test changes it
-CLIENT = """#!{python} -IS
+CLIENT = """
 import json, os, socket, sys
-request = {{"words": sys.argv[1:], "folder": os.getcwd(), "variables": dict(os.environ)}}
-os.chdir({folder!r})
+request = {"words": sys.argv[3:], "folder": os.getcwd(), "variables": dict(os.environ)}
+os.chdir(sys.argv[1])
 connection = socket.socket(socket.AF_UNIX)
 connection.connect("socket")  # few characters, which such an address must have
-socket.send_fds(connection, [b"{program} "], [0, 1, 2])
+socket.send_fds(connection, [sys.argv[2].encode() + b" "], [0, 1, 2])
 connection.sendall(json.dumps(request).encode())
 connection.shutdown(socket.SHUT_WR)
 sys.exit(int(connection.recv(16)))
@@ -82,7 +82,8 @@ def serve(folder: str) -> None:
         listener.bind("socket")
         listener.listen()
         for program in PROGRAMS:
-            Path(folder, program).write_text(CLIENT.format(python=sys.executable, folder=folder, program=program))
+            client = shlex.join([sys.executable, "-ISc", CLIENT, folder, program])
+            Path(folder, program).write_text(f'#!/bin/sh\nexec {client} "$@"\n')
             Path(folder, program).chmod(0o755)
         print("ready", flush=True)
         while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
