@@ -196,6 +196,7 @@ def test_a_client_that_goes_away_frees_its_row(
         assert metric(address, "scratchlm_generated_tokens_total") < CONTEXT - n_prompt
 
 
+@pytest.mark.long
 def test_a_full_queue_and_a_late_answer_are_said(serving: Callable[..., Any], monkeypatch: Any) -> None:
     with serving(Limits(1, 1, 2.0)) as address:
         decode = BytePairTokenizer.decode
