@@ -273,11 +273,12 @@ def test_a_classifier_is_exported_for_transformers_alone(home, tmp_path):
     assert {oct(path.stat().st_mode)[-3:] for path in (tmp_path / "out").iterdir()} == {"644"}
     assert read_json(tmp_path / "out/config.json")["id2label"]["2"] == "news & views"
     assert "`dvc.lock` does not record this model" in (tmp_path / "out/README.md").read_text()
-    done = scratchlm(home, "export", str(tmp_path / "out.gguf"), *words, "gguf")
-    assert done.stderr == (
-        "scratchlm: data/models/finetune_spam holds a classifier, which GGUF has no form of; export it with "
-        "--format huggingface\n"
-    )
+    for format_ in ("gguf", "peft"):
+        done = scratchlm(home, "export", str(tmp_path / "other"), *words, format_)
+        assert done.stderr == (
+            f"scratchlm: data/models/finetune_spam holds a classifier, which {format_} has no form of; export it with "
+            "--format huggingface\n"
+        )
 
 
 def test_the_card_of_a_built_model_has_its_results_and_hashes(built, tmp_path):

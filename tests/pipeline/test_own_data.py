@@ -60,7 +60,7 @@ def test_the_classifier_has_the_three_classes_of_the_table(clone: Path) -> None:
     test = metrics(clone, "finetune_spam")["test"]
     assert test["confusion"].keys() == {f"{a}_as_{b}" for a in MOODS for b in MOODS}
     page = (clone / "data" / "report.html").read_text()
-    assert "your own messages" in page and all(mood in page for mood in MOODS)
+    assert "Your own data: data/mine/reviews.csv." in page and all(mood in page for mood in MOODS)
     assert "<b>data/mine/novel</b>" in page and "path" not in page.partition("</title>")[0].rpartition("<title>")[2]
 
 

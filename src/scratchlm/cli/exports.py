@@ -54,8 +54,7 @@ def export(
     if "classifier" in read_json(model / "config.json"):
         if format != "huggingface":
             raise UserError(
-                f"{model} holds a classifier, which only folders for transformers have a form of; export it with "
-                "--format huggingface"
+                f"{model} holds a classifier, which {format} has no form of; export it with --format huggingface"
             )
         _export_classifier(output, model, tokenizer)
     elif format == "peft":
