@@ -23,13 +23,13 @@ verify: $(READY)  ## rebuild the last commit in a clone and compare all results
 	scratchlm verify
 
 # Two tests at a time, so threads that wait must not take the other's core, and tests are compiled once for both
-PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses
+PYTEST := OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= python -m pytest --numprocesses 2
 
 test: $(READY)  ## all tests but the slow ones, also in clones: minutes
-	$(PYTEST) 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-quick: $(READY)  ## the unit tests but the long ones, without DVC: a minute
-	$(PYTEST) 2 -m "not long and not slow and not gpu" tests/unit
+	$(PYTEST) -m "not long and not slow and not gpu" tests/unit
 
 cluster: $(VENV)/cluster  ## Ray, to train on several machines
 
