@@ -18,7 +18,7 @@ from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture, names_o
 from scratchlm.formats.native import ADAPTER_FILE, read_config, read_weights, write_weights
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, read_json, write_json
+from scratchlm.run.files import atomic_folder, damaged, read_json, write_json
 
 CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 # Keys of their configuration that change what is computed, with the values under which it is W + alpha / r * B A
@@ -53,6 +53,8 @@ def save_peft(folder: Path, model: Path, base: str | None) -> None:
             ranks[".".join(module.split(".")[2:]) or module] = len(a)  # without the number of its block
             prefix = PREFIX + ("" if name == HEAD else WEIGHT_PREFIXES[kind])
             weights |= {f"{prefix}{module}.lora_A.weight": a, f"{prefix}{module}.lora_B.weight": b}
+    if not ranks:
+        raise UserError(f"{model / ADAPTER_FILE} belongs to no language model, and only their adapters can be exported")
     alpha = float(adapter["alpha"])
     settings = {
         "base_model_name_or_path": base,
@@ -88,12 +90,12 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
     for module in sorted(modules):
         a, b = (matrices.get(f"{module}.lora_{letter}.weight") for letter in "AB")
         name = module.removeprefix(PREFIX).removeprefix(prefix) + ".weight"
-        if a is None or b is None or name not in stored:
+        if a is None or b is None or (a.dim(), b.dim(), len(a)) != (2, 2, b.shape[-1]) or name not in stored:
             raise UserError(
                 f"{folder / WEIGHTS}: {module} is not a pair of matrices for a weight of the base model; name with "
                 "--base the model that the adapter was trained on"
             )
-        update = _scale(settings, module, len(a)) * (b.float() @ a.float())
+        update = _scale(folder / CONFIG, settings, module, len(a)) * (b.float() @ a.float())
         if settings.get("fan_in_fan_out") and name != HEAD.huggingface:
             update = update.T
         if update.shape != stored[name].shape:
@@ -104,8 +106,11 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
         stored[name] = stored[name].float() + update
 
 
-def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """The factor on B A: alpha, perhaps the module's own, by the rank."""
-    own = settings.get("alpha_pattern") or {}
-    found = (alpha for pattern, alpha in own.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-    return float(next(found, settings["lora_alpha"])) / rank
+def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """The factor on B A: alpha, perhaps the module's own, by the rank. path: of the settings."""
+    try:
+        own = settings.get("alpha_pattern") or {}
+        found = (alpha for pattern, alpha in own.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
+        return float(next(found, settings["lora_alpha"])) / rank
+    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+        raise damaged(path, f"no number as alpha of {module} ({error})") from None

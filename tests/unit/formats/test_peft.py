@@ -117,14 +117,23 @@ def test_what_is_not_plain_lora_is_refused(written: Path, key: str, value: Any) 
     assert not (written / "out").exists()
 
 
-@pytest.mark.parametrize("change", ["rename", "half", "shape"])
+@pytest.mark.parametrize("change", [{"lora_alpha": None}, {"lora_alpha": "much"}, {"alpha_pattern": {"(": 1}}])
+def test_an_alpha_that_is_no_number_is_named(written: Path, change: dict[str, Any]) -> None:
+    path = written / "adapter" / "adapter_config.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(UserError, match=r"adapter_config.json: no number as alpha of .*c_attn"):
+        import_model(written / "adapter", written / "out", written / "base")
+
+
+@pytest.mark.parametrize("change", ["rename", "half", "shape", "rank"])
 def test_an_adapter_of_another_base_is_refused(written: Path, change: str) -> None:
     path = written / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     name = min(tensors)
     tensor = tensors.pop(name)
     if change != "half":
-        tensors[name.replace("h.0", "h.7") if change == "rename" else name] = tensor[:, :5].contiguous()
+        part = {"rank": tensor[:1], "shape": tensor[:, :5]}.get(change, tensor)
+        tensors[name.replace("h.0", "h.7") if change == "rename" else name] = part.contiguous()
     save_file(tensors, path)
     with pytest.raises(UserError, match="--base the model that the adapter was trained on"):
         import_model(written / "adapter", written / "out", written / "base")
@@ -145,5 +154,10 @@ def test_only_what_lora_trained_becomes_an_adapter(tmp_path: Path) -> None:
         export(out, "peft", model, tmp_path / "tokenizer")
     save_file({"blocks.0.attention.qkv.A": torch.ones(3, 1, 16)}, model / ADAPTER_FILE)
     with pytest.raises(UserError, match="has no alpha: an earlier version wrote it"):
+        export(out, "peft", model, tmp_path / "tokenizer")
+    save_file(
+        {"backbone.head.A": torch.ones(1), "alpha": torch.tensor(1.0)}, model / ADAPTER_FILE
+    )  # as a reward model's
+    with pytest.raises(UserError, match="belongs to no language model"):
         export(out, "peft", model, tmp_path / "tokenizer")
     assert not out.exists()
