@@ -175,15 +175,16 @@ def import_model(
     from scratchlm.formats.huggingface import load_huggingface
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
+    from scratchlm.formats.peft import ADAPTER_CONFIG
     from scratchlm.run.files import atomic_folder, read_json
 
     refuse_existing(output)
-    is_adapter = (source / "adapter_config.json").exists()
+    is_adapter = (source / ADAPTER_CONFIG).exists()
     if is_adapter != (base is not None):
         raise UserError(
             f"{source} is an adapter of PEFT; name the folder of its base model with --base"
             if is_adapter
-            else f"--base is for an adapter of PEFT, but {source} has no adapter_config.json; leave --base out"
+            else f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out"
         )
     if source.suffix == ".gguf":
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)

@@ -20,7 +20,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, read_json, write_json
 
-CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+ADAPTER_CONFIG, WEIGHTS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 # Keys of their configuration that change what is computed, with the values under which it is W + alpha / r * B A
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "use_rslora": (False, None),
@@ -70,7 +70,7 @@ def save_peft(folder: Path, model: Path, base: str | None) -> None:
     }
     with atomic_folder(folder) as temporary:
         write_weights(temporary / WEIGHTS, weights, {"format": "pt"})
-        write_json(temporary / CONFIG, settings)
+        write_json(temporary / ADAPTER_CONFIG, settings)
 
 
 def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
@@ -78,12 +78,12 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
 
     Raises UserError naming the file and what is not plain LoRA, or the tensor that does not fit.
     """
-    settings, matrices = read_json(folder / CONFIG), read_weights(folder / WEIGHTS)
+    settings, matrices = read_json(folder / ADAPTER_CONFIG), read_weights(folder / WEIGHTS)
     for key, allowed in PLAIN.items():
         if settings.get(key, allowed[0]) not in allowed:
             raise UserError(
-                f"{folder / CONFIG}: {key} is {settings[key]!r}, but only plain LoRA is read; merge it with PEFT "
-                "(merge_and_unload, save_pretrained) and import that"
+                f"{folder / ADAPTER_CONFIG}: {key} is {settings[key]!r}, but only plain LoRA is read; merge it with "
+                "PEFT (merge_and_unload, save_pretrained) and import that"
             )
     # Where the head is trained, PEFT saves its frozen weight, too
     modules = {name.rsplit(".lora_", 1)[0] for name in matrices if not name.endswith(".base_layer.weight")}
@@ -95,7 +95,7 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
                 f"{folder / WEIGHTS}: {module} is not a pair of matrices for a weight of the base model; name with "
                 "--base the model that the adapter was trained on"
             )
-        update = _scale(folder / CONFIG, settings, module, len(a)) * (b.float() @ a.float())
+        update = _scale(folder / ADAPTER_CONFIG, settings, module, len(a)) * (b.float() @ a.float())
         if settings.get("fan_in_fan_out") and name != HEAD.huggingface:
             update = update.T
         if update.shape != stored[name].shape:
