@@ -1,13 +1,13 @@
 """The progress of a stage, on a real terminal (a pty) of 80 columns and in a file."""
 
+import contextlib
 import fcntl
 import io
 import os
 import pty
 import struct
 import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TextIO
 
 import pytest
@@ -27,14 +27,18 @@ class Clock:
         return self.seconds
 
 
-@contextmanager
-def terminal(columns: int) -> Iterator[tuple[TextIO, int]]:
-    """Yield the program's end and the descriptor of the person's end."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with os.fdopen(theirs, "w") as stream:
-        yield stream, ours
-    os.close(ours)
+def on_a_terminal(columns: int, show: Callable[[TextIO], None]) -> str:
+    """Return everything that `show` writes to a terminal."""
+    person, program = pty.openpty()
+    fcntl.ioctl(program, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(program, "w") as stream:
+        show(stream)
+    shown = b""  # it comes in pieces
+    with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
+        while piece := os.read(person, 1 << 16):
+            shown += piece
+    os.close(person)
+    return shown.decode()
 
 
 def advance(progress: Progress, clock: Clock, steps: int, seconds: float, figures: str = "") -> None:
@@ -76,15 +80,15 @@ def test_a_file_gets_amounts_in_bytes_with_a_total_and_without():
 
 @pytest.mark.parametrize("total", [203, 9_999])
 def test_on_80_columns_the_bar_and_all_figures_are_one_line(total):
-    clock = Clock()
     figures = "loss 12.345, lr 9.7e-04, 12.3k pairs/s"
-    with terminal(80) as (stream, person):
+
+    def show(stream: TextIO) -> None:
+        clock = Clock()
         with Progress("finetune_preference", total, 0, "step", stream=stream, clock=clock) as progress:
             advance(progress, clock, 5, 1.0, figures)
             progress.note(NOTE)
-        stream.flush()
-        shown = os.read(person, 1 << 16).decode()
-    pieces = shown.replace("\n", "\r").split("\r")
+
+    pieces = on_a_terminal(80, show).replace("\n", "\r").split("\r")
     assert max(map(len, pieces)) <= 80, pieces
     assert any(piece.startswith(f"step 5/{total} |") and figures in piece for piece in pieces), pieces
     assert f"  {NOTE}" in pieces
