@@ -22,7 +22,7 @@ from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.data.transfer import Refused
+from scratchlm.data.web import Refused
 from scratchlm.formats import openai
 from scratchlm.formats.classifier import load_classifier, save_classifier
 from scratchlm.formats.gguf import save_gguf

@@ -15,7 +15,8 @@ from scratchlm.data.own_data import COLUMNS, END_OF_DOCUMENT, OwnSource, write_o
 from scratchlm.data.preferences import read_preferences
 from scratchlm.data.sources import DownloadError, addresses
 from scratchlm.data.tables import TABLES, table_rows
-from scratchlm.data.transfer import Part, Refused
+from scratchlm.data.transfer import Part
+from scratchlm.data.web import Refused
 from scratchlm.run.display import one_line, without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import only_file, sha256_of, temporary_folder

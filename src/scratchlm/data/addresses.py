@@ -26,12 +26,10 @@ class Reader(io.RawIOBase):
     """
 
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
-        files, path = file_system(address)
         self.address, self.digest, self.n_bytes = address, hashlib.sha256(), 0
         self._advance = advance
-        with naming(address):
-            self._file = files.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
-            self.size_bytes: int | None = getattr(self._file, "size", None)
+        self._file = _open(address)
+        self.size_bytes: int | None = getattr(self._file, "size", None)
 
     def readable(self) -> bool:
         return True
@@ -54,6 +52,17 @@ class Reader(io.RawIOBase):
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _open(address: str) -> Any:
+    """Not through fsspec for http, whose many small requests are not repeated after a failure."""
+    if address.startswith(WEB):
+        from scratchlm.data.web import WebFile  # with requests, which takes a moment to import
+
+        return WebFile(address)
+    files, path = file_system(address)
+    with naming(address):
+        return files.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -87,10 +96,11 @@ def files_at(address: str) -> dict[str, int]:
         raise UserError(
             f"{without_secrets(address)} has a name or a password in it, which the manifest would show; remove it"
         )
+    if address.startswith(WEB):  # which lists no files
+        with Reader(address, lambda _: None) as reader:
+            return {address: reader.size_bytes or 0}
     files, path = file_system(address)
     with naming(address):
-        if address.startswith(WEB):  # which lists no files
-            return {address: files.info(path)["size"] or 0}
         is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
     sizes = {}

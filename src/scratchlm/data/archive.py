@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scratchlm.data.transfer import CHUNK_BYTES, Refused
+from scratchlm.data.web import CHUNK_BYTES, Refused
 
 
 def read_member(archive: Path, name: str) -> Iterator[bytes]:

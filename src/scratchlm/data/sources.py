@@ -11,7 +11,8 @@ from urllib.parse import quote, urlsplit
 from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source, own_source
 from scratchlm.data.own_data import OwnSource, own_files
-from scratchlm.data.transfer import Part, Refused, content_fault, is_path
+from scratchlm.data.transfer import Part, content_fault, is_path
+from scratchlm.data.web import Refused
 from scratchlm.data.wheels import obtain_wheel
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError

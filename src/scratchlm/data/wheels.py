@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scratchlm.data.catalogue import Wheel
-from scratchlm.data.transfer import Refused
+from scratchlm.data.web import Refused
 from scratchlm.run.files import sha256_of, write_text
 
 PIP = """

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scratchlm.data import web
 from scratchlm.data.addresses import Reader
 from scratchlm.data.catalogue import SourcesParams
 from scratchlm.data.manifest import changes, check_manifest, copy_manifest, pin, read_manifest, write_manifest
@@ -55,7 +56,7 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
         ("in/_SUCCESS", "in/_SUCCESS is no file of a corpus, whose name ends in .txt, .txt.gz, .txt.zst, .jsonl, "),
         ("none/a.txt", "none/a.txt: there is no file; correct"),
         ("https://me:secret@example.org/a.txt", "https://***@example.org/a.txt has a name or a password in it, which"),
-        ("https://127.0.0.1:1/a.txt", "https://127.0.0.1:1/a.txt: there is no such file, or its server cannot be"),
+        ("https://127.0.0.1:1/a.txt", "https://127.0.0.1:1/a.txt: connection refused, 4 attempts; correct the addr"),
         ("gs://texts/a.txt", "gs://texts/a.txt: Please install gcsfs to access Google Storage; install the package"),
         ("in/a.jsonl", "in/a.jsonl is the manifest itself; name the files of the corpus, or another --output"),
         ("s3://", "s3://: Cannot traverse all of S3; correct the address"),
@@ -67,7 +68,10 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
         ("github://a.txt", "github://a.txt begins with github://, but must be a local path, s3://, gs://, http"),
     ],
 )
-def test_an_address_that_leads_to_no_text_is_named(address: str, sentence: str) -> None:
+def test_an_address_that_leads_to_no_text_is_named(
+    monkeypatch: pytest.MonkeyPatch, address: str, sentence: str
+) -> None:
+    monkeypatch.setattr(web, "WAIT_SECONDS", 0)
     with pytest.raises(UserError, match=re.escape(sentence)):
         pin([address], "body", "in/a.jsonl")
 

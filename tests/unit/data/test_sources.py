@@ -4,25 +4,23 @@ import random
 import re
 import socket
 import struct
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 import requests
 
-from scratchlm.data import transfer
+from scratchlm.data import transfer, web
 from scratchlm.data.catalogue import CATALOGUE, File, Source
 from scratchlm.data.own_data import OwnSource
 from scratchlm.data.sources import DownloadError, addresses, fetch, own_paths, place
 from scratchlm.data.transfer import Part
 from scratchlm.run.files import sha256_of
+from tests.web import Server, web_server
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CONTENT = random.Random(1).randbytes(300_000)
@@ -30,93 +28,15 @@ OTHER = random.Random(2).randbytes(300_000)
 CUT = 1000  # the first bytes count, too
 
 
-class Server(ThreadingHTTPServer):
-    """What a test serves, how it misbehaves, and what was asked of it."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.ranges = True
-        self.etag = ""
-        self.wrong_range = False
-        self.cuts: list[int] = []  # of the next answers: bytes of the body after which to hang up
-        self.statuses: list[int] = []  # of the next answers, instead of 200
-        self.headers: dict[str, str] = {}  # of every answer
-        self.bodies: dict[str, Callable[[], Iterator[bytes]]] = {}  # of odd pages, by path
-        self.requests: list[str] = []
-        self.asked: list[dict[str, str]] = []
-        self.sent_bytes: list[int] = []
-
-    def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.server_port}/{path}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.requests.append(self.path)
-        server.asked.append(dict(self.headers))
-        if server.statuses:
-            return self.answer(server.statuses.pop(0), b"not now")
-        if self.path in server.bodies:
-            return self.stream(200 if self.path.startswith("/slow") else 302, server.bodies[self.path]())
-        if self.path not in server.files:
-            return self.answer(404, b"no such page")
-        body = server.files[self.path]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        same = self.headers.get("If-Range", server.etag) == server.etag
-        if not (asked and server.ranges and same):
-            return self.answer(200, body)
-        start = int(asked[1])
-        if start >= len(body):
-            return self.answer(416, b"")
-        start = 0 if server.wrong_range else start
-        return self.answer(206, body[start:], f"bytes {start}-{len(body) - 1}/{len(body)}")
-
-    def answer(self, status: int, body: bytes, content_range: str = "") -> None:
-        cut = self.server.cuts.pop(0) if self.server.cuts and status in (200, 206) else len(body)
-        self.server.sent_bytes.append(min(cut, len(body)))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if content_range:
-            self.send_header("Content-Range", content_range)
-        if self.server.etag:
-            self.send_header("ETag", self.server.etag)
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[:cut])
-
-    def stream(self, status: int, blocks: Iterator[bytes]) -> None:
-        self.send_response(status)
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        with suppress(OSError):  # the client has hung up
-            for block in blocks:
-                self.wfile.write(block)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with web_server() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)
 def no_waiting_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(web, "WAIT_SECONDS", 0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -307,14 +227,14 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
 def test_retries_are_bounded(server: Server, tmp_path: Path) -> None:
     server.statuses = [503] * 100
     message = failure_of(*a_source(server.url("a")), tmp_path)
-    assert len(server.requests) == transfer.ATTEMPTS
-    assert f"(HTTP 503, {transfer.ATTEMPTS} attempts)" in message
+    assert len(server.requests) == web.ATTEMPTS
+    assert f"(HTTP 503, {web.ATTEMPTS} attempts)" in message
 
 
 def test_the_waits_double(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(transfer, "WAIT_SECONDS", 1.5)
-    monkeypatch.setattr(transfer.time, "sleep", waits.append)
+    monkeypatch.setattr(web, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(web.time, "sleep", waits.append)
     server.files["/a"], server.statuses = CONTENT, [500, 502, 504]
     fetch(*a_source(server.url("a")), tmp_path, None)
     assert waits == [1.5, 3, 6]
@@ -328,8 +248,8 @@ def test_a_server_says_how_long_to_wait(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, wait: float
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(transfer, "WAIT_SECONDS", 1.5)
-    monkeypatch.setattr(transfer.time, "sleep", waits.append)
+    monkeypatch.setattr(web, "WAIT_SECONDS", 1.5)
+    monkeypatch.setattr(web.time, "sleep", waits.append)
     server.files["/a"], server.statuses, server.headers = CONTENT, [429], {"Retry-After": asked}
     fetch(*a_source(server.url("a")), tmp_path, None)
     assert waits == [wait]
@@ -351,7 +271,7 @@ def test_a_server_that_drips_is_left_and_what_came_is_kept(
             yield CONTENT[n : n + 1]
 
     monkeypatch.setattr(transfer, "RATE_SECONDS", 0.1)
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(web, "ATTEMPTS", 1)
     server.bodies["/slow"] = drip
     assert "slower than 1000 bytes a second" in failure_of(*a_source(server.url("slow")), tmp_path)
     kept = (tmp_path / "books" / "book.txt.part").read_bytes()
@@ -421,7 +341,7 @@ def test_a_secure_address_is_not_left_for_a_plain_one(tmp_path: Path, monkeypatc
 def test_an_address_that_cannot_be_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirror: str
 ) -> None:
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(web, "ATTEMPTS", 1)
     assert failure_of(*a_source("sample/none", content=b""), tmp_path).startswith("cannot get books/book.txt: tried ")
     source, file = a_source("http://127.0.0.1:9/x")
     assert failure_of(source, file, tmp_path, mirror).startswith("cannot get books/book.txt: tried ")
@@ -484,8 +404,8 @@ def test_the_side_that_cannot_be_read_is_blamed(tmp_path: Path, monkeypatch: pyt
     def broken(size: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    with pytest.raises(transfer.Refused, match="^input/output error$"):
-        list(transfer._blocks(broken))
+    with pytest.raises(web.Refused, match="^input/output error$"):
+        web.reading()(broken)(1)
 
 
 # Files without a hash
