@@ -12,6 +12,7 @@ from scratchlm.run.errors import UserError
 
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
+PINS = Path(".scratchlm/pins")  # what an interrupted `pin` has read
 ALIGN = ("left", "left", "left", "right", "left")
 WIDTHS = (None, None, None, None, 17)  # of the columns: 80 in all
 
@@ -25,7 +26,7 @@ def sources(context: typer.Context) -> None:
         return
     from tabulate import tabulate
 
-    from scratchlm.data.catalogue import CATALOGUE, Source
+    from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source
     from scratchlm.run.params import load_yaml
 
     def key(source: Source) -> str:
@@ -33,16 +34,24 @@ def sources(context: typer.Context) -> None:
 
     def megabytes(source: Source) -> str:
         sizes = [file.size_bytes or 0 for file in source.files]
-        return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}"
+        return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}" if any(sizes) else "unknown"
 
     used = _in_use(load_yaml(PARAMETERS))
-    rows = [[key(it), it.name, "yes" * (it.name in used), megabytes(it), it.licence] for it in CATALOGUE.values()]
+    used = {next((it.name for it in PUBLIC.values() if it.manifest == name), name): key for name, key in used.items()}
+
+    def use(source: Source) -> str:
+        if source.name in used:
+            return "yes"
+        return "to pin" if source.name in PUBLIC and not Path(source.manifest).exists() else ""
+
+    rows = [[key(it), it.name, use(it), megabytes(it), it.licence] for it in CATALOGUE.values()]
     rows += [[purpose, name, "yes", "", "yours"] for name, purpose in used.items() if name not in CATALOGUE]
     keys = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: keys.index(row[0]))
     head = ["key", "name", "in use", "MB", "licence"]
     say(tabulate(rows, head, disable_numparse=True, colalign=ALIGN, maxcolwidths=WIDTHS))
     say("\nA source of gpt2_sizes or pretrained may be sources.vocabulary, too.")
+    say("`scratchlm sources pin NAME` pins a corpus that is to pin.")
 
 
 @app.command()
@@ -84,31 +93,49 @@ def add(
 def pin(
     addresses: Annotated[
         list[str],
-        typer.Argument(metavar="ADDRESS...", help="a file, a folder or a pattern: a path, s3://, gs://, http(s)://"),
+        typer.Argument(
+            metavar="ADDRESS...",
+            help="a file, a folder or a pattern: a path, s3://, gs://, http(s)://; or the name of one public corpus",
+        ),
     ],
-    output: Annotated[Path, typer.Option(help="the manifest, below data/mine")] = Path("data/mine/corpus.jsonl"),
-    column: Annotated[str, typer.Option(help="of tables: which one holds the text")] = "text",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="the manifest, below data/mine  [default: corpus.jsonl or NAME.jsonl]"),
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="of tables: which one holds the text  [default: text]")] = None,
     licence: Annotated[str | None, typer.Option(help="of the texts, for a comment beside the entry")] = None,
 ) -> None:
     """Write the addresses and hashes of a corpus of many files. Make params.yaml use it; no file is copied."""
     from scratchlm.data.adding import with_entry
+    from scratchlm.data.catalogue import PUBLIC
     from scratchlm.data.documents import check_readable
     from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest
-    from scratchlm.data.manifest import pin as pinned
+    from scratchlm.data.own_data import FOLDER
+    from scratchlm.data.pinning import pin as pinned
     from scratchlm.run.files import write_text
     from scratchlm.run.params import check_params
     from scratchlm.run.yaml_editor import with_value
 
+    named = [PUBLIC[name] for name in addresses if name in PUBLIC]
+    if named and len(addresses) > 1:
+        raise UserError(f"{named[0].name} is a public corpus, which is pinned alone; name it alone, or only addresses")
+    if named:
+        (public,) = named
+        addresses = [file.addresses[0] for file in public.files]
+        output, column, licence = output or Path(public.manifest), column or public.column, licence or public.licence
+    output = output or Path(FOLDER, "corpus.jsonl")
     entry = {"manifest": _below_data_mine(str(output))}
     source = check_params(entry, PinnedSource, source="--output", whole=True)
     old = read_manifest(output) if output.exists() else []
-    files = pinned(addresses, column, source.manifest)
+    kept = PINS / output.name
+    files = pinned(addresses, column or "text", source.manifest, kept)
     check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
     edited = with_entry(text, "corpus", source, licence)
     edited = with_value(edited, ("tokenize", "corpus", "split"), "documents", "params.yaml")
     write_manifest(output, files)
     write_text(PARAMETERS.resolve(), edited)
+    kept.unlink()
     n_bytes = sum(file.size_bytes for file in files)
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Tag, ValidationInfo, field_validator, model_validator
 
-from scratchlm.data.manifest import PinnedSource, read_manifest
+from scratchlm.data.manifest import PinnedSource, check_manifest, read_manifest
 from scratchlm.data.own_data import COLUMNS, FOLDER, OwnSource, own_files
+from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
@@ -44,7 +45,11 @@ class File:
 
 @dataclass(frozen=True)
 class Source:
-    """Files that belong together, with their licence and their authors. purpose: a field of SourcesParams, or None."""
+    """Files that belong together, with their licence and their authors. purpose: a field of SourcesParams, or None.
+
+    column: only of a public corpus, whose files have no hashes before `scratchlm sources pin NAME` computes them: the
+    one that holds the text in tables.
+    """
 
     name: str
     description: str
@@ -52,6 +57,12 @@ class Source:
     citation: str
     files: tuple[File, ...]
     purpose: str | None = None
+    column: str | None = None
+
+    @property
+    def manifest(self) -> str:
+        """The manifest of a public corpus when it is pinned."""
+        return f"{FOLDER}/{self.name}.jsonl"
 
 
 def read_catalogue(text: str) -> dict[str, Source]:
@@ -70,6 +81,7 @@ def _file(name: str, pin: dict, addresses: list[str]) -> File:
 
 
 CATALOGUE = read_catalogue(Path(__file__).with_name("sources.toml").read_text(encoding="utf-8"))
+PUBLIC = {name: source for name, source in CATALOGUE.items() if source.column}  # corpora that the user pins
 
 
 ASSUMED_BYTES = 1 << 30  # of a corpus whose size is not known
@@ -88,7 +100,13 @@ def source_named(name: str) -> Source:
 
 def names_for(purpose: str) -> tuple[str, ...]:
     """The names in the catalogue of what may serve the purpose."""
-    return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose)
+    return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose and not source.column)
+
+
+def public_file(address: str) -> tuple[Source, File] | None:
+    """The file of a public corpus that is at this address."""
+    entries = ((source, file) for source in PUBLIC.values() for file in source.files if address in file.addresses)
+    return next(entries, None)
 
 
 def _kind_of(source: Any) -> str:
@@ -117,6 +135,8 @@ class SourcesParams(Section):
         names = names_for(str(info.field_name))
         if isinstance(value, dict | Section) or value in names:
             return value
+        if info.field_name == "corpus" and value in PUBLIC:
+            raise ValueError(f"must be pinned first: run `scratchlm sources pin {value}`, which makes this entry, too")
         raise ValueError(
             f"must be {', '.join(names)}, or your own data: put it below {FOLDER}, then "
             f"`scratchlm sources add FILE --as {info.field_name}`"
@@ -165,6 +185,19 @@ class SourcesParams(Section):
             is_known = files and all(path.suffix.lower() != ".parquet" for path in files)
             return sum(path.stat().st_size for path in files) if is_known else ASSUMED_BYTES
         return sum(file.size_bytes or 0 for file in CATALOGUE[self.corpus_name].files)
+
+
+def check_pinned(sources: SourcesParams, split: str) -> None:
+    """Raises UserError if the corpus is a manifest that is missing, with the command that writes it, or of no use."""
+    if not sources.pinned:
+        return
+    path = sources.pinned.manifest
+    if not Path(path).exists():
+        name = next((source.name for source in PUBLIC.values() if source.manifest == path), f"ADDRESS --output {path}")
+        raise UserError(
+            f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin {name}`"
+        )
+    check_manifest(Path(path), split)
 
 
 def wanted_files(

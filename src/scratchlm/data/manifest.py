@@ -10,20 +10,17 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from scratchlm.data.addresses import WEB, Reader, file_system, files_at
+from scratchlm.data.addresses import WEB, file_system
 from scratchlm.data.own_data import FOLDER
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing, write_text
 from scratchlm.run.params import Section
-from scratchlm.run.progress import Progress
-from scratchlm.run.threads import Advance, in_threads
 
 MANIFEST = "manifest.jsonl"  # in the raw corpus, where no text has this ending
 Format = Literal["txt", "txt.gz", "txt.zst", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 FORMATS: tuple[str, ...] = get_args(Format)
 TEXT_PER_BYTE = 5  # assumed of compressed files: text shrinks to between a half and a fifth
-FILES_AT_ONCE = 8  # hashed: what limits is the network
 
 
 class PinnedSource(Section):
@@ -70,39 +67,14 @@ def format_of(address: str) -> Format:
     )
 
 
-def pin(addresses: Sequence[str], column: str, manifest: str = "") -> list[PinnedFile]:
-    """Read every file that the addresses lead to, several at once, and return them in the order of their addresses.
-
-    column: that holds the text in tables. manifest: the path that will list them, which is left out. Raises UserError
-    if there is no file, or naming the one that is no text.
-    """
-    sizes: dict[str, int] = {}
-    for address in addresses:
-        try:
-            sizes |= files_at(address)
-        except ValueError as error:  # of s3:// without a bucket, of a malformed URL
-            raise UserError(f"{without_secrets(address)}: {error}; correct the address") from None
-    if sizes.pop(manifest, None) is not None and not sizes:
-        raise UserError(f"{manifest} is the manifest itself; name the files of the corpus, or another --output")
-    formats = {address: format_of(address) for address in sorted(sizes)}
-
-    def pinned(address: str, advance: Advance) -> PinnedFile:
-        with Reader(address, advance) as reader:
-            for _ in reader.blocks():
-                pass
-        known = formats[address]
-        held = None if known.startswith("txt") else column
-        return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), known, held)
-
-    with Progress("pin", sum(sizes.values()), 0, "B") as bar:
-        found = dict(in_threads(FILES_AT_ONCE, pinned, {address: address for address in formats}, bar.update))
-    return [found[address] for address in formats]
-
-
 def write_manifest(path: Path, files: Sequence[PinnedFile]) -> None:
     """Write one line per file; of values that are None nothing."""
-    rows = ({key: value for key, value in asdict(file).items() if value is not None} for file in files)
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row(file), ensure_ascii=False) + "\n" for file in files))
+
+
+def row(file: PinnedFile) -> dict[str, str | int]:
+    """The line of a file in a manifest."""
+    return {key: value for key, value in asdict(file).items() if value is not None}
 
 
 def read_manifest(path: Path) -> list[PinnedFile]:

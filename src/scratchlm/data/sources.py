@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, urlsplit
 
+from scratchlm.data.addresses import files_at
 from scratchlm.data.archive import read_member
-from scratchlm.data.catalogue import File, Source, own_source
+from scratchlm.data.catalogue import File, Source, own_source, public_file
 from scratchlm.data.own_data import OwnSource, own_files
 from scratchlm.data.transfer import Part, content_fault, is_path
 from scratchlm.data.web import Refused
@@ -45,6 +46,17 @@ def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
         f"SCRATCHLM_MIRROR is {without_secrets(mirror)!r}, but only a directory or an http(s) URL is allowed;"
         " set it to one of these, or unset it"
     )
+
+
+def nearest(address: str) -> str:
+    """Where to read a file of a corpus: the mirror's copy, if it has one of this public corpus, or the address."""
+    mirror = os.environ.get("SCRATCHLM_MIRROR")
+    if mirror and (entry := public_file(address)):
+        copy = addresses(*entry, mirror)[0]
+        with suppress(UserError):
+            files_at(copy)
+            return copy
+    return address
 
 
 def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:

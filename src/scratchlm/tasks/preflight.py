@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.manifest import check_manifest
+from scratchlm.data.catalogue import check_pinned
 from scratchlm.data.own_data import own_files
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
@@ -31,8 +31,7 @@ def check_together(params: Any) -> None:
     for source in params.sources.own.values():
         if not source.is_address:
             own_files(source)
-    if params.sources.pinned:
-        check_manifest(Path(params.sources.pinned.manifest), params.tokenize.corpus.split)
+    check_pinned(params.sources, params.tokenize.corpus.split)
     mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_rewards(params), *_pairs(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]

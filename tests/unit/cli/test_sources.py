@@ -9,9 +9,12 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from scratchlm.data.catalogue import CATALOGUE, SourcesParams
+from scratchlm.data.manifest import read_manifest
 from scratchlm.data.sources import own_paths
 from scratchlm.run.files import read_json
 from scratchlm.run.params import check_params, load_yaml
@@ -34,13 +37,14 @@ def sources_of(project: Path) -> SourcesParams:
 
 
 def test_the_list_has_every_source_once_and_marks_those_in_use(project: Path) -> None:
-    lines = [line for line in scratchlm(project, "sources").stdout.splitlines()[2:-2] if not line.startswith(" ")]
-    rows = {line.split()[1]: line.split() for line in lines}
+    table = scratchlm(project, "sources").stdout.partition("\n\n")[0]
+    rows = {line.split()[1]: line.split() for line in table.splitlines()[2:] if not line.startswith(" ")}
     assert rows.keys() == CATALOGUE.keys()
     used = {name for name, row in rows.items() if "yes" in row}
     assert used == {f"sample-{key}" for key in ("stories", "messages", "instructions", "preferences")} | {"gpt2-nano"}
     assert rows["sms-spam"] == ["messages", "sms-spam", "0.48", "CC", "BY", "4.0"]
     assert "over" in rows["gpt2-774M"]  # the size of one of its files is not known
+    assert rows["gutenberg-en"][2:5] == ["to", "pin", "unknown"]
 
 
 def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_shown(project: Path) -> None:
@@ -133,6 +137,28 @@ def test_many_files_are_pinned_and_what_changed_since_is_counted(project: Path, 
     assert "in 2 files (0 added, 0 removed, 1 changed)\nparams.yaml has this entry already\n" in done.stdout
     done = pin_texts(project, "--output", "corpus.jsonl")
     assert done.returncode == 1 and "corpus.jsonl is not below data/mine" in done.stderr
+
+
+def test_a_public_corpus_is_pinned_by_its_name_with_its_column_and_licence(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public, mirror = CATALOGUE["tinystories"], project / "mirror"
+    (mirror / public.name).mkdir(parents=True)
+    for file in public.files:
+        table = pa.table({"text": [f"A story of {file.name}."]})
+        pq.write_table(table, mirror / public.name / file.name)
+    monkeypatch.setenv("SCRATCHLM_MIRROR", str(mirror))
+    done = scratchlm(project, "sources", "pin", "tinystories", "texts")
+    assert done.returncode == 1 and "tinystories is a public corpus, which is pinned alone; name" in done.stderr
+    done = scratchlm(project, "sources", "pin", "tinystories")
+    assert done.returncode == 0, done.stderr
+    assert " bytes in 4 files\n" in done.stdout and "+  # licence of corpus: CDLA-Sharing-1.0\n" in done.stdout
+    assert "+  corpus: {manifest: data/mine/tinystories.jsonl}" in done.stdout
+    (first, *_) = read_manifest(project / "data" / "mine" / "tinystories.jsonl")
+    assert (first.address, first.column) == (public.files[0].addresses[0], "text")
+    (row,) = [line for line in scratchlm(project, "sources").stdout.splitlines() if "tinystories" in line]
+    assert row.split()[:3] == ["corpus", "tinystories", "yes"]
+    assert not list((project / ".scratchlm" / "pins").iterdir())
 
 
 @pytest.mark.long

@@ -4,7 +4,16 @@ from typing import get_args
 
 import pytest
 
-from scratchlm.data.catalogue import CATALOGUE, File, PretrainedName, Source, SourcesParams, names_for, wanted_files
+from scratchlm.data.catalogue import (
+    CATALOGUE,
+    PUBLIC,
+    File,
+    PretrainedName,
+    Source,
+    SourcesParams,
+    names_for,
+    wanted_files,
+)
 from scratchlm.data.own_data import COLUMNS
 from scratchlm.data.sources import fetch
 from scratchlm.model.config import PRETRAINED
@@ -49,7 +58,7 @@ def test_a_pretrained_model_is_wanted_whole() -> None:
 
 
 def test_every_name_that_params_allow_is_in_the_catalogue() -> None:
-    named = {source.name for source in CATALOGUE.values() if source.purpose}
+    named = {source.name for source in CATALOGUE.values() if source.purpose and source.name not in PUBLIC}
     assert named == {name for purpose in COLUMNS for name in names_for(purpose)}
     assert set(get_args(SourcesParams.model_fields["vocabulary"].annotation)) <= set(CATALOGUE)
     for size in ("nano", "124M", "355M", "774M", "1558M"):
@@ -74,8 +83,18 @@ def is_sample(file: File) -> bool:
     return file.addresses[0].startswith("data/sample/")
 
 
+def test_a_public_corpus_in_params_is_answered_with_the_command_that_pins_it() -> None:
+    with pytest.raises(UserError) as caught:
+        check_params(REAL.model_dump() | {"corpus": "tinystories"}, SourcesParams, source="params.yaml")
+    assert str(caught.value) == (
+        "params.yaml: corpus is 'tinystories': must be pinned first: run `scratchlm sources pin tinystories`, which "
+        "makes this entry, too"
+    )
+
+
 def test_the_catalogue_holds_what_the_profiles_name() -> None:
     assert set(CATALOGUE) == {
+        *("tinystories", "fineweb-edu-10bt", "gutenberg-en"),
         *("the-verdict", "tiny-shakespeare", "sms-spam", "imdb", "instruction-data"),
         *("gpt2-124M", "gpt2-355M", "gpt2-774M", "gpt2-1558M", "smollm2-135m", "smollm2-360m"),
         *("sample-stories", "sample-messages", "sample-instructions", "gpt2-nano"),
@@ -106,7 +125,7 @@ def test_a_catalogue_entry_is_well_formed(source: Source, file: File) -> None:
     for name in (source.name, file.name, file.archive or "-"):
         assert re.fullmatch(r"[\w.+-]+", name)
     if file.sha256 is None:
-        assert source.name in ("gpt2-355M", "gpt2-774M", "gpt2-1558M")
+        assert source.name in ("gpt2-355M", "gpt2-774M", "gpt2-1558M", *PUBLIC)
     else:
         assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
         assert file.size_bytes is not None

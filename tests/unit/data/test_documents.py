@@ -8,7 +8,8 @@ import pytest
 
 from scratchlm.data import documents as module
 from scratchlm.data.documents import check_readable, documents, is_of_train
-from scratchlm.data.manifest import FORMATS, PinnedFile, pin
+from scratchlm.data.manifest import FORMATS, PinnedFile
+from scratchlm.data.pinning import pin
 from scratchlm.run.errors import UserError
 from tests.corpora import content
 

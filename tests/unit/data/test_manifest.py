@@ -12,7 +12,8 @@ import pytest
 from scratchlm.data import web
 from scratchlm.data.addresses import Reader
 from scratchlm.data.catalogue import SourcesParams
-from scratchlm.data.manifest import changes, check_manifest, copy_manifest, pin, read_manifest, write_manifest
+from scratchlm.data.manifest import changes, check_manifest, copy_manifest, read_manifest, write_manifest
+from scratchlm.data.pinning import pin
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 from tests.corpora import content
@@ -56,7 +57,10 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
         ("in/_SUCCESS", "in/_SUCCESS is no file of a corpus, whose name ends in .txt, .txt.gz, .txt.zst, .jsonl, "),
         ("none/a.txt", "none/a.txt: there is no file; correct"),
         ("https://me:secret@example.org/a.txt", "https://***@example.org/a.txt has a name or a password in it, which"),
-        ("https://127.0.0.1:1/a.txt", "https://127.0.0.1:1/a.txt: connection refused, 4 attempts; correct the addr"),
+        (
+            "https://127.0.0.1:1/a.txt",
+            "https://127.0.0.1:1/a.txt: connection refused, 4 attempts; correct the address, or",
+        ),
         ("gs://texts/a.txt", "gs://texts/a.txt: Please install gcsfs to access Google Storage; install the package"),
         ("in/a.jsonl", "in/a.jsonl is the manifest itself; name the files of the corpus, or another --output"),
         ("s3://", "s3://: Cannot traverse all of S3; correct the address"),
@@ -100,7 +104,7 @@ def test_a_file_that_cannot_be_read_ends_the_reading_of_larger_ones(monkeypatch:
             began.set()
             return 1
 
-    monkeypatch.setattr("scratchlm.data.manifest.Reader", Endless)
+    monkeypatch.setattr("scratchlm.data.pinning.Reader", Endless)
     with pytest.raises(UserError, match="no more"):
         pin(["in"], "body")
 

@@ -16,7 +16,8 @@ from scratchlm.data import tokenizing
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.corpus import CorpusParams, NearDuplicates
 from scratchlm.data.documents import is_of_train
-from scratchlm.data.manifest import FORMATS, MANIFEST, pin, write_manifest
+from scratchlm.data.manifest import FORMATS, MANIFEST, write_manifest
+from scratchlm.data.pinning import pin
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.data.tokenizing import tokenize_corpus, train_texts
 from scratchlm.data.windows import Corpus
@@ -292,7 +293,8 @@ MEASURE = f"""
 import os, resource, sys
 from pathlib import Path
 from scratchlm.data import corpus, documents, tokenizing
-from scratchlm.data.manifest import pin, write_manifest
+from scratchlm.data.manifest import write_manifest
+from scratchlm.data.pinning import pin
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.run.resume import Checkpoint
 corpus.ROW_GROUP_TOKENS = tokenizing.CHUNK_CHARACTERS = documents.BLOCK_CHARACTERS = 1 << 16

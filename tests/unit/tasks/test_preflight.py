@@ -339,6 +339,17 @@ def test_cuda_where_there_is_none_is_refused_before_any_work() -> None:
         check({"device": "cuda"})
 
 
+def test_a_manifest_that_was_not_written_yet_is_answered_with_the_command_that_writes_it() -> None:
+    for name, command in (("tinystories", "tinystories"), ("ours", "ADDRESS --output data/mine/ours.jsonl")):
+        manifest = f"data/mine/{name}.jsonl"
+        with pytest.raises(UserError) as caught:
+            check({"sources.corpus": {"manifest": manifest}, "tokenize.corpus.split": "documents"})
+        assert str(caught.value) == (
+            f"sources.corpus.manifest is {manifest}, which does not exist; write it with "
+            f"`scratchlm sources pin {command}`"
+        )
+
+
 @pytest.mark.parametrize("profile", sorted((REPOSITORY / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_fits_together(profile: Path) -> None:
     values = load_yaml(profile) | {"device": "cpu"}

@@ -1,0 +1,72 @@
+"""Pin a corpus of many files: read each once for its hash, and keep those that an interrupted run has read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scratchlm.data.addresses import Reader, files_at
+from scratchlm.data.manifest import PinnedFile, format_of, read_manifest, row, write_manifest
+from scratchlm.data.sources import nearest
+from scratchlm.run.display import without_secrets
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import append_log
+from scratchlm.run.progress import Progress
+from scratchlm.run.threads import Advance, in_threads
+
+FILES_AT_ONCE = 8  # hashed: what limits is the network
+
+
+def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | None = None) -> list[PinnedFile]:
+    """Read every file that the addresses lead to, several at once, and return them in the order of their addresses.
+
+    column: that holds the text in tables. manifest: the path that will list them, which is left out. kept: a manifest
+    of the files that were read, for the next run after an interruption: those of the same size are not read again.
+    Raises UserError if there is no file, or naming the one that is no text.
+    """
+    sizes: dict[str, int] = {}
+    for _, found in in_threads(FILES_AT_ONCE, _sizes, {address: address for address in addresses}, lambda _: None):
+        sizes |= found
+    if sizes.pop(manifest, None) is not None and not sizes:
+        raise UserError(f"{manifest} is the manifest itself; name the files of the corpus, or another --output")
+    columns = {address: None if format_of(address).startswith("txt") else column for address in sorted(sizes)}
+
+    def pinned(address: str, advance: Advance) -> PinnedFile:
+        with Reader(nearest(address), advance) as reader:
+            for _ in reader.blocks():
+                pass
+        return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), format_of(address), columns[address])
+
+    done = _read_before(kept, sizes)
+    n_done = sum(file.size_bytes for file in done.values())
+    with Progress("pin", sum(sizes.values()), n_done, "B") as bar:
+        if done:
+            bar.note(f"{len(done)} of {len(sizes)} files were read before")
+        todo = {address: address for address in columns if address not in done}
+        for address, file in in_threads(FILES_AT_ONCE, pinned, todo, bar.update):
+            done[address] = file
+            if kept:
+                append_log(kept, row(file))
+    return [replace(done[address], column=columns[address]) for address in columns]
+
+
+def _sizes(address: str, _: Advance) -> dict[str, int]:
+    """The files at an address with their sizes in bytes."""
+    try:
+        near = nearest(address)
+        found = files_at(near)
+        return found if near == address else {address: sum(found.values())}
+    except ValueError as error:  # of s3:// without a bucket, of a malformed URL
+        raise UserError(f"{without_secrets(address)}: {error}; correct the address") from None
+
+
+def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFile]:
+    """What an interrupted run has read, as far as it is wanted; `kept` has nothing else afterwards."""
+    if kept is None:
+        return {}
+    try:
+        found = {file.address: file for file in read_manifest(kept)}
+    except UserError:  # there is none, or none that can be used
+        found = {}
+    found = {address: file for address, file in found.items() if file.size_bytes == sizes.get(address)}
+    write_manifest(kept, list(found.values()))
+    return found

@@ -1,0 +1,73 @@
+"""A corpus that is pinned: what an interrupted run keeps, and public corpora by their names."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scratchlm.data import pinning, web
+from scratchlm.data.catalogue import PUBLIC
+from scratchlm.data.documents import documents
+from scratchlm.data.manifest import format_of
+from scratchlm.data.pinning import pin
+from scratchlm.run.errors import UserError
+from tests.corpora import content
+from tests.web import Server, web_server
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(web, "WAIT_SECONDS", 0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with web_server() as server:
+        yield server
+
+
+def test_after_an_interruption_finished_files_of_the_same_size_are_not_read_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "FILES_AT_ONCE", 1)
+    server.files = {f"/{name}.jsonl": content([name * 9], "jsonl") for name in "abc"}
+    addresses, kept = [server.url(name[1:]) for name in server.files], Path(".scratchlm/pins/corpus.jsonl")
+    server.cuts = [99, 99, 99, 99, 99, *[0] * web.ATTEMPTS]  # their sizes, a, b, and then nothing of c
+    with pytest.raises(UserError, match="/c.jsonl: connection lost, 4 attempts; correct the address, or run this ag"):
+        pin(addresses, "boddy", "", kept)
+
+    server.files["/b.jsonl"] = content(["longer than before"], "jsonl")
+    server.requests.clear()
+    files = pin(addresses, "body", "", kept)
+    assert server.requests == [
+        "/a.jsonl",
+        "/b.jsonl",
+        "/c.jsonl",
+        "/b.jsonl",
+        "/c.jsonl",
+    ]  # the sizes first
+    assert files == pin(addresses, "body")  # without what was kept
+
+
+def test_files_of_public_corpora_are_read_from_the_mirror_under_their_public_addresses(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = PUBLIC["tinystories"]
+    for file in public.files:
+        path = tmp_path / "mirror" / public.name / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content([f"A story of {file.name}."], "parquet"))
+        server.files[f"/m/{public.name}/{file.name}"] = path.read_bytes()
+    addresses = [file.addresses[0] for file in public.files]
+    for mirror in (str(tmp_path / "mirror"), server.url("m")):
+        monkeypatch.setenv("SCRATCHLM_MIRROR", mirror)
+        files = pin(addresses, "body")
+        assert [file.address for file in files] == addresses
+        texts = [text for file in files for text in documents(file, lambda _: None)]
+        assert texts == [f"A story of {file.name}." for file in public.files]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_corpus_has_addresses_of_one_commit_that_can_be_pinned(name: str) -> None:
+    addresses = [address for file in PUBLIC[name].files for address in file.addresses]
+    assert all(format_of(address) == "parquet" for address in addresses)
+    (folder,) = {address.rpartition("/")[0] for address in addresses}
+    assert [part for part in folder.split("/") if len(part) == 40]  # a commit, as `main` may change
