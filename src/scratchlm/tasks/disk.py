@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.data.catalogue import ASSUMED_BYTES, wanted_files
+from scratchlm.data.catalogue import ASSUMED_BYTES, SourcesParams, wanted_files
 from scratchlm.data.manifest import read_manifest
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.preflight import model_configs, pretrained_models, pretraining_steps
@@ -96,7 +96,8 @@ def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
 class Steps(NamedTuple):
     """Optimizer steps of pretraining and its variants.
 
-    low, high: if the train split has BYTES_PER_TOKEN. most: if each byte of the corpus were a token of it.
+    low, high: if the train split has BYTES_PER_TOKEN, and compressed files the least and the most text. most: if each
+    byte of the latter were a token.
     """
 
     low: int
@@ -105,17 +106,26 @@ class Steps(NamedTuple):
 
 
 def planned_steps(params: Any) -> Steps:
-    n_bytes, n_models = params.sources.corpus_bytes, len(pretrained_models(params))
-    tokens = (int(params.tokenize.corpus.train_fraction * n_bytes / each) for each in BYTES_PER_TOKEN)
-    return Steps(*(n_models * pretraining_steps(params, n_tokens) for n_tokens in (*tokens, n_bytes)))
+    n_models, train_fraction = len(pretrained_models(params)), params.tokenize.corpus.train_fraction
+    bounds = _text_bytes(params.sources)
+    tokens = (int(train_fraction * n / each) for n, each in zip(bounds, BYTES_PER_TOKEN, strict=True))
+    return Steps(*(n_models * pretraining_steps(params, n_tokens) for n_tokens in (*tokens, bounds[1])))
+
+
+def _text_bytes(sources: SourcesParams) -> tuple[int, int]:
+    """The least and the most text of the corpus: a compressed file has at least as much as it has bytes."""
+    most = sources.corpus_bytes
+    if not sources.pinned:
+        return most, most
+    return sum(file.size_bytes for file in read_manifest(Path(sources.pinned.manifest))), most
 
 
 def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
-    sources, size = params.sources, ""
-    files = read_manifest(Path(sources.pinned.manifest)) if sources.pinned else []
-    if sources.corpus_bytes == ASSUMED_BYTES or any(file.estimated_text_bytes > file.size_bytes for file in files):
-        size = f" and a corpus of {_mb(sources.corpus_bytes)}, whose size is assumed"
+    least, most = _text_bytes(params.sources)
+    size = f" and a corpus of {_mb(most)}, whose size is assumed" if most == ASSUMED_BYTES else ""
+    if least < most:
+        size = f" and a corpus of {_mb(least)} to {_mb(most)}, whose size is assumed"
     return (
         f"about {steps.low:,} to {steps.high:,} steps of pretraining (at most {steps.most:,}), of "
         f"{params.pretrain.batch_size * params.model.context_length:,} tokens each, an estimate for "

@@ -79,15 +79,17 @@ def test_a_corpus_of_unknown_size_is_said_to_be_assumed(tmp_path: Path, monkeypa
     (tmp_path / "data" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
-    for name, size in (
-        ("a.txt", "each, an estimate for 4 to 2 bytes per token, as in English;"),
-        ("a.txt.gz", " of 10 MB,"),
+    for name, size, expected in (
+        ("a.txt", "each, an estimate for 4 to 2 bytes per token, as in English;", (109, 219, 488)),
+        ("a.txt.gz", "as in English and a corpus of 2.0 MB to 10 MB, whose size is assumed;", (109, 1098, 2441)),
     ):
         pinned = PinnedFile(name, 2_000_000, "0" * 64, format_of(name), None)
         write_manifest(Path("data/mine/c.jsonl"), [pinned])
         values["sources"]["corpus"] = {"manifest": "data/mine/c.jsonl"}
         params = check_params(values, Params, source="params.yaml", whole=True)
-        assert size in plan(params, NEEDS, planned_steps(params))
+        steps = planned_steps(params)
+        assert size in plan(params, NEEDS, steps)
+        assert steps == expected  # tokens over 4,096
     values["sources"]["corpus"] = {"path": "https://example.org/corpus.txt", "sha256": "0" * 64}
     params = check_params(values, Params, source="params.yaml", whole=True)
     assert "as in English and a corpus of 1,074 MB, whose size is assumed" in plan(params, NEEDS, planned_steps(params))
