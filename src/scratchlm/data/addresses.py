@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ PROTOCOLS = ("file", "s3", "gs", "http", "https")
 
 
 class Reader(io.RawIOBase):
-    """A file at an address, read once from its start.
+    """A file at an address, read once from its start. The next block is fetched while the one before is in use.
 
-    size_bytes: as the storage says, None if it does not. digest: of what was read so far. advance: called with the
-    number of bytes of each read; what it raises ends the reading.
+    size_bytes: as the storage says, None if it does not. digest: of the n_bytes that were fetched and asked for so far.
+    advance: called with the number of bytes of each block; what it raises ends the reading.
     """
 
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
@@ -30,18 +31,29 @@ class Reader(io.RawIOBase):
         self._advance = advance
         self._file = _open(address)
         self.size_bytes: int | None = getattr(self._file, "size", None)
+        self._thread, self._block = ThreadPoolExecutor(1), memoryview(b"")
+        self._next = self._thread.submit(self._file.read, BLOCK_BYTES)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if not self._block:
+            self._block = memoryview(self._fetched())
+        n = min(len(buffer), len(self._block))
+        buffer[:n], self._block = self._block[:n], self._block[n:]
+        return n
+
+    def _fetched(self) -> bytes:
+        """The next block; nothing at the end of the file."""
         with naming(self.address):
-            block = self._file.read(len(buffer))
-        buffer[: len(block)] = block
-        self.digest.update(block)
-        self.n_bytes += len(block)
-        self._advance(len(block))
-        return len(block)
+            block = self._next.result()
+        if block:
+            self._next = self._thread.submit(self._file.read, BLOCK_BYTES)
+            self.digest.update(block)
+            self.n_bytes += len(block)
+            self._advance(len(block))
+        return block
 
     def blocks(self) -> Iterator[bytes]:
         """What was not read yet."""
@@ -51,6 +63,7 @@ class Reader(io.RawIOBase):
         """Do nothing: what wraps this closes it at the end of its own text, and the hash needs the rest."""
 
     def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
 
@@ -62,7 +75,7 @@ def _open(address: str) -> Any:
         return WebFile(address)
     files, path = file_system(address)
     with naming(address):
-        return files.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
+        return files.open(path, "rb", block_size=BLOCK_BYTES, cache_type="none")
 
 
 def file_system(address: str) -> tuple[Any, str]:
