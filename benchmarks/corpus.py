@@ -2,18 +2,20 @@
 
 Half of the files are .txt.gz, half .jsonl.zst; an S3 server in a process of its own holds them. They are pinned, then
 tokenized by 1 and by 2 workers, also from a local folder, whose near duplicates are found, too, and the same text as
-one local file by all cores, each once in a process of its own. The server works on the same cores. Prints a table;
-writes benchmarks/results/corpus.json.
+one local file by all cores, each once in a process of its own. The server works on the same cores. The shards of many
+files must be the same each time. --work bucket, local, near or one measures that alone. Prints a table; writes
+benchmarks/results/corpus.json.
 """
 
 import argparse
 import gzip
+import hashlib
 import json
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -36,10 +38,11 @@ from scratchlm.data.manifest import MANIFEST, read_manifest, write_manifest
 from scratchlm.data.many_files import NumberedFile
 from scratchlm.data.pinning import pin
 from scratchlm.data.tokenizing import tokenize_corpus
-from scratchlm.run.files import write_json
+from scratchlm.run.files import sha256_of, write_json
 from scratchlm.run.resume import Checkpoint
 
 BUCKET = "corpus"
+WORKS = ("bucket", "local", "near", "one")
 LINES_PER_DOCUMENT = 100
 THRESHOLD = 0.8  # of near duplicates
 KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -141,24 +144,46 @@ def measured(make: Callable[..., Run], work: str, workers: int, setup: dict[str,
     }  # fmt: skip
 
 
-def compare(source: str, vocabulary: str, n_bytes: int, n_files: int) -> dict[str, Any]:
-    """Pin and tokenize the files with 1 and 2 workers, and the one file."""
+def content(folder: Path) -> str:
+    """A hash of the shards in a folder, with their names."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.parquet")):
+        found.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
+    return found.hexdigest()
+
+
+def compare(source: str, vocabulary: str, n_bytes: int, n_files: int, works: Sequence[str]) -> dict[str, Any]:
+    """Pin and tokenize the files with 1 and 2 workers, and the one file, as far as `works` names them.
+
+    Raises RuntimeError if the shards of many files are not the same each time.
+    """
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name, s3_server():
         folder = Path(name)
-        text, local, manifest = folder / "text.txt", folder / "local", folder / MANIFEST
+        text, local, tokens = folder / "text.txt", folder / "local", folder / "tokens"
         write_files(source, n_bytes, n_files, local, text)
         start = time.perf_counter()
-        write_manifest(manifest, pin([f"s3://{BUCKET}"], "text"))
+        bucket_manifest, local_manifest = folder / "s3" / MANIFEST, folder / MANIFEST
+        write_manifest(bucket_manifest, pin([f"s3://{BUCKET}"], "text"))
         pin_seconds = time.perf_counter() - start
-        shared = {"folder": folder / "tokens", "vocabulary": vocabulary, "n_bytes": text.stat().st_size}
-        many = shared | {"text": manifest, "split": "documents"}
-        rows = [measured(tokenizing, f"{n_files} files in a bucket", workers, many) for workers in (1, 2)]
-        write_manifest(manifest, files := pin([str(local)], "text"))
-        rows += [measured(tokenizing, f"{n_files} local files", workers, many) for workers in (1, 2)]
-        near = {"manifest": manifest, "threshold": THRESHOLD, "n_bytes": shared["n_bytes"]}
-        rows += [measured(finding, "their near duplicates", workers, near) for workers in (1, 2)]
-        cores = os.cpu_count() or 1
-        rows.append(measured(tokenizing, "one local file", cores, shared | {"text": text, "split": "position"}))
+        write_manifest(local_manifest, files := pin([str(local)], "text"))
+        shared = {"folder": tokens, "vocabulary": vocabulary, "n_bytes": text.stat().st_size}
+        many = shared | {"split": "documents"}
+        near = {"manifest": local_manifest, "threshold": THRESHOLD, "n_bytes": shared["n_bytes"]}
+        kinds: dict[str, tuple[str, Callable[..., Run], dict[str, Any], Sequence[int]]] = {
+            "bucket": (f"{n_files} files in a bucket", tokenizing, many | {"text": bucket_manifest}, (1, 2)),
+            "local": (f"{n_files} local files", tokenizing, many | {"text": local_manifest}, (1, 2)),
+            "near": ("their near duplicates", finding, near, (1, 2)),
+            "one": ("one local file", tokenizing, shared | {"text": text, "split": "position"}, (os.cpu_count() or 1,)),
+        }
+        rows, shards = [], set()
+        for work in works:
+            title, make, setup, numbers = kinds[work]
+            for workers in numbers:
+                rows.append(measured(make, title, workers, setup))
+                if setup.get("split") == "documents":
+                    shards.add(content(tokens))
+                    if len(shards) > 1:
+                        raise RuntimeError(f"{title}, {workers} workers: the shards are others than before")
     stored_bytes = sum(file.size_bytes for file in files)
     return {
         "text_bytes": shared["n_bytes"], "stored_bytes": stored_bytes, "files": n_files, "pin_seconds": pin_seconds,
@@ -186,8 +211,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=5000)
     parser.add_argument("--files", type=int, default=200)
+    parser.add_argument("--work", choices=WORKS, action="append", help="measure this (repeatable); all by default")
     options = parser.parse_args()
-    found = compare("tiny-shakespeare", "gpt2-124M", options.megabytes * 10**6, options.files)
+    size, works = options.megabytes * 10**6, options.work or WORKS
+    found = compare("tiny-shakespeare", "gpt2-124M", size, options.files, works)
     print(table(found))
     write_json(RESULTS / "corpus.json", found | about("benchmarks.corpus", os.cpu_count() or 1))
 
