@@ -13,7 +13,7 @@ from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import SAME, Comparison, Row, Variant
 from scratchlm.compare.revision import Revision
 from scratchlm.compare.seeds import Spread, difference_factor, split
-from scratchlm.report.tables import NONE, format_number
+from scratchlm.report.tables import NONE, format_number, format_parameter
 from scratchlm.run import display
 from scratchlm.tasks.intervals import CONFIDENCE
 
@@ -178,7 +178,8 @@ def _about(count: int) -> str:
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
     def value(of: Any) -> str:
-        return show(display.shortened(format_number(of) or "empty", VALUE_CHARACTERS))
+        text = format_parameter(of) if isinstance(of, bool) else format_number(of)
+        return show(display.shortened(text or "empty", VALUE_CHARACTERS))
 
     def hash_(of: str | None) -> str:
         return show(format_number(of)[:HASH_CHARACTERS])

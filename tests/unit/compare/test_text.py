@@ -35,6 +35,7 @@ ROWS = [
 ]
 CHANGES = Changes(
     [
+        Change("finetune_instruct.mask_instruction", True, False),
         Change("finetune_spam.epochs", 3, 5),
         Change("finetune_spam.lora.rank", None, 16),
         Change("gpt2_sizes", ["nano"], []),
@@ -74,6 +75,7 @@ finetune_spam.train.loss   0.002     0.001  −0.00100
 
 What differs:
 
+- parameters: finetune_instruct.mask_instruction true → false
 - parameters: finetune_spam.epochs 3 → 5
 - parameters: finetune_spam.lora.rank – → 16
 - parameters: gpt2_sizes nano → empty
