@@ -11,6 +11,7 @@ import argparse
 import gzip
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -50,6 +51,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_
 
 def serve(addresses: Any) -> None:
     """Answer as an S3 server with one bucket until this process is ended, and send the address."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # no line per request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
