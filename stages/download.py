@@ -20,7 +20,7 @@ class Params(Section):
     pretrained: list[PretrainedName]
 
 
-def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> None:
+def main(run: Run, *, params: Path, store: Path, raw: Path, sources: Path) -> None:
     p = read_params(params, Params)
     mirror = os.environ.get("SCRATCHLM_MIRROR")
     own = {purpose: own_paths(purpose, source, store, mirror) for purpose, source in p.sources.own.items()}
@@ -44,11 +44,11 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, metrics: Path) -> No
             copy_manifest(path, folder / "corpus")
             n_bytes = sum(file.size_bytes for file in files)
             report[f"{OWN}corpus"] = {"files": len(files), "bytes": n_bytes, "sha256": {path.name: sha256_of(path)}}
-    write_json(metrics, report)
+    write_json(sources, report)
 
 
 def describe(entry: dict[str, Any], name: str, path: Path) -> None:
-    """Count a file in the metrics of its source."""
+    """Add a file to what is recorded of its source."""
     entry["files"] += 1
     entry["bytes"] += path.stat().st_size
     entry["sha256"][name] = sha256_of(path)

@@ -10,11 +10,11 @@ from scratchlm.run.stage import start
 
 
 def main(
-    run: Run, *, params: Path, pipeline: Path, profiles: Path, code: Path, tokens: Path, metrics: Path, losses: Path,
-    samples: Path, predictions: Path, responses: Path, models: Path, page: Path,
+    run: Run, *, params: Path, pipeline: Path, profiles: Path, code: Path, sources: Path, tokens: Path, metrics: Path,
+    losses: Path, samples: Path, predictions: Path, responses: Path, models: Path, page: Path,
 ) -> None:  # fmt: skip
     inputs = Inputs(
-        params, pipeline, profiles, code, tokens, metrics, losses, samples, predictions, responses, models
+        params, pipeline, profiles, code, sources, tokens, metrics, losses, samples, predictions, responses, models
     )  # fmt: skip
     write_text(page, render(collect(inputs)))
 

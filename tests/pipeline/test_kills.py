@@ -42,9 +42,9 @@ def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
 
 
 def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) -> None:
-    """The killed trainings have two workers, and one finishes them."""
+    """The killed trainings have two workers, and one finishes them. Of the workers, only one writes curves."""
     clone.forget()
-    clone.variables["SCRATCHLM_WORKERS"] = "2"
+    clone.variables |= {"SCRATCHLM_WORKERS": "2", "SCRATCHLM_TENSORBOARD": "runs"}
     for how, stage in (("group", "pretrain"), ("dvc", "finetune_instruct"), ("stage", "finetune_spam")):
         dvc = start_and_wait_for_state(clone, stage)
         assert len([process for process in clone.processes() if f"stages.{stage}" in process.cmdline()]) == 2
@@ -52,6 +52,16 @@ def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) 
     del clone.variables["SCRATCHLM_WORKERS"]
     clone.finish()
     assert dict(clone.resumed()) == {"pretrain": 1, "finetune_spam": 1, "finetune_instruct": 1}
+    del clone.variables["SCRATCHLM_TENSORBOARD"]
+    files = [path.parent.name for path in (clone.path / "runs").rglob("events.*")]
+    assert sorted(files) == [
+        "finetune_instruct",
+        "finetune_instruct",
+        "finetune_spam",
+        "finetune_spam",
+        "pretrain",
+        "pretrain",
+    ]
 
 
 def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afresh(clone: Clone) -> None:

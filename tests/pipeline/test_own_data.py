@@ -45,8 +45,12 @@ def metrics(clone: Path, name: str) -> dict:
     return json.loads((clone / "metrics" / f"{name}.json").read_text())
 
 
-def test_every_file_is_counted_in_the_metrics(clone: Path) -> None:
-    found, counts = metrics(clone, "download"), metrics(clone, "tokenize")
+def sources(clone: Path) -> dict:
+    return json.loads((clone / "data" / "sources.json").read_text())
+
+
+def test_every_file_is_counted(clone: Path) -> None:
+    found, counts = sources(clone), metrics(clone, "tokenize")
     assert {name: entry["files"] for name, entry in found.items() if name.startswith("own-")} == {
         "own-corpus": 2, "own-messages": 1, "own-instructions": 1,
     }  # fmt: skip
@@ -75,7 +79,7 @@ def test_an_edit_of_a_file_runs_again_what_depends_on_it(clone: Path) -> None:
         file.write("\n151,Fine,good")
     done = run(clone, "dvc", "repro", "tokenize")
     assert "Running stage 'download'" in done.stdout and "Running stage 'tokenize'" in done.stdout
-    assert metrics(clone, "download")["own-messages"]["bytes"] == (clone / "data/mine/reviews.csv").stat().st_size
+    assert sources(clone)["own-messages"]["bytes"] == (clone / "data/mine/reviews.csv").stat().st_size
 
 
 @pytest.mark.parametrize("purpose", ["corpus", "messages", "instructions", "preferences"])

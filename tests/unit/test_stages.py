@@ -143,12 +143,12 @@ def test_download_fetches_the_sample_from_the_repository(tmp_path: Path, monkeyp
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.delenv("SCRATCHLM_MIRROR", raising=False)
     caller(tmp_path)("download", params=REPOSITORY / "params.yaml")
-    metrics = read_json(tmp_path / "metrics" / "download.json")
-    assert sorted(metrics) == [
+    sources = read_json(tmp_path / "data" / "sources.json")
+    assert sorted(sources) == [
         "gpt2-nano", "sample-instructions", "sample-messages", "sample-preferences", "sample-stories",
     ]  # fmt: skip
-    assert metrics["gpt2-nano"]["files"] == 5
-    for source, entry in metrics.items():
+    assert sources["gpt2-nano"]["files"] == 5
+    for source, entry in sources.items():
         files = list((tmp_path / "data" / "raw" / (CATALOGUE[source].purpose or source)).iterdir())
         assert sum(path.stat().st_size for path in files) == entry["bytes"]
 
@@ -282,7 +282,7 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
     assert varied_scores["padded_tokens"] == scores["padded_tokens"]
     assert varied_scores["train"] != scores["train"]
 
-    (metrics / "download.json").write_text("{}")
+    (data / "sources.json").write_text("{}")
     shutil.copytree(REPOSITORY / "profiles", place / "profiles")
     write_json(data / "code" / "report.json", {"packages": {}})
     call("report")
@@ -435,7 +435,7 @@ def test_a_folder_of_hugging_face_becomes_a_base_of_the_finetunings(
 
     call, data = caller(tmp_path, tmp_path), tmp_path / "data"
     call("download")
-    assert read_json(tmp_path / "metrics" / "download.json")[name]["files"] == 4
+    assert read_json(data / "sources.json")[name]["files"] == 4
     for kind in ("corpus", "messages", "instructions"):  # the tiny ones instead of the sample's
         shutil.rmtree(data / "raw" / kind)
         shutil.copytree(place / "data" / "raw" / kind, data / "raw" / kind)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.pipeline import CODE_FOLDER
 
 PACKAGES = "requirements.lock"
+SOURCES = ("data/sources.json", "metrics/download.json")  # the second: of builds from before the first
 
 
 class Change(NamedTuple):
@@ -36,8 +38,9 @@ class Build(NamedTuple):
 
     parameters, packages: flat. files: source file -> sha256. records: path -> md5 of the record that the stage `code`
     wrote of each stage. lost: records that cannot be read; packages and files lack theirs. commands: `command of STAGE`
-    -> its words. users: stages by the name of a file, a record or a command. outs: output -> md5. behind: stages whose
-    parameters, packages, code or metrics have changed in the revision since they were built.
+    -> its words. users: stages by the name of a file, a record or a command. outs: output -> md5. sources:
+    `SOURCE/FILE` -> sha256; {} if they cannot be read. behind: stages whose parameters, packages, code or metrics have
+    changed in the revision since they were built.
     """
 
     parameters: dict[str, Any]
@@ -48,11 +51,15 @@ class Build(NamedTuple):
     commands: dict[str, str]
     users: dict[str, tuple[str, ...]]
     outs: dict[str, str]
+    sources: dict[str, str]
     behind: list[str]
 
 
 def read_build(revision: Revision) -> Build:
-    """Read the stages that make metrics. Raises UserError if the revision lacks dvc.lock or another such file."""
+    """Read the stages that make metrics, and the one that downloads.
+
+    Raises UserError if the revision lacks dvc.lock or another such file.
+    """
     locked = (revision.yaml(LOCK) or {}).get("stages", {})
     now = revision.yaml(PARAMETERS)
     pinned = locked_versions(revision.read(PACKAGES).decode("utf-8"))
@@ -64,7 +71,7 @@ def read_build(revision: Revision) -> Build:
         except MissingArtifact:
             return None
 
-    build = Build({}, {}, {}, {}, [], {}, {}, {}, [])
+    build = Build({}, {}, {}, {}, [], {}, {}, {}, {}, [])
     for stage in revision.stages():
         entry = locked.get(stage)
         if entry is None:
@@ -72,8 +79,12 @@ def read_build(revision: Revision) -> Build:
             continue
         outs = recorded_hashes(entry.get("outs"))
         metrics = {path: md5 for path, md5 in outs.items() if path.startswith("metrics/")}
-        if not metrics:
+        downloaded = [path for path in SOURCES if path in outs]  # at most one
+        if not metrics and not downloaded:
             continue
+        for path in downloaded:
+            with suppress(MissingArtifact):
+                build.sources.update(_files(revision.json(path)))
         inputs = recorded_hashes(entry.get("deps"))
         records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}
         code: dict[str, dict[str, str]] = {"files": {}, "packages": {}}
@@ -102,10 +113,11 @@ def read_build(revision: Revision) -> Build:
     return build
 
 
-def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mapping[str, Any]]) -> Changes:
-    """List the differences from the first to the second. sources: the content of metrics/download.json of each.
+def changes(first: Build, second: Build) -> Changes:
+    """List the differences from the first to the second.
 
-    Where a record of the code is lost, the records' own hashes say which stages' code or packages differ.
+    Where a record of the code is lost, the records' own hashes say which stages' code or packages differ; where the
+    list of the sources is, only its own hash.
     """
     lost = first.lost or second.lost
 
@@ -113,10 +125,13 @@ def changes(first: Build, second: Build, sources: tuple[Mapping[str, Any], Mappi
         return tuple(dict.fromkeys((*first.users.get(name, ()), *second.users.get(name, ()))))
 
     code = [{**(build.records if lost else build.files), **build.commands} for build in (first, second)]
+    data = [build.sources for build in (first, second)]
+    if not all(data):
+        data = [{SOURCES[0]: next(filter(None, map(build.outs.get, SOURCES)), "")} for build in (first, second)]
     return Changes(
         differing(first.parameters, second.parameters),
         [] if lost else differing(first.packages, second.packages),
-        differing(*(_files(source) for source in sources)),
+        differing(*data),
         [change._replace(stages=users(change.name)) for change in differing(*code)],
     )
 

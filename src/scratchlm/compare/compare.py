@@ -139,10 +139,9 @@ def _compare(first: Built, second: Built) -> Comparison:
     position = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
     rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
     rest.sort(key=lambda name: position.get(name.split(".")[0], len(position)))
-    sources = first.metrics.get("download", {}), second.metrics.get("download", {})
     behind = [behind_sentence(built) for built in (first, second) if built.build.behind]
     rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]
-    return Comparison(first.revision, second.revision, rows, changes(first.build, second.build, sources), behind)
+    return Comparison(first.revision, second.revision, rows, changes(first.build, second.build), behind)
 
 
 def _plain(metric: str, first: Built, second: Built) -> Row:

@@ -87,7 +87,7 @@ def stage_results(report: Report) -> dict[str, str]:
     metrics, judge = report.metrics, report.metrics["judge"]
     corpus = metrics["tokenize"]["corpus"]
     found = {
-        "download": f"{len(metrics['download'])} sources",
+        "download": f"{len(report.sources)} sources",
         "tokenize": f"{sum(split['tokens'] for split in corpus.values()):,} tokens",
         "pretrain": _loss(metrics["pretrain"]),
         "finetune_spam": f"{format_percent(metrics['finetune_spam']['test']['accuracy'])} right",

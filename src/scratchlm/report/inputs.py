@@ -12,7 +12,7 @@ from scratchlm.report.tokens import COLUMNS, Repeated, TokenCounts, read_repeate
 from scratchlm.run.files import damaged, missing, read_csv, read_json, read_table, sha256_of
 from scratchlm.run.params import load_yaml
 
-STAGES = ("download", "tokenize", "pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
+STAGES = ("tokenize", "pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
 TRAINED = ("pretrain", "finetune_spam", "finetune_instruct")
 SAMPLED = ("pretrain", "finetune_instruct")
 VARIED = {  # stage -> section of its variants
@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
     pipeline: Path
     profiles: Path
     code: Path
+    sources: Path
     tokens: Path
     metrics: Path
     losses: Path
@@ -44,7 +45,8 @@ class Report:
     """The content of the inputs. Metrics, curves, histories (of single steps) and samples are by stage, ablations by
     stage and variant, steps by reinforcement run.
 
-    profiles: parameters of every profile by its name. packages: name -> version. tokens: by the names in COLUMNS.
+    profiles: parameters of every profile by its name. packages: name -> version. sources: files, bytes and
+    sha256 by name. tokens: by the names in COLUMNS.
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     pairs: rows of REWARD_SCHEMA by reward run.
     predictions: of the finetuned classifier, of the baseline, then of each variant.
@@ -56,6 +58,7 @@ class Report:
     pipeline: Mapping[str, Any]
     profiles: Mapping[str, Mapping[str, Any]]
     packages: Mapping[str, str]
+    sources: Mapping[str, Any]
     tokens: Mapping[str, TokenCounts]
     repeated: Repeated
     metrics: Mapping[str, Any]
@@ -78,6 +81,7 @@ def collect(inputs: Inputs) -> Report:
     Raises UserError naming a file that is missing or broken.
     """
     params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
+    sources = read_json(inputs.sources)
     metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
     loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
     reinforced = [f"reinforce/{name}" for name in params[VARIED["reinforce"]]]
@@ -87,6 +91,7 @@ def collect(inputs: Inputs) -> Report:
         pipeline=load_yaml(inputs.pipeline),
         profiles={path.stem: load_yaml(path) for path in sorted(inputs.profiles.glob("*.yaml"))},
         packages=read_json(inputs.code)["packages"],
+        sources=sources,
         tokens={name: read_token_counts(inputs.tokens / name, columns) for name, columns in COLUMNS.items()},
         repeated=read_repeated(inputs.tokens / "messages"),
         metrics=metrics,
@@ -106,7 +111,7 @@ def collect(inputs: Inputs) -> Report:
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in [*SAMPLED, *reinforced]},
         predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
         responses=_judged(inputs.responses, params[VARIED["generate"]]),
-        models=[pretrained, *(_loaded(name, found, metrics["download"]) for name, found in loaded.items()), *finetuned],
+        models=[pretrained, *(_loaded(name, found, sources) for name, found in loaded.items()), *finetuned],
     )
 
 
@@ -150,8 +155,8 @@ def _trained(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": folder.name, "parameters": parameters, "sha256": sha256_of(weights), "config": config}
 
 
-def _loaded(name: str, metrics: Mapping[str, Any], downloads: Mapping[str, Any]) -> dict[str, Any]:
+def _loaded(name: str, metrics: Mapping[str, Any], sources: Mapping[str, Any]) -> dict[str, Any]:
     config = PRETRAINED.get(name) or published_config(name.removeprefix("gpt2-"))  # type: ignore[arg-type]
-    digests = downloads[name]["sha256"]
+    digests = sources[name]["sha256"]
     digest = digests[CHECKPOINT_WEIGHTS] if CHECKPOINT_WEIGHTS in digests else next(iter(digests.values()))
     return {"name": name, "parameters": metrics["parameters"], "sha256": digest, "config": config.model_dump()}

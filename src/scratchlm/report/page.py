@@ -115,7 +115,7 @@ def _built(report: Report) -> dict[str, Any]:
         "stages": stages,
         "graph": graph_svg(stages, stage_results(report)),
         "source_names": {key: shown_source(source) for key, source in report.params["sources"].items()},
-        "sources": [(source_named(name), found) for name, found in sorted(report.metrics["download"].items())],
+        "sources": [(source_named(name), found) for name, found in sorted(report.sources.items())],
         "identity": report.metrics["judge"]["judge"],
     }
 

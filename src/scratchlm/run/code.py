@@ -18,7 +18,7 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, sha256_of
 
 # These run a stage, show its progress and fetch what is verified by hash; no result depends on their versions
-WITHOUT_INFLUENCE = {"dvc", "fsspec", "psutil", "tqdm", "voluptuous"}
+WITHOUT_INFLUENCE = {"dvc", "fsspec", "psutil", "tensorboardx", "tqdm", "voluptuous"}
 WITH_TORCH = {"triton"}  # comes with a torch for cards, in that one's version, which the arithmetic's fingerprint holds
 OPTIONAL = {"xllamacpp"}  # extras: where one is not installed, the stage that needs it says so itself
 DISTRIBUTIONS = {

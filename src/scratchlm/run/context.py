@@ -18,13 +18,15 @@ class Run:
     """One run of a stage. Everything has a value from the start, so that a library call needs no stage around it.
 
     stage: its name. log: a JSON-lines file for values that are not results, such as tokens per second; None: no log.
-    checkpoint: saved by an unfinished run, to resume from. device: cpu, cuda or mps. precision: of matrix products;
-    weights are always float32. seed: of every random stream.
+    checkpoint: saved by an unfinished run, to resume from. events: the folder for a training's curves in TensorBoard;
+    None: no curves. device: cpu, cuda or mps. precision: of matrix products; weights are always float32. seed: of every
+    random stream.
     """
 
     stage: str = ""
     log: Path | None = None
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    events: Path | None = None
     device: str = "cpu"
     precision: str = "float32"
     seed: int = 0

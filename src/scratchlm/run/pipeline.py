@@ -43,6 +43,12 @@ def paths(entries: Sequence[Any]) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries]
 
 
+def tracked_paths(stages: Mapping[str, Any]) -> set[str]:
+    """The paths of everything that stages read or write."""
+    kinds = ("deps", "outs", "metrics", "plots")
+    return {path for stage in stages.values() for kind in kinds for path in paths(stage.get(kind, []))}
+
+
 def code_record(stage: Mapping[str, Any]) -> Path | None:
     """The JSON file of the stage `code` that a stage depends on; None for `code` itself."""
     return next((Path(path) for path in paths(stage.get("deps", [])) if path.startswith(CODE_FOLDER)), None)

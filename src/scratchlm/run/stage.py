@@ -19,9 +19,10 @@ from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError, boundary
 from scratchlm.run.files import read_json, refuse_unwritable, stale_temporary_files
 from scratchlm.run.nested import value_at
-from scratchlm.run.pipeline import cache_key, code_record, read_stages
+from scratchlm.run.pipeline import cache_key, code_record, read_stages, tracked_paths
 from scratchlm.run.progress import in_words
 from scratchlm.run.resume import Checkpoint, delete_finished
+from scratchlm.run.tensorboard import requested_folder
 from scratchlm.run.watchdog import only_process, stay_below_dvc, watch_lock_file
 from scratchlm.run.workers import end_with_stage, worker_place
 
@@ -96,6 +97,7 @@ def _begin_under_dvc(run: Run, targets: list[Path], resume: Path | None) -> Chec
             else:
                 path.unlink()
     definition = _refuse_other_definition(run.stage, stages)
+    run.events = requested_folder(run.stage, tracked_paths(stages))
     return Checkpoint(resume, cache_key(definition), run.stage, run.log) if resume else Checkpoint()
 
 

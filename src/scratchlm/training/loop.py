@@ -23,6 +23,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.progress import training_values, validation
+from scratchlm.run.tensorboard import event_files
 from scratchlm.run.workers import worker_place
 from scratchlm.training.gradients import add_gradients, micro_batches
 from scratchlm.training.history import StepHistory
@@ -125,6 +126,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
         workers_of(state) as state.workers,
         run.progress(n_steps, state.step, "step", task.name) as bar,
         run.checkpoint.saving(state.write, state.position, state.size_bytes) as save_if_due,
+        event_files(run.events) as write_new,
     ):
         while True:
             if state.evaluation_due():
@@ -137,6 +139,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
                 state.evaluate()
                 bar.note(validation(state.curve[-1]))
                 start, n_scored = time.perf_counter(), 0
+            write_new(state.steps, state.curve)
             if state.step == n_steps:
                 break
             save_if_due()
@@ -155,14 +158,16 @@ class TrainingState:
     def __init__(self, model: nn.Module, task: Task, run: Run) -> None:
         self.model, self.task, self.run = model, task, run
         self.device = next(model.parameters()).device
+        gpts = [module for module in model.modules() if isinstance(module, GPTModel)]
+        # The backward pass then reads the random state, which cannot be captured
+        redraws = task.params.checkpoint_activations and any(gpt.config.dropout for gpt in gpts)
         self.captured: CapturedGradients | None = None
         if has_static_shapes() and task.static_loss:
             loss = compiled(task.static_loss) if compiler() and task.is_compiled else task.static_loss
-            self.captured = CapturedGradients(model, loss, run, capture=not self._redraws())
+            self.captured = CapturedGradients(model, loss, run, capture=not redraws)
         self.optimizer = build_optimizer(model, task.params)
-        for module in model.modules():
-            if isinstance(module, GPTModel):
-                module.checkpoint_activations = task.params.checkpoint_activations
+        for gpt in gpts:
+            gpt.checkpoint_activations = task.params.checkpoint_activations
         self.step, self.n_steps = 0, task.n_steps
         self.workers: Workers | None = None
         self.curve: list[dict[str, float]] = []
@@ -174,11 +179,6 @@ class TrainingState:
         self._consistent = True  # False while the weights are between two steps
         self._random = random_states(self.device)
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
-
-    def _redraws(self) -> bool:
-        """Whether the backward pass reads the random state, which cannot be captured."""
-        models = [module for module in self.model.modules() if isinstance(module, GPTModel)]
-        return self.task.params.checkpoint_activations and any(model.config.dropout for model in models)
 
     def weights(self) -> list[nn.Parameter]:
         """Those that are trained."""
@@ -217,6 +217,7 @@ class TrainingState:
         if sample:
             self.samples.append({"evaluation": len(self.curve), **metrics, **sample})
         self.curve.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **metrics})
+        self.history.read(self.steps)  # the evaluation has waited for a card
 
     @contextmanager
     def one_step(self) -> Iterator[None]:

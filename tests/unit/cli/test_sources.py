@@ -172,7 +172,7 @@ def test_the_stages_copy_no_pinned_file_and_tokenize_each(project: Path, texts: 
         call("tokenize")
     manifest = (project / "data" / "mine" / "corpus.jsonl").read_bytes()
     assert [path.read_bytes() for path in (project / "data" / "raw" / "corpus").iterdir()] == [manifest]
-    found = read_json(project / "metrics" / "download.json")["own-corpus"]
+    found = read_json(project / "data" / "sources.json")["own-corpus"]
     assert found["sha256"] == {"corpus.jsonl": hashlib.sha256(manifest).hexdigest()}
     assert (found["files"], found["bytes"]) == (2, sum(it.stat().st_size for it in (project / "texts").iterdir()))
     counts = read_json(project / "metrics" / "tokenize.json")["corpus"]

@@ -24,6 +24,7 @@ def sha256(path: str) -> str:
 CODE: dict[str, dict[str, dict[str, str]]] = {
     "tokenize": {"files": {SCRIPT: sha256(SCRIPT), LIBRARY: sha256(LIBRARY)}, "packages": {"numpy": "1.0"}},
     "pretrain": {"files": {LIBRARY: sha256(LIBRARY)}, "packages": {}},
+    "download": {"files": {}, "packages": {}},
 }
 
 
@@ -43,15 +44,19 @@ def entry(cmd: str, outs: list[str], params: dict[str, Any]) -> dict[str, Any]:
 
 
 class Held:
-    """A revision with two stages that make metrics and one that does not."""
+    """A revision with two stages that make metrics, one that downloads and one that does neither."""
 
     def __init__(self) -> None:
         self.name, self.rebuild = "main", "`dvc repro`"
         self.files = dict(FILES)
-        self.params: dict[str, Any] = {"seed": 1, "tokenizer": {"kind": "bpe"}, "pretrain": {"epochs": 1, "lora": None}}
-        self.sources: dict[str, Any] = {"stories": {"sha256": {"stories.txt": "aaaa"}}}
+        self.params: dict[str, Any] = {
+            "sources": "sample",
+            "seed": 1,
+            "tokenizer": {"kind": "bpe"},
+            "pretrain": {"epochs": 1, "lora": None},
+        }
         self.code = copy.deepcopy(CODE)
-        self.lock = {
+        self.lock: dict[str, Any] = {
             "tokenize": entry(
                 "tokenize  --fast", ["data/tokens", "metrics/tokenize.json"], {"seed": 1, "tokenizer": {"kind": "bpe"}}
             ),
@@ -61,9 +66,20 @@ class Held:
             "report": entry("report", ["data/tokens"], {"seed": 99}),
             "left@over": entry("left", ["metrics/pretrain.json"], {"old": 1}),
         }
+        self.download({"stories/stories.txt": "aaaa"})
+
+    def download(self, files: dict[str, str], path: str = "data/sources.json") -> None:
+        """These files, `SOURCE/FILE` -> sha256, are what was downloaded."""
+        sources: dict[str, Any] = {}
+        for name, digest in files.items():
+            source, _, file = name.partition("/")
+            sources.setdefault(source, {"sha256": {}})["sha256"][file] = digest
+        self.files[path] = json.dumps(sources)
+        self.lock["download"] = entry("download", [], {"sources": "sample"})
+        self.lock["download"]["outs"] = [{"path": path, "md5": md5(self.files[path])}]
 
     def stages(self) -> list[str]:
-        return ["tokenize", "pretrain", "report"]
+        return ["download", "tokenize", "pretrain", "report"]
 
     def yaml(self, path: str) -> Any:
         return {"dvc.lock": {"stages": self.lock}, "params.yaml": self.params}[path]
@@ -82,14 +98,16 @@ def built(revision: Held) -> Any:
     return read_build(revision)  # type: ignore[arg-type]
 
 
-def test_a_build_is_what_the_lock_says_of_the_stages_that_make_metrics() -> None:
+def test_a_build_is_what_the_lock_says_of_downloads_and_of_the_stages_that_make_metrics() -> None:
     build = built(Held())
-    assert build.parameters == {"seed": 1, "tokenizer.kind": "bpe", "pretrain.epochs": 1, "pretrain.lora": None}
+    trained = {"seed": 1, "tokenizer.kind": "bpe", "pretrain.epochs": 1, "pretrain.lora": None}
+    assert build.parameters == {"sources": "sample", **trained}
+    assert build.sources == {"stories/stories.txt": "aaaa"}
     assert build.packages == {"numpy": "1.0"}
     assert build.files[LIBRARY] == sha256(LIBRARY)
     assert build.users[LIBRARY] == ("tokenize", "pretrain")
     assert build.users["command of tokenize"] == ("tokenize",)
-    assert set(build.outs) == {"data/tokens", "metrics/tokenize.json", "metrics/pretrain.json"}
+    assert set(build.outs) == {"data/sources.json", "data/tokens", "metrics/tokenize.json", "metrics/pretrain.json"}
     assert build.behind == []
 
 
@@ -124,8 +142,7 @@ def test_a_stage_without_its_code_or_its_entry_in_the_lock_is_behind() -> None:
 
 
 def different(other: Held) -> Any:
-    first = Held()
-    return changes(built(first), built(other), (first.sources, other.sources))
+    return changes(built(Held()), built(other))
 
 
 def test_nothing_differs_between_equal_builds() -> None:
@@ -146,16 +163,36 @@ def test_parameters_differ_as_built_and_not_as_written() -> None:
 def test_packages_and_sources_differ_by_version_and_hash() -> None:
     other = Held()
     other.code["tokenize"]["packages"]["numpy"] = "2.0"
-    other.sources = {"stories": {"sha256": {"stories.txt": "bbbb"}}, "verdict": {"sha256": {"verdict.txt": "cccc"}}}
+    other.download({"stories/stories.txt": "bbbb", "verdict/verdict.txt": "cccc"})
     found = different(other)
     assert found.packages == [Change("numpy", "1.0", "2.0")]
     assert found.data == [Change("stories/stories.txt", "aaaa", "bbbb"), Change("verdict/verdict.txt", None, "cccc")]
 
 
+def test_sources_are_compared_with_those_of_a_build_that_has_them_among_its_metrics() -> None:
+    old = Held()
+    old.download({"stories/stories.txt": "aaaa"}, "metrics/download.json")
+    assert different(old).data == []
+    old.download({"stories/stories.txt": "bbbb"}, "metrics/download.json")
+    assert different(old).data == [Change("stories/stories.txt", "aaaa", "bbbb")]
+    old.download({"stories/stories.txt": "aaaa"}, "metrics/download.json")
+    lost = Held()
+    del lost.files["data/sources.json"]
+    assert changes(built(old), built(lost)).data == []  # the content is the same
+
+
+def test_where_the_list_of_the_sources_is_lost_its_hash_tells_two_builds_apart() -> None:
+    other = Held()
+    other.download({"stories/stories.txt": "bbbb"})
+    hashes = [md5(held.files["data/sources.json"]) for held in (Held(), other)]
+    del other.files["data/sources.json"]
+    assert different(other).data == [Change("data/sources.json", *hashes)]
+
+
 def test_code_differs_with_the_stages_that_use_it() -> None:
     other = Held()
-    for code in other.code.values():
-        code["files"][LIBRARY] = "new"
+    for stage in ("tokenize", "pretrain"):
+        other.code[stage]["files"][LIBRARY] = "new"
     other.lock["tokenize"]["cmd"] = "tokenize --fast"  # spacing is not code
     other.lock["pretrain"]["cmd"] = "pretrain --more"
     assert different(other).code == [
@@ -167,8 +204,8 @@ def test_code_differs_with_the_stages_that_use_it() -> None:
 def test_where_the_record_of_the_code_is_lost_its_hash_tells_two_builds_apart() -> None:
     first, other = Held(), Held()
     del first.code["pretrain"], other.code["pretrain"]
-    assert changes(built(first), built(other), ({}, {})).code == []
+    assert changes(built(first), built(other)).code == []
     assert different(other) == ([], [], [], [])  # one of the two has it
     other.lock["pretrain"]["deps"][0]["md5"] = "another"
-    (change,) = changes(built(first), built(other), ({}, {})).code
+    (change,) = changes(built(first), built(other)).code
     assert (change.name, change.stages) == ("data/code/pretrain.json", ("pretrain",))

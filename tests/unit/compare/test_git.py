@@ -108,3 +108,10 @@ def test_the_users_mirrors_of_downloads_are_found_from_a_clone(tmp_path: Path, m
         "PIP_FIND_LINKS": f"{uri} https://example.org/a {uri}",
     }  # fmt: skip
     assert {name: clone_environment(tmp_path)[name] for name in given} == expected
+
+
+def test_a_training_in_a_clone_adds_nothing_to_the_users_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCHLM_TENSORBOARD", str(tmp_path))
+    assert "SCRATCHLM_TENSORBOARD" not in clone_environment(tmp_path)

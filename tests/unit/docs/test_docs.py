@@ -37,7 +37,7 @@ EXAMPLES = (
     "site/",
 )
 # Files that exist in a workspace where something was built, made, installed or interrupted; the last two below data
-MADE = ("data/", "logs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/", "tokens/", "models/")
+MADE = ("data/", "logs/", "runs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/", "tokens/", "models/")
 OTHER = {"origin/main", "adapter_config.json", "config.json", "model.safetensors", "environment.json"}
 IDS = [page.name for page in PAGES]
 

@@ -127,7 +127,7 @@ def write_downloads(root: Path) -> None:
         entry["files"] += 1
         entry["bytes"] += 1_000
         entry["sha256"][file.name] = "ab" * 32
-    write_json(root / "metrics" / "download.json", found)
+    write_json(root / "data" / "sources.json", found)
 
 
 def write_spam(root: Path) -> None:
@@ -245,6 +245,7 @@ def options(root: Path) -> dict[str, Path]:
         "pipeline": root / "dvc.yaml",
         "profiles": root / "profiles",
         "code": root / "data" / "code" / "report.json",
+        "sources": root / "data" / "sources.json",
         "tokens": root / "data" / "tokens",
         "metrics": root / "metrics",
         "losses": root / "data" / "losses",
@@ -551,9 +552,9 @@ def test_every_gpt2_size_asked_for_is_shown(project: Path) -> None:
 def test_ones_own_data_is_shown_by_its_path_or_manifest_without_a_licence(project: Path) -> None:
     corpus, messages = "data/mine/corpus.jsonl", "data/mine/texts.csv"
     change_params(project, sources={"corpus": {"manifest": corpus}, "messages": {"path": messages}})
-    found = read_json(project / "metrics" / "download.json")
+    found = read_json(project / "data" / "sources.json")
     found |= {"own-corpus": found.pop("sample-stories"), "own-messages": found.pop("sample-messages")}
-    write_json(project / "metrics" / "download.json", found)
+    write_json(project / "data" / "sources.json", found)
     page = page_of(project)
     assert f"weights on <b>{corpus}</b>" in page and f"on {messages}," in page
     assert page.count("Your own data: data/mine/") == 2 and "Licence: yours" not in page
