@@ -103,6 +103,11 @@ def names_for(purpose: str) -> tuple[str, ...]:
     return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose and not source.column)
 
 
+def public_corpus(manifest: str) -> Source | None:
+    """The public corpus whose manifest has this path."""
+    return next((source for source in PUBLIC.values() if source.manifest == manifest), None)
+
+
 def public_file(address: str) -> tuple[Source, File] | None:
     """The file of a public corpus that is at this address."""
     entries = ((source, file) for source in PUBLIC.values() for file in source.files if address in file.addresses)
@@ -193,9 +198,10 @@ def check_pinned(sources: SourcesParams, split: str) -> None:
         return
     path = sources.pinned.manifest
     if not Path(path).exists():
-        name = next((source.name for source in PUBLIC.values() if source.manifest == path), f"ADDRESS --output {path}")
+        public = public_corpus(path)
         raise UserError(
-            f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin {name}`"
+            f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin "
+            f"{public.name if public else f'ADDRESS --output {path}'}`"
         )
     check_manifest(Path(path), split)
 
