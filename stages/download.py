@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, wanted_files
+from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, public_corpus, wanted_files
 from scratchlm.data.manifest import copy_manifest, read_manifest
 from scratchlm.data.own_data import FOLDER, write_own
 from scratchlm.data.sources import fetch, own_paths, place
@@ -43,7 +43,9 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, sources: Path) -> No
             files = read_manifest(path)
             copy_manifest(path, folder / "corpus")
             n_bytes = sum(file.size_bytes for file in files)
-            report[f"{OWN}corpus"] = {"files": len(files), "bytes": n_bytes, "sha256": {path.name: sha256_of(path)}}
+            public = public_corpus(p.sources.pinned.manifest)
+            name = public.name if public else f"{OWN}corpus"
+            report[name] = {"files": len(files), "bytes": n_bytes, "sha256": {path.name: sha256_of(path)}}
     write_json(sources, report)
 
 

@@ -26,7 +26,7 @@ def sources(context: typer.Context) -> None:
         return
     from tabulate import tabulate
 
-    from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source
+    from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, public_corpus
     from scratchlm.run.params import load_yaml
 
     def key(source: Source) -> str:
@@ -37,7 +37,7 @@ def sources(context: typer.Context) -> None:
         return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}" if any(sizes) else "unknown"
 
     used = _in_use(load_yaml(PARAMETERS))
-    used = {next((it.name for it in PUBLIC.values() if it.manifest == name), name): key for name, key in used.items()}
+    used = {public.name if (public := public_corpus(name)) else name: key for name, key in used.items()}
 
     def use(source: Source) -> str:
         if source.name in used:
@@ -107,7 +107,7 @@ def pin(
 ) -> None:
     """Write the addresses and hashes of a corpus of many files. Make params.yaml use it; no file is copied."""
     from scratchlm.data.adding import with_entry
-    from scratchlm.data.catalogue import PUBLIC
+    from scratchlm.data.catalogue import PUBLIC, public_corpus
     from scratchlm.data.documents import check_readable
     from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest
     from scratchlm.data.own_data import FOLDER
@@ -126,6 +126,8 @@ def pin(
     output = output or Path(FOLDER, "corpus.jsonl")
     entry = {"manifest": _below_data_mine(str(output))}
     source = check_params(entry, PinnedSource, source="--output", whole=True)
+    if (owner := public_corpus(source.manifest)) and owner not in named:
+        raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
     old = read_manifest(output) if output.exists() else []
     kept = PINS / output.name
     files = pinned(addresses, column or "text", source.manifest, kept)

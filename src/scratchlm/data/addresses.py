@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from scratchlm.data.manifest import WEB
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError, explained
 
 BLOCK_BYTES = 4 << 20  # asked for at once
-WEB = ("http://", "https://")
 PROTOCOLS = ("file", "s3", "gs", "http", "https")
 
 

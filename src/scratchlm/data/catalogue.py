@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Tag, ValidationInfo, field_validator, model_validator
 
-from scratchlm.data.manifest import PinnedSource, check_manifest, read_manifest
+from scratchlm.data.manifest import PinnedSource, read_manifest
 from scratchlm.data.own_data import COLUMNS, FOLDER, OwnSource, own_files
-from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section
 
 GPT2Size = Literal["nano", "124M", "355M", "774M", "1558M"]
@@ -103,6 +102,11 @@ def names_for(purpose: str) -> tuple[str, ...]:
     return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose and not source.column)
 
 
+def public_corpus(manifest: str) -> Source | None:
+    """The public corpus whose manifest has this path."""
+    return next((source for source in PUBLIC.values() if source.manifest == manifest), None)
+
+
 def public_file(address: str) -> tuple[Source, File] | None:
     """The file of a public corpus that is at this address."""
     entries = ((source, file) for source in PUBLIC.values() for file in source.files if address in file.addresses)
@@ -185,19 +189,6 @@ class SourcesParams(Section):
             is_known = files and all(path.suffix.lower() != ".parquet" for path in files)
             return sum(path.stat().st_size for path in files) if is_known else ASSUMED_BYTES
         return sum(file.size_bytes or 0 for file in CATALOGUE[self.corpus_name].files)
-
-
-def check_pinned(sources: SourcesParams, split: str) -> None:
-    """Raises UserError if the corpus is a manifest that is missing, with the command that writes it, or of no use."""
-    if not sources.pinned:
-        return
-    path = sources.pinned.manifest
-    if not Path(path).exists():
-        name = next((source.name for source in PUBLIC.values() if source.manifest == path), f"ADDRESS --output {path}")
-        raise UserError(
-            f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin {name}`"
-        )
-    check_manifest(Path(path), split)
 
 
 def wanted_files(

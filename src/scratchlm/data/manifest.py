@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from scratchlm.data.addresses import WEB, file_system
 from scratchlm.data.own_data import FOLDER
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import missing, write_text
 from scratchlm.run.params import Section
 
+WEB = ("http://", "https://")
 MANIFEST = "manifest.jsonl"  # in the raw corpus, where no text has this ending
 Format = Literal["txt", "txt.gz", "txt.zst", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -112,21 +112,6 @@ def copy_manifest(path: Path, folder: Path) -> None:
     """Copy the manifest into a new folder, in place of a corpus; tokenization reads the files themselves."""
     folder.mkdir(parents=True)
     shutil.copyfile(path, folder / MANIFEST)
-
-
-def check_manifest(path: Path, split: str) -> None:
-    """Raises UserError if a manifest cannot be read, if a package that it needs is missing, or for a split by position.
-
-    Files that are read independently have no position in a whole.
-    """
-    addresses = [file.address for file in read_manifest(path) if "://" in file.address]
-    for address in {address.partition("://")[0]: address for address in addresses}.values():
-        file_system(address)
-    if split == "position":
-        raise UserError(
-            "tokenize.corpus.split is position, but sources.corpus is a manifest, whose files are read independently; "
-            "set it to documents"
-        )
 
 
 def changes(old: Sequence[PinnedFile], new: Sequence[PinnedFile]) -> str:

@@ -1,10 +1,11 @@
-"""Pin a corpus of many files: read each once for its hash, and keep those that an interrupted run has read."""
+"""Pin a corpus of many files: read each once for its hash, also over several runs. Check a manifest before its use."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scratchlm.data.addresses import Reader, files_at
+from scratchlm.data.addresses import Reader, file_system, files_at
+from scratchlm.data.catalogue import SourcesParams, public_corpus
 from scratchlm.data.manifest import PinnedFile, format_of, read_manifest, row, write_manifest
 from scratchlm.data.sources import nearest
 from scratchlm.run.display import without_secrets
@@ -70,3 +71,32 @@ def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFi
     found = {address: file for address, file in found.items() if file.size_bytes == sizes.get(address)}
     write_manifest(kept, list(found.values()))
     return found
+
+
+def check_pinned(sources: SourcesParams, split: str) -> None:
+    """Raises UserError if the corpus is a manifest that is missing, with the command that writes it, or of no use."""
+    if not sources.pinned:
+        return
+    path = sources.pinned.manifest
+    if not Path(path).exists():
+        public = public_corpus(path)
+        raise UserError(
+            f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin "
+            f"{public.name if public else f'ADDRESS --output {path}'}`"
+        )
+    check_manifest(Path(path), split)
+
+
+def check_manifest(path: Path, split: str) -> None:
+    """Raises UserError if a manifest cannot be read, if a package that it needs is missing, or for a split by position.
+
+    Files that are read independently have no position in a whole.
+    """
+    addresses = [file.address for file in read_manifest(path) if "://" in file.address]
+    for address in {address.partition("://")[0]: address for address in addresses}.values():
+        file_system(address)
+    if split == "position":
+        raise UserError(
+            "tokenize.corpus.split is position, but sources.corpus is a manifest, whose files are read independently; "
+            "set it to documents"
+        )

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from scratchlm.data.catalogue import CATALOGUE, Source, own_source
+from scratchlm.data.catalogue import CATALOGUE, Source, own_source, public_corpus
 from scratchlm.data.own_data import COLUMNS
 from scratchlm.run.files import read_json
 from scratchlm.run.nested import flattened, value_at
@@ -74,7 +74,8 @@ def _sources(step: Step, stages: Mapping[str, Any], chosen: Mapping[str, Any]) -
         if purpose in COLUMNS:
             name = chosen.get(purpose)
             own = replace(own_source(purpose), description=f"Own data: {purpose}", licence="not stated")
-            yield CATALOGUE[name] if isinstance(name, str) else own
+            public = None if isinstance(name, str) else public_corpus((name or {}).get("manifest", ""))
+            yield CATALOGUE[name] if isinstance(name, str) else public or own
 
 
 def _metrics(path: str, stages: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:

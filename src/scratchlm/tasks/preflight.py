@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.catalogue import check_pinned
 from scratchlm.data.own_data import own_files
+from scratchlm.data.pinning import check_pinned
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device

@@ -159,6 +159,14 @@ def test_a_public_corpus_is_pinned_by_its_name_with_its_column_and_licence(
     (row,) = [line for line in scratchlm(project, "sources").stdout.splitlines() if "tinystories" in line]
     assert row.split()[:3] == ["corpus", "tinystories", "yes"]
     assert not list((project / ".scratchlm" / "pins").iterdir())
+    done = scratchlm(project, "sources", "pin", "params.yaml", "--output", "data/mine/tinystories.jsonl")
+    assert done.returncode == 1 and "is the manifest of the public corpus tinystories; name another" in done.stderr
+
+    (project / "data" / "sample").symlink_to(REPOSITORY / "data" / "sample")
+    (project / "dvc.yaml").write_bytes((REPOSITORY / "dvc.yaml").read_bytes())
+    with contextlib.chdir(project):
+        caller(Path(), Path())("download")
+    assert read_json(project / "metrics" / "download.json")["tinystories"]["files"] == 4
 
 
 @pytest.mark.long

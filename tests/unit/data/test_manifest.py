@@ -12,8 +12,8 @@ import pytest
 from scratchlm.data import web
 from scratchlm.data.addresses import Reader
 from scratchlm.data.catalogue import SourcesParams
-from scratchlm.data.manifest import changes, check_manifest, copy_manifest, read_manifest, write_manifest
-from scratchlm.data.pinning import pin
+from scratchlm.data.manifest import changes, copy_manifest, read_manifest, write_manifest
+from scratchlm.data.pinning import check_manifest, pin
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params
 from tests.corpora import content

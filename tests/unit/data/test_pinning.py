@@ -8,7 +8,7 @@ import pytest
 from scratchlm.data import pinning, web
 from scratchlm.data.catalogue import PUBLIC
 from scratchlm.data.documents import documents
-from scratchlm.data.manifest import format_of
+from scratchlm.data.manifest import FORMATS, format_of
 from scratchlm.data.pinning import pin
 from scratchlm.run.errors import UserError
 from tests.corpora import content
@@ -22,6 +22,18 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with web_server() as server:
         yield server
+
+
+def test_every_format_is_read_from_a_server_that_cuts_connections_as_from_the_disk(server: Server) -> None:
+    texts = [f"Document {n}: " + "word " * n for n in range(300)]
+    for kind in FORMATS:
+        server.files["/cdn/a"] = content(texts, kind)
+        server.bodies[f"/a.{kind}"], server.headers = (lambda: iter([])), {"Location": "/cdn/a"}
+        n_bytes = len(server.files["/cdn/a"])
+        server.cuts = [n_bytes, n_bytes // 2, n_bytes, n_bytes // 3, 0]  # the size; then the hash; then the documents
+        (file,) = pin([server.url(f"a.{kind}")], "body")
+        assert list(documents(file, lambda _: None)) == texts
+        assert not server.cuts
 
 
 def test_after_an_interruption_finished_files_of_the_same_size_are_not_read_again(

@@ -106,6 +106,18 @@ def test_a_model_has_the_data_of_all_its_stages_and_its_own_results(project: Pat
     }
 
 
+@pytest.mark.parametrize(("name", "source"), [("tinystories", "tinystories"), ("ours", "own-corpus")])
+def test_a_public_corpus_has_its_licence_when_it_is_pinned(project: Path, name: str, source: str) -> None:
+    lock = yaml.safe_load((project / "dvc.lock").read_text())
+    chosen = lock["stages"]["download"]["params"]["params.yaml"]["sources"]
+    chosen["corpus"] = {"manifest": f"data/mine/{name}.jsonl"}
+    lock["stages"]["pretrain"] = stage("data/models/pretrain", "data/tokens/corpus")
+    (project / "dvc.lock").write_text(yaml.safe_dump(lock))
+    (project / "data/models/finetune_instruct").rename(project / "data/models/pretrain")
+    (found,) = origin_of(project, "pretrain").sources
+    assert found.name == source and found.licence == (CATALOGUE[name].licence if name in CATALOGUE else "not stated")
+
+
 def test_the_card_shows_intervals_licences_and_lineage_and_never_changes(project: Path) -> None:
     found = origin_of(project)
     text = model_card(SUBJECT, found, "0123abc", True)
