@@ -53,11 +53,8 @@ def test_curves_grow_while_a_model_trains_and_a_resumed_training_has_them_whole(
     monkeypatch.setenv("SCRATCHLM_RESUME_SECONDS", "0")
     monkeypatch.setattr("scratchlm.run.resume.PAUSE_PER_COST", 0)
     params = TrainingParams(**training_values | {"epochs": 2.0, "evaluate_every_steps": 4})
-    windows, folder, copy = (
-        TokenWindows(np.arange(90) * 7 % 11, 6, 4),
-        tmp_path / "runs" / "pretrain",
-        tmp_path / "copy",
-    )
+    windows = TokenWindows(np.arange(90) * 7 % 11, 6, 4)
+    folder, copy = tmp_path / "runs" / "pretrain", tmp_path / "copy"
 
     def learn(n_evaluations: int, events: Path | None, resume: str) -> Training:
         done = 0
