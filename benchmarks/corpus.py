@@ -3,13 +3,12 @@
 Half of the files are .txt.gz, half .jsonl.zst; an S3 server in a process of its own holds them. They are pinned, then
 tokenized by 1 and by 2 workers, also from a local folder, whose near duplicates are found, too, and the same text as
 one local file by all cores, each once in a process of its own. The server works on the same cores. The shards of many
-files must be the same each time. --work bucket, local, near or one measures that alone. Prints a table; writes
-benchmarks/results/corpus.json.
+files must be the same each time. Prints a table. Writes benchmarks/results/corpus.json, unless --work selects what to
+measure.
 """
 
 import argparse
 import gzip
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -146,18 +145,15 @@ def measured(make: Callable[..., Run], work: str, workers: int, setup: dict[str,
     }  # fmt: skip
 
 
-def content(folder: Path) -> str:
-    """A hash of the shards in a folder, with their names."""
-    found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.parquet")):
-        found.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
-    return found.hexdigest()
+def shard_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of each shard in a folder, by its path there."""
+    return {str(path.relative_to(folder)): sha256_of(path) for path in folder.rglob("*.parquet")}
 
 
 def compare(source: str, vocabulary: str, n_bytes: int, n_files: int, works: Sequence[str]) -> dict[str, Any]:
-    """Pin and tokenize the files with 1 and 2 workers, and the one file, as far as `works` names them.
+    """Pin the files, and measure each of `works`, which are from WORKS.
 
-    Raises RuntimeError if the shards of many files are not the same each time.
+    Raises RuntimeError if two runs on many files make different shards.
     """
     with tempfile.TemporaryDirectory(prefix="scratchlm-benchmark-") as name, s3_server():
         folder = Path(name)
@@ -177,15 +173,17 @@ def compare(source: str, vocabulary: str, n_bytes: int, n_files: int, works: Seq
             "near": ("their near duplicates", finding, near, (1, 2)),
             "one": ("one local file", tokenizing, shared | {"text": text, "split": "position"}, (os.cpu_count() or 1,)),
         }
-        rows, shards = [], set()
+        rows: list[dict[str, Any]] = []
+        shards: dict[str, str] = {}
         for work in works:
             title, make, setup, numbers = kinds[work]
             for workers in numbers:
                 rows.append(measured(make, title, workers, setup))
                 if setup.get("split") == "documents":
-                    shards.add(content(tokens))
-                    if len(shards) > 1:
-                        raise RuntimeError(f"{title}, {workers} workers: the shards are others than before")
+                    found = shard_hashes(tokens)
+                    shards = shards or found
+                    if found != shards:
+                        raise RuntimeError(f"{title}, {workers} workers: the shards differ from those of the first run")
     stored_bytes = sum(file.size_bytes for file in files)
     return {
         "text_bytes": shared["n_bytes"], "stored_bytes": stored_bytes, "files": n_files, "pin_seconds": pin_seconds,
@@ -213,12 +211,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=5000)
     parser.add_argument("--files", type=int, default=200)
-    parser.add_argument("--work", choices=WORKS, action="append", help="measure this (repeatable); all by default")
+    parser.add_argument("--work", choices=WORKS, action="append", help="measure only this (repeatable)")
     options = parser.parse_args()
     size, works = options.megabytes * 10**6, options.work or WORKS
     found = compare("tiny-shakespeare", "gpt2-124M", size, options.files, works)
     print(table(found))
-    write_json(RESULTS / "corpus.json", found | about("benchmarks.corpus", os.cpu_count() or 1))
+    if not options.work:
+        write_json(RESULTS / "corpus.json", found | about("benchmarks.corpus", os.cpu_count() or 1))
 
 
 if __name__ == "__main__":

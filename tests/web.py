@@ -1,4 +1,4 @@
-"""A web server that a test tells how to misbehave."""
+"""A web server that misbehaves as a test says."""
 
 import re
 import threading

@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+from collections import Counter
 
 import pytest
 import yaml
@@ -42,7 +43,7 @@ def start_and_wait_for_state(clone: Clone, stage: str) -> subprocess.Popen[str]:
 
 
 def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) -> None:
-    """The killed trainings have two workers, and one finishes them. Of the workers, only one writes curves."""
+    """The killed trainings have two workers, and one finishes them. Only one of the workers writes curves."""
     clone.forget()
     clone.variables |= {"SCRATCHLM_WORKERS": "2", "SCRATCHLM_TENSORBOARD": "runs"}
     for how, stage in (("group", "pretrain"), ("dvc", "finetune_instruct"), ("stage", "finetune_spam")):
@@ -53,15 +54,8 @@ def test_three_kills_in_mid_training_leave_no_trace_in_the_result(clone: Clone) 
     clone.finish()
     assert dict(clone.resumed()) == {"pretrain": 1, "finetune_spam": 1, "finetune_instruct": 1}
     del clone.variables["SCRATCHLM_TENSORBOARD"]
-    files = [path.parent.name for path in (clone.path / "runs").rglob("events.*")]
-    assert sorted(files) == [
-        "finetune_instruct",
-        "finetune_instruct",
-        "finetune_spam",
-        "finetune_spam",
-        "pretrain",
-        "pretrain",
-    ]
+    files = Counter(path.parent.name for path in (clone.path / "runs").rglob("events.*"))
+    assert files == {"pretrain": 2, "finetune_spam": 2, "finetune_instruct": 2}  # of the killed run and the resumed one
 
 
 def test_an_interrupt_ends_with_one_sentence_and_a_state_and_a_change_starts_afresh(clone: Clone) -> None:

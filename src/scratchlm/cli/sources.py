@@ -12,7 +12,7 @@ from scratchlm.run.errors import UserError
 
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
-PINS = Path(".scratchlm/pins")  # what an interrupted `pin` has read
+PINS = Path(".scratchlm/pins")  # hashes of the files that an interrupted `pin` has read
 ALIGN = ("left", "left", "left", "right", "left")
 WIDTHS = (None, None, None, None, 17)  # of the columns: 80 in all
 
@@ -36,8 +36,10 @@ def sources(context: typer.Context) -> None:
         sizes = [file.size_bytes or 0 for file in source.files]
         return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}" if any(sizes) else "unknown"
 
-    used = _in_use(load_yaml(PARAMETERS))
-    used = {public.name if (public := public_corpus(name)) else name: key for name, key in used.items()}
+    used = {
+        public.name if (public := public_corpus(name)) else name: purpose
+        for name, purpose in _in_use(load_yaml(PARAMETERS)).items()
+    }
 
     def use(source: Source) -> str:
         if source.name in used:
@@ -51,7 +53,7 @@ def sources(context: typer.Context) -> None:
     head = ["key", "name", "in use", "MB", "licence"]
     say(tabulate(rows, head, disable_numparse=True, colalign=ALIGN, maxcolwidths=WIDTHS))
     say("\nA source of gpt2_sizes or pretrained may be sources.vocabulary, too.")
-    say("`scratchlm sources pin NAME` pins a corpus that is to pin.")
+    say("Before you use a corpus marked `to pin`, run `scratchlm sources pin NAME`.")
 
 
 @app.command()
@@ -118,7 +120,7 @@ def pin(
 
     named = [PUBLIC[name] for name in addresses if name in PUBLIC]
     if named and len(addresses) > 1:
-        raise UserError(f"{named[0].name} is a public corpus, which is pinned alone; name it alone, or only addresses")
+        raise UserError(f"{named[0].name} is a public corpus, which is pinned alone; name only it, or only addresses")
     if named:
         (public,) = named
         addresses = [file.addresses[0] for file in public.files]

@@ -12,7 +12,7 @@ from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.pipeline import CODE_FOLDER
 
 PACKAGES = "requirements.lock"
-SOURCES = ("data/sources.json", "metrics/download.json")  # the second: of builds from before the first
+SOURCES = ("data/sources.json", "metrics/download.json")  # the second: of older builds
 
 
 class Change(NamedTuple):
@@ -56,7 +56,7 @@ class Build(NamedTuple):
 
 
 def read_build(revision: Revision) -> Build:
-    """Read the stages that make metrics, and the one that downloads.
+    """Read the stages that make metrics, and `download`.
 
     Raises UserError if the revision lacks dvc.lock or another such file.
     """
@@ -116,8 +116,8 @@ def read_build(revision: Revision) -> Build:
 def changes(first: Build, second: Build) -> Changes:
     """List the differences from the first to the second.
 
-    Where a record of the code is lost, the records' own hashes say which stages' code or packages differ; where the
-    list of the sources is, only its own hash.
+    Where a record of the code is lost, the records' own hashes say which stages' code or packages differ. Where a list
+    of the sources is lost, the hashes of the two lists say only whether any source differs.
     """
     lost = first.lost or second.lost
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from scratchlm.run.errors import UserError
-from scratchlm.run.tensorboard import VARIABLE
+from scratchlm.run.tensorboard import TENSORBOARD_VARIABLE
 
 # These tie git to one repository, for example inside a hook
 BINDING = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
@@ -97,7 +97,7 @@ def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
 def clone_environment(clone: Path) -> dict[str, str]:
     """The environment of a command in a clone; paths that are relative to this process's folder become absolute."""
     environment = _neutral_environment()
-    environment.pop(VARIABLE, None)  # the curves are of the trainings in the user's folder
+    environment.pop(TENSORBOARD_VARIABLE, None)  # or a clone would write among the user's own curves
     for name, first in {"PATH": Path(sys.executable).parent, "PYTHONPATH": clone / "src"}.items():
         environment[name] = os.pathsep.join([str(first), *filter(None, [environment.get(name)])])
     for name in filter(environment.get, PATHS):

@@ -20,10 +20,10 @@ PROTOCOLS = ("file", "s3", "gs", "http", "https")
 
 
 class Reader(io.RawIOBase):
-    """A file at an address, read once from its start. The next block is fetched while the one before is in use.
+    """A file at an address, read once from its start. A thread fetches the next block while the last one is in use.
 
-    size_bytes: as the storage says, None if it does not. digest: of the n_bytes that were fetched and asked for so far.
-    advance: called with the number of bytes of each block; what it raises ends the reading.
+    size_bytes: as the storage says, None if it does not. digest (SHA-256) and n_bytes: of all blocks up to the one in
+    use. advance: called with the number of bytes of each block; what it raises ends the reading.
     """
 
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
@@ -31,8 +31,8 @@ class Reader(io.RawIOBase):
         self._advance = advance
         self._file = _open(address)
         self.size_bytes: int | None = getattr(self._file, "size", None)
-        self._thread, self._block = ThreadPoolExecutor(1), memoryview(b"")
-        self._next = self._thread.submit(self._file.read, BLOCK_BYTES)
+        self._executor, self._block = ThreadPoolExecutor(1), memoryview(b"")
+        self._next = self._executor.submit(self._file.read, BLOCK_BYTES)
 
     def readable(self) -> bool:
         return True
@@ -49,7 +49,7 @@ class Reader(io.RawIOBase):
         with naming(self.address):
             block = self._next.result()
         if block:
-            self._next = self._thread.submit(self._file.read, BLOCK_BYTES)
+            self._next = self._executor.submit(self._file.read, BLOCK_BYTES)
             self.digest.update(block)
             self.n_bytes += len(block)
             self._advance(len(block))
@@ -63,14 +63,14 @@ class Reader(io.RawIOBase):
         """Do nothing: what wraps this closes it at the end of its own text, and the hash needs the rest."""
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._executor.shutdown(cancel_futures=True)
         self._file.close()
 
 
 def _open(address: str) -> Any:
-    """Not through fsspec for http, whose many small requests are not repeated after a failure."""
+    """Open an address for reading. http(s) without fsspec, which makes one request per block and retries none."""
     if address.startswith(WEB):
-        from scratchlm.data.web import WebFile  # with requests, which takes a moment to import
+        from scratchlm.data.web import WebFile  # imports requests, which takes a moment
 
         return WebFile(address)
     files, path = file_system(address)
@@ -109,7 +109,7 @@ def files_at(address: str) -> dict[str, int]:
         raise UserError(
             f"{without_secrets(address)} has a name or a password in it, which the manifest would show; remove it"
         )
-    if address.startswith(WEB):  # which lists no files
+    if address.startswith(WEB):  # a web server lists no files
         with Reader(address, lambda _: None) as reader:
             return {address: reader.size_bytes or 0}
     files, path = file_system(address)

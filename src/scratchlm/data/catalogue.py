@@ -46,8 +46,8 @@ class File:
 class Source:
     """Files that belong together, with their licence and their authors. purpose: a field of SourcesParams, or None.
 
-    column: only of a public corpus, whose files have no hashes before `scratchlm sources pin NAME` computes them: the
-    one that holds the text in tables.
+    column: the table column that holds the text; only of a public corpus, whose files have no hashes here, because
+    `scratchlm sources pin NAME` computes them.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Source:
 
     @property
     def manifest(self) -> str:
-        """The manifest of a public corpus when it is pinned."""
+        """The path of a public corpus's manifest, which `scratchlm sources pin NAME` writes."""
         return f"{FOLDER}/{self.name}.jsonl"
 
 
@@ -98,17 +98,17 @@ def source_named(name: str) -> Source:
 
 
 def names_for(purpose: str) -> tuple[str, ...]:
-    """The names in the catalogue of what may serve the purpose."""
+    """The names that `sources.PURPOSE` may have: those of the catalogue, without public corpora."""
     return tuple(source.name for source in CATALOGUE.values() if source.purpose == purpose and not source.column)
 
 
 def public_corpus(manifest: str) -> Source | None:
-    """The public corpus whose manifest has this path."""
+    """The public corpus whose manifest has this path, or None."""
     return next((source for source in PUBLIC.values() if source.manifest == manifest), None)
 
 
 def public_file(address: str) -> tuple[Source, File] | None:
-    """The file of a public corpus that is at this address."""
+    """The public corpus and its file at this address, or None."""
     entries = ((source, file) for source in PUBLIC.values() for file in source.files if address in file.addresses)
     return next(entries, None)
 
@@ -140,7 +140,7 @@ class SourcesParams(Section):
         if isinstance(value, dict | Section) or value in names:
             return value
         if info.field_name == "corpus" and value in PUBLIC:
-            raise ValueError(f"must be pinned first: run `scratchlm sources pin {value}`, which makes this entry, too")
+            raise ValueError(f"must be pinned first: run `scratchlm sources pin {value}`, which also writes this entry")
         raise ValueError(
             f"must be {', '.join(names)}, or your own data: put it below {FOLDER}, then "
             f"`scratchlm sources add FILE --as {info.field_name}`"

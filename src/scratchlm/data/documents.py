@@ -29,7 +29,7 @@ def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]
     verified, so a caller that has seen its end has seen what is pinned.
     Raises UserError, which names the file, if it is not as pinned or cannot be read.
     """
-    from scratchlm.data.sources import nearest  # with requests, which takes a moment to import
+    from scratchlm.data.sources import nearest  # imports requests, which takes a moment
 
     name = without_secrets(file.address)
     with Reader(nearest(file.address), advance) as reader:

@@ -68,12 +68,12 @@ def format_of(address: str) -> Format:
 
 
 def write_manifest(path: Path, files: Sequence[PinnedFile]) -> None:
-    """Write one line per file; of values that are None nothing."""
-    write_text(path, "".join(json.dumps(row(file), ensure_ascii=False) + "\n" for file in files))
+    """Write one line per file."""
+    write_text(path, "".join(json.dumps(manifest_row(file), ensure_ascii=False) + "\n" for file in files))
 
 
-def row(file: PinnedFile) -> dict[str, str | int]:
-    """The line of a file in a manifest."""
+def manifest_row(file: PinnedFile) -> dict[str, str | int]:
+    """The object of a file's line in a manifest, without values that are None."""
     return {key: value for key, value in asdict(file).items() if value is not None}
 
 

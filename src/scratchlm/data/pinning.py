@@ -1,12 +1,12 @@
-"""Pin a corpus of many files: read each once for its hash, also over several runs. Check a manifest before its use."""
+"""Pin a corpus of many files: read each once for its hash, and resume after an interruption. Check a manifest."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from scratchlm.data.addresses import Reader, file_system, files_at
-from scratchlm.data.catalogue import SourcesParams, public_corpus
-from scratchlm.data.manifest import PinnedFile, format_of, read_manifest, row, write_manifest
+from scratchlm.data.catalogue import public_corpus
+from scratchlm.data.manifest import PinnedFile, format_of, manifest_row, read_manifest, write_manifest
 from scratchlm.data.sources import nearest
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
@@ -14,15 +14,15 @@ from scratchlm.run.files import append_log
 from scratchlm.run.progress import Progress
 from scratchlm.run.threads import Advance, in_threads
 
-FILES_AT_ONCE = 8  # hashed: what limits is the network
+FILES_AT_ONCE = 8  # read to be hashed: the network is the limit
 
 
 def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | None = None) -> list[PinnedFile]:
     """Read every file that the addresses lead to, several at once, and return them in the order of their addresses.
 
-    column: that holds the text in tables. manifest: the path that will list them, which is left out. kept: a manifest
-    of the files that were read, for the next run after an interruption: those of the same size are not read again.
-    Raises UserError if there is no file, or naming the one that is no text.
+    column: the one that holds the text in tables. manifest: its path, which is no file of the corpus. kept: a manifest
+    of the files read so far; a run after an interruption does not read those again whose size is the same.
+    Raises UserError if there is no file, or for one that is no text or cannot be read.
     """
     sizes: dict[str, int] = {}
     for _, found in in_threads(FILES_AT_ONCE, _sizes, {address: address for address in addresses}, lambda _: None):
@@ -46,12 +46,12 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
         for address, file in in_threads(FILES_AT_ONCE, pinned, todo, bar.update):
             done[address] = file
             if kept:
-                append_log(kept, row(file))
+                append_log(kept, manifest_row(file))
     return [replace(done[address], column=columns[address]) for address in columns]
 
 
 def _sizes(address: str, _: Advance) -> dict[str, int]:
-    """The files at an address with their sizes in bytes."""
+    """The files at an address with their sizes in bytes; 0 if the server does not say."""
     try:
         near = nearest(address)
         found = files_at(near)
@@ -61,37 +61,28 @@ def _sizes(address: str, _: Advance) -> dict[str, int]:
 
 
 def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFile]:
-    """What an interrupted run has read, as far as it is wanted; `kept` has nothing else afterwards."""
+    """Return the files that an interrupted run has read and that have these sizes; delete the others from kept."""
     if kept is None:
         return {}
     try:
         found = {file.address: file for file in read_manifest(kept)}
-    except UserError:  # there is none, or none that can be used
+    except UserError:  # missing, or damaged by a kill
         found = {}
     found = {address: file for address, file in found.items() if file.size_bytes == sizes.get(address)}
     write_manifest(kept, list(found.values()))
     return found
 
 
-def check_pinned(sources: SourcesParams, split: str) -> None:
-    """Raises UserError if the corpus is a manifest that is missing, with the command that writes it, or of no use."""
-    if not sources.pinned:
-        return
-    path = sources.pinned.manifest
-    if not Path(path).exists():
-        public = public_corpus(path)
+def check_manifest(path: Path, split: str) -> None:
+    """Raise UserError if a manifest is missing or damaged, if a package that it needs is missing, or for a split by
+    position: files that are read independently have no position in a whole.
+    """
+    if not path.exists():
+        public = public_corpus(path.as_posix())
         raise UserError(
             f"sources.corpus.manifest is {path}, which does not exist; write it with `scratchlm sources pin "
             f"{public.name if public else f'ADDRESS --output {path}'}`"
         )
-    check_manifest(Path(path), split)
-
-
-def check_manifest(path: Path, split: str) -> None:
-    """Raises UserError if a manifest cannot be read, if a package that it needs is missing, or for a split by position.
-
-    Files that are read independently have no position in a whole.
-    """
     addresses = [file.address for file in read_manifest(path) if "://" in file.address]
     for address in {address.partition("://")[0]: address for address in addresses}.values():
         file_system(address)

@@ -49,7 +49,7 @@ def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
 
 
 def nearest(address: str) -> str:
-    """Where to read a file of a corpus: the mirror's copy, if it has one of this public corpus, or the address."""
+    """The address to read a corpus file from: the mirror's copy if it has one of a public corpus, else `address`."""
     mirror = os.environ.get("SCRATCHLM_MIRROR")
     if mirror and (entry := public_file(address)):
         copy = addresses(*entry, mirror)[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scratchlm.data.catalogue import File
-from scratchlm.data.web import CHUNK_BYTES, Interrupted, Opened, Refused, open_url, persistently, reading
+from scratchlm.data.web import CHUNK_BYTES, Interrupted, Opened, Refused, open_url, reading, with_retries
 from scratchlm.run.files import sha256_of
 
 LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # on average over so long
@@ -48,7 +48,7 @@ class Part:
                     self._note.write_text(f"{_digest(address)}\n{opened.etag}", encoding="utf-8")
                 self.append(_fast_enough(iter(lambda: opened.read(CHUNK_BYTES), b"")))
 
-        persistently(attempt)
+        with_retries(attempt)
         return resumed
 
     def append(self, chunks: Iterator[bytes]) -> None:

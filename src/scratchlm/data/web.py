@@ -1,4 +1,4 @@
-"""Files on web servers: redirects are followed, and what may be a passing failure is tried again."""
+"""Files on web servers: follow redirects, retry temporary failures, resume lost connections."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,9 +37,9 @@ class Interrupted(Exception):
 
 
 class Opened(NamedTuple):
-    """A file whose bytes from `start` on are read by `read`, which returns at most so many, and none at the end.
+    """An open file. start: position of the first byte that `read` returns. etag: a strong one, or "".
 
-    etag: a strong one, or "". size: of the whole file in bytes, None if it is not known.
+    size: of the whole file in bytes, None if it is not known. read: return at most n bytes, none at the end.
     """
 
     start: int
@@ -49,9 +49,9 @@ class Opened(NamedTuple):
 
 
 class WebFile:
-    """A file at an http(s) URL, read once from its start, by one request if the connection holds.
+    """A file at an http(s) URL, read once from its start: by one request, and one more after each lost connection.
 
-    size: in bytes, None if the server does not say. Each method raises UserError if the server refuses, or fails
+    size: in bytes, None if the server does not say. Opening and reading raise UserError if the server refuses, or fails
     ATTEMPTS times in a row.
     """
 
@@ -60,11 +60,11 @@ class WebFile:
         self.size: int | None = None
         self._opened = ExitStack()
         self._read: Callable[[int], bytes] | None = None
-        self._persistently(self._open)
+        self._retried(self._open)
 
     def read(self, n_bytes: int) -> bytes:
-        """At most so many of the next bytes, and none at the end. After a failure they come from a new connection."""
-        return self._persistently(lambda: self._next(n_bytes))
+        """Return at most `n_bytes` of the next bytes, none at the end."""
+        return self._retried(lambda: self._next(n_bytes))
 
     def close(self) -> None:
         self._read = None
@@ -91,22 +91,25 @@ class WebFile:
             if size != self.size or (start == 0 and etag != self._etag):
                 raise Refused("it changed while it was read")
             position = start
-            while position < self._position:  # of a server that sends the whole again
+            while position < self._position:  # skip what a server without ranges sends again
                 if not (block := read(min(CHUNK_BYTES, self._position - position))):
                     raise Interrupted("connection lost")
                 position += len(block)
         self._etag, self.size, self._read = etag, size, read
 
-    def _persistently(self, attempt: Callable[[], Result]) -> Result:
+    def _retried(self, attempt: Callable[[], Result]) -> Result:
         try:
-            return persistently(attempt)
+            return with_retries(attempt)
         except Refused as reason:
             name, fault = without_secrets(self._url), without_secrets(str(reason))
             raise UserError(f"{name}: {fault}; correct the address, or run this again later") from None
 
 
-def persistently(attempt: Callable[[], Result]) -> Result:
-    """Call `attempt` until it is not interrupted. Raises Refused after ATTEMPTS calls, or if the wait is too long."""
+def with_retries(attempt: Callable[[], Result]) -> Result:
+    """Return what `attempt` returns, called again after each Interrupted, with growing waits.
+
+    Raises Refused after ATTEMPTS calls, or if a server asks for a wait of over MOST_WAIT_SECONDS.
+    """
     wait = 0.0
     for number in range(ATTEMPTS):
         if number:
@@ -122,7 +125,7 @@ def persistently(attempt: Callable[[], Result]) -> Result:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what the file system or the network refuses into Interrupted, if it may be temporary, or Refused."""
+    """Turn errors of the file system and the network into Interrupted, if they may be temporary, or Refused."""
     try:
         yield
     except requests.exceptions.ProxyError as error:
@@ -149,7 +152,10 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
-    """GET the bytes from `offset`, or all of them if the server does not support or refuses the range."""
+    """GET the bytes from `offset`, or all of them if the server does not support or refuses the range.
+
+    etag: of the bytes before `offset`, or "". Raises Interrupted or Refused.
+    """
     headers = {"Accept-Encoding": "identity"}  # in a compressed transfer, offsets would not be the file's
     ranged = {"Range": f"bytes={offset}-"} if offset else {}
     if offset and etag:
@@ -168,7 +174,7 @@ def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
         etag = response.headers.get("ETag", "")
 
         @reading()
-        def read(n_bytes: int) -> bytes:  # what is there, not n_bytes
+        def read(n_bytes: int) -> bytes:  # read1: what has arrived, without waiting for n_bytes
             return response.raw.read1(n_bytes, decode_content=True)
 
         start = offset if status == 206 else 0
@@ -176,13 +182,13 @@ def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
 
 
 def _whole_size(headers: Mapping[str, str], start: int) -> int | None:
-    """The bytes of the whole file, of which an answer has those from `start`; None if the server does not say."""
+    """The size of the whole file in bytes, from a response that begins at `start`; None if the server does not say."""
     length = headers.get("Content-Length", "")
     return start + int(length) if length.isdecimal() and "Content-Encoding" not in headers else None
 
 
 class _Session(requests.Session):
-    """Sees no redirects: requests reads their bodies, without a limit, even where it shall not follow them."""
+    """Follow no redirects: requests would read their bodies, without a limit, even with allow_redirects=False."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None

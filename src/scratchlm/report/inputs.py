@@ -45,8 +45,8 @@ class Report:
     """The content of the inputs. Metrics, curves, histories (of single steps) and samples are by stage, ablations by
     stage and variant, steps by reinforcement run.
 
-    profiles: parameters of every profile by its name. packages: name -> version. sources: files, bytes and
-    sha256 by name. tokens: by the names in COLUMNS.
+    profiles: parameters of every profile by its name. packages: name -> version. sources: by name, how many files and
+    bytes it has, and the sha256 of each file. tokens: by the names in COLUMNS.
     losses: rows of LOSS_SCHEMA of pretraining, then of each of its variants; empty if there are no variants.
     pairs: rows of REWARD_SCHEMA by reward run.
     predictions: of the finetuned classifier, of the baseline, then of each variant.

@@ -72,10 +72,9 @@ def _sources(step: Step, stages: Mapping[str, Any], chosen: Mapping[str, Any]) -
     for used in stages[step.stage]["deps"]:
         purpose = used["path"].removeprefix("data/tokens/")
         if purpose in COLUMNS:
-            name = chosen.get(purpose)
-            own = replace(own_source(purpose), description=f"Own data: {purpose}", licence="not stated")
-            public = None if isinstance(name, str) else public_corpus((name or {}).get("manifest", ""))
-            yield CATALOGUE[name] if isinstance(name, str) else public or own
+            name = chosen.get(purpose) or {}
+            known = CATALOGUE[name] if isinstance(name, str) else public_corpus(name.get("manifest", ""))
+            yield known or replace(own_source(purpose), description=f"Own data: {purpose}", licence="not stated")
 
 
 def _metrics(path: str, stages: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:

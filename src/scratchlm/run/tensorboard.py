@@ -1,7 +1,7 @@
 """Curves of a training for TensorBoard, in event files that grow while it runs.
 
-torch's SummaryWriter would import TensorFlow, where that is installed: 3 s and 600 MB for each stage. tensorboardX does
-without; of it, the part that writes in this thread, so that a full disk is an error here.
+Not torch's SummaryWriter, which imports TensorFlow if that is installed: 3 s and 600 MB for each stage. Of
+tensorboardX, EventsWriter: it writes in this thread, so a full disk raises here.
 """
 
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import refuse_unwritable
 
-VARIABLE = "SCRATCHLM_TENSORBOARD"  # who watches changes no result, so it is no parameter
-AXES = {"step", "epoch"}  # keys of a row that are no curve
+TENSORBOARD_VARIABLE = "SCRATCHLM_TENSORBOARD"  # curves change no result, so it is no parameter
+AXES = {"step", "epoch"}  # keys of a row that are not curves
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -22,28 +22,29 @@ Rows = Sequence[Mapping[str, float]]
 def requested_folder(stage: str, tracked: Iterable[str]) -> Path | None:
     """The folder for the event files of a stage: FOLDER/STAGE, or FOLDER/STAGE/ITEM; None if the user wants none.
 
-    tracked: the paths of all stages, in which nothing else may be written. Raises UserError for a wrong folder.
+    tracked: the paths that DVC tracks, in which nothing else may be written. Raises UserError if the folder is in one
+    of these, is a file or a URL, or cannot be written.
     """
-    given = os.environ.get(VARIABLE)
+    given = os.environ.get(TENSORBOARD_VARIABLE)
     if not given:
         return None
     folder = Path(given, *stage.split("@")).absolute()
     taken = {Path(path).absolute() for path in tracked} & {folder, *folder.parents}
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if taken or file or "://" in given:
-        fault = f"{file} is a file" if file else "DVC tracks what is there" if taken else "that is no folder"
-        raise UserError(f"{VARIABLE} is {given!r}, but {fault}; name a folder such as runs, or unset it")
+        fault = f"{file} is a file" if file else "DVC tracks that path" if taken else "that is a URL"
+        raise UserError(f"{TENSORBOARD_VARIABLE} is {given!r}, but {fault}; name a folder such as runs, or unset it")
     refuse_unwritable(folder)
     return folder
 
 
 @contextmanager
 def event_files(folder: Path | None) -> Iterator[Callable[[Rows, Rows], None]]:
-    """Yield a function that takes all rows of the steps and of the evaluations so far, and writes the new ones.
+    """Yield a function that takes all rows of steps and of evaluations so far, and writes those that are new.
 
-    They become the curves `step/KEY` and `evaluation/KEY`. In TensorBoard they replace those of earlier event files in
-    the folder, so that a resumed training, which begins with the rows of its checkpoint, has them whole. Without a
-    folder nothing is written. Raises UserError if tensorboardX is not installed.
+    They become the curves `step/KEY` and `evaluation/KEY`. TensorBoard shows them in place of those from older event
+    files in the folder: a resumed training first writes the rows of its checkpoint, so its curves are complete.
+    folder: None to write nothing. Raises UserError if tensorboardX is not installed.
     """
     if folder is None:
         yield lambda steps, evaluations: None
@@ -53,8 +54,10 @@ def event_files(folder: Path | None) -> Iterator[Callable[[Rows, Rows], None]]:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError:
-        install = "run `pip install --constraint requirements.lock tensorboardX`"
-        raise UserError(f"{VARIABLE} is set, but the package tensorboardX is not installed; {install}") from None
+        raise UserError(
+            f"{TENSORBOARD_VARIABLE} is set, but the package tensorboardX is not installed; "
+            "run `pip install --constraint requirements.lock tensorboardX`"
+        ) from None
     n_written = {"step": 0, "evaluation": 0}
     folder.mkdir(parents=True, exist_ok=True)
     with closing(EventsWriter(str(folder / "events"), f".{os.getpid()}")) as writer:

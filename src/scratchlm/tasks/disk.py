@@ -96,8 +96,8 @@ def check_disk(needs: DiskNeeds, data: Path, dvc: Path) -> str | None:
 class Steps(NamedTuple):
     """Optimizer steps of pretraining and its variants.
 
-    low, high: if the train split has BYTES_PER_TOKEN, and compressed files the least and the most text. most: if each
-    byte of the latter were a token.
+    low: with the least text that compressed files may hold, and the most bytes per token of BYTES_PER_TOKEN. high: with
+    the most text and the fewest bytes per token. most: with one token per byte of the most text.
     """
 
     low: int
@@ -113,7 +113,7 @@ def planned_steps(params: Any) -> Steps:
 
 
 def _text_bytes(sources: SourcesParams) -> tuple[int, int]:
-    """The least and the most text of the corpus: a compressed file has at least as much as it has bytes."""
+    """The least and the most bytes of text that the corpus may have. A compressed file holds at least its own size."""
     most = sources.corpus_bytes
     if not sources.pinned:
         return most, most
@@ -123,9 +123,8 @@ def _text_bytes(sources: SourcesParams) -> tuple[int, int]:
 def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
     least, most = _text_bytes(params.sources)
-    size = f" and a corpus of {_mb(most)}, whose size is assumed" if most == ASSUMED_BYTES else ""
-    if least < most:
-        size = f" and a corpus of {_mb(least)} to {_mb(most)}, whose size is assumed"
+    size = f"{_mb(least)} to {_mb(most)}" if least < most else _mb(most) if most == ASSUMED_BYTES else ""
+    size = size and f" and a corpus of {size}, whose size is assumed"
     return (
         f"about {steps.low:,} to {steps.high:,} steps of pretraining (at most {steps.most:,}), of "
         f"{params.pretrain.batch_size * params.model.context_length:,} tokens each, an estimate for "

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchlm.data.own_data import own_files
-from scratchlm.data.pinning import check_pinned
+from scratchlm.data.pinning import check_manifest
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
 from scratchlm.run.device import memory_bytes, resolve_device
@@ -31,7 +31,8 @@ def check_together(params: Any) -> None:
     for source in params.sources.own.values():
         if not source.is_address:
             own_files(source)
-    check_pinned(params.sources, params.tokenize.corpus.split)
+    if params.sources.pinned:
+        check_manifest(Path(params.sources.pinned.manifest), params.tokenize.corpus.split)
     mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
     mistakes += [*_ranks(params), *_rewards(params), *_pairs(params), *_memory(params, device)]
     mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]

@@ -159,7 +159,7 @@ class TrainingState:
         self.model, self.task, self.run = model, task, run
         self.device = next(model.parameters()).device
         gpts = [module for module in model.modules() if isinstance(module, GPTModel)]
-        # The backward pass then reads the random state, which cannot be captured
+        # Then the backward pass draws the dropout again, and reading the random state cannot be captured
         redraws = task.params.checkpoint_activations and any(gpt.config.dropout for gpt in gpts)
         self.captured: CapturedGradients | None = None
         if has_static_shapes() and task.static_loss:
@@ -217,7 +217,7 @@ class TrainingState:
         if sample:
             self.samples.append({"evaluation": len(self.curve), **metrics, **sample})
         self.curve.append({"step": self.step, "epoch": epoch, "learning_rate": rate, **metrics})
-        self.history.read(self.steps)  # the evaluation has waited for a card
+        self.history.read(self.steps)  # waits for nothing: the evaluation has waited for the card
 
     @contextmanager
     def one_step(self) -> Iterator[None]:

@@ -37,5 +37,5 @@ def test_shards_that_differ_are_no_result(monkeypatch: pytest.MonkeyPatch) -> No
         return done
 
     monkeypatch.setattr(corpus, "measured", damaged)
-    with pytest.raises(RuntimeError, match="2 files in a bucket, 2 workers: the shards are others than before"):
+    with pytest.raises(RuntimeError, match="2 files in a bucket, 2 workers: the shards differ from those of"):
         corpus.compare("sample-stories", "gpt2-nano", 100_000, 2, ["bucket"])

@@ -88,7 +88,7 @@ def test_a_public_corpus_in_params_is_answered_with_the_command_that_pins_it() -
         check_params(REAL.model_dump() | {"corpus": "tinystories"}, SourcesParams, source="params.yaml")
     assert str(caught.value) == (
         "params.yaml: corpus is 'tinystories': must be pinned first: run `scratchlm sources pin tinystories`, which "
-        "makes this entry, too"
+        "also writes this entry"
     )
 
 

@@ -142,7 +142,7 @@ def test_files_that_are_read_independently_have_no_split_by_position() -> None:
 
 def test_a_missing_manifest_is_named() -> None:
     with pytest.raises(UserError, match="^data/mine/none.jsonl: no such file; check the path$"):
-        check_manifest(Path("data/mine/none.jsonl"), "documents")
+        read_manifest(Path("data/mine/none.jsonl"))
 
 
 def test_a_source_may_be_a_manifest_whose_sizes_bound_the_tokens() -> None:

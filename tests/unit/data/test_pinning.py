@@ -1,4 +1,4 @@
-"""A corpus that is pinned: what an interrupted run keeps, and public corpora by their names."""
+"""A corpus is pinned: from servers that fail, after an interruption, and from a mirror."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_every_format_is_read_from_a_server_that_cuts_connections_as_from_the_di
         server.files["/cdn/a"] = content(texts, kind)
         server.bodies[f"/a.{kind}"], server.headers = (lambda: iter([])), {"Location": "/cdn/a"}
         n_bytes = len(server.files["/cdn/a"])
-        server.cuts = [n_bytes, n_bytes // 2, n_bytes, n_bytes // 3, 0]  # the size; then the hash; then the documents
+        server.cuts = [n_bytes, n_bytes // 2, n_bytes, n_bytes // 3, 0]  # for the size, the hash, and the documents
         (file,) = pin([server.url(f"a.{kind}")], "body")
         assert list(documents(file, lambda _: None)) == texts
         assert not server.cuts
@@ -49,13 +49,7 @@ def test_after_an_interruption_finished_files_of_the_same_size_are_not_read_agai
     server.files["/b.jsonl"] = content(["longer than before"], "jsonl")
     server.requests.clear()
     files = pin(addresses, "body", "", kept)
-    assert server.requests == [
-        "/a.jsonl",
-        "/b.jsonl",
-        "/c.jsonl",
-        "/b.jsonl",
-        "/c.jsonl",
-    ]  # the sizes first
+    assert server.requests == [*server.files, "/b.jsonl", "/c.jsonl"]  # the sizes of all, then what is missing
     assert files == pin(addresses, "body")  # without what was kept
 
 

@@ -34,7 +34,7 @@ def on_a_terminal(columns: int, show: Callable[[TextIO], None]) -> str:
     with os.fdopen(program, "w") as stream:
         show(stream)
     shown = b""  # it comes in pieces
-    with contextlib.suppress(OSError):  # how Linux says that nobody writes any more
+    with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
         while piece := os.read(person, 1 << 16):
             shown += piece
     os.close(person)

@@ -11,7 +11,7 @@ from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint
-from scratchlm.run.tensorboard import AXES, VARIABLE, requested_folder
+from scratchlm.run.tensorboard import AXES, TENSORBOARD_VARIABLE, requested_folder
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import Training, train
 from scratchlm.training.optimizer import TrainingParams
@@ -53,11 +53,8 @@ def test_curves_grow_while_a_model_trains_and_a_resumed_training_has_them_whole(
     monkeypatch.setenv("SCRATCHLM_RESUME_SECONDS", "0")
     monkeypatch.setattr("scratchlm.run.resume.PAUSE_PER_COST", 0)
     params = TrainingParams(**training_values | {"epochs": 2.0, "evaluate_every_steps": 4})
-    windows, folder, copy = (
-        TokenWindows(np.arange(90) * 7 % 11, 6, 4),
-        tmp_path / "runs" / "pretrain",
-        tmp_path / "copy",
-    )
+    windows = TokenWindows(np.arange(90) * 7 % 11, 6, 4)
+    folder, copy = tmp_path / "runs" / "pretrain", tmp_path / "copy"
 
     def learn(n_evaluations: int, events: Path | None, resume: str) -> Training:
         done = 0
@@ -93,9 +90,9 @@ def test_a_stage_has_its_own_folder_and_each_of_its_items_one_in_that(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert requested_folder("pretrain", TRACKED) is None
-    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv(TENSORBOARD_VARIABLE, "")
     assert requested_folder("pretrain", TRACKED) is None
-    monkeypatch.setenv(VARIABLE, "runs")
+    monkeypatch.setenv(TENSORBOARD_VARIABLE, "runs")
     assert requested_folder("pretrain", TRACKED) == tmp_path / "runs" / "pretrain"
     assert requested_folder("reinforce@grpo", TRACKED) == tmp_path / "runs" / "reinforce" / "grpo"
     assert not (tmp_path / "runs").exists()
@@ -106,9 +103,9 @@ def test_a_stage_has_its_own_folder_and_each_of_its_items_one_in_that(
     [
         ("notes", "{}/notes is a file"),
         ("notes/runs", "{}/notes is a file"),
-        ("metrics/runs", "DVC tracks what is there"),
-        ("data/models", "DVC tracks what is there"),
-        ("s3://bucket/runs", "that is no folder"),
+        ("metrics/runs", "DVC tracks that path"),
+        ("data/models", "DVC tracks that path"),
+        ("s3://bucket/runs", "that is a URL"),
     ],
 )
 def test_a_folder_that_cannot_be_or_is_not_free_is_refused(
@@ -116,11 +113,12 @@ def test_a_folder_that_cannot_be_or_is_not_free_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes").write_text("mine")
-    monkeypatch.setenv(VARIABLE, given)
+    monkeypatch.setenv(TENSORBOARD_VARIABLE, given)
     with pytest.raises(UserError) as caught:
         requested_folder("pretrain", TRACKED)
-    sentence = f"{VARIABLE} is '{given}', but {fault.format(tmp_path)}; name a folder such as runs, or unset it"
-    assert str(caught.value) == sentence
+    assert str(caught.value) == (
+        f"{TENSORBOARD_VARIABLE} is '{given}', but {fault.format(tmp_path)}; name a folder such as runs, or unset it"
+    )
 
 
 def test_a_missing_package_is_named_before_the_first_step(
