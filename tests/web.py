@@ -15,7 +15,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.ranges = True
+        self.ranges, self.lengths = True, True  # whether they are supported, and sent
         self.etag = ""
         self.wrong_range = False
         self.cuts: list[int] = []  # of the next answers: bytes of the body after which to hang up
@@ -58,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         cut = self.server.cuts.pop(0) if self.server.cuts and status in (200, 206) else len(body)
         self.server.sent_bytes.append(min(cut, len(body)))
         self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
+        if self.server.lengths:
+            self.send_header("Content-Length", str(len(body)))
         if content_range:
             self.send_header("Content-Range", content_range)
         if self.server.etag:

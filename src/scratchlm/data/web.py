@@ -88,14 +88,14 @@ class WebFile:
         self.close()
         start, etag, size, read = self._opened.enter_context(open_url(self._url, self._position, self._etag))
         if self._position:
-            if size != self.size or (start == 0 and etag != self._etag):
+            if (None not in (size, self.size) and size != self.size) or (start == 0 and etag != self._etag):
                 raise Refused("it changed while it was read")
             position = start
             while position < self._position:  # skip what a server without ranges sends again
                 if not (block := read(min(CHUNK_BYTES, self._position - position))):
                     raise Interrupted("connection lost")
                 position += len(block)
-        self._etag, self.size, self._read = etag, size, read
+        self._etag, self.size, self._read = etag, size or self.size, read
 
     def _retried(self, attempt: Callable[[], Result]) -> Result:
         try:

@@ -47,6 +47,13 @@ def test_a_server_that_sends_the_whole_again_or_is_busy_changes_no_byte(server: 
     assert CONTENT[:1] + read(file) == CONTENT
 
 
+def test_a_server_that_sends_the_length_only_once_has_not_changed_the_file(server: Server) -> None:
+    server.cuts = [100_000]
+    file = WebFile(server.url("a"))
+    server.lengths = False
+    assert read(file) == CONTENT and file.size == len(CONTENT)
+
+
 @pytest.mark.parametrize("size", [300_000, 299_999])
 def test_a_file_that_changes_while_it_is_read_is_refused(server: Server, size: int) -> None:
     server.etag, server.cuts = '"1"', [100_000]
