@@ -83,7 +83,7 @@ def test_what_is_out_of_tolerance_comes_first():
 def test_every_measured_metric_of_the_sample_has_a_tolerance_or_is_a_count_of_data():
     exact = {
         "parameters", "tensors_mapped", "trainable_parameters", "padded_tokens", "responses", "version",
-        "tokens", "documents", "bytes", "records", "spam", "read", "vocab_size", "duplicates_across_splits", "files",
+        "tokens", "documents", "bytes", "records", "spam", "read", "vocab_size", "duplicates_across_splits",
         "bytes_per_token", "finetuning_vocab_size", "strength", "same_responses", "removed_duplicates",
     }  # fmt: skip
     numbers = set()
