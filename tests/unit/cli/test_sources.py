@@ -166,7 +166,7 @@ def test_a_public_corpus_is_pinned_by_its_name_with_its_column_and_licence(
     (project / "dvc.yaml").write_bytes((REPOSITORY / "dvc.yaml").read_bytes())
     with contextlib.chdir(project):
         caller(Path(), Path())("download")
-    assert read_json(project / "metrics" / "download.json")["tinystories"]["files"] == 4
+    assert read_json(project / "data" / "sources.json")["tinystories"]["files"] == 4
 
 
 @pytest.mark.long
