@@ -2,6 +2,10 @@
 
 import difflib
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,18 +134,39 @@ def pin(
         raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
     old = read_manifest(output) if output.exists() else []
     kept = PINS / output.name
-    files = pinned(addresses, column or "text", source.manifest, kept)
+    with _ending_at_once("interrupted; run this again to resume: files that were read are not read again"):
+        files = pinned(addresses, column or "text", source.manifest, kept)
     check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
     edited = with_entry(text, "corpus", source, licence)
     edited = with_value(edited, ("tokenize", "corpus", "split"), "documents", "params.yaml")
     write_manifest(output, files)
     write_text(PARAMETERS.resolve(), edited)
-    kept.unlink()
+    kept.unlink(missing_ok=True)  # another `pin` of these files has ended
     n_bytes = sum(file.size_bytes for file in files)
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
     _show_change(text, edited)
+
+
+@contextmanager
+def _ending_at_once(sentence: str) -> Iterator[None]:
+    """Let Ctrl-C end the process, where Python would wait for threads that wait for a server, for minutes.
+
+    Not around what writes a file: a temporary one would be left.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def end(*_: object) -> None:
+        print(f"\nscratchlm: {sentence}", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    if before is signal.default_int_handler:  # else a shell has it ignored, as for a job in the background
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show_change(text: str, edited: str) -> None:
