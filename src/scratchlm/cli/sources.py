@@ -2,6 +2,10 @@
 
 import difflib
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,7 +119,7 @@ def pin(
     from scratchlm.data.own_data import FOLDER
     from scratchlm.data.pinning import pin as pinned
     from scratchlm.run.files import write_text
-    from scratchlm.run.params import check_params
+    from scratchlm.run.params import check_params, load_yaml
     from scratchlm.run.yaml_editor import with_value
 
     named = [PUBLIC[name] for name in addresses if name in PUBLIC]
@@ -130,20 +134,46 @@ def pin(
     source = check_params(entry, PinnedSource, source="--output", whole=True)
     if (owner := public_corpus(source.manifest)) and owner not in named:
         raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
+
+    def edited(text: str) -> str:
+        text = with_entry(text, "corpus", source, licence)
+        return with_value(text, ("tokenize", "corpus", "split"), "documents", "params.yaml")
+
+    load_yaml(PARAMETERS)
+    edited(PARAMETERS.read_text("utf-8"))  # now rather than after hours of reading
     old = read_manifest(output) if output.exists() else []
     kept = PINS / output.name
-    files = pinned(addresses, column or "text", source.manifest, kept)
+    with _ending_at_once("interrupted; run this again to resume: files that were read are not read again"):
+        files = pinned(addresses, column or "text", source.manifest, kept)
     check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
-    edited = with_entry(text, "corpus", source, licence)
-    edited = with_value(edited, ("tokenize", "corpus", "split"), "documents", "params.yaml")
     write_manifest(output, files)
-    write_text(PARAMETERS.resolve(), edited)
-    kept.unlink()
+    write_text(PARAMETERS.resolve(), edited(text))
+    kept.unlink(missing_ok=True)  # another `pin` of these files has ended
     n_bytes = sum(file.size_bytes for file in files)
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
-    _show_change(text, edited)
+    _show_change(text, edited(text))
+
+
+@contextmanager
+def _ending_at_once(sentence: str) -> Iterator[None]:
+    """Let Ctrl-C end the process, where Python would wait for threads that wait for a server, for minutes.
+
+    Not around what writes a file: a temporary one would be left.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def end(*_: object) -> None:
+        print(f"\nscratchlm: {sentence}", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGINT)
+
+    if before is signal.default_int_handler:  # else a shell has it ignored, as for a job in the background
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show_change(text: str, edited: str) -> None:

@@ -116,6 +116,8 @@ def files_at(address: str) -> dict[str, int]:
     with naming(address):
         is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
+        if "file" in files.protocol and not is_pattern and Path(path).is_dir():
+            _refuse_unreadable(path)
     sizes = {}
     for name, info in found.items():
         inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
@@ -126,6 +128,16 @@ def files_at(address: str) -> dict[str, int]:
     if not sizes:
         raise UserError(f"{without_secrets(address)}: there is no file; correct the address or the pattern")
     return sizes
+
+
+def _refuse_unreadable(folder: str) -> None:
+    """Raises OSError if a folder in it may not be read, which fsspec takes to be empty."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for _, folders, _ in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
 
 
 def _address_of(files: Any, name: str) -> str:

@@ -54,6 +54,9 @@ class PinnedFile:
         return self.size_bytes * (1 if self.format in ("txt", "jsonl") else TEXT_PER_BYTE)
 
 
+PINNED_FILE = TypeAdapter(PinnedFile)  # checks a line
+
+
 def format_of(address: str) -> Format:
     """The format by the ending of the name. Raises UserError for another ending."""
     name = (urlsplit(address).path if address.startswith(WEB) else address).lower()
@@ -79,7 +82,6 @@ def manifest_row(file: PinnedFile) -> dict[str, str | int]:
 
 def read_manifest(path: Path) -> list[PinnedFile]:
     """Return the files in their order. Raises UserError naming the first line that is wrong."""
-    adapter = TypeAdapter(PinnedFile)
     remedy = "write the manifest again with scratchlm sources pin"
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -92,7 +94,7 @@ def read_manifest(path: Path) -> list[PinnedFile]:
         if not line:
             continue
         try:
-            file = adapter.validate_json(line)
+            file = PINNED_FILE.validate_json(line)
         except ValidationError as error:
             mistake = error.errors()[0]
             place = ".".join(map(str, mistake["loc"])) or "the object"

@@ -1,12 +1,15 @@
 """Pin a corpus of many files: read each once for its hash, and resume after an interruption. Check a manifest."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from scratchlm.data.addresses import Reader, file_system, files_at
 from scratchlm.data.catalogue import public_corpus
-from scratchlm.data.manifest import PinnedFile, format_of, manifest_row, read_manifest, write_manifest
+from scratchlm.data.manifest import PINNED_FILE, PinnedFile, format_of, manifest_row, read_manifest, write_manifest
 from scratchlm.data.sources import nearest
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
@@ -64,11 +67,12 @@ def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFi
     """Return the files that an interrupted run has read and that have these sizes; delete the others from kept."""
     if kept is None:
         return {}
-    try:
-        found = {file.address: file for file in read_manifest(kept)}
-    except UserError:  # missing, or damaged by a kill
-        found = {}
-    found = {address: file for address, file in found.items() if file.size_bytes == sizes.get(address)}
+    found = {}
+    for line in kept.read_bytes().splitlines() if kept.exists() else ():
+        with suppress(ValidationError):  # of a line that a full disk has cut
+            file = PINNED_FILE.validate_json(line)
+            if sizes.get(file.address) in (0, file.size_bytes):  # 0: the server says none
+                found[file.address] = file
     write_manifest(kept, list(found.values()))
     return found
 

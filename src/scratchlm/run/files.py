@@ -221,7 +221,7 @@ def read_splits(folder: Path, schema: pa.Schema | None = None) -> dict[str, list
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a file of JSON lines, with rounded floats."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with _naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_rounded(dict(record)), sort_keys=True) + "\n")
 
 

@@ -29,7 +29,8 @@ def requested_folder(stage: str, tracked: Iterable[str]) -> Path | None:
     if not given:
         return None
     folder = Path(given, *stage.split("@")).absolute()
-    taken = {Path(path).absolute() for path in tracked} & {folder, *folder.parents}
+    real = folder.resolve()
+    taken = {Path(path).resolve() for path in tracked} & {real, *real.parents}
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if taken or file or "://" in given:
         fault = f"{file} is a file" if file else "DVC tracks that path" if taken else "that is a URL"

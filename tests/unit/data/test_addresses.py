@@ -1,5 +1,7 @@
 """Files at addresses, read from their start."""
 
+import errno
+import os
 from pathlib import Path
 from threading import Semaphore
 from typing import Any
@@ -7,7 +9,8 @@ from typing import Any
 import pytest
 
 from scratchlm.data import addresses
-from scratchlm.data.addresses import Reader
+from scratchlm.data.addresses import Reader, files_at
+from scratchlm.run.errors import UserError
 
 
 def test_the_next_block_is_fetched_while_one_is_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -28,3 +31,22 @@ def test_the_next_block_is_fetched_while_one_is_in_use(monkeypatch: pytest.Monke
         assert asked.acquire(timeout=60) and asked.acquire(timeout=60)
         assert reader.read(9) == b"123" and b"".join(reader.blocks()) == b"456789"
         assert reader.n_bytes == 10
+
+
+def test_a_folder_that_may_not_be_read_is_refused_not_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    texts, scandir = tmp_path / "texts", os.scandir
+    for name in ("open", "secret", ".hidden"):
+        (texts / name).mkdir(parents=True)
+        (texts / name / "a.txt").write_text("Sara saw a bird.")
+
+    def refusing(path: str) -> Any:  # root may read all folders
+        if Path(path).name in (".hidden", "secret") and refused in path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    refused = "hidden"
+    assert len(files_at(str(texts))) == 2
+    refused = "secret"
+    with pytest.raises(UserError, match="/texts/secret: permission denied; correct its permissions"):
+        files_at(str(texts))

@@ -46,6 +46,8 @@ def test_after_an_interruption_finished_files_of_the_same_size_are_not_read_agai
     with pytest.raises(UserError, match="/c.jsonl: connection lost, 4 attempts; correct the address, or run this ag"):
         pin(addresses, "boddy", "", kept)
 
+    with kept.open("a") as file:  # another `pin` at the same time, and a full disk
+        file.write(kept.read_text() + '{"address": "htt')
     server.files["/b.jsonl"] = content(["longer than before"], "jsonl")
     server.requests.clear()
     files = pin(addresses, "body", "", kept)

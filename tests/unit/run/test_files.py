@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -359,7 +360,15 @@ def test_a_table_with_other_columns_is_refused(tmp_path: Path, kind: pa.DataType
 def test_the_log_grows_by_one_line_per_record(tmp_path: Path) -> None:
     append_log(tmp_path / "logs" / "a.jsonl", {"b": 1 / 3, "a": 1})
     append_log(tmp_path / "logs" / "a.jsonl", {"c": 2})
-    assert (tmp_path / "logs" / "a.jsonl").read_text() == '{"a": 1, "b": 0.333333}\n{"c": 2}\n'
+    path, limits = tmp_path / "logs" / "a.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert path.read_text() == '{"a": 1, "b": 0.333333}\n{"c": 2}\n'
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            append_log(path, {"d": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(path)
 
 
 def test_the_digest_is_sha256s(tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_a_stage_has_its_own_folder_and_each_of_its_items_one_in_that(
         ("notes/runs", "{}/notes is a file"),
         ("metrics/runs", "DVC tracks that path"),
         ("data/models", "DVC tracks that path"),
+        ("runs/../metrics", "DVC tracks that path"),
+        ("link", "DVC tracks that path"),
         ("s3://bucket/runs", "that is a URL"),
     ],
 )
@@ -113,6 +115,7 @@ def test_a_folder_that_cannot_be_or_is_not_free_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("notes").write_text("mine")
+    Path("link").symlink_to("data/models")
     monkeypatch.setenv(TENSORBOARD_VARIABLE, given)
     with pytest.raises(UserError) as caught:
         requested_folder("pretrain", TRACKED)
