@@ -29,7 +29,8 @@ class Reader(io.RawIOBase):
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
         self.address, self.digest, self.n_bytes = address, hashlib.sha256(), 0
         self._advance = advance
-        self._file = _open(address)
+        with well_formed(address):
+            self._file = _open(address)
         self.size_bytes: int | None = getattr(self._file, "size", None)
         self._executor, self._block = ThreadPoolExecutor(1), memoryview(b"")
         self._next = self._executor.submit(self._file.read, BLOCK_BYTES)
@@ -145,6 +146,15 @@ def _address_of(files: Any, name: str) -> str:
         return str(files.unstrip_protocol(name))
     path = Path(name)
     return (path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path).as_posix()
+
+
+@contextmanager
+def well_formed(address: str) -> Iterator[None]:
+    """Let an address that its protocol refuses, as s3:// without a bucket, be a sentence that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{without_secrets(address)}: {error}; correct the address") from None
 
 
 @contextmanager

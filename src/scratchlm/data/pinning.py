@@ -7,11 +7,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from scratchlm.data.addresses import Reader, file_system, files_at
+from scratchlm.data.addresses import Reader, file_system, files_at, well_formed
 from scratchlm.data.catalogue import public_corpus
 from scratchlm.data.manifest import PINNED_FILE, PinnedFile, format_of, manifest_row, read_manifest, write_manifest
 from scratchlm.data.sources import nearest
-from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import append_log
 from scratchlm.run.progress import Progress
@@ -55,12 +54,10 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
 
 def _sizes(address: str, _: Advance) -> dict[str, int]:
     """The files at an address with their sizes in bytes; 0 if the server does not say."""
-    try:
+    with well_formed(address):
         near = nearest(address)
         found = files_at(near)
-        return found if near == address else {address: sum(found.values())}
-    except ValueError as error:  # of s3:// without a bucket, of a malformed URL
-        raise UserError(f"{without_secrets(address)}: {error}; correct the address") from None
+    return found if near == address else {address: sum(found.values())}
 
 
 def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFile]:

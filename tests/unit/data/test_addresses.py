@@ -50,3 +50,9 @@ def test_a_folder_that_may_not_be_read_is_refused_not_left_out(monkeypatch: pyte
     refused = "secret"
     with pytest.raises(UserError, match="/texts/secret: permission denied; correct its permissions"):
         files_at(str(texts))
+
+
+@pytest.mark.parametrize("address", ["s3://", "texts/a\0.txt"])
+def test_an_address_that_cannot_be_one_is_named(address: str) -> None:
+    with pytest.raises(UserError, match="; correct the address$"):
+        Reader(address, lambda _: None)
