@@ -148,12 +148,12 @@ def pin(
     check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
     write_manifest(output, files)
-    write_text(PARAMETERS.resolve(), edited(text))
+    write_text(PARAMETERS.resolve(), new := edited(text))
     kept.unlink(missing_ok=True)  # another `pin` of these files has ended
     n_bytes = sum(file.size_bytes for file in files)
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
-    _show_change(text, edited(text))
+    _show_change(text, new)
 
 
 @contextmanager

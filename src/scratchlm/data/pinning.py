@@ -68,7 +68,7 @@ def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFi
     for line in kept.read_bytes().splitlines() if kept.exists() else ():
         with suppress(ValidationError):  # of a line that a full disk has cut
             file = PINNED_FILE.validate_json(line)
-            if sizes.get(file.address) in (0, file.size_bytes):  # 0: the server says none
+            if file.size_bytes == sizes.get(file.address):
                 found[file.address] = file
     write_manifest(kept, list(found.values()))
     return found
