@@ -189,6 +189,7 @@ def trained(task: Task, device: str, run: Run) -> dict[str, Any]:
     return {"curve": curve} | {name: tensor.cpu().numpy().tobytes() for name, tensor in model.state_dict().items()}
 
 
+@pytest.mark.long
 @on_every_device
 @compiled_or_not
 @on_both_tasks
@@ -203,6 +204,7 @@ def test_two_runs_give_the_same_bits(
     assert first["curve"][0]["loss"] != first["curve"][-1]["loss"]
 
 
+@pytest.mark.long
 @on_every_device
 @compiled_or_not
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -54,6 +54,7 @@ def test_every_case_has_a_committed_hash() -> None:
     assert len(set(EXPECTED.values())) == len(CASES) - 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "batches"), [*zip(CASES, cycle(BATCHES))])
 def test_every_option_gives_its_golden_hash(case: str, batches: Batches) -> None:
     with exact_arithmetic():

@@ -68,6 +68,7 @@ def test_auroc_by_hand() -> None:
     assert observed(Auroc(np.array([1, 0, 1, 0]), np.array([0.9, 0.4, 0.4, 0.1]))) == 3.5 / 4
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=30))
 def test_weighted_statistics_are_scikit_learns(messages: list[tuple[bool, int, int]]) -> None:
     labels, levels, weights = (np.array(column, float) for column in zip(*messages, strict=True))
@@ -305,6 +306,7 @@ def test_where_few_messages_are_wrong_intervals_err_on_the_wide_side(skills: tup
     assert min(found.values()) >= 93
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("first", "second"), [(0.6, 0.6), (0.6, 0.72), (0.05, 0.6), (0.95, 0.9)])
 def test_intervals_of_judges_scores_hold_the_truth_95_times_in_100(first: float, second: float) -> None:

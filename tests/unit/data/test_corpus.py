@@ -78,6 +78,7 @@ def test_no_character_is_lost_whatever_the_size_of_a_piece(scratch: Path, text: 
         assert "".join(text_chunks(scratch)) == text
 
 
+@pytest.mark.long
 @settings(deadline=None)
 @given(
     st.lists(st.sampled_from([*SIGNS, "x" * 90, "中文" * 40]), min_size=1, max_size=25).map("".join),

@@ -46,6 +46,7 @@ def written(folder: Path, documents: list[str], n_files: int) -> list[Path]:
     return paths
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
 def test_what_is_dropped_is_what_jaccards_similarity_of_all_pairs_says(
     tmp_path: Path, documents: list[str], threshold: float

@@ -61,6 +61,7 @@ def repaired(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+@pytest.mark.long
 def test_ten_thousand_odd_strings_get_the_ids_of_transformers(gpt2: BytePairTokenizer, inputs: Inputs) -> None:
     reference = GPT2Tokenizer(str(inputs.vocabulary / "encoder.json"), str(inputs.vocabulary / "vocab.bpe"))
     texts = random_strings(8_000, PIECES, 1) + random_strings(2_000, PIECES + HALVES * 5, 2)

@@ -219,6 +219,7 @@ def test_a_pip_that_saves_nothing_is_not_trusted(tmp_path: Path, monkeypatch: py
     assert "(pip saved no wheel with sha256 " in failure_of(*a_source(b""), tmp_path)
 
 
+@pytest.mark.long
 def test_the_progress_of_pip_is_shown(
     server: Server,  # noqa: F811
     index: Serve,

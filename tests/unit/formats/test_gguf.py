@@ -80,6 +80,7 @@ KINDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", KINDS)
 def test_llama_cpp_continues_a_prompt_as_we_do_token_for_token(
     changes: dict[str, Any],

@@ -95,6 +95,7 @@ def test_what_is_no_gguf_file_is_refused_by_name(tmp_path: Path, content: bytes)
         read_gguf_tokenizer(GGUFFile(tmp_path / "x.gguf"))
 
 
+@pytest.mark.long
 @given(data=st.data())
 def test_a_cut_file_is_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("cut")

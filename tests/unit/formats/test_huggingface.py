@@ -183,6 +183,7 @@ THEIR_SCALED = {
 SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context_length": 16}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tied_head", [True, False])
 @pytest.mark.parametrize(
     "changes",

@@ -146,6 +146,7 @@ def test_an_adapter_needs_its_base_and_only_an_adapter_has_one(written: Path) ->
         import_model(written / "base", written / "out", written / "base")
 
 
+@pytest.mark.long
 def test_only_what_lora_trained_becomes_an_adapter(tmp_path: Path) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
     save_gpt(model, base_model(GPT2, tied_head=True))

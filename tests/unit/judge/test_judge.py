@@ -395,6 +395,7 @@ def test_other_angle_brackets_reach_the_judge_unchanged(serve: Serve) -> None:
 # replies
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "reply",
     [
@@ -692,6 +693,7 @@ def test_a_server_that_goes_away_during_the_run_is_said_too() -> None:
         judge.score(ENTRY, "Paris")
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_in_time_is_said_with_the_parameter(serve: Serve) -> None:
     released = threading.Event()
 

@@ -233,6 +233,7 @@ def plain_generations(request: pytest.FixtureRequest) -> tuple[SamplingParams, l
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_cached_batches_give_the_tokens_that_single_rows_without_a_cache_give(
     attention: str, plain_generations: tuple[SamplingParams, list[Generation]]

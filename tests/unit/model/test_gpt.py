@@ -263,6 +263,7 @@ def test_frozen_parameters_are_not_counted_as_trainable() -> None:
     assert parameter_count(model, trainable_only=True) == 16
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("size", "published"),
     [("124M", 124_439_808), ("355M", 354_823_168), ("774M", 774_030_080), ("1558M", 1_557_611_200)],

@@ -321,6 +321,7 @@ def test_the_page_holds_the_numbers_of_every_stage(project: Path) -> None:
     assert "Sara was here 3" in page and "A duck 0" in page
 
 
+@pytest.mark.long
 def test_the_page_is_well_formed_and_its_contents_lead_somewhere(page: str) -> None:
     found = Checker(page)
     anchors = {value for _, name, value in found.attributes if name == "id"}
@@ -416,6 +417,7 @@ def test_texts_of_charts_are_11_pixels_on_a_telephone(page: str) -> None:
         assert smallest * width / box >= 11, re.search(r'aria-label="([^"]*)"', chart)[1]
 
 
+@pytest.mark.long
 def test_the_build_is_named_by_its_profile_or_by_what_differs_from_the_nearest(project: Path) -> None:
     page = page_of(project)
     assert "<b>sample</b>, unchanged" in page and "Changed from profile" not in page
@@ -583,6 +585,7 @@ def test_a_pretrained_base_has_its_bits_per_byte_and_no_loss_to_compare(project:
     assert "134,515,008" in page and "gpt2-nano</code> and" not in page
 
 
+@pytest.mark.long
 def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(project: Path) -> None:
     assert "Ablations of pretraining" not in page_of(project)
     change_params(project, pretrain_ablations={"shared": {"size": "custom", "custom": {"n_kv_heads": 1}}, "b": {}})

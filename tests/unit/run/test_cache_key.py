@@ -77,6 +77,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_change_of_what_a_stage_depends_on_makes_it_another_run(workspace: Path, what: str) -> None:
     before = spam()

@@ -200,6 +200,7 @@ def test_a_local_part_of_a_version_does_not_count(monkeypatch: pytest.MonkeyPatc
     assert installed_version("no-such-package") == "none"
 
 
+@pytest.mark.long
 def test_this_project_has_no_relative_import_which_would_go_unseen() -> None:
     for path in [*(REPOSITORY / "src").rglob("*.py"), *(REPOSITORY / "stages").glob("*.py")]:
         nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -170,6 +170,7 @@ while True:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "allowed"),
     [
@@ -275,6 +276,7 @@ write_table(folder / "a.parquet", [{"value": ord(key) / 7, "key": key} for key i
 """
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     hashes = []
     for seed in ("1", "2"):

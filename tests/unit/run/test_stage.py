@@ -83,6 +83,7 @@ def test_a_stage_can_write_to_the_log(workplace: Path) -> None:
     assert [set(record) & {"step", "stage"} for record in records] == [{"step"}, {"stage"}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "line"),
     [
@@ -107,6 +108,7 @@ def test_what_the_user_must_act_on_is_one_line_and_status_1(workplace: Path, bod
     assert not (workplace / "logs").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "last"),
     [
@@ -124,6 +126,7 @@ def test_a_defect_keeps_its_traceback(workplace: Path, body: str, last: str) -> 
     assert (second, end) == ("Traceback (most recent call last):", last)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,6 +150,7 @@ def test_the_first_stage_names_the_environment_that_lacks_a_package(path: str, p
     assert done.stderr.startswith(f"code: {sys.executable} has no package {package}; activate this project's environ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", ["--params", "--model-folder", "--log"])
 @pytest.mark.parametrize("path", ["/proc/x", "/proc/a/b", "elsewhere.py/x"])
 def test_an_output_that_cannot_be_made_is_refused_before_any_work(workplace: Path, option: str, path: str) -> None:

@@ -81,6 +81,7 @@ BROKEN = {
 READABLE = {"cut between stages": LOCK[: LOCK.index("  b:")], "longer": LOCK + "  c:\n    cmd: z\n"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", [*BROKEN, *READABLE])
 def test_a_lock_file_that_dvc_would_refuse_is_put_back_after_its_end_and_only_such_a_one(
     dvc_with_stage: tuple[psutil.Process, psutil.Process], workspace: Path, state: str

@@ -88,6 +88,7 @@ def test_the_policy_learns_what_is_rewarded(tiny_gpt: Any, params: Any, algorith
     assert training.curve[-1]["val_reward"] > training.curve[0]["val_reward"]
 
 
+@pytest.mark.long
 @ALGORITHMS
 def test_a_resumed_training_ends_with_the_same_bits(
     tiny_gpt: Any, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str

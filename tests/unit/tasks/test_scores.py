@@ -190,6 +190,7 @@ def test_scores_of_three_classes_by_hand() -> None:
     assert not {"precision", "recall", "f1", "auroc"} & scores.keys()
 
 
+@pytest.mark.long
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1))
 def test_scores_of_several_classes_are_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     """Of classes that occur; a class that is only predicted has no scores."""

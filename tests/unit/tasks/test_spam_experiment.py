@@ -64,6 +64,7 @@ def assert_curves_are_near(fast: SpamResult, slow: SpamResult, rel: float, messa
             assert mine[name] == pytest.approx(value, **near), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("position", get_args(Position))
 def test_on_a_tiny_model_the_curve_and_all_probabilities_stay_the_same(
     tiny_gpt: Callable[..., GPTModel], both_ways: Any, position: Position

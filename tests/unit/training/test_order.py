@@ -16,6 +16,7 @@ def test_each_example_has_one_place_whatever_their_number(seed: int) -> None:
         assert np.array_equal(np.sort(permuted(np.arange(n), n, seed)), np.arange(n))
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 9), st.integers(1, 40), st.integers(0, 2**31 - 1))
 def test_a_shuffle_in_blocks_takes_each_example_at_most_once_an_epoch(

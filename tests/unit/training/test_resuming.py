@@ -112,6 +112,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [dense, with_lora])
 @pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
 @pytest.mark.parametrize("where", STOPS, ids=[f"{name} {n}" for name, n in STOPS])
