@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from tabulate import tabulate
+from threadpoolctl import threadpool_info
 from tqdm import tqdm
 
 from benchmarks.setting import Setting
@@ -159,11 +160,12 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def description(threads: int) -> dict[str, Any]:
-    """The processor, the system and the versions."""
+    """The processor, the kernels that torch and numpy's OpenBLAS have for it, the system and the versions."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "openblas": next((it["architecture"] for it in threadpool_info() if it["internal_api"] == "openblas"), None),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
