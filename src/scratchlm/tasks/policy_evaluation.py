@@ -1,8 +1,8 @@
 """Rewards of greedy responses: the prompts, the measurement while a policy learns and after, and its metrics."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -65,7 +65,7 @@ class PolicyEvaluation:
         rows = self._prompts.splits["val"]
         chosen = [rows[i] for i in evenly_spaced(len(rows), self._evaluation.max_rows)]
         answers, rewards = self.greedy(model, chosen)
-        return {"val_reward": mean(rewards), "val_tokens": mean([len(answer.token_ids) for answer in answers])}
+        return {"val_reward": fmean(rewards), "val_tokens": fmean([len(answer.token_ids) for answer in answers])}
 
     def sample(self, model: nn.Module) -> dict[str, Any]:
         """responses: to the first N_SAMPLES prompts of val."""
@@ -100,11 +100,6 @@ def reward_metrics(records: Sequence[Mapping[str, Any]], seed: int) -> dict[str,
     before, after = ([record[name] for record in records] for name in ("reward_before", "reward"))
     gains = [new - old for old, new in zip(before, after, strict=True)]
     low, high = mean_interval(gains, seed)
-    shares = {"finished_share": mean([float(record["finished"]) for record in records])}
-    means = {"reward_before": mean(before), "reward": mean(after), "gain": mean(gains)}
+    shares = {"finished_share": fmean([float(record["finished"]) for record in records])}
+    means = {"reward_before": fmean(before), "reward": fmean(after), "gain": fmean(gains)}
     return means | {"gain_low": low, "gain_high": high} | shares
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean, rounded once."""
-    return math.fsum(values) / len(values)
