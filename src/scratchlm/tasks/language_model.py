@@ -1,9 +1,10 @@
 """Language-model loss: exact over tokens, and one value per window or response."""
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,11 @@ def loss_rows(ids: Sequence[str], losses: Losses) -> list[dict[str, object]]:
 def example_id(name: str, content: bytes) -> str:
     """`name` and eight digits of the content's hash: two runs measured the same example only if both agree."""
     return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def example_ids(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[str]:
+    """The example_id of each row, by the values of some of its fields."""
+    return [example_id(row["id"], json.dumps([row[field] for field in fields]).encode()) for row in rows]
 
 
 def perplexity(nats_per_token: float) -> float:

@@ -1,6 +1,5 @@
 """Rewards of greedy responses: the prompts, the measurement while a policy learns and after, and its metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -16,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.intervals import mean_interval
-from scratchlm.tasks.language_model import example_id
+from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.rollouts import Reward
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
@@ -49,9 +48,7 @@ class Prompts:
 
     def ids(self, split: str) -> list[str]:
         """The id of every prompt, with a hash of its content."""
-        rows = self.splits[split]
-        parts = [[row[name] for name in ("instruction", "input", "output")] for row in rows]
-        return [example_id(row["id"], json.dumps(part).encode()) for row, part in zip(rows, parts, strict=True)]
+        return example_ids(self.splits[split], ("instruction", "input", "output"))
 
 
 class PolicyEvaluation:

@@ -1,9 +1,8 @@
 """Finetuning an assistant on preferences: DPO and IPO. The book's bonus code to chapter 7."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,7 @@ from scratchlm.run.context import Run
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.instruct import refuse_long_prompts
 from scratchlm.tasks.intervals import share_interval
-from scratchlm.tasks.language_model import example_id
+from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.optimizer import TrainingParams
@@ -60,12 +59,6 @@ class FinetunePreferenceParams(TrainingParams):
         return self
 
 
-class Scores(Protocol):
-    """What is measured of some pairs."""
-
-    def metrics(self) -> dict[str, float]: ...
-
-
 class Preferences:
     """Tokenized pairs of the three splits, rows of PREFERENCE_SCHEMA, for a context of `context_length` tokens."""
 
@@ -99,24 +92,22 @@ class Preferences:
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
     def sampled_metrics(
-        self, evaluation: EvaluationParams, scores: Callable[[str, Sequence[int]], Scores]
+        self, evaluation: EvaluationParams, measure: Callable[[str, Sequence[int]], Mapping[str, float]]
     ) -> dict[str, float]:
         """Loss, accuracy and margin of at most max_rows pairs of train and val: the same pairs at each call.
 
-        scores: of the pairs with some indices of a split.
+        measure: returns the metrics of the pairs with some indices of a split.
         """
         found: dict[str, float] = {}
         for split in ("train", "val"):
             indices = evenly_spaced(len(self.splits[split]), evaluation.max_rows).tolist()
-            metrics = scores(split, indices).metrics()
+            metrics = measure(split, indices)
             found |= {f"{split}_{name}": metrics[name] for name in ("loss", "accuracy", "margin")}
         return found
 
     def test_ids(self) -> list[str]:
         """The id of every test pair, with a hash of its content."""
-        rows = self.splits["test"]
-        parts = [[row[name] for name in ("instruction", "input", *SIDES)] for row in rows]
-        return [example_id(row["id"], json.dumps(part).encode()) for row, part in zip(rows, parts, strict=True)]
+        return example_ids(self.splits["test"], ("instruction", "input", *SIDES))
 
 
 def pair_metrics(rewards: np.ndarray, losses: np.ndarray) -> dict[str, float]:
@@ -186,7 +177,9 @@ class PairEvaluation:
 
     def evaluate(self, model: GPTModel) -> dict[str, float]:
         """As Preferences.sampled_metrics."""
-        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, None, *chosen))
+        return self._pairs.sampled_metrics(
+            self._evaluation, lambda *chosen: self._scores(model, None, *chosen).metrics()
+        )
 
     def full(self, model: GPTModel, assistant: GPTModel) -> dict[str, PairScores]:
         """The scores of every pair of every split."""

@@ -76,7 +76,7 @@ class RewardEvaluation:
 
     def evaluate(self, model: RewardModel) -> dict[str, float]:
         """As Preferences.sampled_metrics."""
-        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, *chosen))
+        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, *chosen).metrics())
 
     def full(self, model: RewardModel) -> dict[str, RewardScores]:
         """The scores of every pair of every split, after moving the model's origin.
