@@ -7,7 +7,7 @@ from scratchlm.data.preferences import PREFERENCE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
@@ -41,8 +41,7 @@ def main(
     evaluation.measure_reference(gpt, run)
     prepare_assistant(gpt, settings.lora, p.seed)
     training = train(gpt, preference.preference_task(given, settings, evaluation), run)
-    adapter = adapter_state(gpt)
-    merge_lora(gpt)
+    adapter = merge_lora(gpt)
     with run.autocast():
         scores = evaluation.full(gpt, load_gpt(assistant).to(run.device))
     write_table(pairs, scores["test"].rows(given.test_ids()), preference.PAIR_SCHEMA)

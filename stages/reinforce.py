@@ -9,7 +9,7 @@ from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.reward import load_reward_model
 from scratchlm.judge.rewards import reward_of
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
@@ -43,8 +43,7 @@ def main(
     earned = reward_of(scorer, words, settings.unfinished_reward)
     evaluation = PolicyEvaluation(prompts, earned, p.evaluation)
     training = train(policy_of(gpt, settings), reinforce_task(prompts, settings, earned, evaluation, before), run)
-    adapter = adapter_state(gpt)
-    merge_lora(gpt)
+    adapter = merge_lora(gpt)
     with run.autocast():
         records = {split: evaluation.records(before, gpt, split) for split in prompts.splits}
     write_table(rewards, records["test"], GAIN_SCHEMA)

@@ -35,7 +35,7 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.critic import ActorCritic
 from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
+from scratchlm.model.lora import LoRAParams, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.progress import Progress
@@ -200,8 +200,7 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(gpt))
-    merge_lora(gpt)
+    adapter = low_rank_matrices(merge_lora(gpt))
     return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
 
 
@@ -222,8 +221,7 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     evaluation.measure_reference(assistant, run)
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     training = train(gpt, preference.preference_task(given, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(gpt))
-    merge_lora(gpt)
+    adapter = low_rank_matrices(merge_lora(gpt))
     scores = evaluation.full(gpt, assistant)
     return [gpt, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
@@ -236,8 +234,7 @@ def reward_model(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
     rating = reward.build_reward_model(gpt, params, run.seed).to(run.device)
     training = train(rating, reward.reward_task(given, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(rating))
-    merge_lora(rating)
+    adapter = low_rank_matrices(merge_lora(rating))
     scores = evaluation.full(rating)
     return [rating, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
@@ -259,11 +256,8 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     instruct.prepare_assistant(gpt, params.lora, run.seed)
     policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
     training = train(policy, reinforce.reinforce_task(prompts, params, even_tokens, evaluation, assistant), run)
-    adapter, critic = (
-        low_rank_matrices(adapter_state(gpt)),
-        [it.value_head for it in [policy] if isinstance(it, ActorCritic)],
-    )
-    merge_lora(gpt)
+    critic = [it.value_head for it in [policy] if isinstance(it, ActorCritic)]
+    adapter = low_rank_matrices(merge_lora(gpt))
     records = evaluation.records(assistant, gpt, "test")
     return [gpt, adapter, critic, training, records, policy_evaluation.reward_metrics(records, run.seed)]
 

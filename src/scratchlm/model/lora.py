@@ -83,11 +83,16 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Fold every update into its weight; afterwards the model is of plain layers again and computes the same."""
+def merge_lora(model: nn.Module) -> dict[str, Tensor]:
+    """Fold every update into its weight, and return what adapter_state returned before.
+
+    The model has plain layers again and computes the same.
+    """
+    adapter = adapter_state(model)
     for path, module in [*model.named_modules()]:
         if isinstance(module, LoRALinear):
             model.set_submodule(path, module.merged())
+    return adapter
 
 
 def _chosen(path: str, layers: str) -> bool:
