@@ -1,5 +1,6 @@
 """Checks before any work starts: do the sections of params.yaml fit together? Each section checks itself."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from scratchlm.training.memory import Step, training_memory
 from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
+TENTHS = 10 / 2**30  # of a GiB, in a byte
 ITEMS = {  # of each stage that runs once per item, the section that names the items
     "load_gpt2": "gpt2_sizes",
     "load_pretrained": "pretrained",
@@ -285,8 +287,9 @@ def _memory(params: Any) -> Iterator[str]:
         n_bytes = memory.least if all_train else memory.weights
         if n_bytes > available:
             model = f"{base} ({config.n_parameters:,} parameters)"
+            needed, there = math.ceil(n_bytes * TENTHS) / 10, math.floor(available * TENTHS) / 10
             yield (
-                f"{section} of {model} needs at least {n_bytes / 2**30:,.0f} GiB of memory, but {device} has "
-                f"{available / 2**30:,.0f}; lower the model's size, its context or max_micro_batch_size"
+                f"{section} of {model} needs at least {needed:,.1f} GiB of memory, but {device} has {there:,.1f}; "
+                "lower the model's size, its context or max_micro_batch_size"
                 f"{', or set checkpoint_activations' if all_train and not p.checkpoint_activations else ''}"
             )
