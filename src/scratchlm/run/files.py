@@ -49,14 +49,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield new
         for path in filter(Path.is_file, new.rglob("*")):
             flush(path)
-        if target.exists():
-            target.rename(old)  # deleting it in place would leave half of it if interrupted
         try:
+            if target.exists():
+                target.rename(old)  # deleting it in place would leave half of it if interrupted
             new.replace(target)
-        except OSError:
-            if old.exists():
+        finally:
+            if old.exists() and not target.exists():
                 old.rename(target)
-            raise
 
 
 @contextmanager
