@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from scratchlm.run.environment import LONGEST_SECONDS, requested
-from scratchlm.run.errors import UserError
-from scratchlm.run.files import append_log, flush, read_table, sha256_of, temporary_folder, write_table
+from scratchlm.run.errors import UserError, explained
+from scratchlm.run.files import append_log, flush, naming, read_table, sha256_of, temporary_folder, write_table
 
 CHECKPOINTS = Path(".scratchlm/resume")
 SAVED = r"[0-9a-f]{64}-[0-9a-f]{64}|done|unfinished"  # all that is ever deleted, and the folders of parts
@@ -113,7 +113,10 @@ class Checkpoint:
         try:
             yield save_if_due
         except (KeyboardInterrupt, UserError):
-            self._save(write, position())
+            try:
+                self._save(write, position())
+            except OSError as refusal:
+                self._say(f"no checkpoint was saved: {explained(refusal)}")
             raise
 
     @contextmanager
@@ -146,8 +149,9 @@ class Checkpoint:
         self._folder.mkdir(parents=True, exist_ok=True)
         older = list(self._folder.glob(f"{self._cache_key}-*"))
         temporary = self._folder / "unfinished"
-        write(temporary)
-        flush(temporary)
+        with naming(temporary):
+            write(temporary)
+            flush(temporary)
         newest = temporary.replace(self._folder / f"{self._cache_key}-{sha256_of(temporary)}")
         for path in older:
             if path != newest:
