@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from scratchlm.arithmetic.functions import softmax
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.gpt import evaluating
 from scratchlm.tasks.scores import classification_scores, complementary
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
@@ -45,14 +45,11 @@ class ClassifierEvaluation:
         return scores, probabilities
 
 
-@torch.no_grad()
 def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
     """The probability of each class for some of the texts, in their order: (N, K) float64."""
-    was_training = model.training
-    model.eval()
     found = []
-    for start in range(0, len(indices), batch_size):
-        logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
-        found.append(softmax(logits.double()).numpy())
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
+            found.append(softmax(logits.double()).numpy())
     return complementary(np.concatenate(found))

@@ -16,7 +16,7 @@ from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.cuda_graphs import CapturedModel
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.run.errors import UserError
 from scratchlm.training.losses import row_losses, static_token_losses
 
@@ -45,21 +45,15 @@ class LossMeter:
     def __init__(self) -> None:
         self._token_losses = CapturedModel(static_token_losses)
 
-    @torch.no_grad()
     def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
-        """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each.
-
-        The model is left in the mode it was in; no random stream is touched.
-        """
-        was_training = model.training
-        model.eval()
+        """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each."""
         sums, counts = [], []
-        for start in range(0, len(chosen), batch_size):
-            inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
-            row_sums, row_counts = self._row_losses(model, inputs, targets)
-            sums.append(row_sums.numpy())
-            counts.append(row_counts.numpy())
-        model.train(was_training)
+        with evaluating(model):
+            for start in range(0, len(chosen), batch_size):
+                inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
+                row_sums, row_counts = self._row_losses(model, inputs, targets)
+                sums.append(row_sums.numpy())
+                counts.append(row_counts.numpy())
         return Losses(np.concatenate(sums), np.concatenate(counts))
 
     def _row_losses(

@@ -14,7 +14,7 @@ from scratchlm.arithmetic.functions import total
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import Probability
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.model.lora import LoRAParams
 from scratchlm.run.context import Run
 from scratchlm.tasks.generation import Rows
@@ -194,29 +194,23 @@ class PairEvaluation:
         rewards = self._params.beta * (log_probabilities - self._reference[split][chosen])
         return PairScores(*(x.numpy() for x in (log_probabilities, rewards, losses, kl_nats, scored_tokens)))
 
-    @torch.no_grad()
     def _measure(
         self, model: GPTModel, assistant: GPTModel | None, split: str, indices: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities (N, 2), KL and scored tokens (N,) each; no KL without the assistant.
-
-        The model is left in the mode it was in; no random stream is touched.
-        """
-        device, was_training = model.token_embedding.weight.device, model.training
-        model.eval()
+        """Log-probabilities (N, 2), KL and scored tokens (N,) each; no KL without the assistant."""
+        device, n_pairs = model.token_embedding.weight.device, self._pairs_at_once
         found: list[tuple[Tensor, ...]] = []
-        n_pairs = self._pairs_at_once
-        for start in range(0, len(indices), n_pairs):
-            inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
-            n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
-            if assistant is None:
-                sums = response_log_probabilities(model, inputs, targets)
-                found.append((sums.view(-1, 2), sums[:0], n_tokens.view(-1, 2).sum(1)))
-            else:
-                sums, divergences = response_scores(model, assistant, inputs, targets)
-                pairs = divergences.view(-1, 2)
-                found.append((sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens.view(-1, 2).sum(1)))
-        model.train(was_training)
+        with evaluating(model):
+            for start in range(0, len(indices), n_pairs):
+                inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
+                n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
+                if assistant is None:
+                    sums = response_log_probabilities(model, inputs, targets)
+                    found.append((sums.view(-1, 2), sums[:0], n_tokens.view(-1, 2).sum(1)))
+                else:
+                    sums, divergences = response_scores(model, assistant, inputs, targets)
+                    pairs = divergences.view(-1, 2)
+                    found.append((sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens.view(-1, 2).sum(1)))
         log_probabilities, kl_nats, scored_tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
         return log_probabilities, kl_nats, scored_tokens
 
