@@ -26,23 +26,20 @@ class ClassifierEvaluation:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
         metrics: dict[str, float] = {}
         for split in ("train", "val"):
-            chosen = evenly_spaced(len(self._texts[split]), self._params.max_rows)
-            probabilities = class_probabilities(model, self._texts[split], chosen, self._params.batch_size)
-            scores = classification_scores(self._labels[split][chosen], probabilities, self._classes)
+            scores, _ = self._measure(model, split, self._params.max_rows)
             metrics |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         return metrics
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every message of every split."""
-        probabilities = {
-            split: class_probabilities(model, texts, np.arange(len(texts)), self._params.batch_size)
-            for split, texts in self._texts.items()
-        }
-        scores = {
-            split: classification_scores(self._labels[split], found, self._classes)
-            for split, found in probabilities.items()
-        }
-        return scores, probabilities
+        measured = {split: self._measure(model, split, len(texts)) for split, texts in self._texts.items()}
+        scores = {split: found for split, (found, _) in measured.items()}
+        return scores, {split: found for split, (_, found) in measured.items()}
+
+    def _measure(self, model: GPTClassifier, split: str, at_most: int) -> tuple[dict[str, Any], np.ndarray]:
+        chosen = evenly_spaced(len(self._texts[split]), at_most)
+        probabilities = class_probabilities(model, self._texts[split], chosen, self._params.batch_size)
+        return classification_scores(self._labels[split][chosen], probabilities, self._classes), probabilities
 
 
 def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
