@@ -9,16 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.nn.functional import pad
 
 from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.cuda_graphs import CapturedModel
 from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.run.errors import UserError
-from scratchlm.training.losses import row_losses, static_token_losses
+from scratchlm.training.losses import padded_rows, row_losses, static_token_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -62,9 +60,8 @@ class LossMeter:
         device = model.token_embedding.weight.device
         if not uses_cuda_graphs():
             return row_losses(model, inputs.to(device), targets.to(device))
-        n_more = padded_length(inputs.shape[1], model.config.context_length) - inputs.shape[1]
-        targets = pad(targets, (0, n_more), value=IGNORE_INDEX)
-        losses = self._token_losses(model, pad(inputs, (0, n_more)), targets)
+        inputs, targets = padded_rows(inputs, targets, model.config.context_length)
+        losses = self._token_losses(model, inputs, targets)
         return losses.cpu().double().sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 

@@ -11,6 +11,7 @@ from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import compiler, is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -55,6 +56,12 @@ def static_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> 
     if type(head) is Linear:
         return _PaddedHeadLoss.apply(hidden, head.weight, targets.flatten())
     return cross_entropy(head(hidden), targets.flatten(), "sum")
+
+
+def padded_rows(inputs: Tensor, targets: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
+    """The same batch in one of a few lengths, nothing more of it scored: (B, T) each -> (B, T') each."""
+    n_more = padded_length(inputs.shape[1], context_length) - inputs.shape[1]
+    return pad(inputs, (0, n_more)), pad(targets, (0, n_more), value=IGNORE_INDEX)
 
 
 class _PaddedHeadLoss(torch.autograd.Function):
