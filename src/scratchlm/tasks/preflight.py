@@ -16,7 +16,7 @@ from scratchlm.run.params import SHOWN_CHARACTERS, with_changes
 from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
-from scratchlm.training.memory import Step, training_memory
+from scratchlm.training.memory import FLOAT32, least_bytes
 from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
@@ -283,8 +283,8 @@ def _memory(params: Any) -> Iterator[str]:
             config = config.model_copy(update={"tied_head": True})
         n_rows = min(p.batch_size, p.max_micro_batch_size)
         keeps_little = p.checkpoint_activations or params.compile  # the compiler decides what to recompute
-        memory = training_memory(config, Step(n_rows, n_tokens, "bfloat16", keeps_little))
-        n_bytes = memory.least if all_train else memory.weights
+        weights = FLOAT32 * config.n_parameters
+        n_bytes = least_bytes(config, n_rows * n_tokens, keeps_little) if all_train else weights
         if n_bytes > available:
             model = f"{base} ({config.n_parameters:,} parameters)"
             needed, there = math.ceil(n_bytes * TENTHS) / 10, math.floor(available * TENTHS) / 10
