@@ -42,7 +42,7 @@ from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks import instruct, policy_evaluation, preference, reinforce, reward
 from scratchlm.tasks.generation import GenerateParams, Responder
-from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, pretraining_task, text_sampler
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, finetune_spam
 from scratchlm.training.loop import Training, train
@@ -129,8 +129,8 @@ def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, A
     corpus: Any = SimpleNamespace(windows=lambda split, *shape: TokenWindows(tokens[split], *shape))
     evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
     windows = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride)
-    sampler = TextSampler(TOKENIZER, params, run.seed)
-    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sampler.sample), run)
+    sample = text_sampler(TOKENIZER, params, run.seed)
+    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sample), run)
     return training, evaluation.full(gpt, "val")
 
 
