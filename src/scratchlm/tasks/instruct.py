@@ -92,7 +92,7 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
 
 
 class ResponseEvaluation:
-    """Loss per response token on the three splits, with or without mask_instruction, and a few sample responses."""
+    """Loss per response token on the three splits, whatever mask_instruction is, and a few sample responses."""
 
     def __init__(self, instructions: Instructions, params: EvaluationParams) -> None:
         self._instructions, self._params, self._meter = instructions, params, LossMeter()

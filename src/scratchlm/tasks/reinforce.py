@@ -32,12 +32,11 @@ from scratchlm.tasks.rollouts import (
 )
 from scratchlm.training.loop import Batch, Task, TrainingState, update
 from scratchlm.training.losses import scored_states
-from scratchlm.training.optimizer import TrainingParams
+from scratchlm.training.optimizer import Positive, TrainingParams
 from scratchlm.training.order import batch_indices
 from scratchlm.training.policy import divergence_weights, policy_weights
 
 REFERENCE, REWARD_MODELS = "tokens/preferences", "models/reward_model/"  # folders of data that reward
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
