@@ -7,14 +7,13 @@ from scratchlm.data.preferences import PREFERENCE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.model.lora import merge_lora
+from scratchlm.model.lora import apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import Runs, read_params, with_changes
 from scratchlm.run.stage import start
 from scratchlm.tasks import preference
-from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -39,7 +38,7 @@ def main(
     given.say_cuts(run)
     evaluation = preference.PairEvaluation(given, settings, p.evaluation)
     evaluation.measure_reference(gpt, run)
-    prepare_assistant(gpt, settings.lora, p.seed)
+    apply_lora(gpt, settings.lora, p.seed)
     training = train(gpt, preference.preference_task(given, settings, evaluation), run)
     adapter = merge_lora(gpt)
     with run.autocast():

@@ -35,7 +35,7 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.critic import ActorCritic
 from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.model.lora import LoRAParams, merge_lora
+from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.progress import Progress
@@ -198,7 +198,7 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
     evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
     adapter = low_rank_matrices(merge_lora(gpt))
     return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
@@ -219,7 +219,7 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     shape = {"dropout": params.dropout, "tied_head": True, "initialisation": "gpt2"}
     gpt, assistant = model(run, **shape), model(run, **shape)
     evaluation.measure_reference(assistant, run)
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     training = train(gpt, preference.preference_task(given, params, evaluation), run)
     adapter = low_rank_matrices(merge_lora(gpt))
     scores = evaluation.full(gpt, assistant)
@@ -253,7 +253,7 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 
     evaluation = policy_evaluation.PolicyEvaluation(prompts, even_tokens, evaluation_params(batches))
     gpt, assistant = (model(run, tied_head=True, initialisation="gpt2") for _ in range(2))
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
     training = train(policy, reinforce.reinforce_task(prompts, params, even_tokens, evaluation, assistant), run)
     critic = [it.value_head for it in [policy] if isinstance(it, ActorCritic)]

@@ -9,14 +9,13 @@ import torch
 from pydantic import Field
 
 from scratchlm.arithmetic.mode import has_static_shapes
-from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.config import Probability
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.model.lora import LoRAParams
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.language_model import Losses, LossMeter, example_id
@@ -65,12 +64,6 @@ def refuse_long_prompts(splits: Mapping[str, Rows], context_length: int) -> None
             f"{len(full)} instructions have prompts longer than the model's context of {context_length} tokens, "
             f"so no response to them can be scored ({names}); shorten or remove them, or use a longer context"
         )
-
-
-def prepare_assistant(model: GPTModel, lora: LoRAParams | None, seed: int) -> None:
-    """Add LoRA's matrices, the only weights to train, if `lora` is given."""
-    if lora is not None:
-        apply_lora(model, lora, stream(seed, "lora"))
 
 
 def instruct_task(instructions: Instructions, params: FinetuneInstructParams, evaluation: "ResponseEvaluation") -> Task:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.arithmetic.random import stream
 from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
@@ -36,10 +35,7 @@ class RewardModelParams(TrainingParams):
 def build_reward_model(assistant: GPTModel, params: RewardModelParams, seed: int) -> RewardModel:
     """A reward model on the assistant's blocks, with only what `params` names left to train."""
     model = RewardModel(assistant)
-    if params.lora is not None:
-        apply_lora(model, params.lora, stream(seed, "lora"))
-        if params.lora.layers != "all":
-            model.head.requires_grad_(True)
+    apply_lora(model, params.lora, seed, model.head)
     return model
 
 

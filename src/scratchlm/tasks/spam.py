@@ -102,9 +102,7 @@ def build_spam_classifier(backbone: GPTModel, n_classes: int, params: FinetuneSp
     if params.lora is None:
         freeze(classifier, params.trainable)
     else:
-        apply_lora(classifier, params.lora, stream(seed, "lora"))
-        if params.lora.layers != "all":
-            classifier.head.requires_grad_(True)
+        apply_lora(classifier, params.lora, seed, classifier.head)
     return classifier
 
 
