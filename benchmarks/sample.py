@@ -15,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run as StageRun
 from scratchlm.tasks.generation import Responder
 from scratchlm.tasks.instruct import Instructions, ResponseEvaluation, instruct_task
-from scratchlm.tasks.pretraining import TextSampler, pretrain_gpt
+from scratchlm.tasks.pretraining import pretrain_gpt, text_sampler
 from scratchlm.tasks.spam import finetune_spam
 from scratchlm.training.loop import train
 from stages import finetune_instruct as instruct_stage
@@ -45,7 +45,7 @@ class Sample:
         p = params_of(PARAMS, pretrain_stage.Params, self.setting)
         params = p.pretrain.model_copy(update={"epochs": p.pretrain.epochs * self.share})
         set_up(run, p)
-        sample = TextSampler(self.tokenizer, params, p.seed).sample
+        sample = text_sampler(self.tokenizer, params, p.seed)
         found = pretrain_gpt(corpus, p.model.config(self.tokenizer.vocab_size), params, p.evaluation, run, sample)
         return found.model, int(found.training.curve[-1]["step"])
 

@@ -7,7 +7,7 @@ from scratchlm.data.instructions import INSTRUCTION_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
@@ -41,10 +41,9 @@ def main(
     evaluation = instruct.ResponseEvaluation(tasks, p.evaluation)
     with run.autocast():
         before = evaluation.full(gpt)
-    instruct.prepare_assistant(gpt, p.finetune_instruct.lora, p.seed)
+    apply_lora(gpt, p.finetune_instruct.lora, p.seed)
     training = train(gpt, instruct.instruct_task(tasks, p.finetune_instruct, evaluation), run)
-    adapter = adapter_state(gpt)
-    merge_lora(gpt)
+    adapter = merge_lora(gpt)
     with run.autocast():
         after = evaluation.full(gpt)
     write_table(losses, loss_rows(evaluation.test_ids(), after["test"]), LOSS_SCHEMA)

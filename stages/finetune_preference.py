@@ -7,14 +7,13 @@ from scratchlm.data.preferences import PREFERENCE_SCHEMA
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import Runs, read_params, with_changes
 from scratchlm.run.stage import start
 from scratchlm.tasks import preference
-from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.training.loop import train
 
@@ -39,10 +38,9 @@ def main(
     given.say_cuts(run)
     evaluation = preference.PairEvaluation(given, settings, p.evaluation)
     evaluation.measure_reference(gpt, run)
-    prepare_assistant(gpt, settings.lora, p.seed)
+    apply_lora(gpt, settings.lora, p.seed)
     training = train(gpt, preference.preference_task(given, settings, evaluation), run)
-    adapter = adapter_state(gpt)
-    merge_lora(gpt)
+    adapter = merge_lora(gpt)
     with run.autocast():
         scores = evaluation.full(gpt, load_gpt(assistant).to(run.device))
     write_table(pairs, scores["test"].rows(given.test_ids()), preference.PAIR_SCHEMA)

@@ -1,6 +1,5 @@
 """Score every response from 0 to 100."""
 
-import sys
 from pathlib import Path
 
 from scratchlm.judge.agreement import agreement
@@ -36,7 +35,7 @@ def main(
     write_csv(scores, [{"model": row["model"], "score": row["score"]} for row in judged])
     trusted = {"trust": trust(judged, found)} if isinstance(p.judge, LanguageModelParams) else {}
     for sentence in [*failures(judged), *(f"trust: {row['verdict']}" for row in trusted.values())]:
-        print(f"judge: {sentence}", file=sys.stderr)
+        run.say(sentence)
     agreed = {"agreement": agreement(judged) | {"judge": second}} if second else {}
     write_json(metrics, found | {"judge": judge} | trusted | agreed | rates)
 

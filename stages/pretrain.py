@@ -14,7 +14,7 @@ from scratchlm.run.files import write_csv, write_json, write_table
 from scratchlm.run.params import read_params
 from scratchlm.run.stage import start
 from scratchlm.tasks.language_model import LOSS_SCHEMA
-from scratchlm.tasks.pretraining import PretrainParams, TextSampler, pretrain_gpt
+from scratchlm.tasks.pretraining import PretrainParams, pretrain_gpt, text_sampler
 from scratchlm.tasks.settings import EvaluationParams
 
 
@@ -32,8 +32,8 @@ def main(
     set_up(run, p)
     text = load_tokenizer(tokenizer)
     tokens, config = Corpus(corpus, text.vocab_size), p.model.config(text.vocab_size)
-    sampler = TextSampler(text, p.pretrain, p.seed)
-    result = pretrain_gpt(tokens, config, p.pretrain, p.evaluation, run, sampler.sample)
+    sample = text_sampler(text, p.pretrain, p.seed)
+    result = pretrain_gpt(tokens, config, p.pretrain, p.evaluation, run, sample)
     write_table(losses, result.losses, LOSS_SCHEMA)
     write_json(samples, result.training.samples)
     write_csv(curve, result.training.curve)

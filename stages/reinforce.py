@@ -9,13 +9,12 @@ from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt, save_gpt
 from scratchlm.formats.reward import load_reward_model
 from scratchlm.judge.rewards import reward_of
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
 from scratchlm.run.params import read_params, with_changes
 from scratchlm.run.stage import start
-from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, PolicyEvaluation, Prompts, reward_metrics
 from scratchlm.tasks.reinforce import ReinforceParams, ReinforceRun, policy_of, reinforce_task
 from scratchlm.tasks.settings import EvaluationParams
@@ -36,15 +35,14 @@ def main(
     set_up(run, p)
     settings = with_changes(p.reinforce, p.reinforce_runs, "reinforce_runs", metrics.stem)
     gpt, before = (load_gpt(assistant, dropout=0.0).to(run.device) for _ in range(2))
-    prepare_assistant(gpt, settings.lora, p.seed)
+    apply_lora(gpt, settings.lora, p.seed)
     given, words = read_splits(preferences, PREFERENCE_SCHEMA), load_tokenizer(tokenizer)
     prompts = Prompts(given, words, gpt.config.context_length, settings.max_new_tokens)
     scorer = None if reward == preferences else load_reward_model(reward).to(run.device)
     earned = reward_of(scorer, words, settings.unfinished_reward)
     evaluation = PolicyEvaluation(prompts, earned, p.evaluation)
     training = train(policy_of(gpt, settings), reinforce_task(prompts, settings, earned, evaluation, before), run)
-    adapter = adapter_state(gpt)
-    merge_lora(gpt)
+    adapter = merge_lora(gpt)
     with run.autocast():
         records = {split: evaluation.records(before, gpt, split) for split in prompts.splits}
     write_table(rewards, records["test"], GAIN_SCHEMA)

@@ -8,7 +8,7 @@ from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import load_gpt
 from scratchlm.formats.reward import save_reward_model
-from scratchlm.model.lora import adapter_state, merge_lora
+from scratchlm.model.lora import merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.run.files import read_splits, write_csv, write_json, write_table
@@ -41,8 +41,7 @@ def main(
     rating = reward.build_reward_model(gpt, settings, p.seed).to(run.device)
     evaluation = reward.RewardEvaluation(given, p.evaluation)
     training = train(rating, reward.reward_task(given, settings, evaluation), run)
-    adapter = adapter_state(rating)
-    merge_lora(rating)
+    adapter = merge_lora(rating)
     with run.autocast():
         scores = evaluation.full(rating)
     write_table(pairs, scores["test"].rows(given.test_ids()), reward.REWARD_SCHEMA)

@@ -35,14 +35,14 @@ from scratchlm.model.config import GPTConfig
 from scratchlm.model.critic import ActorCritic
 from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.model.lora import LoRAParams, adapter_state, merge_lora
+from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
 from scratchlm.run import device
 from scratchlm.run.context import Run
 from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
 from scratchlm.tasks import instruct, policy_evaluation, preference, reinforce, reward
 from scratchlm.tasks.generation import GenerateParams, Responder
-from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler, pretraining_task
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, pretraining_task, text_sampler
 from scratchlm.tasks.settings import EvaluationParams
 from scratchlm.tasks.spam import FinetuneSpamParams, finetune_spam
 from scratchlm.training.loop import Training, train
@@ -129,8 +129,8 @@ def _pretrain(gpt: GPTModel, run: Run, batches: Batches, changes: Mapping[str, A
     corpus: Any = SimpleNamespace(windows=lambda split, *shape: TokenWindows(tokens[split], *shape))
     evaluation = CorpusEvaluation(corpus, evaluation_params(batches))
     windows = TokenWindows(tokens["train"], CONTEXT_LENGTH, params.stride)
-    sampler = TextSampler(TOKENIZER, params, run.seed)
-    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sampler.sample), run)
+    sample = text_sampler(TOKENIZER, params, run.seed)
+    training = train(gpt, pretraining_task(windows, params, evaluation.evaluate, sample), run)
     return training, evaluation.full(gpt, "val")
 
 
@@ -198,10 +198,9 @@ def finetune_instruct(run: Run, batches: Batches, shape: Mapping[str, Any] = {},
     tasks = instruct.Instructions(splits, TOKENIZER, CONTEXT_LENGTH)
     evaluation = instruct.ResponseEvaluation(tasks, evaluation_params(batches))
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2", **shape)
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     training = train(gpt, instruct.instruct_task(tasks, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(gpt))
-    merge_lora(gpt)
+    adapter = low_rank_matrices(merge_lora(gpt))
     return [gpt, adapter, training, evaluation.full(gpt), *decode(run, batches, gpt)]
 
 
@@ -220,10 +219,9 @@ def finetune_preference(run: Run, batches: Batches, **changes: Any) -> list[Any]
     shape = {"dropout": params.dropout, "tied_head": True, "initialisation": "gpt2"}
     gpt, assistant = model(run, **shape), model(run, **shape)
     evaluation.measure_reference(assistant, run)
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     training = train(gpt, preference.preference_task(given, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(gpt))
-    merge_lora(gpt)
+    adapter = low_rank_matrices(merge_lora(gpt))
     scores = evaluation.full(gpt, assistant)
     return [gpt, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
@@ -236,8 +234,7 @@ def reward_model(run: Run, batches: Batches, **changes: Any) -> list[Any]:
     gpt = model(run, dropout=params.dropout, tied_head=True, initialisation="gpt2")
     rating = reward.build_reward_model(gpt, params, run.seed).to(run.device)
     training = train(rating, reward.reward_task(given, params, evaluation), run)
-    adapter = low_rank_matrices(adapter_state(rating))
-    merge_lora(rating)
+    adapter = low_rank_matrices(merge_lora(rating))
     scores = evaluation.full(rating)
     return [rating, adapter, training, scores, {split: found.metrics() for split, found in scores.items()}]
 
@@ -256,14 +253,11 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 
     evaluation = policy_evaluation.PolicyEvaluation(prompts, even_tokens, evaluation_params(batches))
     gpt, assistant = (model(run, tied_head=True, initialisation="gpt2") for _ in range(2))
-    instruct.prepare_assistant(gpt, params.lora, run.seed)
+    apply_lora(gpt, params.lora, run.seed)
     policy = ActorCritic(gpt) if params.algorithm == "ppo" else gpt
     training = train(policy, reinforce.reinforce_task(prompts, params, even_tokens, evaluation, assistant), run)
-    adapter, critic = (
-        low_rank_matrices(adapter_state(gpt)),
-        [it.value_head for it in [policy] if isinstance(it, ActorCritic)],
-    )
-    merge_lora(gpt)
+    critic = [it.value_head for it in [policy] if isinstance(it, ActorCritic)]
+    adapter = low_rank_matrices(merge_lora(gpt))
     records = evaluation.records(assistant, gpt, "test")
     return [gpt, adapter, critic, training, records, policy_evaluation.reward_metrics(records, run.seed)]
 

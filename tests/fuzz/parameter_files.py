@@ -25,10 +25,10 @@ from scratchlm.judge.scoring import build_judge
 from scratchlm.model.config import ModelParams, published_config
 from scratchlm.model.generate import penalise_repetition, sample_tokens
 from scratchlm.model.gpt import build_model
+from scratchlm.model.lora import apply_lora
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import check_params, load_yaml
 from scratchlm.run.pipeline import paths, resolved_stages
-from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.preflight import check_together, pretrained_models
 from scratchlm.tasks.spam import build_spam_classifier, varied
 from scratchlm.training.optimizer import TrainingParams, build_optimizer
@@ -253,7 +253,7 @@ def models_can_be_built(params: Any, base: Any) -> None:
         backbone = build_model(base.model_copy(update={"dropout": variant.dropout}), seed=1)
         one_step(build_spam_classifier(backbone, variant, params.seed), variant, torch.tensor([[1, 2, 3]]))
     assistant = build_model(base, seed=1)
-    prepare_assistant(assistant, params.finetune_instruct.lora, params.seed)
+    apply_lora(assistant, params.finetune_instruct.lora, params.seed)
     one_step(assistant, params.finetune_instruct, torch.tensor([[1, 2, 3]]))
 
 

@@ -228,33 +228,27 @@ class ExactPackedLinear(nn.Module):
 
 
 def pack_weights(model: GPTModel) -> None:
-    """Put a PackedLinear in place of every linear layer, with GELU inside it where one follows.
+    """Put a packed layer in place of every linear layer, with GELU inside it where one follows.
 
     The layers compute in the precision of the surrounding autocast. Does nothing where oneDNN has no kernels. On a GPU,
     linear layers become CastLinear under autocast.
     """
     device = model.token_embedding.weight.device.type
-    on_cpu = device == "cpu"
-    if not on_cpu and torch.is_autocast_enabled(device):
-        for path, module in [*model.named_modules()]:
-            if type(module) is Linear:
-                model.set_submodule(path, CastLinear(module, torch.get_autocast_dtype(device)))
-    if is_exact() and on_cpu:
-        for path, module in [*model.named_modules()]:
-            if type(module) is Linear and module.in_features <= CHUNK:
-                model.set_submodule(path, ExactPackedLinear(module))
-    if is_exact() or not on_cpu or not torch.backends.mkldnn.is_available():
-        return
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    use_onednn = device == "cpu" and not is_exact() and torch.backends.mkldnn.is_available()
+    if use_onednn and dtype == torch.bfloat16:
+        use_onednn = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for path, module in [*model.named_modules()]:
-        if type(module) is Linear:
-            model.set_submodule(path, PackedLinear(module, dtype))
-    for module in model.modules():
-        if type(module) is RMSNorm:
+        if type(module) is RMSNorm and use_onednn:
             module.__class__ = SingleRMSNorm
-        if not isinstance(module, FeedForward) or not isinstance(module.activation, GELU):
+        elif type(module) is Linear and use_onednn:
+            model.set_submodule(path, PackedLinear(module, dtype))
+        elif type(module) is Linear and is_exact() and device == "cpu" and module.in_features <= CHUNK:
+            model.set_submodule(path, ExactPackedLinear(module))
+        elif type(module) is Linear and device != "cpu" and dtype != torch.float32:
+            model.set_submodule(path, CastLinear(module, dtype))
+    for module in model.modules():
+        if not isinstance(module, FeedForward) or not isinstance(module.expansion, PackedLinear):
             continue
-        if isinstance(module.expansion, PackedLinear):
+        if isinstance(module.activation, GELU):
             module.expansion.activation, module.activation = "gelu", nn.Identity()  # type: ignore[assignment]

@@ -17,6 +17,7 @@ from scratchlm.arithmetic.functions import total
 from scratchlm.fast.cuda_graphs import CapturedFunction, CapturedModel
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states, normalise, run_blocks
 from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.gpt import evaluating
 
 CACHED_BYTES = 4 << 30  # at most this much output of frozen blocks
 
@@ -51,18 +52,17 @@ class Texts:
             inputs, lengths = _encode(classifier, inputs, lengths, 0)
         return _finish(classifier, inputs, lengths, self._n_blocks)
 
-    @torch.no_grad()
     def cache_frozen_blocks(self, classifier: GPTClassifier, batch_size: int) -> None:
         """Run the frozen blocks, if there are any, on every text; valid while they stay frozen. Draws nothing."""
         if not (n_blocks := n_frozen_blocks(classifier)):
             return
-        device, was_training = classifier.backbone.token_embedding.weight.device, classifier.training
-        classifier.eval()
+        device = classifier.backbone.token_embedding.weight.device
         states: list[Tensor] = []
-        for token_ids, lengths in zip(self.token_ids.split(batch_size), self.lengths.split(batch_size), strict=True):
-            encoded, read = _encode(classifier, token_ids.to(device), lengths.to(device), n_blocks)
-            states += encoded.split(read.tolist())
-        classifier.train(was_training)
+        batches = zip(self.token_ids.split(batch_size), self.lengths.split(batch_size), strict=True)
+        with evaluating(classifier):
+            for token_ids, lengths in batches:
+                encoded, read = _encode(classifier, token_ids.to(device), lengths.to(device), n_blocks)
+                states += encoded.split(read.tolist())
         self._n_blocks, self._states = n_blocks, states
 
     def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:
@@ -99,11 +99,10 @@ class PaddedTexts(Texts):
             x = backbone.run_block(block, x)
         return classifier.head(classifier.pool(backbone.final_norm(x), lengths))
 
-    @torch.no_grad()
     def cache_frozen_blocks(self, classifier: GPTClassifier, batch_size: int) -> None:
         if not (n_blocks := n_frozen_blocks(classifier)):
             return
-        backbone, was_training = classifier.backbone, classifier.training
+        backbone = classifier.backbone
         device = backbone.token_embedding.weight.device
 
         def encoded(token_ids: Tensor) -> Tensor:
@@ -112,10 +111,9 @@ class PaddedTexts(Texts):
                 x = block(x)
             return x
 
-        classifier.eval()
         captured = CapturedFunction(encoded, device)
-        states = [captured(token_ids).clone() for token_ids in self.token_ids.split(batch_size)]
-        classifier.train(was_training)
+        with evaluating(classifier):
+            states = [captured(token_ids).clone() for token_ids in self.token_ids.split(batch_size)]
         self._n_blocks, self._encoded = n_blocks, torch.cat(states)
 
     def evaluated(self, classifier: GPTClassifier, indices: Sequence[int]) -> Tensor:

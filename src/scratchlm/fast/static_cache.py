@@ -121,9 +121,7 @@ class Buffers(KVCache):
     replay: the next step. owner: the cache that has the buffers, or None.
     """
 
-    def __init__(
-        self, model: Callable[..., Tensor], like: Sequence[LayerCache], batch_size: int, n_slots: int
-    ) -> None:  # fmt: skip
+    def __init__(self, model: Callable[..., Tensor], like: Sequence[LayerCache], batch_size: int, n_slots: int) -> None:
         super().__init__(len(like), 1, n_slots)
         self.batch_size, self.n_slots = batch_size, n_slots
         for new, layer in zip(self.layers, like, strict=True):

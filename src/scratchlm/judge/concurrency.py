@@ -14,7 +14,7 @@ Answer = TypeVar("Answer")
 
 def requests_at_once() -> int:
     """How many requests a server gets at once. Raises UserError if the user's number is no integer from 1 to 64."""
-    return requested(VARIABLE, MAX_REQUESTS)
+    return requested(VARIABLE, MAX_REQUESTS, 1)
 
 
 def in_order(

@@ -12,7 +12,7 @@ from scratchlm.arithmetic.functions import most_likely, running_total, softmax
 from scratchlm.arithmetic.random import uniform_draws
 from scratchlm.model.cache import KVCache
 from scratchlm.model.config import Strict
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 
 
 def _not_almost_greedy(temperature: float) -> float:
@@ -137,7 +137,6 @@ def cut_at(text: str, strings: Sequence[str]) -> str:
     return text[: min((index for string in strings if (index := text.find(string)) >= 0), default=len(text))]
 
 
-@torch.no_grad()
 def generate(
     model: GPTModel,
     prompts: Sequence[Sequence[int]],
@@ -157,33 +156,31 @@ def generate(
     if not all(prompts):
         raise ValueError("a prompt has no tokens; give at least one token to continue, such as the end-of-text token")
     assert sampling.temperature == 0 or len(seeds) == len(prompts)
-    was_training = model.training
-    model.eval()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     tokens = [list(prompt) for prompt in prompts]
     finished = [False] * len(prompts)
     active = list(range(len(prompts)))
     state = DecodeState(model)
-    for _ in range(stopping.max_new_tokens):
-        if not active:
-            break
-        sequences = {row: tokens[row] for row in active}
-        if sampling.is_greedy:
-            found = finite_tokens(state.most_likely(sequences))
-        else:
-            own_generators = [generators[row] for row in active] if generators else []
-            found = next_tokens(state.next_logits(sequences), list(sequences.values()), sampling, own_generators)
-        for row, token_id in zip(active, found, strict=True):
-            if token_id == stopping.end_token_id:
-                finished[row] = True
-                continue
-            tokens[row].append(token_id)
-            if on_token:
-                on_token(row, token_id)
-            if stopping.is_complete:
-                finished[row] = stopping.is_complete(row, tokens[row][len(prompts[row]) :])
-        active = [row for row in active if not finished[row]]
-    model.train(was_training)
+    with evaluating(model):
+        for _ in range(stopping.max_new_tokens):
+            if not active:
+                break
+            sequences = {row: tokens[row] for row in active}
+            if sampling.is_greedy:
+                found = finite_tokens(state.most_likely(sequences))
+            else:
+                own_generators = [generators[row] for row in active] if generators else []
+                found = next_tokens(state.next_logits(sequences), list(sequences.values()), sampling, own_generators)
+            for row, token_id in zip(active, found, strict=True):
+                if token_id == stopping.end_token_id:
+                    finished[row] = True
+                    continue
+                tokens[row].append(token_id)
+                if on_token:
+                    on_token(row, token_id)
+                if stopping.is_complete:
+                    finished[row] = stopping.is_complete(row, tokens[row][len(prompts[row]) :])
+            active = [row for row in active if not finished[row]]
     return [Generation(tokens[row][len(prompt) :], finished[row]) for row, prompt in enumerate(prompts)]
 
 

@@ -6,7 +6,8 @@ Letters: B batch, T time, C channels, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -177,6 +178,18 @@ def build_model(config: GPTConfig, seed: int) -> GPTModel:
     """A GPTModel with random weights drawn from `seed` alone; the global random stream stays as it was."""
     with drawing_from(seed):
         return GPTModel(config)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode, without gradients; afterwards in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def parameter_count(model: nn.Module, *, trainable_only: bool = False) -> int:

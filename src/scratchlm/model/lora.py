@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scratchlm.arithmetic.functions import linear, matmul
 from scratchlm.arithmetic.layers import Linear
-from scratchlm.arithmetic.random import drawing_from, fill_as_linear
+from scratchlm.arithmetic.random import drawing_from, fill_as_linear, stream
 from scratchlm.model.config import Strict
 
 
@@ -59,13 +59,18 @@ class LoRALinear(nn.Module):
         return self.linear
 
 
-def apply_lora(model: nn.Module, params: LoRAParams, seed: int) -> None:
-    """Freeze `model` and put a LoRALinear in place of each linear layer that `params.layers` names.
+def apply_lora(model: nn.Module, params: LoRAParams | None, seed: int, new_head: nn.Module | None = None) -> None:
+    """Freeze `model` and put a LoRALinear in place of each linear layer that `params.layers` names; None: do nothing.
 
-    A tied language-model head is left alone: merging would change the token embedding with it.
+    A tied language-model head is left alone: merging would change the token embedding with it. new_head: of the model,
+    trained as a whole unless it gets a LoRALinear.
     """
+    if params is None:
+        return
     model.requires_grad_(False)
-    with drawing_from(seed):
+    if new_head is not None and params.layers != "all":
+        new_head.requires_grad_(True)
+    with drawing_from(stream(seed, "lora")):
         for path, module in [*model.named_modules()]:
             if isinstance(module, Linear) and _chosen(path, params.layers) and not _tied(model, module):
                 model.set_submodule(path, LoRALinear(module, params.rank, params.alpha))
@@ -83,11 +88,16 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Fold every update into its weight; afterwards the model is of plain layers again and computes the same."""
+def merge_lora(model: nn.Module) -> dict[str, Tensor]:
+    """Fold every update into its weight, and return what adapter_state returned before.
+
+    The model has plain layers again and computes the same.
+    """
+    adapter = adapter_state(model)
     for path, module in [*model.named_modules()]:
         if isinstance(module, LoRALinear):
             model.set_submodule(path, module.merged())
+    return adapter
 
 
 def _chosen(path: str, layers: str) -> bool:

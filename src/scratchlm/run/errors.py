@@ -88,8 +88,13 @@ def explained(error: BaseException) -> str | None:
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """Return what the file system refused: the error itself, or what a library in Rust says of it; else None."""
+    """Return what the file system refused: the error itself, or what a library says of it; else None.
+
+    torch.save raises a RuntimeError that only says where it was in the file.
+    """
     if isinstance(error, OSError):
         return error
+    if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        return error.__context__
     number = re.search(r"\(os error (\d+)\)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None

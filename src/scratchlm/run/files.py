@@ -30,7 +30,7 @@ def atomic_write(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with _naming(target):
+        with naming(target):
             yield temporary
             flush(temporary)
             temporary.replace(target)
@@ -49,14 +49,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield new
         for path in filter(Path.is_file, new.rglob("*")):
             flush(path)
-        if target.exists():
-            target.rename(old)  # deleting it in place would leave half of it if interrupted
         try:
+            if target.exists():
+                target.rename(old)  # deleting it in place would leave half of it if interrupted
             new.replace(target)
-        except OSError:
-            if old.exists():
+        finally:
+            if old.exists() and not target.exists():
                 old.rename(target)
-            raise
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """Yield an empty folder beside a path, for scratch files; it is deleted when the block exits."""
     beside.parent.mkdir(parents=True, exist_ok=True)
     with (
-        _naming(beside),
+        naming(beside),
         TemporaryDirectory(
             prefix=f".{beside.name}.", suffix=".tmp", dir=beside.parent, ignore_cleanup_errors=True
         ) as folder,
@@ -95,7 +94,7 @@ def stale_temporary_files(target: Path) -> list[Path]:
 
 
 @contextmanager
-def _naming(target: Path) -> Iterator[None]:
+def naming(target: Path) -> Iterator[None]:
     """Let an error that names no file, or a temporary one, name `target`."""
     try:
         yield
@@ -221,7 +220,7 @@ def read_splits(folder: Path, schema: pa.Schema | None = None) -> dict[str, list
 def append_log(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a file of JSON lines, with rounded floats."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), path.open("a", encoding="utf-8") as file:
+    with naming(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_rounded(dict(record)), sort_keys=True) + "\n")
 
 

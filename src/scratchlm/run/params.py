@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 
 SHOWN_CHARACTERS = 200
@@ -75,10 +76,10 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
         path, message, kind = _key_path(mistake["loc"], values), mistake["msg"], mistake["type"]
         if kind == "literal_error" and isinstance(mistake["input"], dict):
             continue  # a section may stand there, too, and its mistakes are named
-        value = "" if isinstance(mistake["input"], dict) else f"is {_shown(mistake['input'])}: "
+        value = "" if isinstance(mistake["input"], dict) else f"is {_cut(repr(mistake['input']))}: "
         if kind.startswith("union_tag"):  # a section of several kinds, whose kind is missing or unknown
             path, tag = [*path, mistake["ctx"]["discriminator"].strip("'")], mistake["ctx"].get("tag")
-            kind, value = ("missing", "") if tag is None else (kind, f"is {_shown(tag)}: ")
+            kind, value = ("missing", "") if tag is None else (kind, f"is {_cut(repr(tag))}: ")
             message = f"must be one of {mistake['ctx'].get('expected_tags')}"
         elif kind == "missing":
             path = [*path, mistake["loc"][-1]]
@@ -97,13 +98,9 @@ def _sentences(source: str, values: Any, section: type[BaseModel], error: Valida
     return [f"{source}: {key}{' or '.join(messages)}" for key, messages in wrong.items()]
 
 
-def _shown(value: Any) -> str:
-    """Return the repr of a value, cut to a length that fits a sentence."""
-    return _cut(repr(value))
-
-
 def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    """Return a text that fits a sentence."""
+    return shortened(text, SHOWN_CHARACTERS)
 
 
 def _key_path(loc: tuple[int | str, ...], values: Any) -> list[int | str]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import math
-import os
 import re
 import shutil
 import sys
@@ -15,8 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.run.errors import UserError
-from scratchlm.run.files import append_log, flush, read_table, sha256_of, temporary_folder, write_table
+from scratchlm.run.environment import LONGEST_SECONDS, requested
+from scratchlm.run.errors import UserError, explained
+from scratchlm.run.files import append_log, flush, naming, read_table, sha256_of, temporary_folder, write_table
 
 CHECKPOINTS = Path(".scratchlm/resume")
 SAVED = r"[0-9a-f]{64}-[0-9a-f]{64}|done|unfinished"  # all that is ever deleted, and the folders of parts
@@ -42,7 +41,7 @@ class Checkpoint:
     ) -> None:
         """Without a folder nothing is saved: for a stage that DVC did not start, whose inputs are not known."""
         self._folder, self._cache_key, self._stage, self._log = folder, cache_key, stage, log
-        self._interval = _interval_seconds() if folder else 0.0
+        self._interval = requested(INTERVAL_VARIABLE, LONGEST_SECONDS, INTERVAL_SECONDS, 0) if folder else 0.0
         self._last = time.perf_counter()
         self._cost: float | None = None
         self.position: str | None = None  # of the newest file, in words
@@ -114,7 +113,10 @@ class Checkpoint:
         try:
             yield save_if_due
         except (KeyboardInterrupt, UserError):
-            self._save(write, position())
+            try:
+                self._save(write, position())
+            except OSError as refusal:
+                self._say(f"no checkpoint was saved: {explained(refusal)}")
             raise
 
     @contextmanager
@@ -147,8 +149,9 @@ class Checkpoint:
         self._folder.mkdir(parents=True, exist_ok=True)
         older = list(self._folder.glob(f"{self._cache_key}-*"))
         temporary = self._folder / "unfinished"
-        write(temporary)
-        flush(temporary)
+        with naming(temporary):
+            write(temporary)
+            flush(temporary)
         newest = temporary.replace(self._folder / f"{self._cache_key}-{sha256_of(temporary)}")
         for path in older:
             if path != newest:
@@ -173,14 +176,3 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
                     path.unlink()
             with suppress(OSError):  # it holds something else, or is no folder
                 folder.rmdir()
-
-
-def _interval_seconds() -> float:
-    given, seconds = os.environ.get(INTERVAL_VARIABLE, str(INTERVAL_SECONDS)), -1.0
-    with suppress(ValueError):
-        seconds = float(given)
-    if not 0 <= seconds < math.inf:
-        raise UserError(
-            f"{INTERVAL_VARIABLE} is {given!r}, but must be a number of seconds, 0 or more; correct or unset it"
-        )
-    return seconds

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-from scratchlm.run.environment import requested
+from scratchlm.run.environment import LONGEST_SECONDS, requested
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import temporary_folder
 from scratchlm.run.watchdog import die_with_parent
@@ -67,12 +67,7 @@ def limited_workers(n_most: int, reason: str, say: Callable[[str], None]) -> int
 
 def timeout_seconds() -> float:
     """How long a worker waits for another. Raises UserError if the user has set it to less than a second."""
-    given, seconds = os.environ.get(TIMEOUT_VARIABLE, str(TIMEOUT_SECONDS)), 0.0
-    with suppress(ValueError):
-        seconds = float(given)
-    if not 1 <= seconds <= 1e6:
-        raise UserError(f"{TIMEOUT_VARIABLE} is {given!r}, but must be 1 to 1,000,000 seconds; correct or unset it")
-    return seconds
+    return requested(TIMEOUT_VARIABLE, LONGEST_SECONDS, TIMEOUT_SECONDS)
 
 
 def worker_place() -> Place | None:

@@ -1,4 +1,4 @@
-"""The baseline of classification: words and pairs of words, counted and weighed, without their order otherwise.
+"""The baseline of classification: logistic regression on TF-IDF of words and pairs of neighbouring words.
 
 A classifier that is not better than this does not earn its cost. The features and the regression are scikit-learn's.
 """
@@ -11,21 +11,21 @@ from scratchlm.data.messages import Messages
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.scores import classification_scores, complementary
 
-TERM = r"\w+|[^\w\s]"  # a word, or a sign
-STRENGTHS = (1.0, 10.0, 100.0)  # of the fit to the train split against small weights; the val split chooses
-TOLERANCE = 1e-12  # of the gradient: so near the one optimum that machines differ in the 14th digit
+TERM = r"\w+|[^\w\s]"  # a word, or a punctuation mark
+STRENGTHS = (1.0, 10.0, 100.0)  # C of the regression, the inverse of its L2 penalty; the val split selects one
+TOLERANCE = 1e-12  # of the gradient: so near the optimum that machines differ only in the 14th digit
 DIGITS = 6  # of a probability, which are then the same on every machine
 
 
 class Baseline(NamedTuple):
-    """metrics: scores by split, and how the classifier came about. probabilities: of each class, (N, K) by split."""
+    """metrics: scores by split, sizes and the strength. probabilities: of each class, (N, K) by split."""
 
     metrics: dict[str, Any]
     probabilities: dict[str, np.ndarray]
 
 
 def bag_of_words(messages: Messages) -> Baseline:
-    """A logistic regression on TF-IDF of words, signs and neighbouring pairs of them, fitted to the train split.
+    """A logistic regression on TF-IDF of words, punctuation and neighbouring pairs of them, fitted to the train split.
 
     Source: Salton and Buckley 1988, with the logarithm of a term's count.
     Raises UserError if the train split, which has all classes, has no word.

@@ -1,4 +1,4 @@
-"""Is a model as sure of its choices as it is often right? Guo et al. 2017."""
+"""Does a model's confidence in its choices equal its accuracy? Guo et al. 2017."""
 
 import math
 from collections.abc import Iterable, Sequence

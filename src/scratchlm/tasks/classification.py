@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from scratchlm.arithmetic.functions import softmax
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.gpt import evaluating
 from scratchlm.tasks.scores import classification_scores, complementary
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
@@ -26,33 +26,27 @@ class ClassifierEvaluation:
         """Loss and accuracy on at most max_rows of train and of val: the same messages at each call."""
         metrics: dict[str, float] = {}
         for split in ("train", "val"):
-            chosen = evenly_spaced(len(self._texts[split]), self._params.max_rows)
-            probabilities = class_probabilities(model, self._texts[split], chosen, self._params.batch_size)
-            scores = classification_scores(self._labels[split][chosen], probabilities, self._classes)
+            scores, _ = self._measure(model, split, self._params.max_rows)
             metrics |= {f"{split}_loss": scores["loss"], f"{split}_accuracy": scores["accuracy"]}
         return metrics
 
     def full(self, model: GPTClassifier) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
         """Scores and probabilities of every message of every split."""
-        probabilities = {
-            split: class_probabilities(model, texts, np.arange(len(texts)), self._params.batch_size)
-            for split, texts in self._texts.items()
-        }
-        scores = {
-            split: classification_scores(self._labels[split], found, self._classes)
-            for split, found in probabilities.items()
-        }
-        return scores, probabilities
+        measured = {split: self._measure(model, split, len(texts)) for split, texts in self._texts.items()}
+        scores = {split: found for split, (found, _) in measured.items()}
+        return scores, {split: found for split, (_, found) in measured.items()}
+
+    def _measure(self, model: GPTClassifier, split: str, at_most: int) -> tuple[dict[str, Any], np.ndarray]:
+        chosen = evenly_spaced(len(self._texts[split]), at_most)
+        probabilities = class_probabilities(model, self._texts[split], chosen, self._params.batch_size)
+        return classification_scores(self._labels[split][chosen], probabilities, self._classes), probabilities
 
 
-@torch.no_grad()
 def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
     """The probability of each class for some of the texts, in their order: (N, K) float64."""
-    was_training = model.training
-    model.eval()
     found = []
-    for start in range(0, len(indices), batch_size):
-        logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
-        found.append(softmax(logits.double()).numpy())
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
+            found.append(softmax(logits.double()).numpy())
     return complementary(np.concatenate(found))

@@ -7,25 +7,21 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import pad
 
 from scratchlm.arithmetic.mode import has_static_shapes
-from scratchlm.arithmetic.random import stream
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.config import Probability
 from scratchlm.model.generate import Stopping, generate
 from scratchlm.model.gpt import GPTModel
-from scratchlm.model.lora import LoRAParams, apply_lora
+from scratchlm.model.lora import LoRAParams
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.language_model import Losses, LossMeter, example_id
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
-from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
+from scratchlm.training.losses import padded_rows, static_next_token_loss, summed_next_token_loss
 from scratchlm.training.optimizer import TrainingParams
 
 SAMPLE_TOKENS = 64
@@ -45,25 +41,18 @@ class Instructions:
 
     def __init__(self, splits: Mapping[str, Rows], tokenizer: Tokenizer, context_length: int) -> None:
         """Raises UserError naming the tasks whose prompts leave no room for a response: it would never be scored."""
-        self.splits, self.tokenizer, self._context_length = splits, tokenizer, context_length
+        self.splits, self.tokenizer, self.context_length = splits, tokenizer, context_length
         refuse_long_prompts(splits, context_length)
 
     def n_cut(self, split: str) -> int:
         """How many responses of a split are longer than the rest of the context and are cut."""
         ends = (len(row["prompt_token_ids"]) + len(row["response_token_ids"]) for row in self.splits[split])
-        return sum(end > self._context_length for end in ends)
+        return sum(end > self.context_length for end in ends)
 
     def batch(self, rows: Rows, *, mask_instruction: bool) -> tuple[np.ndarray, np.ndarray]:
         """inputs, targets: (B, T) int64 each; what is not scored is IGNORE_INDEX."""
         end = self.tokenizer.end_token_id
-        return collate(rows, end, self._context_length, mask_instruction=mask_instruction)
-
-    def pad_rows(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The same batch in one of a few lengths: (B, T) each."""
-        n_more = padded_length(inputs.shape[1], self._context_length) - inputs.shape[1]
-        return pad(inputs, (0, n_more), value=self.tokenizer.end_token_id), pad(
-            targets, (0, n_more), value=IGNORE_INDEX
-        )
+        return collate(rows, end, self.context_length, mask_instruction=mask_instruction)
 
 
 def refuse_long_prompts(splits: Mapping[str, Rows], context_length: int) -> None:
@@ -77,12 +66,6 @@ def refuse_long_prompts(splits: Mapping[str, Rows], context_length: int) -> None
         )
 
 
-def prepare_assistant(model: GPTModel, lora: LoRAParams | None, seed: int) -> None:
-    """Add LoRA's matrices, the only weights to train, if `lora` is given."""
-    if lora is not None:
-        apply_lora(model, lora, stream(seed, "lora"))
-
-
 def instruct_task(instructions: Instructions, params: FinetuneInstructParams, evaluation: "ResponseEvaluation") -> Task:
     """The loop's task for the train split."""
     rows = instructions.splits["train"]
@@ -92,7 +75,7 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
         inputs, targets = (torch.from_numpy(part) for part in found)
         n_scored = int((targets != IGNORE_INDEX).sum())
         if has_static_shapes():
-            inputs, targets = instructions.pad_rows(inputs, targets)
+            inputs, targets = padded_rows(inputs, targets, instructions.context_length)
         return Batch((inputs, targets), n_scored)
 
     return Task(
@@ -102,7 +85,7 @@ def instruct_task(instructions: Instructions, params: FinetuneInstructParams, ev
 
 
 class ResponseEvaluation:
-    """Loss per response token on the three splits, with or without mask_instruction, and a few sample responses."""
+    """Loss per response token on the three splits, whatever mask_instruction is, and a few sample responses."""
 
     def __init__(self, instructions: Instructions, params: EvaluationParams) -> None:
         self._instructions, self._params, self._meter = instructions, params, LossMeter()

@@ -1,23 +1,22 @@
 """Language-model loss: exact over tokens, and one value per window or response."""
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch.nn.functional import pad
 
 from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
-from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.cuda_graphs import CapturedModel
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.run.errors import UserError
-from scratchlm.training.losses import row_losses, static_token_losses
+from scratchlm.training.losses import padded_rows, row_losses, static_token_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
 Arrays = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -44,21 +43,15 @@ class LossMeter:
     def __init__(self) -> None:
         self._token_losses = CapturedModel(static_token_losses)
 
-    @torch.no_grad()
     def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
-        """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each.
-
-        The model is left in the mode it was in; no random stream is touched.
-        """
-        was_training = model.training
-        model.eval()
+        """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each."""
         sums, counts = [], []
-        for start in range(0, len(chosen), batch_size):
-            inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
-            row_sums, row_counts = self._row_losses(model, inputs, targets)
-            sums.append(row_sums.numpy())
-            counts.append(row_counts.numpy())
-        model.train(was_training)
+        with evaluating(model):
+            for start in range(0, len(chosen), batch_size):
+                inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
+                row_sums, row_counts = self._row_losses(model, inputs, targets)
+                sums.append(row_sums.numpy())
+                counts.append(row_counts.numpy())
         return Losses(np.concatenate(sums), np.concatenate(counts))
 
     def _row_losses(
@@ -67,9 +60,8 @@ class LossMeter:
         device = model.token_embedding.weight.device
         if not uses_cuda_graphs():
             return row_losses(model, inputs.to(device), targets.to(device))
-        n_more = padded_length(inputs.shape[1], model.config.context_length) - inputs.shape[1]
-        targets = pad(targets, (0, n_more), value=IGNORE_INDEX)
-        losses = self._token_losses(model, pad(inputs, (0, n_more)), targets)
+        inputs, targets = padded_rows(inputs, targets, model.config.context_length)
+        losses = self._token_losses(model, inputs, targets)
         return losses.cpu().double().sum(dim=1), (targets != IGNORE_INDEX).sum(dim=1)
 
 
@@ -84,6 +76,11 @@ def loss_rows(ids: Sequence[str], losses: Losses) -> list[dict[str, object]]:
 def example_id(name: str, content: bytes) -> str:
     """`name` and eight digits of the content's hash: two runs measured the same example only if both agree."""
     return f"{name}-{hashlib.sha256(content).hexdigest()[:8]}"
+
+
+def example_ids(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> list[str]:
+    """The example_id of each row, by the values of some of its fields."""
+    return [example_id(row["id"], json.dumps([row[field] for field in fields]).encode()) for row in rows]
 
 
 def perplexity(nats_per_token: float) -> float:

@@ -1,8 +1,7 @@
 """Rewards of greedy responses: the prompts, the measurement while a policy learns and after, and its metrics."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.generation import N_SAMPLES, Rows, response_records
 from scratchlm.tasks.intervals import mean_interval
-from scratchlm.tasks.language_model import example_id
+from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.rollouts import Reward
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
@@ -49,9 +48,7 @@ class Prompts:
 
     def ids(self, split: str) -> list[str]:
         """The id of every prompt, with a hash of its content."""
-        rows = self.splits[split]
-        parts = [[row[name] for name in ("instruction", "input", "output")] for row in rows]
-        return [example_id(row["id"], json.dumps(part).encode()) for row, part in zip(rows, parts, strict=True)]
+        return example_ids(self.splits[split], ("instruction", "input", "output"))
 
 
 class PolicyEvaluation:
@@ -65,7 +62,7 @@ class PolicyEvaluation:
         rows = self._prompts.splits["val"]
         chosen = [rows[i] for i in evenly_spaced(len(rows), self._evaluation.max_rows)]
         answers, rewards = self.greedy(model, chosen)
-        return {"val_reward": mean(rewards), "val_tokens": mean([len(answer.token_ids) for answer in answers])}
+        return {"val_reward": fmean(rewards), "val_tokens": fmean([len(answer.token_ids) for answer in answers])}
 
     def sample(self, model: nn.Module) -> dict[str, Any]:
         """responses: to the first N_SAMPLES prompts of val."""
@@ -100,11 +97,6 @@ def reward_metrics(records: Sequence[Mapping[str, Any]], seed: int) -> dict[str,
     before, after = ([record[name] for record in records] for name in ("reward_before", "reward"))
     gains = [new - old for old, new in zip(before, after, strict=True)]
     low, high = mean_interval(gains, seed)
-    shares = {"finished_share": mean([float(record["finished"]) for record in records])}
-    means = {"reward_before": mean(before), "reward": mean(after), "gain": mean(gains)}
+    shares = {"finished_share": fmean([float(record["finished"]) for record in records])}
+    means = {"reward_before": fmean(before), "reward": fmean(after), "gain": fmean(gains)}
     return means | {"gain_low": low, "gain_high": high} | shares
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean, rounded once."""
-    return math.fsum(values) / len(values)

@@ -1,9 +1,8 @@
 """Finetuning an assistant on preferences: DPO and IPO. The book's bonus code to chapter 7."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +14,13 @@ from scratchlm.arithmetic.functions import total
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import Probability
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.model.lora import LoRAParams
 from scratchlm.run.context import Run
 from scratchlm.tasks.generation import Rows
 from scratchlm.tasks.instruct import refuse_long_prompts
 from scratchlm.tasks.intervals import share_interval
-from scratchlm.tasks.language_model import example_id
+from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.optimizer import TrainingParams
@@ -60,12 +59,6 @@ class FinetunePreferenceParams(TrainingParams):
         return self
 
 
-class Scores(Protocol):
-    """What is measured of some pairs."""
-
-    def metrics(self) -> dict[str, float]: ...
-
-
 class Preferences:
     """Tokenized pairs of the three splits, rows of PREFERENCE_SCHEMA, for a context of `context_length` tokens."""
 
@@ -99,24 +92,22 @@ class Preferences:
         return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
     def sampled_metrics(
-        self, evaluation: EvaluationParams, scores: Callable[[str, Sequence[int]], Scores]
+        self, evaluation: EvaluationParams, measure: Callable[[str, Sequence[int]], Mapping[str, float]]
     ) -> dict[str, float]:
         """Loss, accuracy and margin of at most max_rows pairs of train and val: the same pairs at each call.
 
-        scores: of the pairs with some indices of a split.
+        measure: returns the metrics of the pairs with some indices of a split.
         """
         found: dict[str, float] = {}
         for split in ("train", "val"):
             indices = evenly_spaced(len(self.splits[split]), evaluation.max_rows).tolist()
-            metrics = scores(split, indices).metrics()
+            metrics = measure(split, indices)
             found |= {f"{split}_{name}": metrics[name] for name in ("loss", "accuracy", "margin")}
         return found
 
     def test_ids(self) -> list[str]:
         """The id of every test pair, with a hash of its content."""
-        rows = self.splits["test"]
-        parts = [[row[name] for name in ("instruction", "input", *SIDES)] for row in rows]
-        return [example_id(row["id"], json.dumps(part).encode()) for row, part in zip(rows, parts, strict=True)]
+        return example_ids(self.splits["test"], ("instruction", "input", *SIDES))
 
 
 def pair_metrics(rewards: np.ndarray, losses: np.ndarray) -> dict[str, float]:
@@ -186,7 +177,9 @@ class PairEvaluation:
 
     def evaluate(self, model: GPTModel) -> dict[str, float]:
         """As Preferences.sampled_metrics."""
-        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, None, *chosen))
+        return self._pairs.sampled_metrics(
+            self._evaluation, lambda *chosen: self._scores(model, None, *chosen).metrics()
+        )
 
     def full(self, model: GPTModel, assistant: GPTModel) -> dict[str, PairScores]:
         """The scores of every pair of every split."""
@@ -201,29 +194,23 @@ class PairEvaluation:
         rewards = self._params.beta * (log_probabilities - self._reference[split][chosen])
         return PairScores(*(x.numpy() for x in (log_probabilities, rewards, losses, kl_nats, scored_tokens)))
 
-    @torch.no_grad()
     def _measure(
         self, model: GPTModel, assistant: GPTModel | None, split: str, indices: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities (N, 2), KL and scored tokens (N,) each; no KL without the assistant.
-
-        The model is left in the mode it was in; no random stream is touched.
-        """
-        device, was_training = model.token_embedding.weight.device, model.training
-        model.eval()
+        """Log-probabilities (N, 2), KL and scored tokens (N,) each; no KL without the assistant."""
+        device, n_pairs = model.token_embedding.weight.device, self._pairs_at_once
         found: list[tuple[Tensor, ...]] = []
-        n_pairs = self._pairs_at_once
-        for start in range(0, len(indices), n_pairs):
-            inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
-            n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
-            if assistant is None:
-                sums = response_log_probabilities(model, inputs, targets)
-                found.append((sums.view(-1, 2), sums[:0], n_tokens.view(-1, 2).sum(1)))
-            else:
-                sums, divergences = response_scores(model, assistant, inputs, targets)
-                pairs = divergences.view(-1, 2)
-                found.append((sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens.view(-1, 2).sum(1)))
-        model.train(was_training)
+        with evaluating(model):
+            for start in range(0, len(indices), n_pairs):
+                inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
+                n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
+                if assistant is None:
+                    sums = response_log_probabilities(model, inputs, targets)
+                    found.append((sums.view(-1, 2), sums[:0], n_tokens.view(-1, 2).sum(1)))
+                else:
+                    sums, divergences = response_scores(model, assistant, inputs, targets)
+                    pairs = divergences.view(-1, 2)
+                    found.append((sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens.view(-1, 2).sum(1)))
         log_probabilities, kl_nats, scored_tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
         return log_probabilities, kl_nats, scored_tokens
 

@@ -1,7 +1,8 @@
 """Checks before any work starts: do the sections of params.yaml fit together? Each section checks itself."""
 
+import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,21 @@ from scratchlm.run.params import SHOWN_CHARACTERS, with_changes
 from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
-from scratchlm.training.memory import Step, training_memory
+from scratchlm.training.memory import FLOAT32, least_bytes
 from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
+TENTHS = 10 / 2**30  # of a GiB, in a byte
+ITEMS = {  # of each stage that runs once per item, the section that names the items
+    "load_gpt2": "gpt2_sizes",
+    "load_pretrained": "pretrained",
+    "ablate_pretrain": "pretrain_ablations",
+    "ablate_spam": "spam_ablations",
+    "finetune_preference": "preference_runs",
+    "reward_model": "reward_runs",
+    "reinforce": "reinforce_runs",
+    "generate": "variants",
+}
 
 
 def check_together(params: Any) -> None:
@@ -33,13 +45,8 @@ def check_together(params: Any) -> None:
             own_files(source)
     if params.sources.pinned:
         check_manifest(Path(params.sources.pinned.manifest), params.tokenize.corpus.split)
-    mistakes = [*_vocabularies(params), *_bases(params), *_variants(params), *_contexts(params), *_steps(params)]
-    mistakes += [*_ranks(params), *_rewards(params), *_pairs(params), *_memory(params, device)]
-    mistakes += [*_names("pretrain_ablations", params.pretrain_ablations)]
-    mistakes += [*_names("spam_ablations", params.spam_ablations)]
-    mistakes += [*_names("preference_runs", params.preference_runs), *_names("reward_runs", params.reward_runs)]
-    mistakes += [*_names("reinforce_runs", params.reinforce_runs), *_names("variants", params.variants)]
-    if mistakes:
+    checks = (_vocabularies, _bases, _variants, _contexts, _steps, _ranks, _rewards, _pairs, _memory, _names)
+    if mistakes := [mistake for check in checks for mistake in check(params)]:
         raise UserError("\n".join(mistakes))
 
 
@@ -49,34 +56,25 @@ def stale_files(params: Any, metrics: Path, data: Path) -> list[Path]:
     No stage reads or deletes them, but the judge depends on the folder of responses, and would run again without them.
     metrics: the folder with one folder per stage that runs several times, and in it one JSON file per item.
     """
-    items = {
-        "load_gpt2": params.gpt2_sizes,
-        "load_pretrained": params.pretrained,
-        "ablate_pretrain": params.pretrain_ablations,
-        "ablate_spam": params.spam_ablations,
-        "finetune_preference": params.preference_runs,
-        "reward_model": params.reward_runs,
-        "reinforce": params.reinforce_runs,
-        "generate": params.variants,
-    }
-    folders = [*((metrics / stage, names) for stage, names in items.items())]
-    folders.append((data / "responses" / "generate", params.variants))
+    folders = {metrics / stage: section for stage, section in ITEMS.items()}
+    folders[data / "responses" / "generate"] = ITEMS["generate"]
     return [
         path
-        for folder, names in folders
+        for folder, section in folders.items()
         for path in sorted(folder.glob("*"))
-        if path.suffix in (".json", ".parquet") and path.stem not in names
+        if path.suffix in (".json", ".parquet") and path.stem not in getattr(params, section)
     ]
 
 
-def _names(section: str, variants: Collection[str]) -> Iterator[str]:
-    """A variant's name is part of the names of its files."""
-    for variant in variants:
-        if not re.fullmatch(r"[\w-]+", variant) or len(variant.encode()) > MAX_NAME_BYTES:
-            yield (
-                f"{section} has a variant {variant[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
-                "letters, digits, _ and - only"
-            )
+def _names(params: Any) -> Iterator[str]:
+    """An item's name is part of the names of its files."""
+    for section in ITEMS.values():
+        for name in getattr(params, section):
+            if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > MAX_NAME_BYTES:
+                yield (
+                    f"{section} has a variant {name[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
+                    "letters, digits, _ and - only"
+                )
 
 
 def _vocabularies(params: Any) -> Iterator[str]:
@@ -257,22 +255,20 @@ def _ranks(params: Any) -> Iterator[str]:
 def _assistant_trainings(params: Any) -> Iterator[tuple[str, str, Any]]:
     """The name, base and parameters of each run that begins with the assistant, or of a section without runs."""
     base = params.finetune_instruct.base
-    for section, names in (
-        ("finetune_preference", "preference_runs"),
-        ("reward_model", "reward_runs"),
-        ("reinforce", "reinforce_runs"),
-    ):
+    for section in ("finetune_preference", "reward_model", "reinforce"):
+        names = ITEMS[section]
         shared, runs = getattr(params, section), getattr(params, names)
         varied_runs = [(f"{names}.{name}", base, with_changes(shared, runs, names, name)) for name in runs]
         yield from varied_runs or [(section, base, shared)]
 
 
-def _memory(params: Any, device: str) -> Iterator[str]:
+def _memory(params: Any) -> Iterator[str]:
     """No training may need more than the machine has, counting only what it certainly holds at once.
 
     A text to finetune on may have one token.
     """
-    available, models = memory_bytes(device), model_configs(params)
+    device, models = resolve_device(params.device, params.precision), model_configs(params)
+    available = memory_bytes(device)
     spam, instruct = params.finetune_spam, params.finetune_instruct
     trainings = [
         *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
@@ -287,12 +283,13 @@ def _memory(params: Any, device: str) -> Iterator[str]:
             config = config.model_copy(update={"tied_head": True})
         n_rows = min(p.batch_size, p.max_micro_batch_size)
         keeps_little = p.checkpoint_activations or params.compile  # the compiler decides what to recompute
-        memory = training_memory(config, Step(n_rows, n_tokens, "bfloat16", keeps_little))
-        n_bytes = memory.least if all_train else memory.weights
+        weights = FLOAT32 * config.n_parameters
+        n_bytes = least_bytes(config, n_rows * n_tokens, keeps_little) if all_train else weights
         if n_bytes > available:
             model = f"{base} ({config.n_parameters:,} parameters)"
+            needed, there = math.ceil(n_bytes * TENTHS) / 10, math.floor(available * TENTHS) / 10
             yield (
-                f"{section} of {model} needs at least {n_bytes / 2**30:,.0f} GiB of memory, but {device} has "
-                f"{available / 2**30:,.0f}; lower the model's size, its context or max_micro_batch_size"
+                f"{section} of {model} needs at least {needed:,.1f} GiB of memory, but {device} has {there:,.1f}; "
+                "lower the model's size, its context or max_micro_batch_size"
                 f"{', or set checkpoint_activations' if all_train and not p.checkpoint_activations else ''}"
             )

@@ -80,22 +80,23 @@ def pretraining_task(
     return Task("pretrain", params, len(windows), batch, summed_window_loss, evaluate, sample, static_next_token_loss)
 
 
-class TextSampler:
-    """Continues the prompt of params.yaml, for a sample of text beside the loss: with the same draws at each call."""
+def text_sampler(tokenizer: Tokenizer, params: PretrainParams, seed: int) -> Sample:
+    """Return a function that continues the prompt of params.yaml, with the same draws at each call: model -> text.
 
-    def __init__(self, tokenizer: Tokenizer, params: PretrainParams, seed: int) -> None:
-        self._tokenizer, self._n_tokens, self._seed = tokenizer, params.sample_tokens, stream(seed, "sampling text")
-        self._sampling = GREEDY.model_copy(update={"temperature": params.sample_temperature})
-        self._prompt = tokenizer.encode(params.sample_prompt)
-        if not self._prompt:
-            raise UserError(f"pretrain.sample_prompt {params.sample_prompt!r} has no tokens; use at least one word")
+    Raises UserError if the prompt has no tokens.
+    """
+    prompt = tokenizer.encode(params.sample_prompt)
+    if not prompt:
+        raise UserError(f"pretrain.sample_prompt {params.sample_prompt!r} has no tokens; use at least one word")
+    stopping = Stopping(params.sample_tokens, tokenizer.end_token_id)
+    sampling = GREEDY.model_copy(update={"temperature": params.sample_temperature})
+    seeds = [stream(seed, "sampling text")]
 
-    def sample(self, model: GPTModel) -> dict[str, str]:
-        """text: the prompt and its continuation."""
-        stopping = Stopping(self._n_tokens, self._tokenizer.end_token_id)
-        prompt = self._tokenizer.begin_ids + self._prompt
-        (continued,) = generate(for_inference(model), [prompt], stopping, self._sampling, [self._seed])
-        return {"text": self._tokenizer.decode([*self._prompt, *continued.token_ids])}
+    def sample(model: GPTModel) -> dict[str, str]:
+        (continued,) = generate(for_inference(model), [tokenizer.begin_ids + prompt], stopping, sampling, seeds)
+        return {"text": tokenizer.decode([*prompt, *continued.token_ids])}
+
+    return sample
 
 
 class CorpusEvaluation:

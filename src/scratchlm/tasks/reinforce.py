@@ -1,6 +1,7 @@
 """Reinforcement learning from rewards: the assistant samples responses and makes the better ones likelier."""
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from scratchlm.model.generate import SamplingParams, Temperature
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
 from scratchlm.tasks.generation import Rows
-from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts, mean
+from scratchlm.tasks.policy_evaluation import PolicyEvaluation, Prompts
 from scratchlm.tasks.rollouts import (
     Responses,
     Reward,
@@ -31,12 +32,11 @@ from scratchlm.tasks.rollouts import (
 )
 from scratchlm.training.loop import Batch, Task, TrainingState, update
 from scratchlm.training.losses import scored_states
-from scratchlm.training.optimizer import TrainingParams
+from scratchlm.training.optimizer import Positive, TrainingParams
 from scratchlm.training.order import batch_indices
 from scratchlm.training.policy import divergence_weights, policy_weights
 
 REFERENCE, REWARD_MODELS = "tokens/preferences", "models/reward_model/"  # folders of data that reward
-Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -157,8 +157,8 @@ class _Learner:
         else:
             rollout = ppo_rollout(responses, rewards, measured, reference, p)
         divergences = divergence_weights(old, reference).losses
-        means = {"kl": mean(divergences.tolist()), "entropy": mean(entropies.tolist())}
-        return rollout, {"reward": mean(rewards), "tokens": mean(responses.lengths)} | means
+        means = {"kl": fmean(divergences.tolist()), "entropy": fmean(entropies.tolist())}
+        return rollout, {"reward": fmean(rewards), "tokens": fmean(responses.lengths)} | means
 
 
 class PolicyLoss:

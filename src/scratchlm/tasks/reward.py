@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from scratchlm.arithmetic.functions import total
-from scratchlm.arithmetic.random import stream
 from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
@@ -36,10 +35,7 @@ class RewardModelParams(TrainingParams):
 def build_reward_model(assistant: GPTModel, params: RewardModelParams, seed: int) -> RewardModel:
     """A reward model on the assistant's blocks, with only what `params` names left to train."""
     model = RewardModel(assistant)
-    if params.lora is not None:
-        apply_lora(model, params.lora, stream(seed, "lora"))
-        if params.lora.layers != "all":
-            model.head.requires_grad_(True)
+    apply_lora(model, params.lora, seed, model.head)
     return model
 
 
@@ -76,7 +72,7 @@ class RewardEvaluation:
 
     def evaluate(self, model: RewardModel) -> dict[str, float]:
         """As Preferences.sampled_metrics."""
-        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, *chosen))
+        return self._pairs.sampled_metrics(self._evaluation, lambda *chosen: self._scores(model, *chosen).metrics())
 
     def full(self, model: RewardModel) -> dict[str, RewardScores]:
         """The scores of every pair of every split, after moving the model's origin.

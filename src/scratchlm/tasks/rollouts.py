@@ -15,7 +15,7 @@ from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.generation import Rows
 from scratchlm.training.losses import scored_states
-from scratchlm.training.policy import group_advantages, standardised, token_advantages
+from scratchlm.training.policy import standardised, token_advantages
 
 # The reward of a response to each row (id, instruction, input, output, prompt_token_ids)
 Reward = Callable[[Rows, Sequence[Generation]], list[float]]
@@ -103,7 +103,7 @@ def grpo_rollout(
 ) -> Rollout:
     """Each token of a response has the advantage of the whole response among the n_per_prompt of its prompt."""
     groups = [rewards[i : i + n_per_prompt] for i in range(0, len(rewards), n_per_prompt)]
-    advantages = [advantage for group in groups for advantage in group_advantages(group)]
+    advantages = [advantage for group in groups for advantage in standardised(group)]
     tokens = [a for a, n in zip(advantages, responses.lengths, strict=True) for _ in range(n)]
     return Rollout(responses, old, ref, _column(tokens), 0 * old, _scale(responses))
 

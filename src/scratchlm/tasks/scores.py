@@ -1,4 +1,4 @@
-"""Predictions of a classifier, and the scores that say how good they are. Knows no model."""
+"""Predictions of a classifier, and the scores that say how good they are."""
 
 import math
 from collections.abc import Mapping, Sequence

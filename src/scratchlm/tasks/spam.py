@@ -16,7 +16,7 @@ from scratchlm.fast.frozen_prefix import PaddedTexts, Texts, worth_caching
 from scratchlm.model.classifier import GPTClassifier, Position, Trainable, freeze
 from scratchlm.model.config import Probability
 from scratchlm.model.gpt import GPTModel, build_model, parameter_count
-from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
+from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Runs, with_changes
@@ -80,8 +80,7 @@ def finetune_spam(
     sizes = {"padded_tokens": width, "trainable_parameters": parameter_count(classifier, trainable_only=True)}
     weights = balanced_weights(labels["train"], n_classes) if params.class_weights else None
     training = train(classifier, spam_task(texts["train"], labels["train"], params, evaluation, weights), run)
-    adapter = adapter_state(classifier)
-    merge_lora(classifier)
+    adapter = merge_lora(classifier)
     with run.autocast():
         metrics, probabilities = evaluation.full(classifier)
     return SpamResult(classifier, adapter, training, metrics | sizes, probabilities)
@@ -103,9 +102,7 @@ def build_spam_classifier(backbone: GPTModel, n_classes: int, params: FinetuneSp
     if params.lora is None:
         freeze(classifier, params.trainable)
     else:
-        apply_lora(classifier, params.lora, stream(seed, "lora"))
-        if params.lora.layers != "all":
-            classifier.head.requires_grad_(True)
+        apply_lora(classifier, params.lora, seed, classifier.head)
     return classifier
 
 

@@ -247,8 +247,8 @@ class TrainingState:
             "weights": {name: p.detach() for name, p in self._weights.items()},
             "random": self._random,
         }
-        with self.workers.whole_state() if self.workers else nullcontext():
-            torch.save(state | {"optimizer": self.optimizer.state_dict()}, path)
+        with self.workers.whole_state() if self.workers else nullcontext(), path.open("wb") as file:
+            torch.save(state | {"optimizer": self.optimizer.state_dict()}, file)  # of a path, it hides the OSError
 
     def read(self, path: Path) -> None:
         """Restore what `write` saved."""

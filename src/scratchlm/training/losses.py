@@ -11,6 +11,7 @@ from scratchlm.arithmetic.layers import Linear
 from scratchlm.arithmetic.mode import compiler, is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
+from scratchlm.fast.compiler import padded_length
 from scratchlm.fast.varlen import VarlenLayout, varlen_states
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -57,6 +58,12 @@ def static_next_token_loss(model: GPTModel, inputs: Tensor, targets: Tensor) -> 
     return cross_entropy(head(hidden), targets.flatten(), "sum")
 
 
+def padded_rows(inputs: Tensor, targets: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
+    """The same batch in one of a few lengths, nothing more of it scored: (B, T) each -> (B, T') each."""
+    n_more = padded_length(inputs.shape[1], context_length) - inputs.shape[1]
+    return pad(inputs, (0, n_more)), pad(targets, (0, n_more), value=IGNORE_INDEX)
+
+
 class _PaddedHeadLoss(torch.autograd.Function):
     """The summed loss of a plain head and its gradients at once: (N, C), (V, C), (N,) int64 -> scalar, in nats.
 
@@ -99,16 +106,8 @@ def row_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor
 
     On the CPU, without gradients.
     """
-    hidden, scored = scored_states(model, inputs, targets)
-    block = rows_at_once(model)
-    losses = [
-        cross_entropy(head_logits(model.head, part), wanted, "none")
-        for part, wanted in zip(hidden.split(block), scored.split(block), strict=True)
-    ]
-    is_scored = targets != IGNORE_INDEX
-    per_token = torch.zeros(targets.shape, device=targets.device)
-    per_token[is_scored] = torch.cat(losses).float()
-    return total(per_token.cpu().double(), dim=1), is_scored.sum(dim=1).cpu()
+    losses = _token_losses(model, *scored_states(model, inputs, targets))
+    return row_sums(losses, targets), (targets != IGNORE_INDEX).sum(dim=1).cpu()
 
 
 def static_token_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -116,12 +115,22 @@ def static_token_losses(model: GPTModel, inputs: Tensor, targets: Tensor) -> Ten
 
     No shape depends on the data.
     """
-    hidden, block = model.hidden_states(inputs).flatten(0, 1), rows_at_once(model)
-    losses = [
-        cross_entropy(head_logits(model.head, part), wanted, "none")
-        for part, wanted in zip(hidden.split(block), targets.flatten().split(block), strict=True)
-    ]
-    return torch.cat(losses).float().view(targets.shape)
+    return _token_losses(model, model.hidden_states(inputs).flatten(0, 1), targets.flatten()).view(targets.shape)
+
+
+def _token_losses(model: GPTModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each position, a block of logits at a time: (N, C), (N,) int64 -> (N,) float32."""
+    block = rows_at_once(model)
+    parts = zip(hidden.split(block), targets.split(block), strict=True)
+    losses = [cross_entropy(head_logits(model.head, part), wanted, "none") for part, wanted in parts]
+    return torch.cat(losses).float()
+
+
+def row_sums(values: Tensor, targets: Tensor) -> Tensor:
+    """The sums of a value per scored position, in order of rows: (K,), (B, T) -> (B,) float64 on the CPU."""
+    indices = (targets != IGNORE_INDEX).flatten().nonzero().squeeze(1).cpu()
+    per_token = torch.zeros(targets.numel(), dtype=torch.float64).index_copy(0, indices, values.cpu().double())
+    return total(per_token.view(targets.shape), dim=1)
 
 
 def scored_states(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from scratchlm.arithmetic.elementary import exp
 
-EPSILON = 1e-6  # below it, the rewards of a group are equal
+EPSILON = 1e-6  # standard deviations below it are rounding errors of equal values
 
 
-def group_advantages(rewards: Sequence[float]) -> list[float]:
-    """How much better each response to one prompt is than the others, in standard deviations; 0 where all are equal.
+def standardised(values: Sequence[float]) -> list[float]:
+    """The values less their mean, in standard deviations; 0 where all are equal.
 
-    Source: Shao et al. 2024 (GRPO), section 4.1.2.
+    Of the rewards of the responses to one prompt, these are the advantages of GRPO. Source: Shao et al. 2024, section
+    4.1.2.
     """
-    mean = math.fsum(rewards) / len(rewards)
-    deviations = [reward - mean for reward in rewards]
-    spread = math.sqrt(math.fsum(d * d for d in deviations) / len(rewards))
+    mean = fmean(values)
+    deviations = [value - mean for value in values]
+    spread = math.sqrt(fmean(d * d for d in deviations))
     return [d / spread if spread > EPSILON else 0.0 for d in deviations]
 
 
@@ -37,11 +39,6 @@ def token_advantages(
         following = rewards[t] + discount * next_value - values[t] + discount * decay * following
         advantages[t], next_value = following, values[t]
     return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
-
-
-def standardised(values: Sequence[float]) -> list[float]:
-    """The values less their mean, in standard deviations."""
-    return group_advantages(values)
 
 
 class TokenWeights(NamedTuple):

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from scratchlm.arithmetic.checkpointing import checkpointed
-from scratchlm.arithmetic.functions import cross_entropy, kl_divergence, total
+from scratchlm.arithmetic.functions import cross_entropy, kl_divergence
 from scratchlm.arithmetic.mode import is_exact
 from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.gpt import GPTModel
-from scratchlm.training.losses import rows_at_once, scored_states
+from scratchlm.training.losses import row_sums, rows_at_once, scored_states
 
 PreferenceLoss = Literal["dpo", "ipo"]
 
@@ -61,13 +61,6 @@ def response_scores(model: GPTModel, reference: GPTModel, inputs: Tensor, target
         losses.append(cross_entropy(logits, wanted, "none"))
         divergences.append(kl_divergence(logits, reference.head(theirs)))
     return -row_sums(torch.cat(losses), targets), row_sums(torch.cat(divergences), targets)
-
-
-def row_sums(values: Tensor, targets: Tensor) -> Tensor:
-    """The sums of a value per scored position, in order of rows: (K,), (B, T) -> (B,) float64 on the CPU."""
-    places = (targets != IGNORE_INDEX).flatten().nonzero().squeeze(1).cpu()
-    per_token = torch.zeros(targets.numel(), dtype=torch.float64).index_copy(0, places, values.cpu().double())
-    return total(per_token.view(targets.shape), dim=1)
 
 
 def _token_losses(head: nn.Module, targets: Tensor, hidden: Tensor) -> Tensor:

@@ -7,26 +7,25 @@ import torch
 from torch import Tensor
 
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
+from scratchlm.model.gpt import evaluating
 from scratchlm.model.reward import RewardModel
 
 
-@torch.no_grad()
 def rewards(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
     """The reward of each sequence, in order: N lists of token ids -> (N,) float64 on the CPU.
 
     A sequence is a prompt and a response, without the end token. In precision exact, the size of the batches changes
-    nothing. The model is left in the mode that it was in; no random stream is touched.
+    nothing.
     Raises ValueError for an empty sequence and for one that is longer than the model's context.
     """
     if not all(sequences):
         raise ValueError("a sequence without tokens has no last token to read a reward from")
-    device, was_training = model.origin.device, model.training
-    model.eval()
+    device = model.origin.device
     found = [torch.empty(0, dtype=torch.float64)]
-    for start in range(0, len(sequences), batch_size):
-        token_ids, lengths = join(sequences[start : start + batch_size])
-        found.append(last_token_rewards(model, token_ids.to(device), lengths.to(device)))
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(sequences), batch_size):
+            token_ids, lengths = join(sequences[start : start + batch_size])
+            found.append(last_token_rewards(model, token_ids.to(device), lengths.to(device)))
     return torch.cat(found)
 
 

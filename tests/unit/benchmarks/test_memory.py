@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import memory
 from scratchlm.model.config import published_config
-from scratchlm.training.memory import Step, training_memory
 from tests.pages import REPOSITORY
 
 
@@ -26,7 +25,7 @@ def test_the_largest_micro_batch_fits_and_one_row_more_does_not(checkpoint: bool
     config, card = published_config("124M"), 8 * 2**30
     n_rows = memory.largest_micro_batch(config, 1024, checkpoint, card)
     peaks = [
-        training_memory(config, Step(rows, 1024, checkpoint=checkpoint, accumulates=True)).peak
+        memory.peak_bytes(config, memory.Step(rows, 1024, checkpoint=checkpoint, accumulates=True))
         for rows in (n_rows, n_rows + 1)
     ]
     assert peaks[0] <= memory.USABLE * card < peaks[1]

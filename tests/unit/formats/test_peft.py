@@ -17,7 +17,7 @@ from scratchlm.formats.native import ADAPTER_FILE, load_gpt, save_gpt
 from scratchlm.formats.peft import save_peft
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel, build_model
-from scratchlm.model.lora import LoRAParams, adapter_state, apply_lora, merge_lora
+from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
 from tests.perturbed import perturbed
@@ -62,8 +62,7 @@ def test_peft_computes_with_our_adapter_what_the_merged_model_computes(
     for name, parameter in base.named_parameters():
         if name.endswith(".B"):
             nn.init.normal_(parameter, std=0.2)
-    adapter = adapter_state(base)
-    merge_lora(base)
+    adapter = merge_lora(base)
     save_gpt(tmp_path / "ours", base, adapter)
     save_peft(tmp_path / "adapter", tmp_path / "ours", "base")
     monkeypatch.chdir(tmp_path)  # where the adapter finds its base

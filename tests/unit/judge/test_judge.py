@@ -1091,7 +1091,7 @@ def test_the_stage_writes_what_the_trials_say(serve: Serve, tmp_path: Path, caps
         tmp_path / "params", json.dumps({"seed": 1, "variants": {"instruct": "finetune_instruct"}, "judge": judge})
     )
     names = ("params", "responses", "replies", "judgements", "pairs", "metrics", "scores")
-    stage.main(Run(), **{name: tmp_path / name for name in names})
+    stage.main(Run(stage="judge"), **{name: tmp_path / name for name in names})
     found = read_json(tmp_path / "metrics")
     verdict = "the controls separate; but a response that demands 100 points gets 100 instead of 0"
     assert found["trust"] == {

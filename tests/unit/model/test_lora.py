@@ -232,7 +232,8 @@ def test_merged_and_unmerged_classifiers_agree() -> None:
 
 def test_merging_restores_plain_layers_under_their_old_names() -> None:
     plain, model = build_model(TINY, seed=0), with_lora(build_model(TINY, seed=0))
-    merge_lora(model)
+    adapter, merged = adapter_state(model), merge_lora(model)
+    assert merged.keys() == adapter.keys() and all(torch.equal(merged[name], adapter[name]) for name in adapter)
     assert [*model.state_dict()] == [*plain.state_dict()]
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
     assert not adapter_state(model)

@@ -93,16 +93,17 @@ def test_a_folder_interrupted_stays_as_it_was(tmp_path: Path, stop: type[BaseExc
     assert names(tmp_path / "model") == ["old"]
 
 
+@pytest.mark.parametrize("stop", [PermissionError(13, "Permission denied", "new"), KeyboardInterrupt()])
 def test_a_folder_whose_successor_cannot_take_its_name_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
 ) -> None:
     def refuse(path: Path, target: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+        raise stop
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").write_text("old")
     monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(PermissionError), atomic_folder(tmp_path / "model") as temporary:
+    with pytest.raises(type(stop)), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "new").write_text("new")
     assert names(tmp_path) == ["model"]
     assert names(tmp_path / "model") == ["old"]

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -142,15 +143,21 @@ def test_an_inconsistent_state_is_not_saved(tmp_path: Path) -> None:
     assert [path.read_text() for path in saved(tmp_path)] == ["whole"]
 
 
-def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_save_that_fails_leaves_the_one_before_and_hides_no_other_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(checkpoint(tmp_path), "before")
 
     def fail(path: Path) -> None:
         path.write_text("half of it")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="no space"), checkpoint(tmp_path).saving(fail, lambda: "step 6") as save_if_due:
+    with pytest.raises(OSError, match="No space"), checkpoint(tmp_path).saving(fail, lambda: "step 6") as save_if_due:
         save_if_due()
+    with pytest.raises(UserError, match="diverged"), checkpoint(tmp_path).saving(fail, lambda: "step 6"):
+        raise UserError("the training diverged; lower learning_rate")
+    sentence = f"{tmp_path}/states/unfinished: no space left on device; free some space, then run this again"
+    assert capsys.readouterr().err == f"train: no checkpoint was saved: {sentence}\n"
     found = checkpoint(tmp_path).load()
     assert found and found.read_text() == "before"
 
@@ -268,10 +275,10 @@ def test_without_a_folder_nothing_is_written_or_found(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", ""])
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf", "1e7", ""])
 def test_an_interval_that_is_no_number_of_seconds_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("SCRATCHLM_RESUME_SECONDS", value)
-    with pytest.raises(UserError, match=f"SCRATCHLM_RESUME_SECONDS is '{value}', but must be a number of seconds"):
+    with pytest.raises(UserError, match=f"SCRATCHLM_RESUME_SECONDS is '{value}', but must be a number from 0"):
         checkpoint(tmp_path)

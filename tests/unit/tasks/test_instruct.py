@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scratchlm.model.lora import LoRALinear, LoRAParams, merge_lora
+from scratchlm.model.lora import LoRALinear, LoRAParams, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
-from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task, prepare_assistant
+from scratchlm.tasks.instruct import FinetuneInstructParams, Instructions, instruct_task
 from scratchlm.training.loop import Task, no_sample, train
 
 ROWS = [
@@ -53,7 +53,7 @@ def test_the_loss_is_torchs_over_response_tokens(tiny_gpt: Any, params: Any) -> 
 
 def test_without_lora_everything_trains(tiny_gpt: Any, params: Any) -> None:
     model = tiny_gpt()
-    prepare_assistant(model, None, 1)
+    apply_lora(model, None, 1)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -63,7 +63,7 @@ def test_with_lora_training_moves_its_matrices_and_nothing_else(tiny_gpt: Any, p
     model = tiny_gpt(tied_head=tied)
     inputs = torch.tensor([[1, 2, 3]])
     untouched = model(inputs)
-    prepare_assistant(model, p.lora, 1)
+    apply_lora(model, p.lora, 1)
     assert isinstance(model.head, LoRALinear) != tied
     assert torch.equal(model(inputs), untouched)  # B starts at zero
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -81,7 +81,7 @@ def test_the_matrices_are_drawn_from_the_seed(tiny_gpt: Any, params: Any) -> Non
     for seed in (1, 1, 2):
         model = tiny_gpt()
         torch.manual_seed(len(drawn))
-        prepare_assistant(model, LoRAParams(rank=2, alpha=2.0, layers="all"), seed)
+        apply_lora(model, LoRAParams(rank=2, alpha=2.0, layers="all"), seed)
         drawn.append(model.head.A.detach())
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from scratchlm.model.lora import LoRAParams, merge_lora
+from scratchlm.model.lora import LoRAParams, apply_lora, merge_lora
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import with_changes
 from scratchlm.run.resume import Checkpoint
-from scratchlm.tasks.instruct import prepare_assistant
 from scratchlm.tasks.preference import (
     FinetunePreferenceParams,
     PairEvaluation,
@@ -45,7 +44,7 @@ def params(training_values: dict[str, Any]) -> Any:
 def trained(model: Any, p: FinetunePreferenceParams, run: Run) -> tuple[Training, PairEvaluation]:
     evaluation = PairEvaluation(PAIRS, p, EVALUATION)
     evaluation.measure_reference(model, run)
-    prepare_assistant(model, p.lora, run.seed)
+    apply_lora(model, p.lora, run.seed)
     return train(model, preference_task(PAIRS, p, evaluation), run), evaluation
 
 

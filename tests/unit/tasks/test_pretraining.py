@@ -20,7 +20,7 @@ from scratchlm.data.windows import SHARD_SCHEMA, Corpus
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.language_model import Losses
-from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, TextSampler
+from scratchlm.tasks.pretraining import CorpusEvaluation, PretrainParams, text_sampler
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
 
 Build = Callable[..., GPTModel]
@@ -130,9 +130,8 @@ def test_a_sample_continues_the_prompt_greedily(tiny_gpt: Build) -> None:
         model.head.weight.zero_()
         model.head.weight[1:9] = hidden / hidden.norm(dim=1, keepdim=True)
     params = PretrainParams.model_construct(sample_prompt="c d", sample_tokens=4, sample_temperature=0.0)
-    sampler = TextSampler(words, params, seed=1)
-    assert sampler.sample(model) == {"text": "c d e f g h"}
+    assert text_sampler(words, params, seed=1)(model) == {"text": "c d e f g h"}
     assert model.training
     hot = params.model_copy(update={"sample_temperature": 5.0})
-    drawn = [TextSampler(words, hot, seed).sample(model)["text"] for seed in (1, 1, 2)]
+    drawn = [text_sampler(words, hot, seed)(model)["text"] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scratchlm.training.policy import divergence_weights, group_advantages, policy_weights, token_advantages
+from scratchlm.training.policy import divergence_weights, policy_weights, standardised, token_advantages
 
 
 def textbook_objective(log_probabilities: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
@@ -22,9 +22,9 @@ def numbers() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_advantages_of_a_group_by_hand() -> None:
-    assert group_advantages([1.0, 0.0, 0.0, 1.0]) == [1.0, -1.0, -1.0, 1.0]
-    assert group_advantages([4.0, 0.0, 2.0]) == pytest.approx([math.sqrt(1.5), -math.sqrt(1.5), 0.0])
-    assert group_advantages([0.3, 0.3, 0.3]) == [0.0, 0.0, 0.0]
+    assert standardised([1.0, 0.0, 0.0, 1.0]) == [1.0, -1.0, -1.0, 1.0]
+    assert standardised([4.0, 0.0, 2.0]) == pytest.approx([math.sqrt(1.5), -math.sqrt(1.5), 0.0])
+    assert standardised([0.3, 0.3, 0.3]) == [0.0, 0.0, 0.0]
 
 
 def test_the_advantages_of_tokens_by_hand() -> None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from scratchlm.arithmetic.functions import kl_divergence
 from scratchlm.arithmetic.mode import exact_arithmetic
 from scratchlm.training import losses as training_losses
-from scratchlm.training.preference import preference_losses, response_log_probabilities, response_scores, row_sums
+from scratchlm.training.losses import row_sums
+from scratchlm.training.preference import preference_losses, response_log_probabilities, response_scores
 
 INPUTS = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 10]])
 TARGETS = torch.tensor([[-100, 3, 4, 0], [6, 0, -100, -100], [-100, -100, -100, 2]])

@@ -1,5 +1,6 @@
 """A training that was stopped anywhere and resumed ends with the same bits as one that never stopped."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from scratchlm.data.windows import TokenWindows
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams, apply_lora
 from scratchlm.run.context import Run
+from scratchlm.run.errors import explained
 from scratchlm.run.resume import Checkpoint
 from scratchlm.training.loop import Batch, Task, train
 from scratchlm.training.losses import static_next_token_loss, summed_next_token_loss
@@ -185,6 +187,19 @@ def test_an_interrupt_within_the_optimizer_keeps_the_state_before_it(
         with pytest.raises(KeyboardInterrupt):
             learn(Attempt(build), "states")
     assert learn(Attempt(build), "states") == whole
+
+
+def test_a_disk_that_is_full_is_named_and_no_defect(learn: Any, tiny_gpt: Any, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # less than the weights
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            learn(Attempt(dense(tiny_gpt)), "states")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert explained(caught.value) == (
+        f"{tmp_path}/states/unfinished: file too large; free some space, then run this again"
+    )
 
 
 def test_frozen_weights_are_not_in_the_state(learn: Any, tiny_gpt: Any, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
     assert "; run this again to resume" in sentence
     assert not processes_of(tmp_path)
     monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "soon")
-    with pytest.raises(UserError, match="^SCRATCHLM_WORKER_SECONDS is 'soon', but must be 1 to 1,000,000 seconds"):
+    with pytest.raises(UserError, match="^SCRATCHLM_WORKER_SECONDS is 'soon', but must be a number from 1 to"):
         timeout_seconds()
 
 

@@ -10,6 +10,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from benchmarks import memory
+from benchmarks.memory import WORKSPACE_BYTES, Step, peak_bytes
 from scratchlm.data.windows import TokenWindows
 from scratchlm.fast.kernels import set_up
 from scratchlm.model.config import GPTConfig, published_config
@@ -17,9 +19,9 @@ from scratchlm.model.gpt import GPTModel, build_model
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
 from scratchlm.tasks.pretraining import pretraining_task
-from scratchlm.training import losses, memory
+from scratchlm.training import losses
 from scratchlm.training.loop import TrainingState, optimizer_step
-from scratchlm.training.memory import FLOAT32, WORKSPACE_BYTES, Step, block_bytes, training_memory
+from scratchlm.training.memory import FLOAT32, block_bytes, least_bytes
 from scratchlm.training.optimizer import TrainingParams
 
 T = 520  # above it, attention is fused on the CPU, too
@@ -107,9 +109,9 @@ def test_the_peak_is_that_of_the_storages_of_a_step(
     assert always == 3 * FLOAT32 * config.n_parameters
     with existing:
         optimizer_step(state)
-    formula = training_memory(config, step)
-    assert formula.peak - WORKSPACE_BYTES - always == pytest.approx(existing.most - always, rel=0.03)
-    assert formula.least < existing.most
+    formula = peak_bytes(config, step)
+    assert formula - WORKSPACE_BYTES - always == pytest.approx(existing.most - always, rel=0.03)
+    assert least_bytes(config, step.n_rows * step.n_tokens, step.checkpoint) < existing.most
 
 
 def kept_bytes(model: GPTModel, precision: str) -> int:
@@ -150,7 +152,7 @@ def test_what_an_h100_allocated_is_what_the_formula_says() -> None:
     config = published_config("124M")
     head = FLOAT32 * config.vocab_size * config.emb_dim  # a gradient of it more was kept when this was measured
     measured = 8_531_515_392  # bytes, at commit a0240cb (docs/gpu.md, "Memory")
-    assert training_memory(config, Step(16, 1024)).peak + head == pytest.approx(measured, rel=0.01)
+    assert peak_bytes(config, Step(16, 1024)) + head == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -167,4 +169,4 @@ def test_a_card_allocates_what_the_formula_says(
     torch.cuda.reset_peak_memory_stats()
     optimizer_step(state)
     allocated = torch.cuda.max_memory_allocated() - before
-    assert training_memory(config, step).peak == pytest.approx(allocated, rel=ON_A_CARD)
+    assert peak_bytes(config, step) == pytest.approx(allocated, rel=ON_A_CARD)
