@@ -16,6 +16,11 @@ from tests.forked import PROGRAMS, forking
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRATCHLM = (sys.executable, "-m", "scratchlm.cli.main")
 IDENTITY = ("-c", "user.name=Someone", "-c", "user.email=someone@example.org")
+AUTHOR = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "Someone"), ("EMAIL", "someone@example.org"))
+}  # the same, for a git that another program starts
 # Parameters that shorten the sample's training to a second, for tests of the pipeline rather than of what it learns.
 # In float32, which is faster, and whose results depend on the processor. A tiny model is pretrained and finetuned
 MODEL = yaml.safe_load((REPOSITORY / "params.yaml").read_text(encoding="utf-8"))["model"]

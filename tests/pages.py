@@ -7,6 +7,8 @@ from typing import NamedTuple
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
+OWN_README = REPOSITORY / "src" / "scratchlm" / "cli" / "own_readme.md"  # of a project that `scratchlm init` makes
+PAGES.append(OWN_README)
 FENCE = re.compile(r"((?:^ *<!--[^\n]*-->\n)*)^( *)```(\w*)\n(.*?)^\2```$", flags=re.MULTILINE | re.DOTALL)
 
 

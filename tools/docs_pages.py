@@ -101,8 +101,9 @@ def cli_page() -> str:
 
 
 def targets() -> list[tuple[str, str]]:
-    """The targets of the Makefile that have a description, in its order."""
-    return re.findall(r"^([a-z0-9-]+):.*## +(.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    """The targets of the Makefile and of development.mk that have a description, in their order."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "development.mk"))
+    return re.findall(r"^([a-z0-9-]+):.*## +(.*)", text, flags=re.MULTILINE)
 
 
 def parameters_page() -> str:

@@ -283,8 +283,8 @@ def test_the_version_is_the_same_everywhere():
 
 
 def test_the_hooks_before_a_commit_run_what_make_check_runs():
-    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    recipe = re.findall(r"^check:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)[0]
+    targets = (REPOSITORY / "development.mk").read_text(encoding="utf-8")
+    recipe = re.findall(r"^check:.*\n((?:\t.*\n)+)", targets, flags=re.MULTILINE)[0]
     (group,) = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"]
     entries = [hook["entry"].removeprefix(".venv/bin/") for hook in group["hooks"]]
     assert entries == [line.strip() for line in recipe.splitlines()]
@@ -303,15 +303,20 @@ def test_the_jobs_of_gitlab_call_the_targets_of_those_of_github():
     def called(lines: list[str]) -> list[str]:
         return [target for line in lines for target in re.findall(r"make (?:--silent )?([a-z]+)", line)]
 
-    gitlab = yaml.safe_load((REPOSITORY / ".gitlab-ci.yml").read_text(encoding="utf-8"))
-    github = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
-    jobs = {name: job for name, job in gitlab.items() if name not in ("workflow", "variables", "default")}
-    assert jobs.keys() == {"test", "rebuild", "compare"}
-    for name, job in jobs.items():
-        assert job.keys() <= {"script", "image", "cache", "parallel", "rules", "artifacts"}
-        steps = [step["run"] for step in github[name]["steps"] if "run" in step]
-        assert called(job["script"]) == called(steps)
-    assert jobs["test"]["parallel"]["matrix"] == [{"VERSION": github["test"]["strategy"]["matrix"]["python"]}]
+    def read(path: str) -> dict[str, Any]:
+        return yaml.safe_load((REPOSITORY / path).read_text(encoding="utf-8"))
+
+    assert read(".gitlab-ci.yml") == {"include": [{"local": ".gitlab/*.yml"}]}
+    for gitlab, github, names in (("tests", "ci", {"test"}), ("results", "results", {"rebuild", "compare"})):
+        jobs, theirs = read(f".gitlab/{gitlab}.yml"), read(f".github/workflows/{github}.yml")["jobs"]
+        assert jobs.keys() - {"workflow", "variables", "default"} == names
+        for name in names:
+            assert jobs[name].keys() <= {"script", "image", "cache", "parallel", "rules", "artifacts"}
+            steps = [step["run"] for step in theirs[name]["steps"] if "run" in step]
+            assert called(jobs[name]["script"]) == called(steps) != []
+        if "test" in jobs:
+            versions = theirs["test"]["strategy"]["matrix"]["python"]
+            assert jobs["test"]["parallel"]["matrix"] == [{"VERSION": versions}]
 
 
 def test_no_page_loads_anything_from_elsewhere():

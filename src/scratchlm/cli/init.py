@@ -1,0 +1,114 @@
+"""`scratchlm init`: a project of one's own data, with the code of this checkout."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from scratchlm.cli.project import project_folder
+from scratchlm.run.display import say
+from scratchlm.run.errors import UserError
+
+# All that the pipeline needs of the repository: no tests, pages and benchmarks, and none of its results
+TAKEN = (
+    ".dvc/.gitignore", ".dvcignore", ".gitattributes", ".github/actions", ".github/workflows/results.yml", ".gitignore",
+    ".gitlab-ci.yml", ".gitlab/results.yml", "LICENSE", "Makefile", "data/mine/.gitkeep", "data/sample", "dvc.yaml",
+    "profiles", "pyproject.toml", "requirements-cluster.lock", "requirements-nodeps.lock", "requirements.lock", "src",
+    "stages",
+)  # fmt: skip
+README = "src/scratchlm/cli/own_readme.md"
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="the new project: a folder that is empty or does not exist")],
+    profile: Annotated[str, typer.Option(help="its params.yaml: a file of profiles/, without .yaml")] = "sample",
+) -> None:
+    """Make a project of your own with a copy of this code. It is a git repository, without our tests and results."""
+    from scratchlm.compare.git import find_commit, git
+    from scratchlm.compare.text import first_few
+    from scratchlm.run.files import atomic_folder
+
+    root = project_folder().resolve()
+    commit = find_commit(root, "HEAD")
+    if git(root, "rev-parse", "--show-prefix") or not git(root, "ls-tree", commit, README):
+        raise UserError(f"{root} is no checkout of scratchlm; run this in the top folder of one")
+    profiles = [Path(name).stem for name in git(root, "ls-tree", "--name-only", commit, "profiles/").splitlines()]
+    if profile not in profiles:
+        raise UserError(f"--profile is {profile!r}, but the profiles are {', '.join(profiles)}; name one of them")
+    _refuse_place(folder, root)
+    with atomic_folder(folder.resolve()) as new:
+        git(new, "init", "--quiet", "--initial-branch", "main")
+        _refuse_nameless(new)
+        _take(root, commit, new)
+        shutil.copyfile(new / "profiles" / f"{profile}.yaml", new / "params.yaml")
+        _write_own(new, folder.resolve().name, origin(root, commit))
+        git(new, "add", "--all", "--force")  # whatever the user's own .gitignore says
+        git(new, "commit", "--quiet", "--message", f"Start with scratchlm {commit[:7]}")
+    say(f"{folder}: a git repository with the code of commit {commit[:7]} and the profile {profile}")
+    if changed := _uncommitted(root, commit):
+        say(f"Uncommitted changes were not taken: {first_few(changed)}")
+    say(f"Next: cd {shlex.quote(os.fspath(folder))}, where README.md says how to add your data and build")
+
+
+def _refuse_place(folder: Path, root: Path) -> None:
+    from scratchlm.run.code import refuse_path
+
+    target = folder.resolve()
+    if target.is_relative_to(root):
+        raise UserError(f"{folder} is in the checkout {root}; name a folder outside of it, such as ../{target.name}")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{folder} exists and is no empty folder; name another one, or remove it")
+    refuse_path(target)
+
+
+def _refuse_nameless(repository: Path) -> None:
+    from scratchlm.compare.git import git
+
+    try:
+        git(repository, "var", "GIT_COMMITTER_IDENT")
+    except UserError:
+        raise UserError(
+            "git does not know whom to name in the first commit; tell it with `git config --global user.name NAME` and "
+            "`git config --global user.email ADDRESS`, then run this again"
+        ) from None
+
+
+def _take(root: Path, commit: str, new: Path) -> None:
+    from scratchlm.compare.git import git
+
+    archive = new / "taken.zip"
+    git(root, "archive", f"--output={archive}", commit, *TAKEN)
+    shutil.unpack_archive(archive, new)
+    archive.unlink()
+
+
+def _write_own(new: Path, name: str, origin: str) -> None:
+    from scratchlm.run.files import write_text
+
+    readme = Template((new / README).read_text(encoding="utf-8"))
+    write_text(new / "README.md", readme.substitute(name=name, origin=origin))
+    write_text(new / ".dvc" / "config", "[core]\n    analytics = false\n")  # the checkout's may have a team's remote
+
+
+def origin(root: Path, commit: str) -> str:
+    """The commit, and the address of its repository if it has one that is no folder of this machine."""
+    from scratchlm.compare.git import git
+
+    remote = min(git(root, "remote").splitlines(), key=lambda name: name != "origin", default=None)
+    address = re.sub("//[^/]*@", "//", git(root, "remote", "get-url", remote)) if remote else ""  # without a password
+    is_elsewhere = re.search(r"^(?!file:)\w+://|^[\w.-]+@", address)
+    return f"commit {commit} of {address if is_elsewhere else 'scratchlm'}"
+
+
+def _uncommitted(root: Path, commit: str) -> list[str]:
+    """The files that would be taken as they are now, but for not being committed."""
+    from scratchlm.compare.git import git
+
+    changed = git(root, "diff", "--name-only", "-z", commit, "--", *TAKEN)
+    new = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *TAKEN)
+    return [name for name in (changed + new).split("\0") if name]
