@@ -64,8 +64,8 @@ class Reader(io.RawIOBase):
         """Do nothing: what wraps this closes it at the end of its own text, and the hash needs the rest."""
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-        self._file.close()
+        self._executor.submit(self._file.close)  # after a read in progress, which may last as long as a server hangs
+        self._executor.shutdown(wait=False)
 
 
 def _open(address: str) -> Any:

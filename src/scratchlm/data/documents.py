@@ -92,10 +92,9 @@ def _texts(file: PinnedFile, reader: Reader, name: str) -> Iterator[str]:
     kind, _, compression = file.format.partition(".")
     columns = {"text": file.column or ""}
     if kind == "parquet":
-        with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:  # whose end is read before its beginning
+        with tempfile.TemporaryFile() as copy:  # whose end is read before its beginning; no kill leaves it
             copy.writelines(reader.blocks())
-            copy.flush()
-            with pq.ParquetFile(copy.name, pre_buffer=False) as table:
+            with pq.ParquetFile(copy, pre_buffer=False) as table:
                 located = parquet_rows(name, table, columns, REMEDY)
                 yield from (row["text"] for row in checked_rows(name, located, columns, REMEDY))
         return

@@ -19,6 +19,7 @@ def in_threads(
     n_threads: int, work: Callable[[Item, Advance], Result], items: Mapping[Key, Item], update: Advance
 ) -> Iterator[tuple[Key, Result]]:
     """Yield the key and the result of each item as they are ready. Raises what `work` raises, once all work has ended.
+    Ctrl-C waits for no work, which may wait for a server: `boundary` then ends the process.
 
     work: called with an item and a function that takes the number of bytes of each read, which raises Stopped once
     another item has failed. update: called with these numbers, by one thread at a time.
@@ -31,12 +32,14 @@ def in_threads(
         with lock:
             update(n)
 
-    with ThreadPoolExecutor(n_threads) as pool:
+    pool, interrupted = ThreadPoolExecutor(n_threads), False
+    try:
         waiting = {pool.submit(work, item, advance): key for key, item in items.items()}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        stopped.set()
+        pool.shutdown(wait=not interrupted, cancel_futures=True)
