@@ -42,7 +42,7 @@ class Checkpoint:
     ) -> None:
         """Without a folder nothing is saved: for a stage that DVC did not start, whose inputs are not known."""
         self._folder, self._cache_key, self._stage, self._log = folder, cache_key, stage, log
-        self._interval = _interval_seconds() if folder else 0.0
+        self._interval = interval_seconds() if folder else 0.0
         self._last = time.perf_counter()
         self._cost: float | None = None
         self.position: str | None = None  # of the newest file, in words
@@ -175,7 +175,8 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
                 folder.rmdir()
 
 
-def _interval_seconds() -> float:
+def interval_seconds() -> float:
+    """How long a stage computes between two checkpoints. Raises UserError if the user has set less than 0 seconds."""
     given, seconds = os.environ.get(INTERVAL_VARIABLE, str(INTERVAL_SECONDS)), -1.0
     with suppress(ValueError):
         seconds = float(given)
