@@ -121,10 +121,14 @@ def files_at(address: str) -> dict[str, int]:
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
         if "file" in files.protocol and (is_pattern or Path(path).is_dir()):
             _refuse_unlisted(path, is_pattern)
+    # Of local files, so that one and a link to it are not read twice
+    real = {os.path.realpath(name) for name, info in found.items() if info.get("islink") is False}
     sizes = {}
     for name, info in found.items():
         inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
-        is_file = info["type"] == "file" or (info.get("islink") and not Path(name).is_dir())
+        is_file = info["type"] == "file"
+        if info.get("islink"):
+            is_file = not Path(name).is_dir() and os.path.realpath(name) not in real
         if is_file and not any(part.startswith((".", "_")) for part in inside):
             if os.fsencode(name).decode(errors="replace") != name:
                 raise UserError(f"{_address_of(files, name)!a} is a name that is not UTF-8; rename the file")

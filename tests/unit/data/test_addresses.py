@@ -72,10 +72,14 @@ def test_links_to_files_are_read_and_those_to_folders_are_refused(
         Path(path).symlink_to(tmp_path / "blob")
     for address in ("snapshot", "snapshot/**"):
         assert files_at(address) == {"snapshot/a.txt": 16, "snapshot/more/b.txt": 16}
+    Path("snapshot/more/c.txt").symlink_to("b.txt")
+    Path("snapshot/more/b.txt").unlink()
+    Path("snapshot/more/b.txt").write_text("Twice.")
+    assert files_at("snapshot/more") == {"snapshot/more/b.txt": 6}  # not its link as well
     Path("snapshot/again").symlink_to("more")
     Path("snapshot/more/_up").symlink_to("..")
     assert files_at("snapshot/*.txt") == files_at("snapshot/a*") == {"snapshot/a.txt": 16}
-    assert files_at("snapshot/again") == {"snapshot/again/b.txt": 16}
+    assert files_at("snapshot/again") == {"snapshot/again/b.txt": 6}
     for address, link in {"snapshot": "again", "snapshot/*/*.txt": "again", "snapshot/m*/**/*.txt": "more/_up"}.items():
         with pytest.raises(UserError, match=f"/snapshot/{link} is a link to a folder, which is not followed; name its"):
             files_at(address)
