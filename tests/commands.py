@@ -48,10 +48,10 @@ def interrupted(folder: Path, server: Server, path: str, *words: str) -> subproc
     server.bodies[path] = nothing
     with subprocess.Popen([sys.executable, *words], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         assert asked.wait(60)
-        for _ in range(int(web.TIMEOUT_SECONDS[1])):
+        for _ in range(3):
             process.send_signal(signal.SIGINT)  # Python can miss one while it begins to wait
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.5)
+                process.wait(web.TIMEOUT_SECONDS[1] / 4)
                 break
         held.set()
         return subprocess.CompletedProcess([*words], process.wait(), "", process.communicate()[1])
