@@ -1,10 +1,12 @@
 """Work on many items, several at once, each by one thread: an error ends all of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from typing import TypeVar
 
+SECONDS_BETWEEN_SIGNALS = 0.5  # Python can miss Ctrl-C while it begins to wait, and finds it when it has waited
 Advance = Callable[[int], None]
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -34,9 +36,16 @@ def in_threads(
 
     pool, interrupted = ThreadPoolExecutor(n_threads), False
     try:
+        done: SimpleQueue[Future[Result]] = SimpleQueue()
         waiting = {pool.submit(work, item, advance): key for key, item in items.items()}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        for future in waiting:
+            future.add_done_callback(done.put)
+        while waiting:
+            try:
+                future = done.get(timeout=SECONDS_BETWEEN_SIGNALS)
+            except Empty:
+                continue
+            yield waiting.pop(future), future.result()
     except KeyboardInterrupt:
         interrupted = True
         raise
