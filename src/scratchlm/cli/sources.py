@@ -2,17 +2,13 @@
 
 import difflib
 import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from scratchlm.run.display import say
-from scratchlm.run.errors import UserError
+from scratchlm.run.errors import UserError, boundary
 
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
@@ -143,9 +139,9 @@ def pin(
     edited(PARAMETERS.read_text("utf-8"))  # now rather than after hours of reading
     old = read_manifest(output) if output.exists() else []
     kept = PINS / output.name
-    with _ending_at_once("interrupted; run this again to resume: files that were read are not read again"):
+    with boundary("scratchlm", lambda: "interrupted; run this again to resume after the files that were read"):
         files = pinned(addresses, column or "text", source.manifest, kept)
-    check_readable(files)
+        check_readable(files)
     text = PARAMETERS.read_bytes().decode("utf-8")
     write_manifest(output, files)
     write_text(PARAMETERS.resolve(), new := edited(text))
@@ -154,26 +150,6 @@ def pin(
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
     _show_change(text, new)
-
-
-@contextmanager
-def _ending_at_once(sentence: str) -> Iterator[None]:
-    """Let Ctrl-C end the process, where Python would wait for threads that wait for a server, for minutes.
-
-    Not around what writes a file: a temporary one would be left.
-    """
-    before = signal.getsignal(signal.SIGINT)
-
-    def end(*_: object) -> None:
-        print(f"\nscratchlm: {sentence}", file=sys.stderr, flush=True)
-        os._exit(128 + signal.SIGINT)
-
-    if before is signal.default_int_handler:  # else a shell has it ignored, as for a job in the background
-        signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show_change(text: str, edited: str) -> None:

@@ -1,5 +1,6 @@
 """Files at addresses (local paths, s3://, gs://, http:// and https://): list them, and read each with its hash."""
 
+import errno
 import glob
 import hashlib
 import io
@@ -7,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -64,8 +66,8 @@ class Reader(io.RawIOBase):
         """Do nothing: what wraps this closes it at the end of its own text, and the hash needs the rest."""
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(cancel_futures=True)
-        self._file.close()
+        self._executor.submit(self._file.close)  # after a read in progress, which may last as long as a server hangs
+        self._executor.shutdown(wait=False)
 
 
 def _open(address: str) -> Any:
@@ -117,12 +119,17 @@ def files_at(address: str) -> dict[str, int]:
     with naming(address):
         is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
-        if "file" in files.protocol and not is_pattern and Path(path).is_dir():
-            _refuse_unreadable(path)
+        if "file" in files.protocol and (is_pattern or Path(path).is_dir()):
+            _refuse_unlisted(path, is_pattern)
+    # Of local files, so that one and a link to it are not read twice
+    real = {os.path.realpath(name) for name, info in found.items() if info.get("islink") is False}
     sizes = {}
     for name, info in found.items():
         inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
-        if info["type"] == "file" and not any(part.startswith((".", "_")) for part in inside):
+        is_file = info["type"] == "file"
+        if info.get("islink"):
+            is_file = not Path(name).is_dir() and os.path.realpath(name) not in real
+        if is_file and not any(part.startswith((".", "_")) for part in inside):
             if os.fsencode(name).decode(errors="replace") != name:
                 raise UserError(f"{_address_of(files, name)!a} is a name that is not UTF-8; rename the file")
             sizes[_address_of(files, name)] = info["size"]
@@ -131,14 +138,30 @@ def files_at(address: str) -> dict[str, int]:
     return sizes
 
 
-def _refuse_unreadable(folder: str) -> None:
-    """Raises OSError if a folder in it may not be read, which fsspec takes to be empty."""
+def _refuse_unlisted(path: str, is_pattern: bool) -> None:
+    """Refuse what fsspec leaves out without a word.
+
+    Raises OSError for a folder that may not be read, and UserError for a link to a folder, if it may hold files at
+    `path`, a folder or a pattern.
+    """
 
     def refuse(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
-    for _, folders, _ in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+    parts = Path(path).parts
+    n_fixed = next(n for n, part in enumerate(parts) if glob.has_magic(part)) if is_pattern else len(parts)
+    below = parts[n_fixed:] or ["**"]
+    for folder, names, _ in os.walk(Path(*parts[:n_fixed]), onerror=refuse):
+        if not os.access(folder, os.X_OK):
+            refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder))
+        depth = len(Path(folder).parts) - n_fixed
+        if not is_pattern:
+            names[:] = [name for name in names if not name.startswith((".", "_"))]
+        elif "**" not in below[: depth + 1]:
+            names[:] = [name for name in names if depth < len(below) - 1 and fnmatchcase(name, below[depth])]
+        if link := next((name for name in names if Path(folder, name).is_symlink()), None):
+            raise UserError(f"{Path(folder, link)} is a link to a folder, which is not followed; name its files")
 
 
 def _address_of(files: Any, name: str) -> str:

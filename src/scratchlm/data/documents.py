@@ -3,7 +3,10 @@
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain, count
+from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,13 +14,14 @@ import pyarrow.parquet as pq
 from scratchlm.data.addresses import Reader
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.manifest import PinnedFile
-from scratchlm.data.tables import checked_rows, json_lines, parquet_rows
+from scratchlm.data.tables import Located, checked_rows, json_lines, parquet_rows
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 
 CODECS = {"gz": "gzip", "zst": "zstd"}
 BLOCK_CHARACTERS = 1 << 20
 MOST_CHARACTERS = 1 << 26  # of a document, which is in memory as a whole
+MOST_LINE_CHARACTERS = 6 * MOST_CHARACTERS  # of JSON, which may have six for one of a document
 REMEDY = "pin the files again with --column NAME"
 PIN_AGAIN = "restore the file, or pin it as it is now with scratchlm sources pin"
 
@@ -55,10 +59,13 @@ def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]
 
 
 def check_readable(files: Sequence[PinnedFile]) -> None:
-    """Raises UserError if the first file of some format has no document that can be read."""
-    for file in {file.format: file for file in reversed(files)}.values():
-        if next(documents(file, lambda _: None), None) is None:
-            raise UserError(f"{without_secrets(file.address)} has no text; leave it out")
+    """Raises UserError if no file of some format has a document, or if one cannot be read up to its first."""
+    for first in {file.format: file for file in reversed(files)}.values():
+        same = (file for file in files if file.format == first.format)
+        if all(next(documents(file, lambda _: None), None) is None for file in same):
+            raise UserError(
+                f"{without_secrets(first.address)} has no text, nor has another {first.format}; leave them out"
+            )
 
 
 def is_of_train(document: bytes, train_fraction: float) -> bool:
@@ -92,20 +99,49 @@ def _texts(file: PinnedFile, reader: Reader, name: str) -> Iterator[str]:
     kind, _, compression = file.format.partition(".")
     columns = {"text": file.column or ""}
     if kind == "parquet":
-        with tempfile.NamedTemporaryFile(suffix=".parquet") as copy:  # whose end is read before its beginning
-            copy.writelines(reader.blocks())
-            copy.flush()
-            with pq.ParquetFile(copy.name, pre_buffer=False) as table:
-                located = parquet_rows(name, table, columns, REMEDY)
-                yield from (row["text"] for row in checked_rows(name, located, columns, REMEDY))
+        with _copied(reader, name) as copy, pq.ParquetFile(copy, pre_buffer=False) as table:
+            yield from _column(name, parquet_rows(name, table, columns, REMEDY), columns)
         return
     stream = pa.CompressedInputStream(pa.PythonFile(reader, "r"), CODECS[compression]) if compression else reader
     with io.TextIOWrapper(io.BufferedReader(stream, BLOCK_CHARACTERS), encoding="utf-8-sig", newline="") as text:
         if kind == "txt":
             yield from _divided(iter(lambda: text.read(BLOCK_CHARACTERS), ""), name)
         else:
-            rows = checked_rows(name, json_lines(name, text), columns, REMEDY)
-            yield from (row["text"] for row in rows)
+            yield from _column(name, json_lines(name, _lines(text, name)), columns)
+
+
+def _column(name: str, located: Iterator[Located], columns: Mapping[str, str]) -> Iterator[str]:
+    """The text of each row. There may be none, as in parts of what a cluster has written."""
+    if first := next(located, None):
+        yield from (row["text"] for row in checked_rows(name, chain([first], located), columns, REMEDY))
+
+
+@contextmanager
+def _copied(reader: Reader, name: str) -> Iterator[IO[bytes]]:
+    """A temporary copy of a file whose end is read before its beginning; no kill leaves it."""
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            copy.writelines(reader.blocks())
+            copy.flush()
+        except OSError as error:
+            raise UserError(
+                f"{name} cannot be copied into the folder for temporary files ({str(error.strerror).lower()}); free "
+                "some space, or set TMPDIR to another folder"
+            ) from None
+        yield copy
+
+
+def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines of a text. Raises UserError for one that does not fit the memory of a worker, such as a whole array."""
+    for number in count(1):
+        if not (line := text.readline(MOST_LINE_CHARACTERS)):
+            return
+        if len(line) == MOST_LINE_CHARACTERS:
+            raise UserError(
+                f"{name}: line {number} has {MOST_LINE_CHARACTERS:,} characters or more; write one object per line"
+            )
+        yield line
 
 
 def _divided(blocks: Iterable[str], name: str) -> Iterator[str]:

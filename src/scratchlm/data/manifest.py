@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_vali
 from scratchlm.data.own_data import FOLDER
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import missing, write_text
+from scratchlm.run.files import missing, stale_temporary_files, write_text
 from scratchlm.run.params import Section
 
 WEB = ("http://", "https://")
@@ -71,7 +71,9 @@ def format_of(address: str) -> Format:
 
 
 def write_manifest(path: Path, files: Sequence[PinnedFile]) -> None:
-    """Write one line per file."""
+    """Write one line per file. Delete what a killed process has left beside it."""
+    for stale in stale_temporary_files(path):
+        stale.unlink(missing_ok=True)
     write_text(path, "".join(json.dumps(manifest_row(file), ensure_ascii=False) + "\n" for file in files))
 
 

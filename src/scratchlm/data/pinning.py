@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from scratchlm.data.addresses import Reader, file_system, files_at, well_formed
 from scratchlm.data.catalogue import public_corpus
+from scratchlm.data.documents import documents
 from scratchlm.data.manifest import PINNED_FILE, PinnedFile, format_of, manifest_row, read_manifest, write_manifest
 from scratchlm.data.sources import nearest
 from scratchlm.run.errors import UserError
@@ -37,7 +38,10 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
         with Reader(nearest(address), advance) as reader:
             for _ in reader.blocks():
                 pass
-        return PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), format_of(address), columns[address])
+        file = PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), format_of(address), columns[address])
+        if reader.size_bytes is None:
+            _refuse_cut(file, advance)
+        return file
 
     done = _read_before(kept, sizes)
     n_done = sum(file.size_bytes for file in done.values())
@@ -50,6 +54,18 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
             if kept:
                 append_log(kept, manifest_row(file))
     return [replace(done[address], column=columns[address]) for address in columns]
+
+
+def _refuse_cut(file: PinnedFile, advance: Advance) -> None:
+    """Raises UserError if a second read finds other bytes, or content that is not whole.
+
+    Nothing else shows that a connection broke if the server has not stated the size.
+    """
+    try:
+        for _ in documents(file, advance):
+            pass
+    except UserError as error:
+        raise UserError(f"a server that states no size may have cut a file short: {error}") from None
 
 
 def _sizes(address: str, _: Advance) -> dict[str, int]:

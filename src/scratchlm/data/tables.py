@@ -44,9 +44,9 @@ def checked_rows(
             found["input"] = ""
         for name, value in found.items():
             if value is None:
+                instead = "is null" if columns[name] in row else f"has {_listed(row)}"
                 raise UserError(
-                    f"{place} has no text in the column {columns[name]!r} (it has {_listed(row)}); complete the row, "
-                    f"or {remedy}"
+                    f"{place} has no text in the column {columns[name]!r} (it {instead}); complete the row, or {remedy}"
                 )
             if isinstance(value, bool) or not isinstance(value, str | int):
                 raise UserError(

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scratchlm.data.catalogue import File
-from scratchlm.data.web import CHUNK_BYTES, Interrupted, Opened, Refused, open_url, reading, with_retries
+from scratchlm.data.web import CHUNK_BYTES, Opened, Refused, open_url, reading, with_retries
 from scratchlm.run.files import sha256_of
 
-LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # on average over so long
 UNPINNED_LIMIT_BYTES = 1 << 24  # for files without a pinned size: archives and GPT-2's small files
 PINNED_LIMIT_BYTES = 1 << 40  # for files with a hash and no size, which are one's own
 INDEX_END = bytes.fromhex("57fb808b247547db")  # of a TensorFlow checkpoint's index, a table in LevelDB's format
@@ -46,7 +44,7 @@ class Part:
                 if opened.start == 0:
                     self.discard()
                     self._note.write_text(f"{_digest(address)}\n{opened.etag}", encoding="utf-8")
-                self.append(_fast_enough(iter(lambda: opened.read(CHUNK_BYTES), b"")))
+                self.append(iter(lambda: opened.read(CHUNK_BYTES), b""))
 
         with_retries(attempt)
         return resumed
@@ -128,19 +126,6 @@ def _size_limit(file: File) -> int:
 def _digest(address: str) -> str:
     """What is noted of an address, which may hold a password."""
     return hashlib.sha256(os.fsencode(address)).hexdigest()
-
-
-def _fast_enough(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass chunks on. Raises Interrupted where fewer than LEAST_BYTES_PER_SECOND have come for RATE_SECONDS."""
-    begin, received = time.monotonic(), 0
-    for chunk in chunks:
-        yield chunk
-        received += len(chunk)
-        seconds = time.monotonic() - begin
-        if seconds >= RATE_SECONDS:
-            if received < LEAST_BYTES_PER_SECOND * seconds:
-                raise Interrupted(f"slower than {LEAST_BYTES_PER_SECOND} bytes a second")
-            begin, received = time.monotonic(), 0
 
 
 @contextmanager

@@ -18,6 +18,7 @@ ATTEMPTS = 4  # per address, for failures that may be temporary
 WAIT_SECONDS = 1.0  # before the second attempt; doubled before each later one
 MOST_WAIT_SECONDS = 60.0  # that a server may ask for
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two packets
+LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # on average over so long a wait for packets
 MOST_REDIRECTS = 10
 CHUNK_BYTES = 1 << 16
 
@@ -63,8 +64,18 @@ class WebFile:
         self._retried(self._open)
 
     def read(self, n_bytes: int) -> bytes:
-        """Return at most `n_bytes` of the next bytes, none at the end."""
-        return self._retried(lambda: self._next(n_bytes))
+        """Return at most `n_bytes` of the next bytes, none at the end.
+
+        Before the end it returns at least CHUNK_BYTES of them, so that a server that fails after a byte fails again.
+        """
+        found = bytearray()
+
+        def attempt() -> None:
+            while len(found) < min(n_bytes, CHUNK_BYTES) and (block := self._next(n_bytes - len(found))):
+                found.extend(block)
+
+        self._retried(attempt)
+        return bytes(found)
 
     def close(self) -> None:
         self._read = None
@@ -178,7 +189,26 @@ def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
             return response.raw.read1(n_bytes, decode_content=True)
 
         start = offset if status == 206 else 0
-        yield Opened(start, "" if etag.startswith("W/") else etag, _whole_size(response.headers, start), read)
+        etag = "" if etag.startswith("W/") else etag
+        yield Opened(start, etag, _whole_size(response.headers, start), _fast_enough(read))
+
+
+def _fast_enough(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """`read`, which raises Interrupted once fewer than LEAST_BYTES_PER_SECOND have come in RATE_SECONDS of reading."""
+    waited, received = 0.0, 0
+
+    def read_in_time(n_bytes: int) -> bytes:
+        nonlocal waited, received
+        start = time.monotonic()
+        block = read(n_bytes)
+        waited, received = waited + time.monotonic() - start, received + len(block)
+        if waited >= RATE_SECONDS:
+            if received < LEAST_BYTES_PER_SECOND * waited:
+                raise Interrupted(f"slower than {LEAST_BYTES_PER_SECOND} bytes a second")
+            waited, received = 0.0, 0
+        return block
+
+    return read_in_time
 
 
 def _whole_size(headers: Mapping[str, str], start: int) -> int | None:

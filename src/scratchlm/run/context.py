@@ -48,9 +48,9 @@ class Run:
         """Print a sentence to the user on standard error."""
         print(f"{self.stage}: {sentence}", file=sys.stderr, flush=True)
 
-    def progress(self, total: int, done: int, unit: str, title: str = "") -> Progress:
-        """The progress on standard error, which begins at `done` of `total` units."""
-        return Progress(title or self.stage, total, done, unit)
+    def progress(self, total: int, done: int, unit: str, part: str = "") -> Progress:
+        """The progress of the stage, or a part of it, on standard error. It begins at `done` of `total` units."""
+        return Progress(f"{self.stage} {part}".strip() or unit, total, done, unit)
 
 
 def available_cores() -> int:

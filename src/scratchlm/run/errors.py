@@ -5,8 +5,10 @@ import importlib.metadata
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from scratchlm.run.display import printable
 
@@ -44,12 +46,12 @@ class UserError(Exception):
 def boundary(name: str, interrupted: Callable[[], str] = lambda: "interrupted") -> Iterator[None]:
     """End the process with status 1 if the block fails: with one sentence, or for a defect with its traceback.
 
-    name: precedes each sentence. interrupted: returns the sentence for Ctrl-C.
+    name: precedes each sentence. interrupted: returns the sentence for Ctrl-C, which waits for no other thread.
     """
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit(f"{name}: {interrupted()}")
+        _end_at_once(f"{name}: {interrupted()}")
     except BrokenPipeError:  # nobody reads any more, as after `| head`
         sys.exit(1)
     except (SystemExit, GeneratorExit):
@@ -66,6 +68,14 @@ def boundary(name: str, interrupted: Callable[[], str] = lambda: "interrupted") 
             file=sys.stderr,
         )
         raise
+
+
+def _end_at_once(sentence: str) -> NoReturn:
+    """End the process with status 1; sys.exit would wait for threads, and these for minutes for a server."""
+    if all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def explained(error: BaseException) -> str | None:

@@ -7,10 +7,13 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from scratchlm.run.display import shortened
+
 SECONDS_BETWEEN_BARS = 0.2
 SECONDS_BETWEEN_LINES = 10.0
 BAR = "{desc}: {n_fmt}/{total_fmt} |{bar}| {remaining} left, {rate_fmt}"
-BAR_WITH_VALUES = "{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # all fit 80 columns
+BAR_WITH_VALUES = "{n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"  # after a name, all fit 80 columns
+NAME_CHARACTERS = 14
 UNKNOWN_TOTAL = "{desc}: {n_fmt}{unit}, {rate_fmt}"
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {remaining} left"
 LINE_OF_BYTES = "{desc}: {n_fmt}B of {total_fmt}B, {remaining} left"
@@ -19,7 +22,8 @@ LINE_OF_BYTES = "{desc}: {n_fmt}B of {total_fmt}B, {remaining} left"
 class Progress:
     """The progress of `total` units, None if that is not known, which begins at `done` of them.
 
-    stream: where it is shown, by default standard error. clock: seconds.
+    title: of ablate_pretrain@rope, a terminal shows only rope when it shows values. stream: where
+    it is shown, by default standard error. clock: seconds.
     """
 
     def __init__(
@@ -55,7 +59,8 @@ class Progress:
         if self._bar is not None:
             self._bar.n = self._n
             if text:
-                self._bar.bar_format = BAR_WITH_VALUES
+                name = shortened(self._title.partition("@")[2], NAME_CHARACTERS) or self._meter["unit"]
+                self._bar.bar_format = f"{name} {BAR_WITH_VALUES}"
             self._bar.set_postfix_str(text)
             return
         known = LINE_OF_BYTES if self._meter["unit"] == "B" else LINE

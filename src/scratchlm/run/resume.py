@@ -41,7 +41,7 @@ class Checkpoint:
     ) -> None:
         """Without a folder nothing is saved: for a stage that DVC did not start, whose inputs are not known."""
         self._folder, self._cache_key, self._stage, self._log = folder, cache_key, stage, log
-        self._interval = requested(INTERVAL_VARIABLE, LONGEST_SECONDS, INTERVAL_SECONDS, 0) if folder else 0.0
+        self._interval = interval_seconds() if folder else 0.0
         self._last = time.perf_counter()
         self._cost: float | None = None
         self.position: str | None = None  # of the newest file, in words
@@ -176,3 +176,8 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
                     path.unlink()
             with suppress(OSError):  # it holds something else, or is no folder
                 folder.rmdir()
+
+
+def interval_seconds() -> float:
+    """How long a stage computes between two checkpoints. Raises UserError unless it is 0 to LONGEST_SECONDS."""
+    return requested(INTERVAL_VARIABLE, LONGEST_SECONDS, INTERVAL_SECONDS, 0)

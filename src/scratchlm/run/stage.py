@@ -21,10 +21,10 @@ from scratchlm.run.files import read_json, refuse_unwritable, stale_temporary_fi
 from scratchlm.run.nested import value_at
 from scratchlm.run.pipeline import cache_key, code_record, read_stages, tracked_paths
 from scratchlm.run.progress import in_words
-from scratchlm.run.resume import Checkpoint, delete_finished
+from scratchlm.run.resume import Checkpoint, delete_finished, interval_seconds
 from scratchlm.run.tensorboard import requested_folder
 from scratchlm.run.watchdog import only_process, stay_below_dvc, watch_lock_file
-from scratchlm.run.workers import end_with_stage, worker_place
+from scratchlm.run.workers import end_with_stage, requested_workers, timeout_seconds, worker_place
 
 
 def start(main: Callable[..., None], *shown: str) -> None:
@@ -49,6 +49,8 @@ def start(main: Callable[..., None], *shown: str) -> None:
     do_without_pandas()
     begin = time.perf_counter()
     with boundary(run.stage, lambda: _interrupted(run)):
+        for variable in (requested_workers, timeout_seconds, interval_seconds):
+            variable()  # a mistake in it is said now rather than after hours
         if worker_place():
             end_with_stage()
             run.log = None

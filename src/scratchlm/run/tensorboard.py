@@ -14,6 +14,10 @@ from scratchlm.run.errors import UserError
 from scratchlm.run.files import refuse_unwritable
 
 TENSORBOARD_VARIABLE = "SCRATCHLM_TENSORBOARD"  # curves change no result, so it is no parameter
+PROJECT_FOLDERS = {
+    ".ci", ".devcontainer", ".dvc", ".git", ".github", ".scratchlm", ".venv", "benchmarks", "data", "docs", "logs",
+    "metrics", "profiles", "src", "stages", "tests", "tools",
+}  # fmt: skip
 AXES = {"step", "epoch"}  # keys of a row that are not curves
 
 Rows = Sequence[Mapping[str, float]]
@@ -22,18 +26,18 @@ Rows = Sequence[Mapping[str, float]]
 def requested_folder(stage: str, tracked: Iterable[str]) -> Path | None:
     """The folder for the event files of a stage: FOLDER/STAGE, or FOLDER/STAGE/ITEM; None if the user wants none.
 
-    tracked: the paths that DVC tracks, in which nothing else may be written. Raises UserError if the folder is in one
-    of these, is a file or a URL, or cannot be written.
+    tracked: the paths that DVC tracks. Raises UserError if the folder is in one of these or in a folder of the project,
+    in which nothing else may be written, is a file or a URL, or cannot be written.
     """
     given = os.environ.get(TENSORBOARD_VARIABLE)
     if not given:
         return None
     folder = Path(given, *stage.split("@")).absolute()
     real = folder.resolve()
-    taken = {Path(path).resolve() for path in tracked} & {real, *real.parents}
+    taken = {Path(path).resolve() for path in (*tracked, *PROJECT_FOLDERS)} & {real, *real.parents}
     file = next((path for path in (folder, *folder.parents) if path.is_file()), None)
     if taken or file or "://" in given:
-        fault = f"{file} is a file" if file else "DVC tracks that path" if taken else "that is a URL"
+        fault = f"{file} is a file" if file else "that path belongs to the project" if taken else "that is a URL"
         raise UserError(f"{TENSORBOARD_VARIABLE} is {given!r}, but {fault}; name a folder such as runs, or unset it")
     refuse_unwritable(folder)
     return folder

@@ -1,10 +1,12 @@
 """Work on many items, several at once, each by one thread: an error ends all of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from typing import TypeVar
 
+SECONDS_BETWEEN_SIGNALS = 0.5  # Python can miss Ctrl-C while it begins to wait, and finds it when it has waited
 Advance = Callable[[int], None]
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -19,6 +21,7 @@ def in_threads(
     n_threads: int, work: Callable[[Item, Advance], Result], items: Mapping[Key, Item], update: Advance
 ) -> Iterator[tuple[Key, Result]]:
     """Yield the key and the result of each item as they are ready. Raises what `work` raises, once all work has ended.
+    Ctrl-C waits for no work, which may wait for a server: `boundary` then ends the process.
 
     work: called with an item and a function that takes the number of bytes of each read, which raises Stopped once
     another item has failed. update: called with these numbers, by one thread at a time.
@@ -31,12 +34,21 @@ def in_threads(
         with lock:
             update(n)
 
-    with ThreadPoolExecutor(n_threads) as pool:
+    pool, interrupted = ThreadPoolExecutor(n_threads), False
+    try:
+        done: SimpleQueue[Future[Result]] = SimpleQueue()
         waiting = {pool.submit(work, item, advance): key for key, item in items.items()}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in waiting:
+            future.add_done_callback(done.put)
+        while waiting:
+            try:
+                future = done.get(timeout=SECONDS_BETWEEN_SIGNALS)
+            except Empty:
+                continue
+            yield waiting.pop(future), future.result()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        stopped.set()
+        pool.shutdown(wait=not interrupted, cancel_futures=True)

@@ -69,7 +69,7 @@ class Responder:
         numbers = range(n_done // size, math.ceil(len(rows) / size))
         batches = Batches(numbers, answered, lambda: self._digest(model, rows))
         with (
-            self._run.progress(len(rows), n_done, "response", f"generate {name}") as bar,
+            self._run.progress(len(rows), n_done, "response") as bar,
             closing(results(batches, self._run, f"generate.batch_size {size}")) as answers,
         ):
             for records in answers:

@@ -124,7 +124,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     model.train()
     with (
         workers_of(state) as state.workers,
-        run.progress(n_steps, state.step, "step", task.name) as bar,
+        run.progress(n_steps, state.step, "step") as bar,
         run.checkpoint.saving(state.write, state.position, state.size_bytes) as save_if_due,
         event_files(run.events) as write_new,
     ):

@@ -33,23 +33,63 @@ def test_the_next_block_is_fetched_while_one_is_in_use(monkeypatch: pytest.Monke
         assert reader.n_bytes == 10
 
 
-def test_a_folder_that_may_not_be_read_is_refused_not_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    texts, scandir = tmp_path / "texts", os.scandir
+@pytest.mark.parametrize(  # closed: what may not be read without harm
+    ("address", "closed"),
+    [("", ".hidden"), ("/**", ""), ("/**/*.txt", ""), ("/*/a.txt", ""), ("/s*/a.txt", "open"), ("/secret", "open")],
+)
+def test_a_folder_that_may_not_be_read_is_refused_not_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str, closed: str
+) -> None:
+    texts, scandir, access = tmp_path / "texts", os.scandir, os.access
     for name in ("open", "secret", ".hidden"):
         (texts / name).mkdir(parents=True)
         (texts / name / "a.txt").write_text("Sara saw a bird.")
 
     def refusing(path: str) -> Any:  # root may read all folders
-        if Path(path).name in (".hidden", "secret") and refused in path:
+        if Path(path).name == closed:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    refused = "hidden"
-    assert len(files_at(str(texts))) == 2
-    refused = "secret"
+    assert files_at(f"{texts}{address}")
+    closed = "secret"
     with pytest.raises(UserError, match="/texts/secret: permission denied; correct its permissions"):
-        files_at(str(texts))
+        files_at(f"{texts}{address}")
+    closed = ""  # but its files may not be looked at
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "secret" and access(path, mode))
+    with pytest.raises(UserError, match="/texts/secret: permission denied; correct its permissions"):
+        files_at(f"{texts}{address}")
+    assert len(files_at(f"{texts}/[!s]*/*")) == 2
+
+
+def test_links_to_files_are_read_and_those_to_folders_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("snapshot/more").mkdir(parents=True)
+    Path("blob").write_text("Sara saw a bird.")
+    for path in ("snapshot/a.txt", "snapshot/more/b.txt"):
+        Path(path).symlink_to(tmp_path / "blob")
+    for address in ("snapshot", "snapshot/**"):
+        assert files_at(address) == {"snapshot/a.txt": 16, "snapshot/more/b.txt": 16}
+    Path("snapshot/more/c.txt").symlink_to("b.txt")
+    Path("snapshot/more/b.txt").unlink()
+    Path("snapshot/more/b.txt").write_text("Twice.")
+    assert files_at("snapshot/more") == {"snapshot/more/b.txt": 6}  # not its link as well
+    Path("snapshot/again").symlink_to("more")
+    Path("snapshot/more/_up").symlink_to("..")
+    assert files_at("snapshot/*.txt") == files_at("snapshot/a*") == {"snapshot/a.txt": 16}
+    assert files_at("snapshot/again") == {"snapshot/again/b.txt": 6}
+    for address, link in {"snapshot": "again", "snapshot/*/*.txt": "again", "snapshot/m*/**/*.txt": "more/_up"}.items():
+        with pytest.raises(UserError, match=f"/snapshot/{link} is a link to a folder, which is not followed; name its"):
+            files_at(address)
+    Path("snapshot/a.txt").unlink()
+    Path("snapshot/a.txt").symlink_to("a.txt")
+    with (
+        pytest.raises(UserError, match="snapshot/a.txt: too many levels of symbolic links; correct that"),
+        Reader(*files_at("snapshot/*.txt"), lambda _: None),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("address", ["s3://", "texts/a\0.txt"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,15 @@ def test_a_file_that_changed_is_named_with_what_was_expected_and_found(tmp_path:
             ": line 1: Exceeds the limit (4300 digits) for integer string conversion: value has 4301 digits; correct",
         ),
         ("a.jsonl", b'{"text": "a"}', ": line 1 has no text in the column 'body' (it has text); complete the row"),
+        ("a.jsonl", b'{"body": null}', ": line 1 has no text in the column 'body' (it is null); complete the row"),
+        ("a.jsonl", b'[{"body": "' + b"a" * 12_000, ": line 1 has 12,000 characters or more; write one object per"),
         ("a.parquet", content(["a"], "parquet"), ": no column 'text' among id, body; pin the files again with"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(
-    tmp_path: Path, name: str, body: bytes, fault: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, body: bytes, fault: str
 ) -> None:
+    monkeypatch.setattr(module, "MOST_LINE_CHARACTERS", 12_000)
     file = pinned(tmp_path / name, body)
     if "'text'" in fault:
         file = dataclasses.replace(file, column="text")
@@ -98,6 +102,29 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(
     if "line 2" not in fault:  # the first document can be read
         with pytest.raises(UserError, match=name):
             check_readable([file])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_files_without_a_document_are_left_out_but_not_all_of_a_format(tmp_path: Path, kind: str) -> None:
+    empty, full = (pinned(tmp_path / f"{name}.{kind}", content(TEXTS[:n], kind)) for name, n in (("a", 0), ("b", 9)))
+    assert read(empty) == []
+    check_readable([empty, full])
+    with pytest.raises(UserError, match=f"/a.{kind} has no text, nor has another {kind}; leave them out"):
+        check_readable([empty])
+
+
+def test_a_full_folder_for_temporary_files_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    file = pinned(tmp_path / "a.parquet", content(["a" * 99_999], "parquet"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        said = refusal(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert said == (
+        f"{tmp_path}/a.parquet cannot be copied into the folder for temporary files (file too large); free some space, "
+        "or set TMPDIR to another folder"
+    )
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])

@@ -38,7 +38,10 @@ def test_files_of_folders_and_patterns_are_pinned_once_in_order_and_read_back(tm
     for file in files:
         body = Path(file.address).read_bytes()
         assert (file.size_bytes, file.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    Path("data/mine").mkdir(parents=True)
+    Path("data/mine/.corpus.jsonl.1234.tmp").write_text("{")  # of a killed process
     write_manifest(Path("data/mine/corpus.jsonl"), files)
+    assert [path.name for path in Path("data/mine").iterdir()] == ["corpus.jsonl"]
     assert read_manifest(Path("data/mine/corpus.jsonl")) == files
     lines = Path("data/mine/corpus.jsonl").read_text().splitlines()
     assert lines[1] == f'{{"address": "in/b.txt", "size_bytes": 8, "sha256": "{files[1].sha256}", "format": "txt"}}'

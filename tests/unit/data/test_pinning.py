@@ -1,5 +1,6 @@
 """A corpus is pinned: from servers that fail, after an interruption, and from a mirror."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,23 @@ def test_every_format_is_read_from_a_server_that_cuts_connections_as_from_the_di
         (file,) = pin([server.url(f"a.{kind}")], "body")
         assert list(documents(file, lambda _: None)) == texts
         assert not server.cuts
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "txt.gz", "jsonl.zst", "parquet"])
+def test_a_file_that_a_server_without_sizes_cuts_short_is_not_pinned(server: Server, kind: str) -> None:
+    body = server.files[f"/a.{kind}"] = content([f"Document {n}." for n in range(300)], kind)
+    server.lengths, n_bytes, half = False, len(body), len(body) // 2
+    (file,) = pin([server.url(f"a.{kind}")], "body")
+    assert (file.size_bytes, file.sha256) == (n_bytes, hashlib.sha256(body).hexdigest())
+    faults = {(half, n_bytes): f"has {n_bytes:,} bytes with sha256"}  # of the hash, and of the second read
+    if kind != "txt":
+        faults[half, half] = "line [0-9]+: " if kind == "jsonl" else "cannot be read as"
+    for cuts, fault in faults.items():
+        server.cuts = [n_bytes, *cuts]
+        with pytest.raises(
+            UserError, match=rf"^a server that states no size may have cut .* http.*/a.{kind}:? {fault}"
+        ):
+            pin([server.url(f"a.{kind}")], "body")
 
 
 def test_after_an_interruption_finished_files_of_the_same_size_are_not_read_again(

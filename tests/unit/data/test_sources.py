@@ -270,7 +270,7 @@ def test_a_server_that_drips_is_left_and_what_came_is_kept(
             time.sleep(0.01)
             yield CONTENT[n : n + 1]
 
-    monkeypatch.setattr(transfer, "RATE_SECONDS", 0.1)
+    monkeypatch.setattr(web, "RATE_SECONDS", 0.1)
     monkeypatch.setattr(web, "ATTEMPTS", 1)
     server.bodies["/slow"] = drip
     assert "slower than 1000 bytes a second" in failure_of(*a_source(server.url("slow")), tmp_path)

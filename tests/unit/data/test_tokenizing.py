@@ -24,9 +24,12 @@ from scratchlm.data.windows import Corpus
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint, delete_finished
 from tests.clones import REPOSITORY
+from tests.commands import interrupted
 from tests.corpora import BUCKET, PARAMS, S3, Server, content, put, s3_server, shards
+from tests.web import web_server
 
 N_FILES = 24
+PATH = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
 
 
 def stories(seed: int, n_documents: int) -> list[str]:
@@ -179,6 +182,7 @@ def test_of_similar_documents_too_with_any_number_of_workers_and_after_damage(
     first, second = ([text for text in stories(seed, 60) if len(text.split()) > 40] for seed in (1, 2))
     near = [f"Well, {text.upper()} The end." for text in first]
     contents = {"a.jsonl.zst": [*first, near[0]], "b.txt.gz": [second[0], *near], "c.parquet": [*near[::-1], *second]}
+    contents["d.jsonl"] = []  # as parts of what a cluster has written may be
     for name, texts in contents.items():
         Path("in", name).write_bytes(content(texts, name.partition(".")[2]))
     pin_all("in")
@@ -211,6 +215,7 @@ def test_of_equal_documents_the_first_in_the_manifest_is_kept_and_the_others_are
     contents = {
         "a.jsonl": [*first, first[3]],
         "b.txt.gz": [*second[:20], *first],
+        "bb.parquet": [],
         "c.parquet": [*second, first[3], "new"],
     }
     for name, texts in contents.items():
@@ -237,12 +242,33 @@ RUN = f"""
 import sys
 from pathlib import Path
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.data.tokenizing import tokenize_corpus
+from scratchlm.data.tokenizing import tokenize_corpus, train_texts
+from scratchlm.run.errors import boundary
 from scratchlm.run.resume import Checkpoint
 from tests.corpora import PARAMS
-state = Checkpoint(Path(".scratchlm/resume/tokenize"), "a" * 64, "tokenize")
-tokenize_corpus(Path("{MANIFEST}"), load_tokenizer(Path("tokenizer")), Path("tokens"), PARAMS, state)
+source, state = Path("{MANIFEST}"), Checkpoint(Path(".scratchlm/resume/tokenize"), "a" * 64, "tokenize")
+with boundary("tokenize"):
+    if sys.argv[1:]:
+        sum(map(len, train_texts(source, PARAMS, state, Path("tokens"))))
+    tokenize_corpus(source, load_tokenizer(Path("tokenizer")), Path("tokens"), PARAMS, state)
 """
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("words", [(), ("train_texts",)])  # read by other threads, and by the main one
+def test_ctrl_c_does_not_wait_for_a_server_and_keeps_finished_files(
+    tokenizer: BytePairTokenizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    save_byte_pairs(Path("tokenizer"), tokenizer.pairs.encoder, tokenizer.pairs.merges)
+    for name, value in {"NO_PROXY": "127.0.0.1", "SCRATCHLM_WORKERS": "1", "PYTHONPATH": PATH}.items():
+        monkeypatch.setenv(name, value)
+    with web_server() as server:
+        server.files = {path: content(stories(1, 60), "parquet") for path in ("/a.parquet", "/slow.parquet")}
+        pin_all(*(server.url(path[1:]) for path in server.files))
+        done = interrupted(tmp_path, server, "/slow.parquet", "-c", RUN, *words)
+    assert (done.returncode, done.stderr) == (1, "tokenize: interrupted\n")
+    parts = Path(".scratchlm/resume/tokenize", "a" * 64)
+    assert [path.name for path in parts.glob("0*")] == ([] if words else ["000000"])
 
 
 @pytest.fixture(scope="module")
@@ -271,8 +297,7 @@ def test_a_corpus_in_a_bucket_resumes_after_a_kill_without_reading_finished_file
     app.reads.clear()
     app.held = paths[13]
     save_byte_pairs(Path("tokenizer"), tokenizer.pairs.encoder, tokenizer.pairs.merges)
-    path = f"{REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
-    variables = {**os.environ, "SCRATCHLM_WORKERS": "1", "PYTHONPATH": path}
+    variables = {**os.environ, "SCRATCHLM_WORKERS": "1", "PYTHONPATH": PATH}
     with subprocess.Popen([sys.executable, "-c", RUN], env=variables) as child:
         assert app.reached.wait(timeout=60)
         child.send_signal(signal.SIGKILL)

@@ -1,6 +1,7 @@
 """A file that is read once from a web server: redirects, connections that are cut, and servers that change it."""
 
 import random
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -71,3 +72,18 @@ def test_a_server_that_fails_again_and_again_is_left(server: Server) -> None:
         read(file)
     with pytest.raises(UserError, match="/none: HTTP 404; correct the address"):
         WebFile(server.url("none"))
+
+
+def test_a_server_that_sends_a_byte_at_a_time_is_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip() -> Iterator[bytes]:
+        for n in range(1000):
+            time.sleep(0.01)
+            yield CONTENT[n : n + 1]
+
+    monkeypatch.setattr(web, "RATE_SECONDS", 0.1)
+    server.bodies["/slow"], server.files["/b"], server.cuts = drip, CONTENT, [1] * 1000
+    for path, fault in (("slow", "slower than 1000 bytes a second"), ("b", "connection lost")):
+        with pytest.raises(UserError, match=f"/{path}: {fault}, 4 attempts; correct the address, or run this again"):
+            read(WebFile(server.url(path)))
+        assert len(server.requests) == 4
+        server.requests.clear()

@@ -66,7 +66,6 @@ def test_anything_else_is_a_defect_that_says_where_to_report_it(
 def test_what_ends_a_process_by_intention_ends_it() -> None:
     assert outcome(SystemExit(3)) == "3"
     assert outcome(BrokenPipeError()) == "1"
-    assert outcome(KeyboardInterrupt()) == "stage: interrupted"
 
 
 def fill(path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import TextIO
 
 import pytest
 
+from scratchlm.run import progress
+from scratchlm.run.context import Run
 from scratchlm.run.progress import SECONDS_BETWEEN_LINES, Progress, in_words
 
 NOTE = "step 1234: val_loss 0.5083, val_accuracy 0.7656, val_margin -0.7784"
@@ -79,19 +81,38 @@ def test_a_file_gets_amounts_in_bytes_with_a_total_and_without():
 
 
 @pytest.mark.parametrize("total", [203, 9_999])
-def test_on_80_columns_the_bar_and_all_figures_are_one_line(total):
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("finetune_preference", "step"),
+        ("ablate_pretrain@rope", "rope"),
+        ("ablate_pretrain@rope-and-swiglu", "rope-and-swig…"),
+    ],
+)
+def test_on_80_columns_the_bar_and_all_figures_are_one_line(total, title, name):
     figures = "loss 12.345, lr 9.7e-04, 12.3k pairs/s"
 
     def show(stream: TextIO) -> None:
         clock = Clock()
-        with Progress("finetune_preference", total, 0, "step", stream=stream, clock=clock) as progress:
+        with Progress(title, total, 0, "step", stream=stream, clock=clock) as progress:
             advance(progress, clock, 5, 1.0, figures)
             progress.note(NOTE)
 
     pieces = on_a_terminal(80, show).replace("\n", "\r").split("\r")
     assert max(map(len, pieces)) <= 80, pieces
-    assert any(piece.startswith(f"step 5/{total} |") and figures in piece for piece in pieces), pieces
+    assert any(piece.startswith(f"{name} 5/{total} |") and figures in piece for piece in pieces), pieces
     assert f"  {NOTE}" in pieces
+
+
+def test_runs_of_a_stage_that_train_at_once_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    parts = {"ablate_pretrain@rope": "", "ablate_pretrain@swiglu": "", "ablate_spam@first": "frozen blocks"}
+    for stage, part in parts.items():
+        Run(stage).progress(9, 0, "step", part).update()
+    titles = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert titles == ["ablate_pretrain@rope", "ablate_pretrain@swiglu", "ablate_spam@first frozen blocks"]
 
 
 def test_figures_are_computed_only_when_they_are_shown():

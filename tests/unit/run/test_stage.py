@@ -84,6 +84,15 @@ def test_a_stage_can_write_to_the_log(workplace: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["SCRATCHLM_WORKERS", "SCRATCHLM_WORKER_SECONDS", "SCRATCHLM_RESUME_SECONDS"])
+def test_a_wrong_variable_is_named_before_any_work(workplace: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "-1")
+    done = run_stage(workplace, "print('work')", *ALL)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(f"example: {name} is '-1', but must be [^;]+; correct or unset it\n", done.stderr)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "line"),
     [

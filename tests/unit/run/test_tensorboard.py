@@ -11,12 +11,13 @@ from scratchlm.data.windows import TokenWindows
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.resume import Checkpoint
-from scratchlm.run.tensorboard import AXES, TENSORBOARD_VARIABLE, requested_folder
+from scratchlm.run.tensorboard import AXES, PROJECT_FOLDERS, TENSORBOARD_VARIABLE, requested_folder
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import Training, train
 from scratchlm.training.optimizer import TrainingParams
+from tests.clones import REPOSITORY
 
-TRACKED = ("metrics", "data/models/pretrain")
+TRACKED = ("metrics", "ours/pretrain")
 READER = """
 import json, sys
 sys.modules["keras"] = None  # which takes long to import, and is not used
@@ -103,10 +104,12 @@ def test_a_stage_has_its_own_folder_and_each_of_its_items_one_in_that(
     [
         ("notes", "{}/notes is a file"),
         ("notes/runs", "{}/notes is a file"),
-        ("metrics/runs", "DVC tracks that path"),
-        ("data/models", "DVC tracks that path"),
-        ("runs/../metrics", "DVC tracks that path"),
-        ("link", "DVC tracks that path"),
+        ("metrics/runs", "that path belongs to the project"),
+        ("ours", "that path belongs to the project"),
+        ("runs/../metrics", "that path belongs to the project"),
+        ("link", "that path belongs to the project"),
+        (".git", "that path belongs to the project"),
+        ("src/runs", "that path belongs to the project"),
         ("s3://bucket/runs", "that is a URL"),
     ],
 )
@@ -122,6 +125,12 @@ def test_a_folder_that_cannot_be_or_is_not_free_is_refused(
     assert str(caught.value) == (
         f"{TENSORBOARD_VARIABLE} is '{given}', but {fault.format(tmp_path)}; name a folder such as runs, or unset it"
     )
+
+
+def test_the_folders_of_the_project_are_those_in_git_and_those_that_git_ignores() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    in_git = {path.split("/")[0] for path in tracked.splitlines() if "/" in path}
+    assert in_git == PROJECT_FOLDERS - {".git", ".scratchlm", ".venv", "logs"}
 
 
 def test_a_missing_package_is_named_before_the_first_step(
