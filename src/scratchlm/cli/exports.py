@@ -51,7 +51,12 @@ def export(
     refuse_existing(output)
     if format != "gguf" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
-    is_classifier = "classifier" in read_json(model / "config.json")
+    config = read_json(model / "config.json")
+    is_classifier = "classifier" in config
+    if "reward_model" in config:
+        raise UserError(f"{model} holds a reward model, which cannot be exported; name a language model or classifier")
+    if prompt_style and (is_classifier or format == "peft"):
+        raise UserError("--prompt-style is for the chat template of a language model; leave it out")
     if is_classifier and format == "gguf":
         raise UserError(f"{model} holds a classifier, which gguf has no form of; export it with --format huggingface")
     if format == "peft":
@@ -91,7 +96,8 @@ def _export_adapter(output: Path, model: Path, tokenizer: Path, is_classifier: b
     base = Path(origin.steps[1].path) if origin else None
     if base:
         check_base(model, prefix, project_folder() / base)
-    base_name, n_numbers = base.name if base else None, sum(tensor.numel() for tensor in adapter.values())
+    base_name = base.name if base else None
+    n_numbers = sum(tensor.numel() for name, tensor in adapter.items() if name != "alpha")
     subject = Subject(_name(model, origin), config, n_numbers, (), False, base_name or "base-model")
     if is_classifier:
         settings, text = read_settings(model), _tokenizer_of(model, config.vocab_size, tokenizer)
@@ -186,7 +192,7 @@ def import_model(
         Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
     ],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
-    base: Annotated[Path | None, typer.Option(help="if source is an adapter of PEFT: its base model's folder")] = None,
+    base: Annotated[Path | None, typer.Option(help="of an adapter of PEFT: its base model's folder")] = None,
 ) -> None:
     """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp, or a classifier of transformers.
 
@@ -202,9 +208,12 @@ def import_model(
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, read_json
+    from scratchlm.run.files import atomic_folder, missing, read_json
 
     refuse_existing(output)
+    for path in filter(None, (source, base)):
+        if not path.exists():
+            raise missing(path)
     is_adapter = (source / ADAPTER_CONFIG).exists()
     if is_adapter != (base is not None):
         raise UserError(
@@ -213,10 +222,11 @@ def import_model(
             else f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out"
         )
     classifier, n_padding = None, 0
-    if source.suffix == ".gguf":
+    if source.is_file():
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
     else:
         folder, adapter = base or source, source if is_adapter else None
+        _check_folder(folder)
         pairs = load_huggingface_tokenizer(folder)
         if is_huggingface_classifier(folder, adapter):
             classifier, settings = load_huggingface_classifier(folder, len(pairs.encoder), adapter)
@@ -232,6 +242,24 @@ def import_model(
         else:
             save_gpt(temporary / "model", gpt)
         save_byte_pairs(temporary / "tokenizer", *pairs)
+    if is_adapter and base:
+        named = Path(str(read_json(source / ADAPTER_CONFIG).get("base_model_name_or_path"))).name
+        if named != base.name:
+            say(f"the adapter was trained on {named}: make sure that {base} is that model")
     if n_padding:
         say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError if something is no folder of transformers, and cannot be read as one."""
+    from scratchlm.formats.peft import ADAPTER_CONFIG
+    from scratchlm.run.files import read_json
+
+    if folder.is_file() or (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder} is no folder of a whole model of transformers; name one that save_pretrained wrote")
+    if "gpt" in read_json(folder / "config.json"):
+        raise UserError(
+            f"{folder} is in this project's format already, and commands take it with --model; for another program, "
+            "or as a base model, export it with --format huggingface"
+        )

@@ -11,7 +11,7 @@ from scratchlm.formats.huggingface_config import huggingface_config, read_config
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture, names_of
 from scratchlm.formats.native import WEIGHTS_FILE, read_weights, write_weights
-from scratchlm.formats.peft import CARD_FILE, FOR_TORCH, merge_peft
+from scratchlm.formats.peft import CARD_FILE, FOR_TORCH, merge_peft, pickled
 from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
@@ -105,10 +105,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     whole = folder / WEIGHTS_FILE
     shards = [] if whole.exists() else _shards(folder)
     if not (shards or whole.exists()) and (found := sorted(folder.glob("*.bin"))):
-        raise UserError(
-            f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
-            "write them with save_pretrained, as safetensors"
-        )
+        raise pickled(found[0])
     return {name: tensor for file in shards or [whole] for name, tensor in read_weights(file).items()}
 
 

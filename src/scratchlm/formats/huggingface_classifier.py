@@ -1,6 +1,5 @@
 """Classifiers in transformers: folders and adapters of GPT2ForSequenceClassification and the like, written and read."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,22 +159,24 @@ def _read_settings(folder: Path, adapter: Path | None, n_classes: int, context_l
         path, given = folder / "config.json", read_json(folder / "config.json")
         if (problem := given.get("problem_type")) not in (None, "single_label_classification"):
             raise UserError(f"{path}: problem_type is {problem!r}; only single_label_classification can be read")
-        labels, tokens = given.get("id2label") or {}, _padded_tokens(adapter or folder, context_length)
+        default = {str(i): f"LABEL_{i}" for i in range(n_classes)}  # transformers'
+        labels = given.get("id2label") or default
+        if not isinstance(labels, dict) or labels.keys() != default.keys():
+            if not adapter:
+                raise damaged(path, f"id2label does not name {n_classes} classes, as many as the rows of {SCORE}")
+            labels = default  # the base model's are others
+        classes = [labels[str(i)] for i in range(n_classes)]
         position = "last" if given.get("pad_token_id") == NO_TOKEN else "last_real"
-        found = {"classes": _classes(labels, n_classes), "position": position, "padded_tokens": tokens}
+        tokens = _padded_tokens(adapter or folder, context_length)
+        found = {"classes": classes, "position": position, "padded_tokens": tokens}
     try:
         settings = ClassifierSettings.model_validate(found)
     except ValidationError as error:
         raise damaged(path, f"not settings of a classifier ({first_mistake(error)})") from None
-    if len(settings.classes) != n_classes or settings.padded_tokens > context_length:
-        raise damaged(path, f"{len(settings.classes)} classes of {settings.padded_tokens} tokens differ from the model")
+    if len(set(settings.classes)) != n_classes or settings.padded_tokens > context_length:
+        limits = f"{n_classes} classes of different names and at most {context_length} tokens"
+        raise damaged(path, f"the model has {limits}, not {settings.classes} and {settings.padded_tokens}")
     return settings
-
-
-def _classes(labels: Any, n_classes: int) -> Sequence[Any]:
-    """The names of the classes: those of id2label, or transformers' default."""
-    named = labels if isinstance(labels, dict) else {}
-    return [named.get(str(i), f"LABEL_{i}") for i in range(n_classes)]
 
 
 def _padded_tokens(folder: Path, context_length: int) -> int:

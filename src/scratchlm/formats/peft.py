@@ -4,6 +4,7 @@ Source: peft, tuners/lora. There, alpha is divided by the rank, and a layer of G
 pair of matrices: ours has three, which become blocks of theirs.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ CLASSIFIER, SCORE = "SEQ_CLS", "score.weight"  # the task of classifiers, and th
 # Keys of their configuration that change what is computed, with the values under which it is W + alpha / r * B A
 PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "use_rslora": (False, None),
-    "layer_replication": (None,), "trainable_token_indices": (None,),
+    "modules_to_save": (None, []), "layer_replication": (None,), "trainable_token_indices": (None,),
     "target_parameters": (None, []),
 }  # fmt: skip
 
@@ -125,17 +126,15 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
     That of a classifier may have whole tensors, such as its head, in place of the base model's.
     Raises UserError naming the file and what is not plain LoRA, or the tensor that does not fit.
     """
-    settings, matrices = read_json(folder / ADAPTER_CONFIG), read_weights(folder / WEIGHTS)
-    saved = (settings.get("modules_to_save"),) if is_of_classifier(folder) else (None, [])
-    for key, allowed in {**PLAIN, "modules_to_save": saved}.items():
-        if settings.get(key, allowed[0]) not in allowed:
+    settings, is_classifier = read_json(folder / ADAPTER_CONFIG), is_of_classifier(folder)
+    for key, allowed in PLAIN.items():
+        if settings.get(key, allowed[0]) not in allowed and not (is_classifier and key == "modules_to_save"):
             raise UserError(
                 f"{folder / ADAPTER_CONFIG}: {key} is {settings[key]!r}, but only plain LoRA is read; merge it with "
                 "PEFT (merge_and_unload, save_pretrained) and import that"
             )
-    # Where the head is trained, PEFT saves its frozen weight, too
-    names = {name for name in matrices if not name.endswith(".base_layer.weight")}
-    whole = {name for name in names if ".lora_" not in name} if saved[0] else set()
+    matrices = _read_matrices(folder)
+    whole = {name for name in matrices if ".lora_" not in name} if is_classifier else set()
     for name in sorted(whole):
         theirs = name.removeprefix(PREFIX).removeprefix(prefix)
         if theirs != SCORE and (theirs not in stored or stored[theirs].shape != matrices[name].shape):
@@ -144,7 +143,7 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
                 "model; name with --base the model that the adapter was trained on"
             )
         stored[theirs] = matrices[name]
-    for module in sorted({name.rsplit(".lora_", 1)[0] for name in names - whole}):
+    for module in sorted({name.rsplit(".lora_", 1)[0] for name in matrices.keys() - whole}):
         a, b = (matrices.get(f"{module}.lora_{letter}.weight") for letter in "AB")
         name = module.removeprefix(PREFIX).removeprefix(prefix) + ".weight"
         if a is None or b is None or (a.dim(), b.dim(), len(a)) != (2, 2, b.shape[-1]) or name not in stored:
@@ -163,11 +162,35 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
         stored[name] = stored[name].float() + update
 
 
+def _read_matrices(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an adapter. Raises UserError naming one that holds no finite floats."""
+    path = folder / WEIGHTS
+    if not path.exists() and (pickles := sorted(folder.glob("*.bin"))):
+        raise pickled(pickles[0])
+    # Where the head is trained, PEFT saves its frozen weight, too
+    found = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(".base_layer.weight")}
+    for name, tensor in found.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise damaged(path, f"tensor {name} holds NaN, infinite numbers or no floats")
+    return found
+
+
+def pickled(path: Path) -> UserError:
+    """The error for weights that are no safetensors."""
+    return UserError(
+        f"{path}: weights in a pickle, which can run code and is not read; load them with the library that wrote them "
+        "and write them with save_pretrained, as safetensors"
+    )
+
+
 def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: int) -> float:
     """The factor on B A: alpha, perhaps the module's own, by the rank. path: of the settings."""
     try:
         own = settings.get("alpha_pattern") or {}
         found = (alpha for pattern, alpha in own.items() if re.fullmatch(rf"(.*\.)?({pattern})", module))
-        return float(next(found, settings["lora_alpha"])) / rank
+        scale = float(next(found, settings["lora_alpha"])) / rank
+        if not math.isfinite(scale):
+            raise ValueError(f"{scale} is not finite")
+        return scale
     except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
         raise damaged(path, f"no number as alpha of {module} ({error})") from None

@@ -209,11 +209,29 @@ def test_what_is_not_plain_lora_is_refused(written: Path, key: str, value: Any) 
     assert not (written / "out").exists()
 
 
-@pytest.mark.parametrize("change", [{"lora_alpha": None}, {"lora_alpha": "much"}, {"alpha_pattern": {"(": 1}}])
+@pytest.mark.parametrize("change", [{"lora_alpha": None}, {"lora_alpha": "NaN"}, {"alpha_pattern": {"(": 1}}])
 def test_an_alpha_that_is_no_number_is_named(written: Path, change: dict[str, Any]) -> None:
     path = written / "adapter" / "adapter_config.json"
     write_json(path, read_json(path) | change)
     with pytest.raises(UserError, match=r"adapter_config.json: no number as alpha of .*c_attn"):
+        import_model(written / "adapter", written / "out", written / "base")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1])
+def test_an_adapter_of_nan_or_of_integers_is_named(written: Path, value: float) -> None:
+    path = written / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = max(tensors)
+    save_file(tensors | {name: torch.full(tensors[name].shape, value)}, path)
+    with pytest.raises(
+        UserError, match=rf"adapter_model.safetensors: tensor {name} holds NaN, infinite .* or no floats"
+    ):
+        import_model(written / "adapter", written / "out", written / "base")
+
+
+def test_an_adapter_in_a_pickle_is_refused(written: Path) -> None:
+    (written / "adapter" / "adapter_model.safetensors").rename(written / "adapter" / "adapter_model.bin")
+    with pytest.raises(UserError, match="adapter_model.bin: weights in a pickle"):
         import_model(written / "adapter", written / "out", written / "base")
 
 
@@ -245,6 +263,25 @@ def test_an_adapter_needs_its_base_and_only_an_adapter_has_one(written: Path) ->
         import_model(written / "adapter", written / "out", None)
     with pytest.raises(UserError, match="base has no adapter_config.json; leave --base out"):
         import_model(written / "base", written / "out", written / "base")
+
+
+def test_what_is_no_folder_of_transformers_is_named(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter, base, native = written / "adapter", written / "base", written / "native"
+    save_gpt(native, base_model(GPT2, tied_head=True))
+    for source, given, sentence in (
+        (written / "nowhere", None, "nowhere: no such file; check the path"),
+        (native, None, "native is in this project's format already, and commands take it with --model"),
+        (base / "vocab.json", None, "vocab.json: not a whole GGUF file"),
+        (adapter, native, "native is in this project's format already"),
+        (adapter, adapter, "adapter is no folder of a whole model of transformers"),
+        (adapter, base / "model.safetensors", "model.safetensors is no folder of a whole model of transformers"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            import_model(source, written / "out", given)
+    assert not (written / "out").exists()
+    base.rename(written / "other")
+    import_model(adapter, written / "out", written / "other")
+    assert "the adapter was trained on base: make sure that" in capsys.readouterr().out
 
 
 def test_only_what_lora_trained_becomes_an_adapter(tmp_path: Path) -> None:
