@@ -194,9 +194,9 @@ def import_model(
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
     base: Annotated[Path | None, typer.Option(help="of an adapter of PEFT: its base model's folder")] = None,
 ) -> None:
-    """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp, or a classifier of transformers.
+    """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp.
 
-    An adapter of PEFT is merged into its base model.
+    Classifiers of transformers are read, too. An adapter of PEFT is merged into its base model.
     """
     from scratchlm.data.byte_pairs import save_byte_pairs
     from scratchlm.formats.classifier import save_classifier
