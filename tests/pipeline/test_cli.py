@@ -273,12 +273,18 @@ def test_a_classifier_is_exported_for_transformers_alone(home, tmp_path):
     assert {oct(path.stat().st_mode)[-3:] for path in (tmp_path / "out").iterdir()} == {"644"}
     assert read_json(tmp_path / "out/config.json")["id2label"]["2"] == "news & views"
     assert "`dvc.lock` does not record this model" in (tmp_path / "out/README.md").read_text()
-    for format_ in ("gguf", "peft"):
-        done = scratchlm(home, "export", str(tmp_path / "other"), *words, format_)
-        assert done.stderr == (
-            f"scratchlm: data/models/finetune_spam holds a classifier, which {format_} has no form of; export it with "
-            "--format huggingface\n"
-        )
+    no_form = "holds a classifier, which gguf has no form of; export it with --format huggingface"
+    no_adapter = "has no adapter.safetensors: it was not trained with lora; export it with another --format"
+    for options, sentence in (
+        (("gguf",), f"data/models/finetune_spam {no_form}"),
+        (("peft",), f"data/models/finetune_spam {no_adapter}"),
+        (
+            ("huggingface", "--prompt-style", "phi3"),
+            "--prompt-style is for the chat template of a language model; leave it out",
+        ),
+    ):
+        done = scratchlm(home, "export", str(tmp_path / "other"), *words, *options)
+        assert done.stderr == f"scratchlm: {sentence}\n"
 
 
 def test_the_card_of_a_built_model_has_its_results_and_hashes(built, tmp_path):

@@ -51,20 +51,23 @@ def export(
     refuse_existing(output)
     if format != "gguf" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
-    if "classifier" in read_json(model / "config.json"):
-        if format != "huggingface":
-            raise UserError(
-                f"{model} holds a classifier, which {format} has no form of; export it with --format huggingface"
-            )
+    config = read_json(model / "config.json")
+    is_classifier = "classifier" in config
+    if "reward_model" in config:
+        raise UserError(f"{model} holds a reward model, which cannot be exported; name a language model or classifier")
+    if prompt_style and (is_classifier or format == "peft"):
+        raise UserError("--prompt-style is for the chat template of a language model; leave it out")
+    if is_classifier and format == "gguf":
+        raise UserError(f"{model} holds a classifier, which gguf has no form of; export it with --format huggingface")
+    if format == "peft":
+        _export_adapter(output, model, tokenizer, is_classifier)
+    elif is_classifier:
         _export_classifier(output, model, tokenizer)
-    elif format == "peft":
-        _export_adapter(output, model)
     else:
         _export_language_model(output, model, tokenizer, prompt_style, storage if format == "gguf" else None)
 
 
 def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
-    from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.classifier import load_classifier
     from scratchlm.formats.huggingface_classifier import save_huggingface_classifier
     from scratchlm.model.gpt import parameter_count
@@ -72,21 +75,36 @@ def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
     from scratchlm.report.origin import read_origin
 
     classifier, settings = load_classifier(model)
-    config, text = classifier.backbone.config, load_tokenizer(tokenizer)
-    check_vocabulary(model, config.vocab_size, tokenizer, text.vocab_size)
+    config = classifier.backbone.config
+    text = _tokenizer_of(model, config.vocab_size, tokenizer)
     origin = read_origin(model, project_folder())
     subject = Subject(_name(model, origin), config, parameter_count(classifier), settings.classes, False)
-    save_huggingface_classifier(output, classifier, settings, _byte_pairs(text), _card(subject, origin))
+    save_huggingface_classifier(output, classifier, settings, text, _card(subject, origin))
     say(f"wrote {output}")
 
 
-def _export_adapter(output: Path, model: Path) -> None:
-    from scratchlm.formats.peft import save_peft
+def _export_adapter(output: Path, model: Path, tokenizer: Path, is_classifier: bool) -> None:
+    from scratchlm.formats.classifier import SAVED_BACKBONE, read_settings
+    from scratchlm.formats.huggingface_classifier import padding_id, save_peft_classifier
+    from scratchlm.formats.native import read_config
+    from scratchlm.formats.peft import check_base, read_adapter, save_peft
+    from scratchlm.report.card import Subject
     from scratchlm.report.origin import read_origin
 
-    origin = read_origin(model, project_folder())
+    prefix = SAVED_BACKBONE if is_classifier else ""
+    origin, config, adapter = read_origin(model, project_folder()), read_config(model), read_adapter(model, prefix)
     base = Path(origin.steps[1].path) if origin else None
-    save_peft(output, model, base.name if base else None)
+    if base:
+        check_base(model, prefix, project_folder() / base)
+    base_name = base.name if base else None
+    n_numbers = sum(tensor.numel() for name, tensor in adapter.items() if name != "alpha")
+    subject = Subject(_name(model, origin), config, n_numbers, (), False, base_name or "base-model")
+    if is_classifier:
+        settings, text = read_settings(model), _tokenizer_of(model, config.vocab_size, tokenizer)
+        subject = subject._replace(classes=settings.classes, padding_id=padding_id(settings, text))
+        save_peft_classifier(output, model, text, base_name, _card(subject, origin))
+    else:
+        save_peft(output, model, base_name, _card(subject, origin))
     say(f"wrote {output}, for the base model {base or 'that it was trained from'}")
 
 
@@ -136,6 +154,15 @@ def _export_language_model(
     say(f"wrote {output} and {recipe}")
 
 
+def _tokenizer_of(model: Path, n_tokens: int, folder: Path) -> "BytePairTokenizer":
+    """The tokenizer in a folder. Raises UserError if it is not that of a model of n_tokens."""
+    from scratchlm.data.tokenizer import load_tokenizer
+
+    text = load_tokenizer(folder)
+    check_vocabulary(model, n_tokens, folder, text.vocab_size)
+    return _byte_pairs(text)
+
+
 def _byte_pairs(tokenizer: "Tokenizer") -> "BytePairTokenizer":
     from scratchlm.data.byte_pairs import BytePairTokenizer
 
@@ -165,20 +192,28 @@ def import_model(
         Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
     ],
     output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
-    base: Annotated[Path | None, typer.Option(help="if source is an adapter of PEFT: its base model's folder")] = None,
+    base: Annotated[Path | None, typer.Option(help="of an adapter of PEFT: its base model's folder")] = None,
 ) -> None:
-    """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp. An adapter of PEFT is merged into its base model."""
+    """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp.
+
+    Classifiers of transformers are read, too. An adapter of PEFT is merged into its base model.
+    """
     from scratchlm.data.byte_pairs import save_byte_pairs
+    from scratchlm.formats.classifier import save_classifier
     from scratchlm.formats.gguf_file import GGUFFile
     from scratchlm.formats.gguf_reader import load_gguf
     from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
     from scratchlm.formats.huggingface import load_huggingface
+    from scratchlm.formats.huggingface_classifier import is_huggingface_classifier, load_huggingface_classifier
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, read_json
+    from scratchlm.run.files import atomic_folder, missing, read_json
 
     refuse_existing(output)
+    for path in filter(None, (source, base)):
+        if not path.exists():
+            raise missing(path)
     is_adapter = (source / ADAPTER_CONFIG).exists()
     if is_adapter != (base is not None):
         raise UserError(
@@ -186,17 +221,45 @@ def import_model(
             if is_adapter
             else f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out"
         )
-    if source.suffix == ".gguf":
+    classifier, n_padding = None, 0
+    if source.is_file():
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
-        n_padding = 0
     else:
-        folder = base or source
+        folder, adapter = base or source, source if is_adapter else None
+        _check_folder(folder)
         pairs = load_huggingface_tokenizer(folder)
-        gpt = load_huggingface(folder, len(pairs.encoder), source if is_adapter else None)
+        if is_huggingface_classifier(folder, adapter):
+            classifier, settings = load_huggingface_classifier(folder, len(pairs.encoder), adapter)
+            gpt = classifier.backbone
+        else:
+            gpt = load_huggingface(folder, len(pairs.encoder), adapter)
         n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
     with atomic_folder(output) as temporary:
-        save_gpt(temporary / "model", gpt)
+        if classifier:
+            save_classifier(
+                temporary / "model", classifier, classes=settings.classes, padded_tokens=settings.padded_tokens
+            )
+        else:
+            save_gpt(temporary / "model", gpt)
         save_byte_pairs(temporary / "tokenizer", *pairs)
+    if is_adapter and base:
+        named = Path(str(read_json(source / ADAPTER_CONFIG).get("base_model_name_or_path"))).name
+        if named != base.name:
+            say(f"the adapter was trained on {named}: make sure that {base} is that model")
     if n_padding:
         say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises UserError if something is no folder of transformers, and cannot be read as one."""
+    from scratchlm.formats.peft import ADAPTER_CONFIG
+    from scratchlm.run.files import read_json
+
+    if folder.is_file() or (folder / ADAPTER_CONFIG).exists():
+        raise UserError(f"{folder} is no folder of a whole model of transformers; name one that save_pretrained wrote")
+    if "gpt" in read_json(folder / "config.json"):
+        raise UserError(
+            f"{folder} is in this project's format already, and commands take it with --model; for another program, "
+            "or as a base model, export it with --format huggingface"
+        )

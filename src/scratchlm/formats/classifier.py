@@ -49,18 +49,23 @@ def save_classifier(
 
 def load_classifier(folder: Path) -> tuple[GPTClassifier, ClassifierSettings]:
     """Return the classifier in `folder`, in evaluation mode, and its settings. Errors as load_gpt."""
-    config = read_json(folder / CONFIG_FILE)
-    if "classifier" not in config:
-        raise UserError(f"{folder} does not hold a classifier; name one that finetune_spam made")
-    try:
-        own = ClassifierSettings.model_validate(config["classifier"])
-    except ValidationError as error:
-        raise damaged(folder / CONFIG_FILE, f"not a classifier of ours ({first_mistake(error)})") from None
+    own = read_settings(folder)
     with shapes_only():
         model = GPTClassifier(GPTModel(read_config(folder)), len(own.classes), own.position)
     weights = _renamed(read_weights(folder / WEIGHTS_FILE), SAVED_BACKBONE, BACKBONE)
     assign_tensors(model, weights, str(folder))
     return model.eval(), own
+
+
+def read_settings(folder: Path) -> ClassifierSettings:
+    """Return the settings of the classifier in `folder`. Raises UserError if it holds none."""
+    config = read_json(folder / CONFIG_FILE)
+    if "classifier" not in config:
+        raise UserError(f"{folder} does not hold a classifier; name one that finetune_spam made")
+    try:
+        return ClassifierSettings.model_validate(config["classifier"])
+    except ValidationError as error:
+        raise damaged(folder / CONFIG_FILE, f"not a classifier of ours ({first_mistake(error)})") from None
 
 
 def _renamed(tensors: dict[str, Tensor], prefix: str, other: str) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from scratchlm.formats.huggingface_config import huggingface_config, read_config
 from scratchlm.formats.huggingface_tokenizer import save_huggingface_tokenizer
 from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture, names_of
 from scratchlm.formats.native import WEIGHTS_FILE, read_weights, write_weights
-from scratchlm.formats.peft import merge_peft
+from scratchlm.formats.peft import CARD_FILE, FOR_TORCH, merge_peft, pickled
+from scratchlm.model.config import GPTConfig
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, read_json, write_json, write_text
@@ -46,10 +47,10 @@ def write_folder(
     folder: Path, weights: Mapping[str, torch.Tensor], config: dict[str, object], card: str | None
 ) -> None:
     """Write model.safetensors, config.json and README.md into a folder."""
-    write_weights(folder / WEIGHTS_FILE, weights, {"format": "pt"})
+    write_weights(folder / WEIGHTS_FILE, weights, FOR_TORCH)
     write_json(folder / "config.json", config)
     if card:
-        write_text(folder / "README.md", card)
+        write_text(folder / CARD_FILE, card)
 
 
 def load_huggingface(folder: Path, vocab_size: int | None = None, adapter: Path | None = None) -> GPTModel:
@@ -59,23 +60,39 @@ def load_huggingface(folder: Path, vocab_size: int | None = None, adapter: Path 
     adapter: a folder of PEFT, whose update is added to the weights.
     Raises UserError naming the file and the first tensor that does not fit.
     """
-    config = read_config(folder)
-    prefix = WEIGHT_PREFIXES[architecture(config)]
-    stored = {name.removeprefix(prefix): tensor for name, tensor in _read_weights(folder).items()}
-    stored = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
-    if adapter:
-        merge_peft(adapter, stored, prefix)
+    config, stored = read_tensors(folder, adapter)
     embedding, head = next(names_of(config)).huggingface, HEAD.huggingface
     if config.tied_head and head in stored:  # transformers unties a head that differs
         is_tied = torch.equal(stored.setdefault(embedding, stored[head]), stored[head])
         config = config.model_copy(update={"tied_head": is_tied})
         if is_tied:
             del stored[head]
+    return gpt_of_tensors(folder, config, stored, vocab_size)
+
+
+def read_tensors(folder: Path, adapter: Path | None) -> tuple[GPTConfig, dict[str, torch.Tensor]]:
+    """Return the configuration and the tensors of a folder, an adapter merged in, without the prefix of their names.
+
+    Raises UserError naming the file that is damaged, or does not fit.
+    """
+    config = read_config(folder)
+    prefix = WEIGHT_PREFIXES[architecture(config)]
+    stored = {name.removeprefix(prefix): tensor for name, tensor in _read_weights(folder).items()}
+    stored = {name: tensor for name, tensor in stored.items() if not name.endswith(_BUFFERS)}
+    if adapter:
+        merge_peft(adapter, stored, prefix)
+    return config, stored
+
+
+def gpt_of_tensors(
+    folder: Path, config: GPTConfig, stored: dict[str, torch.Tensor], vocab_size: int | None
+) -> GPTModel:
+    """Return the model of read_tensors. vocab_size and errors as load_huggingface."""
     if vocab_size is not None and vocab_size != config.vocab_size:
         if vocab_size > config.vocab_size:
             counts = f"the model has {config.vocab_size:,} tokens, its tokenizer {vocab_size:,}"
             raise UserError(f"{folder}: {counts}; take both from one model")
-        for name in {embedding, head} & set(stored):
+        for name in {next(names_of(config)).huggingface, HEAD.huggingface} & set(stored):
             if len(stored[name]) == config.vocab_size:  # else convert_weights names it
                 stored[name] = stored[name][:vocab_size]
         config = config.model_copy(update={"vocab_size": vocab_size})
@@ -88,10 +105,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     whole = folder / WEIGHTS_FILE
     shards = [] if whole.exists() else _shards(folder)
     if not (shards or whole.exists()) and (found := sorted(folder.glob("*.bin"))):
-        raise UserError(
-            f"{found[0]}: weights in a pickle, which can run code and is not read; load them with transformers and "
-            "write them with save_pretrained, as safetensors"
-        )
+        raise pickled(found[0])
     return {name: tensor for file in shards or [whole] for name, tensor in read_weights(file).items()}
 
 

@@ -97,7 +97,7 @@ def read_config(folder: Path) -> GPTConfig:
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing; export the model again") from None
     except ValidationError as error:
-        raise UserError(f"{path}: {first_mistake(error)}; export the model again") from None
+        raise UserError(f"{path}: {first_mistake(error).removeprefix(': ')}; export the model again") from None
 
 
 def _gpt2(theirs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,19 +17,32 @@ ARCHITECTURES = {"gpt2": "GPT-2", "llama": "Llama", "qwen2": "Qwen2"}
 
 
 class Subject(NamedTuple):
-    """The model that is exported. classes: of a classifier, else none. is_chat: whether it has a chat template."""
+    """The model that is exported. classes: of a classifier, else none. is_chat: whether it has a chat template.
+
+    base: of an adapter, the name of its base model; its parameters are those that LoRA trained. padding_id: of the
+    adapter of a classifier, what transformers calls pad_token_id.
+    """
 
     name: str
     config: GPTConfig
     parameters: int
     classes: Sequence[str]
     is_chat: bool
+    base: str | None = None
+    padding_id: int | None = None
 
     @property
     def about(self) -> str:
         """One sentence."""
         kind = "A classifier of texts" if self.classes else "An assistant" if self.is_chat else "A language model"
+        if self.base:
+            kind = "A LoRA adapter for " + kind[0].lower() + kind[1:]
         return f"{kind}, built like {ARCHITECTURES[architecture(self.config)]}."
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads it."""
+        return f"AutoModelFor{'SequenceClassification' if self.classes else 'CausalLM'}"
 
 
 def model_card(subject: Subject, origin: Origin | None, revision: str | None, is_changed: bool) -> str:
@@ -38,8 +51,9 @@ def model_card(subject: Subject, origin: Origin | None, revision: str | None, is
     revision: of git; None if there is none. is_changed: whether the dvc.lock of the model is not the revision's.
     """
     return read_template(TEMPLATE, {"markdown": markdown, "number": "{:,}".format}).render(
-        subject._asdict(), about=subject.about, licence=licence(origin), origin=origin, revision=revision,
-        is_changed=is_changed, measures=list(_measures(origin.metrics)) if origin else [],
+        subject._asdict(), about=subject.about, auto=subject.auto_class, labels=dict(enumerate(subject.classes)),
+        licence=licence(origin), origin=origin, revision=revision, is_changed=is_changed,
+        measures=list(_measures(origin.metrics)) if origin else [],
     )  # fmt: skip
 
 

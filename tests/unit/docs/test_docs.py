@@ -38,7 +38,14 @@ EXAMPLES = (
 )
 # Files that exist in a workspace where something was built, made, installed or interrupted; the last two below data
 MADE = ("data/", "logs/", "runs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/", "tokens/", "models/")
-OTHER = {"origin/main", "adapter_config.json", "config.json", "model.safetensors", "environment.json"}
+OTHER = {
+    "origin/main",
+    "adapter_config.json",
+    "classifier.json",
+    "config.json",
+    "model.safetensors",
+    "environment.json",
+}
 IDS = [page.name for page in PAGES]
 
 

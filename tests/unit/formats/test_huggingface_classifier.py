@@ -1,19 +1,22 @@
 """Classifiers in transformers: the classes and probabilities of ours."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.formats.classifier import ClassifierSettings
-from scratchlm.formats.huggingface_classifier import save_huggingface_classifier
+from scratchlm.formats.huggingface_classifier import load_huggingface_classifier, save_huggingface_classifier
 from scratchlm.model.classifier import GPTClassifier, Position
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, write_json
 from scratchlm.tasks.classification import class_probabilities
 from scratchlm.tasks.spam import padded_texts
 from tests.perturbed import perturbed
@@ -62,6 +65,48 @@ def test_transformers_gives_our_probabilities(
     assert model.config.label2id == {name: i for i, name in enumerate(given.classes)}
     assert model.config.problem_type == "single_label_classification"
     assert (tmp_path / "out" / "README.md").read_text() == "A card.\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (
+            "id2label",
+            {"0": "ham"},
+            "config.json: id2label does not name 2 classes, as many as the rows of score.weight",
+        ),
+        ("id2label", ["ham", "spam"], "config.json: id2label does not name 2 classes"),
+        (
+            "id2label",
+            {"0": "a", "1": "a"},
+            r"2 classes of different names and at most 32 tokens, not \['a', 'a'\] and 24",
+        ),
+        ("id2label", {"0": 0, "1": 1}, "config.json: not settings of a classifier .classes 0: Input should be a valid"),
+        ("problem_type", "regression", "problem_type is 'regression'; only single_label_classification can be read"),
+        ("score.weight", None, "out: it has no matrix of floats score.weight"),
+        ("score.weight", torch.ones(2), "out: it has no matrix of floats score.weight"),
+        ("score.weight", torch.ones(2, 5), r"out: tensor head.weight has shape \(2, 5\)"),
+        ("score.weight", torch.full((2, 32), torch.inf), "out: tensor head.weight holds NaN or infinite numbers"),
+    ],
+)
+def test_a_damaged_folder_of_a_classifier_is_named(
+    key: str, value: object, sentence: str, build: Callable[..., GPTClassifier], gpt2: BytePairTokenizer,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    folder = tmp_path / "out"
+    save_huggingface_classifier(folder, build("last"), settings(3, "last"), gpt2, "A card.\n")
+    assert load_huggingface_classifier(folder, gpt2.vocab_size, None)[1] == settings(3, "last")
+    shutil.rmtree(folder)
+    save_huggingface_classifier(folder, build("last", 2), settings(2, "last"), gpt2, "A card.\n")
+    if key == "score.weight":
+        tensors = load_file(folder / "model.safetensors") | {key: value}
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors"
+        )
+    else:
+        write_json(folder / "config.json", read_json(folder / "config.json") | {key: value})
+    with pytest.raises(UserError, match=sentence):
+        load_huggingface_classifier(folder, gpt2.vocab_size, None)
 
 
 def test_classifiers_that_transformers_does_not_have_are_refused(
