@@ -64,7 +64,9 @@ class OwnSource(Section):
 
 
 def own_files(source: OwnSource) -> list[Path]:
-    """The files below data/mine, in order of their names. Raises UserError if there is none."""
+    """The files below data/mine, in order of their names; [] of an address. Raises UserError if there is none."""
+    if source.is_address:
+        return []
     path = Path(source.path)
     pattern = PurePosixPath(source.path).relative_to(FOLDER)
     found = path.rglob("*") if path.is_dir() else [path] if path.exists() else Path(FOLDER).glob(str(pattern))

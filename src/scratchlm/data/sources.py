@@ -85,8 +85,8 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
 
 def own_paths(purpose: str, source: OwnSource, store: Path, mirror: str | None) -> list[Path]:
     """The files of one's own data: below data/mine, or fetched. Raises UserError if there is none."""
-    if not source.is_address:
-        return own_files(source)
+    if files := own_files(source):
+        return files
     name = PurePosixPath(urlsplit(source.path).path).name or purpose
     file = File(name, source.sha256, None, (source.path,))
     return [fetch(own_source(purpose), file, store / str(source.sha256), mirror)]
