@@ -13,7 +13,7 @@ from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.manifest import PinnedSource
 from scratchlm.data.own_data import COLUMNS, END_OF_DOCUMENT, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
-from scratchlm.data.sources import DownloadError, addresses
+from scratchlm.data.sources import DownloadError, addresses_to_try
 from scratchlm.data.tables import TABLES, table_rows
 from scratchlm.data.transfer import Part
 from scratchlm.data.web import Refused
@@ -35,7 +35,7 @@ def fetch_new(purpose: str, address: str, store: Path, mirror: str | None) -> Pa
     file = File(name, "", None, (address,))  # an unknown hash, so the limit of size is that of one's own data
     tried = []
     with temporary_folder(store / source.name) as folder:
-        for each in addresses(source, file, mirror):
+        for each in addresses_to_try(source, file, mirror):
             part = Part(folder, file)
             try:
                 part.receive(each)

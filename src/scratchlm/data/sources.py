@@ -26,7 +26,7 @@ class DownloadError(UserError):
     """No address provides the file, or it cannot be written."""
 
 
-def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
+def addresses_to_try(source: Source, file: File, mirror: str | None) -> list[str]:
     """Return where to look for a file, in order: the mirror, then the public addresses.
 
     Files in this repository are read only from there, so the sample never needs a network.
@@ -52,7 +52,7 @@ def nearest(address: str) -> str:
     """The address to read a corpus file from: the mirror's copy if it has one of a public corpus, else `address`."""
     mirror = os.environ.get("SCRATCHLM_MIRROR")
     if mirror and (entry := public_file(address)):
-        copy = addresses(*entry, mirror)[0]
+        copy = addresses_to_try(*entry, mirror)[0]
         with suppress(UserError):
             files_at(copy)
             return copy
@@ -73,7 +73,7 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
         if stored.exists() and content_fault(stored, file) is None:
             return stored
         stored.parent.mkdir(parents=True, exist_ok=True)
-        for address in addresses(source, file, mirror):
+        for address in addresses_to_try(source, file, mirror):
             obtain = _obtain_by_pip if address.startswith(PIP) else _obtain
             try:
                 obtain(address, file, stored)
