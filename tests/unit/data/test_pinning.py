@@ -71,6 +71,8 @@ def test_files_of_public_corpora_are_read_from_the_mirror_under_their_public_add
         assert [file.address for file in files] == addresses
         texts = [text for file in files for text in documents(file, lambda _: None)]
         assert texts == [f"A story of {file.name}." for file in public.files]
+    paths = [f"/m/{public.name}/{file.name}" for file in public.files]
+    assert sorted(server.requests) == sorted(3 * paths)  # for its size, its hash and its documents
 
 
 @pytest.mark.parametrize("name", PUBLIC)
