@@ -4,7 +4,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -69,28 +69,38 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
     Raises DownloadError if no address provides the file, or if it cannot be written.
     """
     stored = store / source.name / file.name
-    tried = []
     with _writing(stored):
-        if stored.exists() and content_fault(stored, file) is None:
-            return stored
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        for address in addresses_to_try(source, file, mirror):
-            obtain = _obtain_by_pip if address.startswith(PIP) else _obtain
+        if not stored.exists() or content_fault(stored, file) is not None:
+            stored.parent.mkdir(parents=True, exist_ok=True)
             try:
-                obtain(address, file, stored)
-                return stored
-            except Refused as reason:
-                tried.append(without_secrets(f"{address} ({reason})"))
-    raise DownloadError(_sentence(source, file, tried))
+                at_first(addresses_to_try(source, file, mirror), lambda address: _obtain(address, file, stored))
+            except Refused as reasons:
+                raise DownloadError(_sentence(source, file, str(reasons))) from None
+    return stored
+
+
+def at_first(addresses: Iterable[str], read: Callable[[str], Result]) -> Result:
+    """Return what `read` returns of the first address for which it does not raise Refused; if none, raise Refused."""
+    tried = []
+    for address in addresses:
+        try:
+            return read(address)
+        except Refused as reason:
+            tried.append(without_secrets(f"{address} ({reason})"))
+    raise Refused(f"tried {', '.join(tried)}")
 
 
 def own_paths(purpose: str, source: OwnSource, store: Path, mirror: str | None) -> list[Path]:
     """The files of one's own data: below data/mine, or fetched. Raises UserError if there is none."""
     if files := own_files(source):
         return files
-    name = PurePosixPath(urlsplit(source.path).path).name or purpose
-    file = File(name, source.sha256, None, (source.path,))
+    file = own_file(purpose, source.path, str(source.sha256))
     return [fetch(own_source(purpose), file, store / str(source.sha256), mirror)]
+
+
+def own_file(purpose: str, address: str, sha256: str) -> File:
+    """The file of one's own data at an address, under its name there. sha256: empty if it is not known yet."""
+    return File(PurePosixPath(urlsplit(address).path).name or purpose, sha256, None, (address,))
 
 
 def place(stored: Path, target: Path) -> None:
@@ -107,6 +117,9 @@ def place(stored: Path, target: Path) -> None:
 
 def _obtain(address: str, file: File, stored: Path) -> None:
     """Bring the file from one address to `stored`. Raises Refused, and deletes wrong content."""
+    if address.startswith(PIP):
+        _obtain_by_pip(address, file, stored)
+        return
     part = arriving = Part(stored.parent, file)
     if file.archive:
         arriving = Part(stored.parent, replace(file, name=file.archive, sha256=None, size_bytes=None, archive=None))
@@ -172,7 +185,7 @@ def _in_repository(file: File) -> bool:
     return all(is_path(address) for address in file.addresses)
 
 
-def _sentence(source: Source, file: File, tried: list[str]) -> str:
+def _sentence(source: Source, file: File, tried: str) -> str:
     leaf = file.archive or file.name
     member = f" holding {file.name}" if file.archive else ""
     size = "" if file.size_bytes is None else f" of {file.size_bytes} bytes"
@@ -183,7 +196,7 @@ def _sentence(source: Source, file: File, tried: list[str]) -> str:
         remedy = f"set PIP_INDEX_URL, or PIP_FIND_LINKS for a folder of wheels, so that pip finds it, or {remedy}"
     if _in_repository(file):
         remedy = f"restore it with `git checkout -- {' '.join(file.addresses)}`"
-    return f"cannot get {source.name}/{leaf}: tried {', '.join(tried)}; expected a file{member}{size}{digest}; {remedy}"
+    return f"cannot get {source.name}/{leaf}: {tried}; expected a file{member}{size}{digest}; {remedy}"
 
 
 @contextmanager
