@@ -16,7 +16,7 @@ from scratchlm.data.corpus import (
     CorpusParams,
     ShardWriter,
     split_chunks,
-    text_pieces,
+    whole_text_pieces,
     write_corpus,
 )
 from scratchlm.data.corpus_duplicates import exact_duplicates, near_duplicates
@@ -189,8 +189,7 @@ class _Split:
 
     def _encode(self) -> None:
         text = "".join(f"{document}{END_OF_TEXT}" for document in self._waiting)
-        blocks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)]
-        for piece in text_pieces(blocks) if len(blocks) > 2 else (text,):
+        for piece in whole_text_pieces(text):
             token_ids = self._tokenizer.encode_documents(piece)
             self.counts["tokens"] += len(token_ids)
             self._writer.add(token_ids)
