@@ -19,7 +19,6 @@ VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
 ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
 
 ACTUAL, PREDICTED = "is ", "called "  # begin the names of columns, before that of a class
-OF_A_CLASS = r"classes\..+\.(precision|recall|f1)"  # metrics whose names depend on the data
 
 Columns = Mapping[str, np.ndarray]
 
@@ -271,6 +270,6 @@ def families(metrics: Iterable[str]) -> list[Family]:
 
 
 def _of_classes(metrics: Iterable[str], prefix: str) -> list[str]:
-    """The names of the metrics of single classes, without the prefix."""
+    """The names of the metrics of single classes, without the prefix. They depend on the data."""
     names = (name.removeprefix(f"{prefix}.") for name in metrics if name.startswith(f"{prefix}."))
-    return sorted(name for name in names if re.fullmatch(OF_A_CLASS, name))
+    return sorted(name for name in names if re.fullmatch(r"classes\..+\.(precision|recall|f1)", name))
