@@ -34,8 +34,8 @@ from benchmarks.rows.corpus import CORPUS, varied_text
 from benchmarks.sources import source_file, tokenizer_of
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.corpus_duplicates import near_duplicates
+from scratchlm.data.documents import NumberedFile
 from scratchlm.data.manifest import MANIFEST, read_manifest, write_manifest
-from scratchlm.data.many_files import NumberedFile
 from scratchlm.data.pinning import pin
 from scratchlm.data.tokenizing import tokenize_corpus
 from scratchlm.run.files import sha256_of, write_json

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from scratchlm.data.catalogue import OWN, GPT2Size, PretrainedName, SourcesParams, public_corpus, wanted_files
+from scratchlm.data.catalogue import GPT2Size, PretrainedName, Source, SourcesParams, wanted_files
 from scratchlm.data.manifest import copy_manifest, read_manifest
 from scratchlm.data.own_data import FOLDER, write_own
 from scratchlm.data.sources import fetch, own_paths, place
@@ -26,31 +26,29 @@ def main(run: Run, *, params: Path, store: Path, raw: Path, sources: Path) -> No
     own = {purpose: own_paths(purpose, source, store, mirror) for purpose, source in p.sources.own.items()}
     wanted = wanted_files(p.sources, p.gpt2_sizes, p.pretrained)
     stored = [(source, file, fetch(source, file, store, mirror)) for source, file in wanted]
-    report: dict[str, dict] = {source.name: {"files": 0, "bytes": 0, "sha256": {}} for source, _ in wanted}
+    report: dict[str, dict[str, Any]] = {}
     with atomic_folder(raw) as folder:
         for source, file, path in stored:
             place(path, folder / (source.purpose or source.name) / file.name)
-            describe(report[source.name], file.name, path)
+            record(report, source, file.name, path)
         for purpose, paths in own.items():
             (folder / purpose).mkdir(parents=True)
             write_own(purpose, p.sources.own[purpose], paths, folder / purpose)
-            report[OWN + purpose] = {"files": 0, "bytes": 0, "sha256": {}}
             for path in paths:
                 name = path.relative_to(FOLDER).as_posix() if path.is_relative_to(FOLDER) else path.name
-                describe(report[OWN + purpose], name, path)
+                record(report, p.sources.source(purpose), name, path)
         if p.sources.pinned:
             path = Path(p.sources.pinned.manifest)
             files = read_manifest(path)
             copy_manifest(path, folder / "corpus")
-            n_bytes = sum(file.size_bytes for file in files)
-            public = public_corpus(p.sources.pinned.manifest)
-            name = public.name if public else f"{OWN}corpus"
+            n_bytes, name = sum(file.size_bytes for file in files), p.sources.source("corpus").name
             report[name] = {"files": len(files), "bytes": n_bytes, "sha256": {path.name: sha256_of(path)}}
     write_json(sources, report)
 
 
-def describe(entry: dict[str, Any], name: str, path: Path) -> None:
-    """Add a file to what is recorded of its source."""
+def record(report: dict[str, dict[str, Any]], source: Source, name: str, path: Path) -> None:
+    """Add a file to what the report says of its source."""
+    entry = report.setdefault(source.name, {"files": 0, "bytes": 0, "sha256": {}})
     entry["files"] += 1
     entry["bytes"] += path.stat().st_size
     entry["sha256"][name] = sha256_of(path)

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from scratchlm.arithmetic.fingerprint import describe_arithmetic
-from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import load_tokenizer
-from scratchlm.data.tokenizing import tokenize_corpus
+from scratchlm.data.tokenizing import TokenizeParams, tokenize_corpus
 from scratchlm.data.windows import Corpus
 from scratchlm.fast.kernels import set_up
 from scratchlm.formats.native import save_gpt

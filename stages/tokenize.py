@@ -5,9 +5,8 @@ from pathlib import Path
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
 from scratchlm.data.preferences import write_preferences
-from scratchlm.data.settings import TokenizeParams
 from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
-from scratchlm.data.tokenizing import tokenize_corpus, train_texts
+from scratchlm.data.tokenizing import TokenizeParams, tokenize_corpus, train_texts
 from scratchlm.formats.pretrained import vocabulary_folder
 from scratchlm.run.context import Run
 from scratchlm.run.files import only_file, temporary_folder, write_json

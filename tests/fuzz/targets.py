@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import httpx
 import pyarrow as pa
 
-from scratchlm.data.archive import read_member
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
+from scratchlm.data.sources import read_member
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.data.web import Refused
 from scratchlm.formats import openai

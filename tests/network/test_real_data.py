@@ -9,11 +9,10 @@ import pytest
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.corpus import CorpusParams, write_corpus
-from scratchlm.data.duplicates import Deduplicate, comparable
+from scratchlm.data.duplicates import Deduplicate, comparable, count_crossing_duplicates
 from scratchlm.data.instructions import read_instructions, split_instructions, write_instructions
 from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.data.messages import balance_by_undersampling, split_messages, write_messages
-from scratchlm.data.splits import count_crossing_duplicates
 from scratchlm.data.tokenizer import WordTokenizer, collect_words
 from scratchlm.data.windows import Corpus
 from scratchlm.run.files import read_splits, read_table, sha256_of

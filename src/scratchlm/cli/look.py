@@ -1,8 +1,11 @@
 """Commands that show how a language model works: tokens, what it expects next, and its attention."""
 
+import inspect
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +13,6 @@ import typer
 from tabulate import tabulate
 
 from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing, sampling_at
-from scratchlm.cli.options import with_option_groups
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
 
@@ -37,6 +39,29 @@ class LanguageModel:
         return load_model(self.model, self.tokenizer)
 
 
+def _with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for each field of every parameter whose type is a dataclass, in its place."""
+    signature = inspect.signature(command)
+    groups: dict[str, type[Any]] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+            options += inspect.signature(kind).parameters.values()
+        else:
+            options.append(parameter)
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    flat.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return flat
+
+
 def tokens(
     text: Annotated[str, typer.Argument(help="any text")],
     tokenizer: TokenizerFolder = TOKENIZER,
@@ -54,7 +79,7 @@ def tokens(
     say(f"{len(rows)} tokens, {len(text)} characters, {len(os.fsencode(text))} bytes")
 
 
-@with_option_groups
+@_with_option_groups
 def complete(
     text: Annotated[str, typer.Argument(help="the beginning of a text")],
     language_model: LanguageModel,
@@ -119,7 +144,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, ["token", "p", f"the {LIKELY} most likely at temperature 1"], disable_numparse=True)
 
 
-@with_option_groups
+@_with_option_groups
 def attention(
     text: Annotated[str, typer.Argument(help="a short text")],
     output: Annotated[Path, typer.Option(help="a new .html file")],

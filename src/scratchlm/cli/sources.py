@@ -26,7 +26,8 @@ def sources(context: typer.Context) -> None:
         return
     from tabulate import tabulate
 
-    from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, public_corpus
+    from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, name_in, source_of
+    from scratchlm.run.nested import value_at
     from scratchlm.run.params import load_yaml
 
     def key(source: Source) -> str:
@@ -36,10 +37,11 @@ def sources(context: typer.Context) -> None:
         sizes = [file.size_bytes or 0 for file in source.files]
         return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}" if any(sizes) else "unknown"
 
-    used = {
-        public.name if (public := public_corpus(name)) else name: purpose
-        for name, purpose in _in_use(load_yaml(PARAMETERS)).items()
-    }
+    params = load_yaml(PARAMETERS)
+    entries = value_at(params, "sources") or {}
+    chosen = {purpose: source_of(purpose, entry) for purpose, entry in entries.items()}
+    used = {*(source.name for source in chosen.values()), *(value_at(params, "pretrained") or [])}
+    used |= {f"gpt2-{size}" for size in value_at(params, "gpt2_sizes") or []}
 
     def use(source: Source) -> str:
         if source.name in used:
@@ -47,7 +49,8 @@ def sources(context: typer.Context) -> None:
         return "to pin" if source.name in PUBLIC and not Path(source.manifest).exists() else ""
 
     rows = [[key(it), it.name, use(it), megabytes(it), it.licence] for it in CATALOGUE.values()]
-    rows += [[purpose, name, "yes", "", "yours"] for name, purpose in used.items() if name not in CATALOGUE]
+    own = [purpose for purpose, source in chosen.items() if source.name not in CATALOGUE]
+    rows += [[purpose, name_in(entries[purpose]), "yes", "", "yours"] for purpose in own]
     keys = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: keys.index(row[0]))
     head = ["key", "name", "in use", "MB", "licence"]
@@ -156,17 +159,6 @@ def _show_change(text: str, edited: str) -> None:
     old, new = text.splitlines(), edited.splitlines()
     changes = list(difflib.unified_diff(old, new, "params.yaml", "params.yaml", n=1, lineterm=""))
     say("\n".join(changes) if changes else "params.yaml has this entry already")
-
-
-def _in_use(params: Any) -> dict[str, str]:
-    """The names and paths of the sources that params.yaml names, with the key that names each."""
-    found: dict[str, str] = {}
-    if isinstance(params, dict):
-        found |= {f"gpt2-{size}": "gpt2_sizes" for size in params.get("gpt2_sizes") or []}
-        found |= {str(name): "pretrained" for name in params.get("pretrained") or []}
-        for purpose, source in (params.get("sources") or {}).items():
-            found[str((source.get("path") or source.get("manifest")) if isinstance(source, dict) else source)] = purpose
-    return found
 
 
 def _pair(column: str) -> tuple[str, str]:

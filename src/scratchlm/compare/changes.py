@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.pipeline import CODE_FOLDER
 
 PACKAGES = "requirements.lock"
+METRICS = "metrics/"
 SOURCES = ("data/sources.json", "metrics/download.json")  # the second: of older builds
 
 
@@ -33,24 +35,33 @@ class Changes(NamedTuple):
     code: list[Change]
 
 
-class Build(NamedTuple):
-    """The inputs and the code from which a revision's metrics were built, according to dvc.lock.
+@dataclass(frozen=True)
+class Recorded:
+    """What dvc.lock records of one stage or of several, and the code behind it.
 
-    parameters, packages: flat. files: source file -> sha256. records: path -> md5 of the record that the stage `code`
-    wrote of each stage. lost: records that cannot be read; packages and files lack theirs. commands: `command of STAGE`
-    -> its words. users: stages by the name of a file, a record or a command. outs: output -> md5. sources:
-    `SOURCE/FILE` -> sha256; {} if they cannot be read. behind: stages whose parameters, packages, code or metrics have
-    changed in the revision since they were built.
+    parameters: by dotted key; of one stage, a value may be a section. records: path -> md5 of the record that the
+    stage `code` wrote of a stage. lost: those that cannot be read; packages (name -> version) and files (source file ->
+    sha256) lack what they say. commands: `command of STAGE` -> its words. outs: output -> md5.
     """
 
     parameters: dict[str, Any]
-    packages: dict[str, Any]
-    files: dict[str, str]
     records: dict[str, str]
-    lost: list[str]
+    lost: dict[str, str]
+    packages: dict[str, str]
+    files: dict[str, str]
     commands: dict[str, str]
-    users: dict[str, tuple[str, ...]]
     outs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Build(Recorded):
+    """The inputs and the code from which a revision's metrics were built.
+
+    users: stages by the name of a file, a record or a command. sources: `SOURCE/FILE` -> sha256; {} if they cannot be
+    read. behind: stages whose parameters, packages, code or metrics have changed in the revision since they were built.
+    """
+
+    users: dict[str, tuple[str, ...]]
     sources: dict[str, str]
     behind: list[str]
 
@@ -61,8 +72,54 @@ def read_build(revision: Revision) -> Build:
     Raises UserError if the revision lacks dvc.lock or another such file.
     """
     locked = (revision.yaml(LOCK) or {}).get("stages", {})
-    now = revision.yaml(PARAMETERS)
-    pinned = locked_versions(revision.read(PACKAGES).decode("utf-8"))
+    names = revision.stages()
+    stages = {
+        name: _read_stage(revision, name, locked[name])
+        for name in names
+        if any(path.startswith((METRICS, *SOURCES)) for path in recorded_hashes(locked.get(name, {}).get("outs")))
+    }
+    users: dict[str, tuple[str, ...]] = {}
+    for stage, found in stages.items():
+        for name in (*found.files, *found.records, *found.commands):
+            users[name] = (*users.get(name, ()), stage)
+    together: dict[str, dict[str, Any]] = {
+        field.name: {key: value for stage in stages.values() for key, value in getattr(stage, field.name).items()}
+        for field in fields(Recorded)
+    }
+    together["parameters"] = flattened(together["parameters"])
+    changed = _changed(revision, stages)
+    behind = [name for name in names if name not in locked or name in changed]
+    return Build(**together, users=users, sources=_read_sources(revision, together["outs"]), behind=behind)
+
+
+def _read_stage(revision: Revision, name: str, entry: Mapping[str, Any]) -> Recorded:
+    """entry: of the stage in dvc.lock."""
+    inputs, outs = (recorded_hashes(entry.get(key)) for key in ("deps", "outs"))
+    records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}  # at most one
+    code: dict[str, dict[str, str]] = {"files": {}, "packages": {}}
+    lost = {}
+    for path, md5 in records.items():
+        try:
+            code = revision.json(path)
+        except MissingArtifact:
+            lost[path] = md5
+    parameters = entry.get("params", {}).get(PARAMETERS, {})
+    command = {f"command of {name}": " ".join(str(entry.get("cmd")).split())}
+    return Recorded(parameters, records, lost, code["packages"], code["files"], command, outs)
+
+
+def _read_sources(revision: Revision, outs: Mapping[str, str]) -> dict[str, str]:
+    for path in (path for path in SOURCES if path in outs):  # at most one
+        with suppress(MissingArtifact):
+            sources = revision.json(path).items()
+            return {f"{source}/{name}": sha for source, entry in sources for name, sha in entry["sha256"].items()}
+    return {}
+
+
+def _changed(revision: Revision, stages: Mapping[str, Recorded]) -> list[str]:
+    """The stages whose parameters, packages, code or metrics in the revision are not those that dvc.lock records."""
+    parameters = revision.yaml(PARAMETERS)
+    versions = locked_versions(revision.read(PACKAGES).decode("utf-8"))
 
     @cache
     def digest(path: str, algorithm: str) -> str | None:
@@ -71,46 +128,17 @@ def read_build(revision: Revision) -> Build:
         except MissingArtifact:
             return None
 
-    build = Build({}, {}, {}, {}, [], {}, {}, {}, {}, [])
-    for stage in revision.stages():
-        entry = locked.get(stage)
-        if entry is None:
-            build.behind.append(stage)
-            continue
-        outs = recorded_hashes(entry.get("outs"))
-        metrics = {path: md5 for path, md5 in outs.items() if path.startswith("metrics/")}
-        downloaded = [path for path in SOURCES if path in outs]  # at most one
-        if not metrics and not downloaded:
-            continue
-        for path in downloaded:
-            with suppress(MissingArtifact):
-                build.sources.update(_files(revision.json(path)))
-        inputs = recorded_hashes(entry.get("deps"))
-        records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}
-        code: dict[str, dict[str, str]] = {"files": {}, "packages": {}}
-        for record in records:  # at most one
-            try:
-                code = revision.json(record)
-            except MissingArtifact:
-                build.lost.append(record)
-        parameters = entry.get("params", {}).get(PARAMETERS, {})
-        command = {f"command of {stage}": " ".join(str(entry.get("cmd")).split())}
-        build.parameters.update(flattened(parameters))
-        build.packages.update(code["packages"])
-        build.files.update(code["files"])
-        build.records.update(records)
-        build.commands.update(command)
-        build.outs.update(outs)
-        for name in (*code["files"], *records, *command):
-            build.users[name] = (*build.users.get(name, ()), stage)
-        values = [(value_at(now, key), value) for key, value in parameters.items()]
-        values += [(pinned.get(name), version) for name, version in code["packages"].items()]
-        values += [(digest(path, "sha256"), sha256) for path, sha256 in code["files"].items()]
-        written = metrics | {path: md5 for path, md5 in records.items() if path not in build.lost}
-        values += [(digest(path, "md5"), md5) for path, md5 in written.items()]
-        if any(is_now != was for is_now, was in values):
-            build.behind.append(stage)
-    return build
+    def differs(stage: Recorded) -> bool:
+        metrics = {path: md5 for path, md5 in stage.outs.items() if path.startswith(METRICS)}
+        readable = {path: md5 for path, md5 in stage.records.items() if path not in stage.lost}
+        return (
+            any(value_at(parameters, key) != value for key, value in stage.parameters.items())
+            or any(versions.get(name) != version for name, version in stage.packages.items())
+            or any(digest(path, "sha256") != sha256 for path, sha256 in stage.files.items())
+            or any(digest(path, "md5") != md5 for path, md5 in (metrics | readable).items())
+        )
+
+    return [name for name, stage in stages.items() if differs(stage)]
 
 
 def changes(first: Build, second: Build) -> Changes:
@@ -140,7 +168,3 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Chang
     """List the keys with different values; a key that one of the two lacks has None there."""
     names = dict.fromkeys((*first, *second))
     return [Change(name, first.get(name), second.get(name)) for name in names if first.get(name) != second.get(name)]
-
-
-def _files(sources: Mapping[str, Any]) -> dict[str, str]:
-    return {f"{source}/{name}": sha for source, entry in sources.items() for name, sha in entry["sha256"].items()}

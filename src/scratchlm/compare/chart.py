@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE, Comparison, Row
 from scratchlm.compare.records import better
-from scratchlm.compare.seeds import Spread, split
+from scratchlm.compare.seeds import Spread, varying_and_constant
 from scratchlm.compare.text import OF_A_CLASS, difference_cells
 from scratchlm.report.charts import FIRST, SECOND
 from scratchlm.report.tables import format_number
@@ -57,7 +57,7 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
 
     Raises UserError as check_chart_path does, or if no metric varies.
     """
-    varying, _ = split(metrics)
+    varying, _ = varying_and_constant(metrics)
     if not varying:
         raise UserError(f"{title}: no metric varies, so there is nothing to plot; leave out --plot")
     with _saved_figure(path, "seeds", TITLE_INCHES + STRIP_INCHES * len(varying), font_size=8.0) as figure:

@@ -140,16 +140,12 @@ def _compare(first: Built, second: Built) -> Comparison:
     rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
     rest.sort(key=lambda name: position.get(name.split(".")[0], len(position)))
     behind = [behind_sentence(built) for built in (first, second) if built.build.behind]
-    rows = [*judged.values(), *(_plain(name, first, second) for name in rest)]
+    rows = [*judged.values(), *(_row(name, first.numbers.get(name), second.numbers.get(name)) for name in rest)]
     return Comparison(first.revision, second.revision, rows, changes(first.build, second.build), behind)
 
 
-def _plain(metric: str, first: Built, second: Built) -> Row:
-    """The tracked values without a verdict."""
-    return _row(metric, first.numbers.get(metric), second.numbers.get(metric))
-
-
 def _row(metric: str, one: float | None, other: float | None) -> Row:
+    """The tracked values without a verdict."""
     return Row(metric, one, other, None if one is None or other is None else other - one)
 
 
@@ -201,17 +197,11 @@ def _judged(row: Row, found: PairedDifference, n: int, note: str) -> Row:
 
 def with_notes(rows: Sequence[Row], missing: Sequence[MissingArtifact]) -> list[Row]:
     """The rows with one note for all artifacts that are missing for the same reason."""
-    together = _together(missing)
-    return [row._replace(note=together.get(row.note, row.note)) for row in rows]
-
-
-def _together(missing: Sequence[MissingArtifact]) -> dict[str, str]:
-    """Map each sentence about a missing artifact to one about all that are missing for the same reason."""
-    paths: dict[tuple[str, str], list[str]] = {}
+    paths: dict[tuple[str, str], dict[str, None]] = {}
     for error in missing:
-        paths.setdefault((error.revision, error.why), []).extend(error.paths)
-    together = [MissingArtifact(e.revision, dict.fromkeys(paths[e.revision, e.why]), e.why) for e in missing]
-    return {str(error): str(all_of_them) for error, all_of_them in zip(missing, together, strict=True)}
+        paths.setdefault((error.revision, error.why), {}).update(dict.fromkeys(error.paths))
+    notes = {str(e): str(MissingArtifact(e.revision, paths[e.revision, e.why], e.why)) for e in missing}
+    return [row._replace(note=notes.get(row.note, row.note)) for row in rows]
 
 
 def _refuse_other_judges(first: Built, second: Built) -> None:

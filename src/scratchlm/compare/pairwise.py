@@ -12,7 +12,7 @@ from scratchlm.compare.records import RESPONSES, TASKS, Unpaired, tasks_of
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.compare.text import WIDTH
 from scratchlm.judge.pairwise import judge_pairs, pair_metrics, pairwise_judge
-from scratchlm.judge.protocol import Judge, JudgeParams, Trials
+from scratchlm.judge.protocol import JudgeParams, Trials
 from scratchlm.run import display
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section, read_params
@@ -59,7 +59,8 @@ def compare_responses(names: Sequence[str]) -> list[Pairwise]:
     baseline = _rows(first)
     compared = [(other, _pairs(first, baseline, other)) for other in others]
     judge = pairwise_judge(params, first.root / REPLIES)
-    return [_outcome(first, other, judge, pairs) for other, pairs in compared]
+    judged = [(other, judge_pairs(judge, pairs)) for other, pairs in compared]
+    return [Pairwise(first, other, judge.identity, records, pair_metrics(records)) for other, records in judged]
 
 
 def pairwise_text(outcomes: Sequence[Pairwise], markdown: bool = False) -> str:
@@ -103,11 +104,6 @@ def _pairs(
         )
     by_id = {row["id"]: row for row in rows}
     return [(row | {"model": first.name}, by_id[row["id"]] | {"model": other.name}) for row in baseline]
-
-
-def _outcome(first: Revision, second: Revision, judge: Judge, pairs: Sequence[tuple[Any, Any]]) -> Pairwise:
-    records = judge_pairs(judge, pairs)
-    return Pairwise(first, second, judge.identity, records, pair_metrics(records))
 
 
 def _table(found: Mapping[str, Any], markdown: bool) -> str:

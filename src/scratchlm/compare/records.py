@@ -19,7 +19,6 @@ VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
 ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
 
 ACTUAL, PREDICTED = "is ", "called "  # begin the names of columns, before that of a class
-OF_A_CLASS = r"classes\..+\.(precision|recall|f1)"  # metrics whose names depend on the data
 
 Columns = Mapping[str, np.ndarray]
 
@@ -99,10 +98,15 @@ def check_records(family: Family, records: Records, tracked: Mapping[str, float]
             )
 
 
-def _losses(revision: Revision, family: Family) -> Records:
-    """Records of LOSS_SCHEMA; an id includes a hash of its content."""
-    table = revision.table(family.paths[0])
-    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "loss_nats", "scored_tokens"))
+def _records_of(*names: str) -> Callable[[Revision, "Family"], Records]:
+    """Return the reader of a table with these columns, and with ids that include a hash of the example's content."""
+
+    def read(revision: Revision, family: Family) -> Records:
+        table = revision.table(family.paths[0])
+        columns = {name: table[name].to_numpy().astype(float) for name in names}
+        return Records(dict.fromkeys(table["id"].to_pylist()), columns)
+
+    return read
 
 
 def _corpus_statistics(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
@@ -165,12 +169,6 @@ def _classification(columns: Columns, tracked: Mapping[str, float]) -> dict[str,
     return found | {f"classes.{name}.{key}": it for name, ratios in named for key, it in ratios.items()}
 
 
-def _pairs(revision: Revision, family: Family) -> Records:
-    """Records of PAIR_SCHEMA or REWARD_SCHEMA; an id includes a hash of its content."""
-    table = revision.table(family.paths[0])
-    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "loss", "chosen_reward", "rejected_reward"))
-
-
 def _preferences(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
     margins, ones = columns["chosen_reward"] - columns["rejected_reward"], np.ones_like(columns["loss"])
     return {
@@ -178,12 +176,6 @@ def _preferences(columns: Columns, tracked: Mapping[str, float]) -> dict[str, St
         "accuracy": Ratio(np.heaviside(margins, 0.5), ones, proportion=True),
         "margin": Ratio(margins, ones),
     }
-
-
-def _rewards(revision: Revision, family: Family) -> Records:
-    """Records of GAIN_SCHEMA; an id includes a hash of its content."""
-    table = revision.table(family.paths[0])
-    return Records(dict.fromkeys(table["id"].to_pylist()), _columns(table, "reward", "reward_before"))
 
 
 def _gains(columns: Columns, tracked: Mapping[str, float]) -> dict[str, Statistic]:
@@ -216,17 +208,15 @@ def tasks_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
 
 
-def _columns(table: Any, *names: str) -> dict[str, np.ndarray]:
-    return {name: table[name].to_numpy().astype(float) for name in names}
-
-
+LOSSES = _records_of("loss_nats", "scored_tokens")
 PRETRAIN = Family(
     r"pretrain\.val", ("data/losses/pretrain.parquet",), ("loss", "perplexity", "bits_per_byte"), "windows",
-    "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length", _losses, _corpus_statistics,
+    "sources.corpus, tokenizer, tokenize.corpus and evaluation.context_length", LOSSES, _corpus_statistics,
 )  # fmt: skip
 PREFERENCE = Family(
     r"finetune_preference/(.+)\.test", (r"data/losses/finetune_preference/\1.parquet",),
-    ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences", _pairs, _preferences,
+    ("loss", "accuracy", "margin"), "pairs", "sources.preferences and tokenize.preferences",
+    _records_of("loss", "chosen_reward", "rejected_reward"), _preferences,
 )  # fmt: skip
 SPAM = Family(
     r"finetune_spam\.test", ("data/predictions/finetune_spam.parquet",),
@@ -243,14 +233,14 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
     SPAM._replace(prefix=r"ablate_spam/([\w-]+)\.test", paths=(r"data/predictions/ablate_spam/\1.parquet",)),
     Family(
         r"finetune_instruct\.after", ("data/losses/finetune_instruct.parquet",), ("test_loss",), "responses",
-        f"{TASKS}, tokenizer and length of context", _losses,
+        f"{TASKS}, tokenizer and length of context", LOSSES,
         lambda columns, _: {"test_loss": Ratio(columns["loss_nats"], columns["scored_tokens"])},
     ),
     PREFERENCE,
     PREFERENCE._replace(prefix=r"reward_model/(.+)\.test", paths=(r"data/losses/reward_model/\1.parquet",)),
     Family(
         r"reinforce/(.+)\.test", (r"data/losses/reinforce/\1.parquet",), ("reward", "gain"), "prompts",
-        "sources.preferences and tokenize.preferences", _rewards, _gains,
+        "sources.preferences and tokenize.preferences", _records_of("reward", "reward_before"), _gains,
     ),
     Family(
         r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
@@ -280,6 +270,6 @@ def families(metrics: Iterable[str]) -> list[Family]:
 
 
 def _of_classes(metrics: Iterable[str], prefix: str) -> list[str]:
-    """The names of the metrics of single classes, without the prefix."""
+    """The names of the metrics of single classes, without the prefix. They depend on the data."""
     names = (name.removeprefix(f"{prefix}.") for name in metrics if name.startswith(f"{prefix}."))
-    return sorted(name for name in names if re.fullmatch(OF_A_CLASS, name))
+    return sorted(name for name in names if re.fullmatch(r"classes\..+\.(precision|recall|f1)", name))

@@ -104,7 +104,7 @@ def difference_factor(n: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(2)
 
 
-def split(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, Spread]]:
+def varying_and_constant(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, Spread]]:
     """Return the metrics that vary, and those that do not."""
     varying = {name: row for name, row in metrics.items() if row.low < row.high}
     return varying, {name: row for name, row in metrics.items() if name not in varying}

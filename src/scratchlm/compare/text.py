@@ -12,7 +12,7 @@ from tabulate import tabulate
 from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import SAME, Comparison, Row, Variant
 from scratchlm.compare.revision import Revision
-from scratchlm.compare.seeds import Spread, difference_factor, split
+from scratchlm.compare.seeds import Spread, difference_factor, varying_and_constant
 from scratchlm.report.tables import NONE, format_number, format_parameter
 from scratchlm.run import display
 from scratchlm.tasks.intervals import CONFIDENCE
@@ -66,7 +66,7 @@ def _identity(side: Revision | Variant) -> dict[str, Any]:
 
 def seeds_text(metrics: Mapping[str, Spread], width: int = WIDTH) -> str:
     """A table of the metrics that vary, a line with those that do not, and the meaning of the last column."""
-    varying, constant = split(metrics)
+    varying, constant = varying_and_constant(metrics)
     head = ["metric", "mean", "sd", "min", "max", "minimum detectable difference"]
     rows = [[display.one_line(name), *map("{:.4g}".format, row[1:])] for name, row in varying.items()]
     parts = [_table(head, rows, width)] if varying else []
@@ -114,19 +114,21 @@ def _page(comparison: Comparison, everything: bool, markdown: bool, width: int) 
         parts.append(folded if markdown else table)
     parts.append("\n".join(["What differs:", "", *(f"- {line}" for line in _change_lines(comparison.changes, show))]))
     parts += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
-    for revision, lacks_it in ((first, "second"), (second, "first")):
-        files: dict[str, set[bool]] = {}  # whether its metrics are there, for each file
-        for row in rows:
-            files.setdefault(row.metric.split(".")[0], set()).add(getattr(row, lacks_it) is not None)
-        lacking = [
-            f"metrics/{name}.json{' (in part)' * (True in there)}" for name, there in files.items() if False in there
-        ]
-        if lacking:
-            parts.append(f"Only {show(revision.name)} has {', '.join(lacking)}.")
+    for side, others in ((first, [row.second for row in rows]), (second, [row.first for row in rows])):
+        if lacking := _lacking([row.metric for row in rows], others):
+            parts.append(f"Only {show(side.name)} has {', '.join(lacking)}.")
     parts += [f"{show(warning)}." for warning in comparison.warnings]
     if any(row.interval for row in judged):
         parts.append(MEANING)
     return "\n\n".join(parts) if markdown else _paragraphs(parts, width)
+
+
+def _lacking(metrics: Sequence[str], values: Sequence[float | None]) -> list[str]:
+    """The metrics files that lack all or some of these metrics, whose value is None."""
+    files: dict[str, set[bool]] = {}
+    for metric, value in zip(metrics, values, strict=True):
+        files.setdefault(metric.partition(".")[0], set()).add(value is None)
+    return [f"metrics/{name}.json{' (in part)' * (False in lack)}" for name, lack in files.items() if True in lack]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, markdown: bool = False) -> str:

@@ -2,22 +2,21 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from scratchlm.data.catalogue import File, own_source
+from scratchlm.data.catalogue import own_source
 from scratchlm.data.corpus import text_chunks
 from scratchlm.data.instructions import read_instructions
 from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.manifest import PinnedSource
 from scratchlm.data.own_data import COLUMNS, END_OF_DOCUMENT, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
-from scratchlm.data.sources import DownloadError, addresses
+from scratchlm.data.sources import DownloadError, addresses_to_try, at_first, own_file
 from scratchlm.data.tables import TABLES, table_rows
 from scratchlm.data.transfer import Part
 from scratchlm.data.web import Refused
-from scratchlm.run.display import one_line, without_secrets
+from scratchlm.run.display import one_line
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import only_file, sha256_of, temporary_folder
 from scratchlm.run.yaml_editor import line_start, with_value
@@ -30,26 +29,20 @@ def fetch_new(purpose: str, address: str, store: Path, mirror: str | None) -> Pa
 
     Raises DownloadError if no address provides it, and UserError if a web page is there instead.
     """
-    source = own_source(purpose)
-    name = PurePosixPath(urlsplit(address).path).name or purpose
-    file = File(name, "", None, (address,))  # an unknown hash, so the limit of size is that of one's own data
-    tried = []
+    source, file = own_source(purpose), own_file(purpose, address, "")
     with temporary_folder(store / source.name) as folder:
-        for each in addresses(source, file, mirror):
-            part = Part(folder, file)
-            try:
-                part.receive(each)
-            except Refused as reason:
-                tried.append(without_secrets(f"{each} ({reason})"))
-                continue
-            with part.path.open("rb") as content:
-                if _PAGE.match(content.read(100)):
-                    raise UserError(f"{address} is a web page, not a file of data; give the address of the file itself")
-            target = store / sha256_of(part.path) / source.name / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part.path.replace(target)
-            return target
-    raise DownloadError(f"cannot get {name}: tried {', '.join(tried)}; correct the address, or save it in data/mine")
+        part = Part(folder, file)
+        try:
+            at_first(addresses_to_try(source, file, mirror), part.receive)
+        except Refused as reasons:
+            remedy = "correct the address, or save it in data/mine"
+            raise DownloadError(f"cannot get {file.name}: {reasons}; {remedy}") from None
+        with part.path.open("rb") as content:
+            if _PAGE.match(content.read(100)):
+                raise UserError(f"{address} is a web page, not a file of data; give the address of the file itself")
+        target = store / sha256_of(part.path) / source.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return part.path.replace(target)
 
 
 def described(purpose: str, source: OwnSource, files: Sequence[Path], scratch: Path) -> str:

@@ -88,13 +88,28 @@ OWN = "own-"  # begins the name of one's own data, which is no entry
 
 
 def own_source(purpose: str) -> Source:
-    """One's own data as if it were an entry."""
-    return Source(f"{OWN}{purpose}", f"your own {purpose}", "yours", "–", (), purpose)
+    """One's own data as if it were in the catalogue."""
+    return Source(f"{OWN}{purpose}", f"Own data: {purpose}", "not stated", "–", (), purpose)
 
 
 def source_named(name: str) -> Source:
-    """The entry, or one's own data."""
+    """The source of the catalogue, or one's own data."""
     return own_source(name.removeprefix(OWN)) if name.startswith(OWN) else CATALOGUE[name]
+
+
+def source_of(purpose: str, entry: Any) -> Source:
+    """The source that `sources.PURPOSE` names: of the catalogue, a public corpus by its manifest, or one's own data.
+
+    entry: its value in params.yaml or dvc.lock, checked or not.
+    """
+    if isinstance(entry, dict):
+        return public_corpus(entry.get("manifest", "")) or own_source(purpose)
+    return CATALOGUE.get(str(entry)) or own_source(purpose)
+
+
+def name_in(entry: Any) -> str:
+    """The name, path, address or manifest in a value of `sources.PURPOSE`, for people to read."""
+    return str((entry.get("path") or entry.get("manifest")) if isinstance(entry, dict) else entry)
 
 
 def names_for(purpose: str) -> tuple[str, ...]:
@@ -170,25 +185,31 @@ class SourcesParams(Section):
         """The corpus, if it is one of many files."""
         return self.corpus if isinstance(self.corpus, PinnedSource) else None
 
+    def source(self, purpose: str) -> Source:
+        """The source for a purpose; see source_of."""
+        return source_of(purpose, self.model_dump()[purpose])
+
     @property
     def corpus_name(self) -> str:
-        if self.pinned:
-            return self.pinned.manifest
-        return self.own["corpus"].path if "corpus" in self.own else str(self.corpus)
+        """See name_in."""
+        return name_in(self.model_dump()["corpus"])
 
     @property
-    def corpus_bytes(self) -> int:
-        """The size of the corpus, which bounds the number of its tokens.
+    def corpus_bytes(self) -> tuple[int, int]:
+        """The least and the most bytes of text that the corpus may have, which bound the number of its tokens.
 
-        Of an address, and of compressed files such as Parquet, it is assumed.
+        A compressed file of a manifest holds at least its own size. The size of an address and of Parquet is assumed.
         """
         if self.pinned:
-            return sum(file.estimated_text_bytes for file in read_manifest(Path(self.pinned.manifest)))
+            files = read_manifest(Path(self.pinned.manifest))
+            return sum(file.size_bytes for file in files), sum(file.estimated_text_bytes for file in files)
         if own := self.own.get("corpus"):
-            files = [] if own.is_address else own_files(own)
-            is_known = files and all(path.suffix.lower() != ".parquet" for path in files)
-            return sum(path.stat().st_size for path in files) if is_known else ASSUMED_BYTES
-        return sum(file.size_bytes or 0 for file in CATALOGUE[self.corpus_name].files)
+            paths = own_files(own)
+            is_known = paths and all(path.suffix.lower() != ".parquet" for path in paths)
+            n_bytes = sum(path.stat().st_size for path in paths) if is_known else ASSUMED_BYTES
+        else:
+            n_bytes = sum(file.size_bytes or 0 for file in self.source("corpus").files)
+        return n_bytes, n_bytes
 
 
 def wanted_files(

@@ -92,6 +92,12 @@ def text_pieces(blocks: Iterable[str]) -> Iterator[str]:
         yield pending
 
 
+def whole_text_pieces(text: str) -> Iterable[str]:
+    """Return a whole text in pieces; see text_pieces."""
+    blocks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)]
+    return text_pieces(blocks) if len(blocks) > 2 else [text]
+
+
 def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusParams) -> dict[str, dict[str, float]]:
     """Tokenize a text file into `folder`/train and `folder`/val. Write its counts to counts.json and return them."""
     with atomic_folder(folder) as temporary:

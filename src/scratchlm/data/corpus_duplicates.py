@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchlm.data.documents import digest, documents
-from scratchlm.data.many_files import NumberedFile, in_parallel
+from scratchlm.data.documents import NumberedFile, digest, documents, in_parallel
 from scratchlm.run.files import sha256_of
 from scratchlm.run.threads import Advance
 

@@ -1,4 +1,4 @@
-"""The documents of a file of a corpus, as a stream that is verified, and the split that each belongs to."""
+"""The documents of the files of a corpus, each file a stream that is verified, and the split that each belongs to."""
 
 import hashlib
 import io
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain, count
-from typing import IO
+from typing import IO, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +15,12 @@ from scratchlm.data.addresses import Reader
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.manifest import PinnedFile
 from scratchlm.data.tables import Located, checked_rows, json_lines, parquet_rows
+from scratchlm.run.context import available_cores
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
+from scratchlm.run.progress import Progress
+from scratchlm.run.threads import Advance, in_threads
+from scratchlm.run.workers import requested_workers
 
 CODECS = {"gz": "gzip", "zst": "zstd"}
 BLOCK_CHARACTERS = 1 << 20
@@ -24,6 +28,8 @@ MOST_CHARACTERS = 1 << 26  # of a document, which is in memory as a whole
 MOST_LINE_CHARACTERS = 6 * MOST_CHARACTERS  # of JSON, which may have six for one of a document
 REMEDY = "pin the files again with --column NAME"
 PIN_AGAIN = "restore the file, or pin it as it is now with scratchlm sources pin"
+
+Result = TypeVar("Result")
 
 
 def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]:
@@ -33,10 +39,10 @@ def documents(file: PinnedFile, advance: Callable[[int], None]) -> Iterator[str]
     verified, so a caller that has seen its end has seen what is pinned.
     Raises UserError, which names the file, if it is not as pinned or cannot be read.
     """
-    from scratchlm.data.sources import nearest  # imports requests, which takes a moment
+    from scratchlm.data.sources import at_nearest  # imports requests, which takes a moment
 
     name = without_secrets(file.address)
-    with Reader(nearest(file.address), advance) as reader:
+    with at_nearest(file.address, lambda near: Reader(near, advance)) as reader:
         if reader.size_bytes not in (None, file.size_bytes):
             raise UserError(f"{name} has {reader.size_bytes:,} bytes, but {file.size_bytes:,} are pinned; {PIN_AGAIN}")
         try:
@@ -81,6 +87,34 @@ def digest(document: bytes) -> int:
 def too_long(name: str) -> UserError:
     """The error for a document that does not fit the memory of a worker."""
     return UserError(f"{name} has a document of more than {MOST_CHARACTERS:,} characters; divide it by {END_OF_TEXT}")
+
+
+class NumberedFile(NamedTuple):
+    """A file, and its number in the manifest, from 0."""
+
+    number: int
+    file: PinnedFile
+
+    @property
+    def name(self) -> str:
+        """Names in the order of the manifest."""
+        return f"{self.number:06d}"
+
+
+def in_parallel(
+    title: str,
+    files: Sequence[NumberedFile],
+    todo: Sequence[NumberedFile],
+    work: Callable[[NumberedFile, Advance], Result],
+) -> Iterator[tuple[int, Result]]:
+    """Yield the number and the result of each file in `todo` as they are ready; see run/threads.py.
+
+    Threads suffice: tiktoken, decompression, hashes and Parquet release the interpreter's lock.
+    """
+    n_bytes, n_todo = (sum(each.file.size_bytes for each in some) for some in (files, todo))
+    with Progress(title, n_bytes, n_bytes - n_todo, "B") as bar:
+        n_threads = requested_workers(available_cores())
+        yield from in_threads(n_threads, work, {each.number: each for each in todo}, bar.update)
 
 
 def _verify(file: PinnedFile, reader: Reader, name: str) -> None:

@@ -1,9 +1,9 @@
-"""Duplicates among the records of a source: which texts count as equal, and keeping the first of them."""
+"""Duplicates among the records of a source: which texts count as equal, keeping the first, and those across splits."""
 
 import re
 import sys
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Literal, TypeVar
 
@@ -25,6 +25,12 @@ def without_duplicates(records: Sequence[Record], keys: Sequence[Hashable], how:
     for record, key in zip(records, keys, strict=True):
         first.setdefault(key, record)
     return list(first.values())
+
+
+def count_crossing_duplicates(splits: Mapping[str, Sequence[Hashable]]) -> int:
+    """Return how many records of the other splits are also in train, where the model may have memorised them."""
+    train = set(splits["train"])
+    return sum(record in train for name, records in splits.items() if name != "train" for record in records)
 
 
 def normalised(text: str) -> str:

@@ -1,23 +1,28 @@
-"""Instructions with answers: reading, splits, batches with masked targets. The book's chapter 7."""
+"""Instructions with answers: reading, splits, batches with masked targets. The book's chapter 7.
 
-from collections.abc import Sequence
+An entry is an instruction with its response or, in data/preferences.py, with two responses.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from scratchlm.data.entries import question, read_entries, without_repetitions
+from scratchlm.data.duplicates import Deduplicate, comparable, count_crossing_duplicates, without_duplicates
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
-from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.splits import Fractions, refuse_empty_splits, split_in_order
+from scratchlm.data.tables import OWN_ENTRIES, PLACE, refuse_rows
 from scratchlm.data.tokenizer import IGNORE_INDEX, Tokenizer
-from scratchlm.run.files import atomic_folder, n_items, write_table
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, write_table
 
 FIELDS = ("instruction", "input", "output")
-_IDS = pa.list_(pa.int32())
+TOKEN_IDS = pa.list_(pa.int32())
 INSTRUCTION_SCHEMA = pa.schema(
     [(text, pa.string()) for text in ("id", *FIELDS, "prompt")]
-    + [("prompt_token_ids", _IDS), ("response_token_ids", _IDS)]
+    + [("prompt_token_ids", TOKEN_IDS), ("response_token_ids", TOKEN_IDS)]
 )
 
 
@@ -29,18 +34,16 @@ class InstructionsParams(Fractions):
 
 def write_instructions(path: Path, tokenizer: Tokenizer, folder: Path, params: InstructionsParams) -> dict[str, Any]:
     """Read, deduplicate, split and tokenize the entries into `folder`/{train,val,test}.parquet; return the counts."""
+
+    def tokenized(entry: dict[str, str]) -> dict[str, Any]:
+        prompt, response = encode_prompt(entry, params.prompt_style, tokenizer), tokenizer.encode(entry["output"])
+        encoded = {"prompt_token_ids": prompt, "response_token_ids": response}
+        return entry | {"prompt": format_prompt(entry, params.prompt_style)} | encoded
+
     entries = read_instructions(path)
     different = without_repetitions(entries, params.deduplicate)
-    splits = split_instructions(different, params)
-    counts: dict[str, Any] = {"removed_duplicates": len(entries) - len(different)}
-    with atomic_folder(folder) as temporary:
-        for name, split in splits.items():
-            rows = (_tokenized(entry, tokenizer, params.prompt_style) for entry in split)
-            table = write_table(temporary / f"{name}.parquet", rows, INSTRUCTION_SCHEMA)
-            n_tokens = sum(n_items(table[field]) for field in ("prompt_token_ids", "response_token_ids"))
-            counts[name] = {"records": len(split), "tokens": n_tokens}
-    asked = {name: list(map(question, split)) for name, split in splits.items()}
-    return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
+    counts = write_entries(split_instructions(different, params), folder, INSTRUCTION_SCHEMA, tokenized)
+    return counts | {"removed_duplicates": len(entries) - len(different)}
 
 
 def read_instructions(path: Path) -> list[dict[str, str]]:
@@ -56,10 +59,56 @@ def split_instructions(
 ) -> dict[str, Sequence[dict[str, str]]]:
     """Return the entries by split; see split_in_order. Raises UserError if a split would be empty."""
     splits = split_in_order(entries, params)
-    refuse_empty_splits(
-        {name: len(split) for name, split in splits.items()}, "tokenize.instructions", params.deduplicate
-    )
+    refuse_empty_splits(splits, "tokenize.instructions", params.deduplicate)
     return splits
+
+
+def read_entries(path: Path, fields: Sequence[str], name: str) -> list[dict[str, str]]:
+    """Return the entries with these texts, an `id` (`name`-00000, …) and PLACE.
+
+    Raises UserError naming the place of the first entry that lacks a text, or whose text is blank, but for `input`.
+    """
+    entries = read_json(path, list)
+    if not entries:
+        raise damaged(path, f"no entry; expected entries with the texts {', '.join(fields)}")
+    is_own = path.name == OWN_ENTRIES
+    found = []
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(field), str) for field in fields):
+            raise UserError(f"{path}: entry {number} needs the texts {', '.join(fields)}; complete it or remove it")
+        place = str(entry[PLACE]) if is_own else f"{path}: entry {number}"
+        found.append({"id": f"{name}-{number:05d}", PLACE: place} | {field: entry[field] for field in fields})
+    for field in fields:
+        blank = [entry[PLACE] for entry in found if field != "input" and not entry[field].strip()]
+        refuse_rows([f"{place} has no text for {field}" for place in blank], "complete it or remove it")
+    return found
+
+
+def question(entry: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what an entry asks. Entries that ask the same are duplicates, whatever the responses."""
+    return entry["instruction"], entry["input"]
+
+
+def without_repetitions(entries: Sequence[dict[str, str]], how: Deduplicate) -> list[dict[str, str]]:
+    """Return the entries in their order, of those that ask the same only the first. how: `none` keeps all."""
+    return without_duplicates(entries, [comparable(question(entry), how) for entry in entries], how)
+
+
+def write_entries(
+    splits: Mapping[str, Sequence[dict[str, str]]],
+    folder: Path,
+    schema: pa.Schema,
+    tokenized: Callable[[dict[str, str]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Write each entry, as `tokenized` returns it, into `folder`/SPLIT.parquet; return the counts of the splits."""
+    counts: dict[str, Any] = {}
+    with atomic_folder(folder) as temporary:
+        for name, split in splits.items():
+            table = write_table(temporary / f"{name}.parquet", map(tokenized, split), schema)
+            n_tokens = sum(n_items(table[field.name]) for field in schema if field.type == TOKEN_IDS)
+            counts[name] = {"records": len(split), "tokens": n_tokens}
+    asked = {name: list(map(question, split)) for name, split in splits.items()}
+    return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
 
 
 def collate(
@@ -82,9 +131,3 @@ def collate(
         if mask_instruction:
             targets[i, : len(row["prompt_token_ids"]) - 1] = IGNORE_INDEX
     return inputs, targets
-
-
-def _tokenized(entry: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
-    prompt, response = encode_prompt(entry, style, tokenizer), tokenizer.encode(entry["output"])
-    encoded = {"prompt_token_ids": prompt, "response_token_ids": response}
-    return entry | {"prompt": format_prompt(entry, style)} | encoded

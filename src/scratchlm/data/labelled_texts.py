@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-import pyarrow as pa
-
-from scratchlm.data.tables import PLACE, TABLES, files_of, refuse_rows, table_rows
+from scratchlm.data.tables import OWN_SCHEMA, OWN_TABLE, PLACE, TABLES, files_of, refuse_rows, table_rows
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import damaged, missing
 
@@ -22,8 +20,6 @@ Reading = Literal["strict", "book"]
 Rows = Mapping[str, Sequence[str]]  # id, label, text and place, equally many of each
 COLLECTION = ("ham", "spam")
 COLUMNS = ("label", "text")
-OWN_TABLE = "own.parquet"  # one's own texts, as `download` writes them, with the places that they come from
-OWN_SCHEMA = pa.schema([(name, pa.string()) for name in (*COLUMNS, PLACE)])
 MAX_LABELS, MAX_LABEL_CHARACTERS = 128, 100  # a label's index is an int8
 FOLDERS = ("neg", "pos")  # in the archive of movie reviews
 _REMEDY = "every line must be `ham` or `spam`, a tab and a text, in UTF-8; fetch the file again"

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from scratchlm.data.duplicates import Deduplicate, comparable, without_duplicates
+from scratchlm.data.duplicates import Deduplicate, comparable, count_crossing_duplicates, without_duplicates
 from scratchlm.data.labelled_texts import MAX_LABELS, Reading, label_fault, read_labelled_texts
-from scratchlm.data.splits import check_fractions, count_crossing_duplicates, refuse_empty_splits
+from scratchlm.data.splits import check_fractions, refuse_empty_splits
 from scratchlm.data.tables import PLACE
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, n_items, read_json, read_splits, write_json, write_table
@@ -166,7 +166,7 @@ def split_messages(
     train_end = int(len(shuffled) * params.train_fraction)
     val_end = train_end + int(len(shuffled) * params.val_fraction)
     splits = {"train": shuffled[:train_end], "val": shuffled[train_end:val_end], "test": shuffled[val_end:]}
-    refuse_empty_splits({name: len(split) for name, split in splits.items()}, "tokenize.messages", params.deduplicate)
+    refuse_empty_splits(splits, "tokenize.messages", params.deduplicate)
     if absent := sorted(set(range(len(classes))) - set(splits["train"]["label"])):
         elsewhere = shuffled[shuffled["label"] == absent[0]][PLACE].tolist()
         only = f" ({len(elsewhere)} of val and test, such as {elsewhere[0]})" if elsewhere else ""

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from scratchlm.data.corpus import CHUNK_CHARACTERS, text_pieces
+from scratchlm.data.corpus import CHUNK_CHARACTERS, whole_text_pieces
 from scratchlm.run.files import damaged
 
 SHINGLE_WORDS = 5
@@ -107,9 +107,8 @@ def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     A word is a run of letters, digits and the marks on them. Its hash is a polynomial of its characters modulo 2**64.
     """
     text, n_before = " ".join(texts), 0
-    blocks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)]
     hashes, starts = [np.empty(0, dtype=np.uint64)], [np.empty(0, dtype=np.int64)]
-    for piece in text_pieces(blocks) if len(blocks) > 2 else (text,):
+    for piece in whole_text_pieces(text):
         codes = np.frombuffer(piece.encode("utf-32-le"), dtype="<u4")
         is_word = _word_characters()[codes]
         begin = np.flatnonzero(is_word & ~np.append(False, is_word[:-1])[: len(is_word)])

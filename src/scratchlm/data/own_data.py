@@ -8,9 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from scratchlm.data.entries import OWN_ENTRIES
-from scratchlm.data.labelled_texts import OWN_SCHEMA, OWN_TABLE
-from scratchlm.data.tables import TABLES, not_utf8, table_rows
+from scratchlm.data.tables import OWN_ENTRIES, OWN_SCHEMA, OWN_TABLE, TABLES, not_utf8, table_rows
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json, write_table
 from scratchlm.run.params import Section
@@ -64,7 +62,9 @@ class OwnSource(Section):
 
 
 def own_files(source: OwnSource) -> list[Path]:
-    """The files below data/mine, in order of their names. Raises UserError if there is none."""
+    """The files below data/mine, in order of their names; [] of an address. Raises UserError if there is none."""
+    if source.is_address:
+        return []
     path = Path(source.path)
     pattern = PurePosixPath(source.path).relative_to(FOLDER)
     found = path.rglob("*") if path.is_dir() else [path] if path.exists() else Path(FOLDER).glob(str(pattern))

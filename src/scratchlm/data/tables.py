@@ -14,6 +14,8 @@ from scratchlm.run.files import missing, open_table
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 PLACE = "place"  # of a row: its file and line, such as `data/mine/reviews.csv: line 7`
+OWN_TABLE, OWN_ENTRIES = "own.parquet", "own.json"  # one's own texts or entries, as `download` writes them, with PLACE
+OWN_SCHEMA = pa.schema([(name, pa.string()) for name in ("label", "text", PLACE)])
 NAMED = 3  # of many files, those that a message names
 SHOWN_CHARACTERS = 200
 ROWS_AT_ONCE = 1024  # of a corpus, a row may be a book

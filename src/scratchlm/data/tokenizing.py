@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence, Sized
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,21 +16,37 @@ from scratchlm.data.corpus import (
     CorpusParams,
     ShardWriter,
     split_chunks,
-    text_pieces,
+    whole_text_pieces,
     write_corpus,
 )
 from scratchlm.data.corpus_duplicates import exact_duplicates, near_duplicates
-from scratchlm.data.documents import documents, is_of_train
+from scratchlm.data.documents import NumberedFile, documents, in_parallel, is_of_train
+from scratchlm.data.instructions import InstructionsParams
 from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
-from scratchlm.data.many_files import NumberedFile, in_parallel
+from scratchlm.data.messages import MessagesParams
+from scratchlm.data.preferences import PreferencesParams
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, sha256_of, stale_temporary_files, write_json
+from scratchlm.run.params import Section
 from scratchlm.run.resume import Checkpoint
 from scratchlm.run.threads import Advance
 
 SPLITS = ("train", "val")
 Counts = dict[str, dict[str, float]]
+
+
+class TokenizeParams(Section):
+    """The section `tokenize` of params.yaml.
+
+    finetuning_tokenizer: of messages, instructions and pairs: the corpus' own, or that of `sources.vocabulary`.
+    """
+
+    finetuning_tokenizer: Literal["corpus", "vocabulary"]
+    corpus: CorpusParams
+    messages: MessagesParams
+    instructions: InstructionsParams
+    preferences: PreferencesParams
 
 
 class _Work(NamedTuple):
@@ -173,8 +189,7 @@ class _Split:
 
     def _encode(self) -> None:
         text = "".join(f"{document}{END_OF_TEXT}" for document in self._waiting)
-        blocks = [text[i : i + CHUNK_CHARACTERS] for i in range(0, len(text), CHUNK_CHARACTERS)]
-        for piece in text_pieces(blocks) if len(blocks) > 2 else (text,):
+        for piece in whole_text_pieces(text):
             token_ids = self._tokenizer.encode_documents(piece)
             self.counts["tokens"] += len(token_ids)
             self._writer.add(token_ids)

@@ -51,8 +51,3 @@ def _differences(params: Mapping[str, Any], profile: Mapping[str, Any]) -> list[
 
 def _text(values: Mapping[str, Any], key: str) -> str:
     return without_secrets(format_parameter(values[key])) if key in values else ABSENT
-
-
-def shown_source(source: Any) -> str:
-    """Return the name of an entry of the catalogue, or the path or the manifest of one's own data."""
-    return source if isinstance(source, str) else without_secrets(source.get("path") or source["manifest"])

@@ -4,11 +4,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from scratchlm.data.catalogue import CATALOGUE, Source, own_source, public_corpus
+from scratchlm.data.catalogue import CATALOGUE, Source, source_of
 from scratchlm.data.own_data import COLUMNS
 from scratchlm.run.files import read_json
 from scratchlm.run.nested import flattened, value_at
@@ -72,9 +71,7 @@ def _sources(step: Step, stages: Mapping[str, Any], chosen: Mapping[str, Any]) -
     for used in stages[step.stage]["deps"]:
         purpose = used["path"].removeprefix("data/tokens/")
         if purpose in COLUMNS:
-            name = chosen.get(purpose) or {}
-            known = CATALOGUE[name] if isinstance(name, str) else public_corpus(name.get("manifest", ""))
-            yield known or replace(own_source(purpose), description=f"Own data: {purpose}", licence="not stated")
+            yield source_of(purpose, chosen.get(purpose))
 
 
 def _metrics(path: str, stages: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scratchlm.data.catalogue import source_named
+from scratchlm.data.catalogue import name_in, source_named
 from scratchlm.report.answers import answered_tasks, answering, examples, response_samples, with_steps
-from scratchlm.report.build import nearest_profile, shown_params, shown_source
+from scratchlm.report.build import nearest_profile, shown_params
 from scratchlm.report.cards import cards, stage_results
 from scratchlm.report.charts import (
     Panel,
@@ -114,7 +114,7 @@ def _built(report: Report) -> dict[str, Any]:
         "differences": differences,
         "stages": stages,
         "graph": graph_svg(stages, stage_results(report)),
-        "source_names": {key: shown_source(source) for key, source in report.params["sources"].items()},
+        "source_names": {key: without_secrets(name_in(entry)) for key, entry in report.params["sources"].items()},
         "sources": [(source_named(name), found) for name, found in sorted(report.sources.items())],
         "identity": report.metrics["judge"]["judge"],
     }

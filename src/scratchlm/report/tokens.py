@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from scratchlm.data.duplicates import count_crossing_duplicates
 from scratchlm.run.files import open_table
 
 COLUMNS: Mapping[str, Sequence[str]] = {
@@ -39,8 +41,7 @@ def read_token_counts(folder: Path, columns: Sequence[str]) -> TokenCounts:
     lengths: list[int] = []
     token_ids = {}
     for split in ("train", "val", "test"):
-        with open_table(folder / f"{split}.parquet") as file:
-            table = file.read(columns=list(columns)).combine_chunks()
+        table = _read(folder, split, columns)
         lists = [chunk for name in columns for chunk in table[name].chunks]
         token_ids[split] = np.concatenate([np.array([], dtype=np.int32), *(part.flatten() for part in lists)])
         sizes = [np.diff(part.offsets) for part in lists]
@@ -60,9 +61,10 @@ class Repeated:
 
 def read_repeated(folder: Path) -> Repeated:
     """Compare the texts in `folder`/{train,test}.parquet. Raises UserError naming a missing or damaged file."""
-    texts = {}
-    for split in ("train", "test"):
-        with open_table(folder / f"{split}.parquet") as file:
-            texts[split] = file.read(columns=["text"])["text"].to_pylist()
-    train = set(texts["train"])
-    return Repeated(sum(text in train for text in texts["test"]), len(texts["test"]))
+    texts = {split: _read(folder, split, ["text"])["text"].to_pylist() for split in ("train", "test")}
+    return Repeated(count_crossing_duplicates(texts), len(texts["test"]))
+
+
+def _read(folder: Path, split: str, columns: Sequence[str]) -> pa.Table:
+    with open_table(folder / f"{split}.parquet") as file:
+        return file.read(columns=list(columns)).combine_chunks()

@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scratchlm.data.catalogue import ASSUMED_BYTES, SourcesParams, wanted_files
-from scratchlm.data.manifest import read_manifest
+from scratchlm.data.catalogue import ASSUMED_BYTES, wanted_files
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.preflight import model_configs, pretrained_models, pretraining_steps
 
@@ -48,7 +47,7 @@ def disk_needs(params: Any) -> DiskNeeds:
     trained = [config.n_parameters for config in (models["pretrain"], *backbones, *assistants)]
     names = [*(f"gpt2-{size}" for size in params.gpt2_sizes), *params.pretrained]
     loaded = [models[name].n_parameters for name in names]
-    tokens = NUMBER_BYTES * params.sources.corpus_bytes
+    tokens = NUMBER_BYTES * max(params.sources.corpus_bytes)
     files = [file for _, file in wanted_files(params.sources, params.gpt2_sizes, params.pretrained)]
     return DiskNeeds(
         sum(file.size_bytes or 0 for file in files),
@@ -107,22 +106,14 @@ class Steps(NamedTuple):
 
 def planned_steps(params: Any) -> Steps:
     n_models, train_fraction = len(pretrained_models(params)), params.tokenize.corpus.train_fraction
-    bounds = _text_bytes(params.sources)
+    bounds = params.sources.corpus_bytes
     tokens = (int(train_fraction * n / each) for n, each in zip(bounds, BYTES_PER_TOKEN, strict=True))
     return Steps(*(n_models * pretraining_steps(params, n_tokens) for n_tokens in (*tokens, bounds[1])))
 
 
-def _text_bytes(sources: SourcesParams) -> tuple[int, int]:
-    """The least and the most bytes of text that the corpus may have. A compressed file holds at least its own size."""
-    most = sources.corpus_bytes
-    if not sources.pinned:
-        return most, most
-    return sum(file.size_bytes for file in read_manifest(Path(sources.pinned.manifest))), most
-
-
 def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
     """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
-    least, most = _text_bytes(params.sources)
+    least, most = params.sources.corpus_bytes
     size = f"{_mb(least)} to {_mb(most)}" if least < most else _mb(most) if most == ASSUMED_BYTES else ""
     size = size and f" and a corpus of {size}, whose size is assumed"
     return (

@@ -41,8 +41,7 @@ def check_together(params: Any) -> None:
     if device == "mps":
         check_repeatable(device, params.precision)
     for source in params.sources.own.values():
-        if not source.is_address:
-            own_files(source)
+        own_files(source)
     if params.sources.pinned:
         check_manifest(Path(params.sources.pinned.manifest), params.tokenize.corpus.split)
     checks = (_vocabularies, _bases, _variants, _contexts, _steps, _ranks, _rewards, _pairs, _memory, _names)
@@ -221,7 +220,7 @@ def _contexts(params: Any) -> Iterator[str]:
 
 def _steps(params: Any) -> Iterator[str]:
     """Pretraining must have a window and reach its learning rate, even if each byte of the corpus were a token."""
-    source, p, n_bytes = params.sources.corpus_name, params.pretrain, params.sources.corpus_bytes
+    source, p, n_bytes = params.sources.corpus_name, params.pretrain, max(params.sources.corpus_bytes)
     lengths = {name: model.context_length for name, model in pretrained_models(params).items()}
     lengths = {"model": lengths.pop("pretrain"), "evaluation": params.evaluation.context_length} | lengths
     for key, n_tokens in lengths.items():

@@ -11,7 +11,10 @@ from scratchlm.data.catalogue import (
     PretrainedName,
     Source,
     SourcesParams,
+    name_in,
     names_for,
+    source_named,
+    source_of,
     wanted_files,
 )
 from scratchlm.data.own_data import COLUMNS
@@ -74,6 +77,24 @@ def test_an_unknown_source_is_refused_with_those_that_there_are() -> None:
         f"params.yaml: corpus is 'verdict': must be {', '.join(names_for('corpus'))}, or your own data: put it below "
         "data/mine, then `scratchlm sources add FILE --as corpus`"
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "source", "name"),
+    [
+        ("the-verdict", "the-verdict", "the-verdict"),
+        ("no-longer-there", "own-corpus", "no-longer-there"),
+        ({"path": "data/mine/fineweb-edu-10bt.jsonl"}, "own-corpus", "data/mine/fineweb-edu-10bt.jsonl"),
+        ({"manifest": "data/mine/fineweb-edu-10bt.jsonl"}, "fineweb-edu-10bt", "data/mine/fineweb-edu-10bt.jsonl"),
+        ({"manifest": "data/mine/c.jsonl"}, "own-corpus", "data/mine/c.jsonl"),
+    ],
+)
+def test_an_entry_of_params_means_one_source(entry: object, source: str, name: str) -> None:
+    assert (source_of("corpus", entry).name, name_in(entry)) == (source, name)
+    if source != "own-corpus" or isinstance(entry, dict):
+        checked = check_params(REAL.model_dump() | {"corpus": entry}, SourcesParams, source="params.yaml")
+        assert (checked.source("corpus").name, checked.corpus_name) == (source, name)
+        assert source_named(source) == source_of("corpus", entry)
 
 
 ENTRIES = {f"{source.name}/{file.name}": (source, file) for source in CATALOGUE.values() for file in source.files}

@@ -154,7 +154,7 @@ def test_a_source_may_be_a_manifest_whose_sizes_bound_the_tokens() -> None:
     sources = check_params(NAMES | entry, SourcesParams, source="params.yaml")
     assert sources.corpus_name == "data/mine/c.jsonl" and not sources.own
     sizes = [Path(name).stat().st_size for name in ("in/a.jsonl", "in/b.txt", "in/deep/a.txt.gz")]
-    assert sources.corpus_bytes == sizes[0] + sizes[1] + 5 * sizes[2]
+    assert sources.corpus_bytes == (sum(sizes), sizes[0] + sizes[1] + 5 * sizes[2])
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from scratchlm.data import pinning, web
+from scratchlm.data.addresses import files_at
 from scratchlm.data.catalogue import PUBLIC
 from scratchlm.data.documents import documents
 from scratchlm.data.manifest import FORMATS, format_of
 from scratchlm.data.pinning import pin
+from scratchlm.data.sources import at_nearest
 from scratchlm.run.errors import UserError
 from tests.corpora import content
 from tests.web import Server, web_server
@@ -89,6 +91,26 @@ def test_files_of_public_corpora_are_read_from_the_mirror_under_their_public_add
         assert [file.address for file in files] == addresses
         texts = [text for file in files for text in documents(file, lambda _: None)]
         assert texts == [f"A story of {file.name}." for file in public.files]
+    paths = [f"/m/{public.name}/{file.name}" for file in public.files]
+    assert sorted(server.requests) == sorted(3 * paths)  # for its size, its hash and its documents
+
+
+def test_a_file_that_the_mirror_lacks_is_read_at_its_public_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = PUBLIC["tinystories"].files[0].addresses[0], []
+
+    def listed(near: str) -> dict[str, int]:
+        asked.append(near)
+        return {} if near == address else files_at(near)
+
+    monkeypatch.setenv("SCRATCHLM_MIRROR", str(tmp_path))
+    copy = tmp_path / "tinystories" / PUBLIC["tinystories"].files[0].name
+    assert at_nearest(address, listed) == {} and asked == [str(copy), address]
+    asked.clear()
+    copy.parent.mkdir()
+    copy.write_bytes(b"text")
+    assert at_nearest(address, listed) == {str(copy): 4} and asked == [str(copy)]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -17,7 +17,7 @@ import requests
 from scratchlm.data import transfer, web
 from scratchlm.data.catalogue import CATALOGUE, File, Source
 from scratchlm.data.own_data import OwnSource
-from scratchlm.data.sources import DownloadError, addresses, fetch, own_paths, place
+from scratchlm.data.sources import DownloadError, addresses_to_try, fetch, own_paths, place
 from scratchlm.data.transfer import Part
 from scratchlm.run.files import sha256_of
 from tests.web import Server, web_server
@@ -549,20 +549,20 @@ def test_a_mirror_url_is_asked_first(server: Server, tmp_path: Path) -> None:
 def test_a_mirror_holds_the_archive_under_its_own_name() -> None:
     source = CATALOGUE["sms-spam"]
     file = source.files[0]
-    assert addresses(source, file, "m")[0] == "m/sms-spam/sms+spam+collection.zip"
-    assert addresses(source, file, "http://h/m")[0] == "http://h/m/sms-spam/sms%2Bspam%2Bcollection.zip"
-    assert addresses(source, file, "m")[1:] == list(file.addresses)
+    assert addresses_to_try(source, file, "m")[0] == "m/sms-spam/sms+spam+collection.zip"
+    assert addresses_to_try(source, file, "http://h/m")[0] == "http://h/m/sms-spam/sms%2Bspam%2Bcollection.zip"
+    assert addresses_to_try(source, file, "m")[1:] == list(file.addresses)
 
 
 @pytest.mark.parametrize("mirror", [None, ""])
 def test_without_a_mirror_only_the_public_addresses_are_tried(mirror: str | None) -> None:
     source, file = a_source("https://a/x", "https://b/x")
-    assert addresses(source, file, mirror) == ["https://a/x", "https://b/x"]
+    assert addresses_to_try(source, file, mirror) == ["https://a/x", "https://b/x"]
 
 
 def test_a_mirror_of_another_kind_is_refused() -> None:
     with pytest.raises(DownloadError, match=r"SCRATCHLM_MIRROR is 's3://bucket'.*directory or"):
-        addresses(*a_source("https://a/x"), "s3://bucket")
+        addresses_to_try(*a_source("https://a/x"), "s3://bucket")
 
 
 def test_a_file_of_the_repository_needs_neither_mirror_nor_network(
@@ -572,7 +572,7 @@ def test_a_file_of_the_repository_needs_neither_mirror_nor_network(
     Path("sample").mkdir()
     Path("sample/book.txt").write_bytes(CONTENT)
     source, file = a_source("sample/book.txt")
-    assert addresses(source, file, "http://h/m") == ["sample/book.txt"]
+    assert addresses_to_try(source, file, "http://h/m") == ["sample/book.txt"]
     assert fetch(source, file, Path("store"), "http://h/m").read_bytes() == CONTENT
 
 
