@@ -79,7 +79,7 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     assert done.returncode == 1
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("worker_stage: ") and "; run this again to resume" in sentence
-    assert ("Ray has ended the workers (Failed to connect to GCS within 2 seconds)" in sentence) == (lost == "head")
+    assert "rpc_client.h" not in sentence  # as a line of Ray's own log
     wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
     wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
     done = stage("1", training=training)
