@@ -134,7 +134,7 @@ def must_run_dvc(clone: Path, failure: str, *words: str) -> None:
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Interrupt the process groups of these, and kill what is left of them: after a while, or at once on Ctrl-C."""
     for process in processes:
-        os.killpg(process.pid, signal.SIGINT)
+        _signal_group(process, signal.SIGINT)
     deadline = time.monotonic() + SECONDS_TO_STOP
     try:
         for process in processes:
@@ -142,8 +142,12 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
                 process.wait(max(0.0, deadline - time.monotonic()))
     finally:
         for process in processes:
-            with suppress(ProcessLookupError):  # all have exited
-                os.killpg(process.pid, signal.SIGKILL)
+            _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    with suppress(ProcessLookupError):  # all have exited
+        os.killpg(process.pid, number)
 
 
 def _neutral_environment() -> dict[str, str]:
