@@ -15,13 +15,14 @@ from tests.unit.tasks.test_batches import stage as answering_stage
 from tests.unit.training.test_workers import Stage, result, stage
 
 __all__ = ["answering_stage", "stage"]  # fixtures
-LONG = {"epochs": 100.0, "evaluate_every_steps": 10_000}  # takes some seconds
+LONG = {"epochs": 150.0, "evaluate_every_steps": 10_000}  # takes some seconds
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head without CPUs, where the stage runs; a test adds the node of the worker."""
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "2")  # for a lost head to return: 60 by default
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", found.address)
     yield found
@@ -54,7 +55,7 @@ def test_answers_of_workers_on_nodes_change_no_bit(cluster: Any, answering_stage
     wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
 
 
-@pytest.mark.parametrize("lost", ["node", "launcher"])
+@pytest.mark.parametrize("lost", ["node", "launcher", "head"])
 def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
     cluster: Any, stage: Stage, tmp_path: Path, training_values: dict[str, Any], lost: str
 ) -> None:
@@ -70,11 +71,15 @@ def test_what_is_lost_ends_the_stage_with_one_sentence_and_one_process_resumes(
         while not [*(tmp_path / "checkpoints").glob("*-*")]:  # one of each step
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        launcher.kill() if lost == "launcher" else cluster.remove_node(node, allow_graceful=False)
+        if lost == "launcher":
+            launcher.kill()
+        else:
+            cluster.remove_node(node if lost == "node" else cluster.head_node, allow_graceful=False)
         done = running.result()
     assert done.returncode == 1
     sentence = done.stderr.splitlines()[-1]
     assert sentence.startswith("worker_stage: ") and "; run this again to resume" in sentence
+    assert "rpc_client.h" not in sentence  # as a line of Ray's own log
     wait_for_processes(0, tmp_path, "tests.unit.training.worker_stage")
     wait_for_processes(0, tmp_path, "scratchlm.cluster.launch")
     done = stage("1", training=training)

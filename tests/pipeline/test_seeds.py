@@ -66,13 +66,14 @@ def stages_started(done: subprocess.CompletedProcess[str]) -> int:
 def test_a_stage_is_run_under_several_seeds_and_the_workspace_is_left_alone(clone, tmp_path):
     before, status = files(clone), run(clone, "git", "status", "--porcelain").stdout
     plot = tmp_path / "noise.svg"
-    command = [*COMMAND, "finetune_spam", "--seeds", "2", "--keep", "--format", "json", "--plot", str(plot)]
-    done = run(clone, *command)
+    command = [*COMMAND, "finetune_spam", "--seeds", "2", "--jobs", "2", "--keep", "--format", "json"]
+    done = run(clone, *command, "--plot", str(plot))
     assert files(clone) == before
     assert run(clone, "git", "status", "--porcelain").stdout == status
     assert left_behind(clone) == []
     assert stages_started(done) == 1  # the first seed is the workspace's own, which is built
-    assert "finetune_spam with seed 124 (2 of 2)" in done.stderr
+    assert "seed 124: > python -m stages.finetune_spam" in done.stderr
+    assert done.stderr.splitlines()[-1] == "seed 124: finished, 2 of 2"
     assert "test.accuracy" in plot.read_text()
 
     report = json.loads(done.stdout)
@@ -99,7 +100,7 @@ def test_a_stage_is_run_under_several_seeds_and_the_workspace_is_left_alone(clon
 
 def test_a_variant_goes_by_its_address_and_is_not_computed_twice_though_its_experiments_are_gone(clone):
     before = experiments(clone)
-    done = run(clone, *COMMAND, "ablate_spam@first_token", "--seeds", "2")
+    done = run(clone, *COMMAND, "ablate_spam@first_token", "--seeds", "2", "--jobs", "2")
     assert "ablate_spam@first_token, 2 runs with seeds 123 to 124" in done.stdout
     assert "minimum detectable difference" in done.stdout
     assert stages_started(done) == 2
@@ -110,29 +111,35 @@ def test_a_variant_goes_by_its_address_and_is_not_computed_twice_though_its_expe
     assert left_behind(clone) == []
 
 
-def test_a_run_that_fails_is_one_sentence_with_its_seed_and_stage(workspace):
+def test_runs_that_fail_are_one_sentence_with_their_seeds_and_stage(workspace):
     set_parameter(workspace, "finetune_spam.dropout", 2.0)
-    done = run(workspace, *COMMAND, "finetune_spam", "--seeds", "2", ok=False)
+    done = run(workspace, *COMMAND, "finetune_spam", "--seeds", "3", "--jobs", "2", ok=False)
     assert done.stderr.splitlines()[-1] == (
-        "scratchlm: finetune_spam failed with seed 123; correct the error printed above, then run this again"
+        "scratchlm: finetune_spam failed with seeds 123, 124; correct the error printed above, then run this again: "
+        "finished runs are in DVC's cache"
     )
-    assert "finetune_spam.dropout is 2.0" in done.stderr
+    lines = done.stderr.splitlines()
+    assert any(line.startswith("seed 123: ") and "finetune_spam.dropout is 2.0" in line for line in lines)
     assert done.stdout == ""
     assert left_behind(workspace) == []
 
 
-def test_an_interruption_leaves_no_process_no_copy_and_no_experiment(workspace):
+def test_a_killed_run_leaves_the_other_and_an_interruption_no_process_no_copy_and_no_experiment(workspace):
     set_parameter(workspace, "finetune_spam.epochs", 1000)  # more than anybody waits for
     before = experiments(workspace)
     process = subprocess.Popen(
-        [*COMMAND, "finetune_spam", "--seeds", "2"], cwd=workspace,
+        [*COMMAND, "finetune_spam", "--seeds", "3", "--jobs", "2"], cwd=workspace,
         env=environment(workspace, SCRATCHLM_RESUME_SECONDS="0"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
     checkpoints = "scratchlm-clone-*/*/.scratchlm/resume/finetune_spam/*-*"
-    wait_for(lambda: any((workspace / ".scratchlm").glob(checkpoints)), "it saves no checkpoint")
+    saved = (workspace / ".scratchlm").glob
+    wait_for(lambda: len({path.parent for path in saved(checkpoints)}) == 2, "one of two saves no checkpoint")
     family = psutil.Process(process.pid).children(recursive=True)
-    assert any("stages.finetune_spam" in " ".join(member.cmdline()) for member in family)
+    killed, other = (member for member in family if member.cmdline()[1:3] == ["-m", "stages.finetune_spam"])
+    killed.kill()
+    wait_for(lambda: len(psutil.Process(process.pid).children()) == 1, "DVC does not end with its stage")
+    assert other.is_running()
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate()
     assert process.returncode != 0

@@ -125,6 +125,7 @@ def compare(
 def seeds(
     stage: Annotated[str, typer.Option(help="a stage that reads the seed, such as finetune_spam or ablate_spam@lora")],
     seeds: Annotated[int, typer.Option(help="the number of runs; seeds count up from the one in params.yaml")] = 5,
+    jobs: Annotated[int, typer.Option(help="how many runs at once, each in a private clone; no result changes")] = 1,
     format: TextOrJson = "text",
     plot: Chart = None,
     keep: Annotated[bool, typer.Option("--keep", help="keep the experiments for `dvc exp show`")] = False,
@@ -136,7 +137,7 @@ def seeds(
 
     if plot:
         check_chart_path(plot)
-    results = run_seeds(Path(), stage, seeds, keep=keep)
+    results = run_seeds(Path(), stage, seeds, jobs=jobs, keep=keep)
     metrics = spreads(list(results.values()))
     if format == "json":
         say(seeds_json(stage, results, metrics))

@@ -29,6 +29,7 @@ from scratchlm.run.workers import (
     COUNT_VARIABLE,
     PLACE_VARIABLE,
     READY,
+    SAID_WHY,
     TIMEOUT_VARIABLE,
     Place,
     end_with_stage,
@@ -201,7 +202,7 @@ def main(n_workers: str, threads: str, folder: str, channel: str, *command: str)
 def exit_with(error: UserError) -> None:
     """End this process with a sentence, which is the last line: Ray would write more as it exits."""
     print(error, file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(SAID_WHY)
 
 
 if __name__ == "__main__":

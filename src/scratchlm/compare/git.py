@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scratchlm.run.errors import UserError
@@ -66,31 +68,45 @@ def find_commit(folder: Path, revision: str) -> str:
     )
 
 
+@contextmanager
+def dvc_processes() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Yield a function that starts a DVC command in a clone: its process, with what it prints in `stdout`.
+
+    The function takes the clone, the command's words, and variables of its environment. The command uses this Python's
+    dvc, and the stages use this Python and the clone's library.
+    When the block ends, the whole process groups of commands that still run are stopped.
+    """
+    processes = []
+
+    def start(clone: Path, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *words], cwd=clone, env=clone_environment(clone) | variables,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    try:
+        yield start
+    finally:
+        _stop([process for process in processes if process.poll() is None])
+
+
 def run_dvc(clone: Path, *words: str, **variables: str) -> tuple[int, str]:
     """Run a DVC command, possibly for hours; return its exit status and the end of its output.
 
-    The output also goes to standard error as it comes. The command uses this Python's dvc, and the stages use this
-    Python and the clone's library. If this process is interrupted, the command's whole process group is stopped.
+    The output also goes to standard error as it comes. If this process is interrupted, the command is stopped.
     """
     kept = b""
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", *words], cwd=clone, env=clone_environment(clone) | variables,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
+    with dvc_processes() as start:
+        process = start(clone, *words, **variables)
         assert process.stdout
-        try:
-            while chunk := process.stdout.read1(KEPT_BYTES):  # type: ignore[attr-defined]
-                sys.stderr.buffer.write(chunk)
-                sys.stderr.flush()
-                kept = (kept + chunk)[-KEPT_BYTES:]
-            status = process.wait()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(SECONDS_TO_STOP)
-                with suppress(ProcessLookupError):  # all have exited
-                    os.killpg(process.pid, signal.SIGKILL)
+        while chunk := process.stdout.read1(KEPT_BYTES):  # type: ignore[attr-defined]
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.flush()
+            kept = (kept + chunk)[-KEPT_BYTES:]
+        process.stdout.close()
+        status = process.wait()
     return status, kept.decode("utf-8", errors="replace")
 
 
@@ -113,6 +129,25 @@ def must_run_dvc(clone: Path, failure: str, *words: str) -> None:
     """Run a DVC command as run_dvc does. Raises UserError that names the `failure` if it fails."""
     if run_dvc(clone, *words)[0]:
         raise UserError(f"{failure}; correct the error printed above, then run this again")
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Interrupt the process groups of these, and kill what is left of them: after a while, or at once on Ctrl-C."""
+    for process in processes:
+        _signal_group(process, signal.SIGINT)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    try:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            _signal_group(process, signal.SIGKILL)
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+    with suppress(ProcessLookupError):  # all have exited
+        os.killpg(process.pid, number)
 
 
 def _neutral_environment() -> dict[str, str]:

@@ -5,7 +5,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import chdir
+from contextlib import ExitStack, chdir, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from dvc.repo.experiments.refs import ExpRefInfo
 
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import fetch_refs, git, must_run_dvc
+from scratchlm.compare.jobs import run_each
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
@@ -24,6 +25,7 @@ from scratchlm.tasks.intervals import CONFIDENCE
 
 SEED = "seed"
 MOST_RUNS = 1000
+MOST_JOBS = 64
 END_OF_SEEDS = 2**31  # as in Seed
 CODE = "code"  # the stage that detects edits of the code
 CONSTANT_OUTPUT = "preflight"  # every edit of params.yaml makes it stale, but its marker is always the same
@@ -49,18 +51,21 @@ class _SeedParams(Section):
     seed: Seed
 
 
-def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int, Any]:
+def run_seeds(root: Path, stage: str, n: int, *, jobs: int = 1, keep: bool = False) -> dict[int, Any]:
     """Return the metrics of a stage by seed, from n runs with the seeds s, s + 1, …, where s is the one in params.yaml.
 
     root: the project's folder. stage: as `dvc dag` names it.
     Only this stage runs, on inputs that are already built, so all runs share data, splits and base model. DVC takes
     runs that are in its cache from there, among them the workspace's own. Its output goes to standard error.
+    jobs: how many runs there are at once, each in a clone of its own. It changes no result.
     keep: add the experiments to the project, where `dvc exp show` lists them.
-    Raises UserError for fewer than two runs or more than MOST_RUNS, an unknown stage, one that reads no seed, inputs
-    that are not built, and a run that fails.
+    Raises UserError for fewer than two runs or more than MOST_RUNS, fewer than one job or more than MOST_JOBS, an
+    unknown stage, one that reads no seed, inputs that are not built, and a run that fails, once those beside it end.
     """
     if not 2 <= n <= MOST_RUNS:
         raise UserError(f"--seeds is {n}; 2 to {MOST_RUNS:,} runs are allowed: give --seeds 5, for example")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UserError(f"--jobs is {jobs}; 1 to {MOST_JOBS} runs at once are allowed: give --jobs 2, for example")
     metrics = _metrics_file(root, stage)
     first = read_params(root / PARAMETERS, _SeedParams).seed
     if first + n > END_OF_SEEDS:
@@ -68,19 +73,33 @@ def run_seeds(root: Path, stage: str, n: int, *, keep: bool = False) -> dict[int
             f"the seeds {first} to {first + n - 1} pass the largest, {END_OF_SEEDS - 1}; lower seed in params.yaml"
         )
     names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
-    results = {}
-    with private_clone(root) as clone:
+    runs = {
+        seed: ("exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)
+        for seed, name in names.items()
+    }
+    results, failed, place = {}, [], {}
+    with ExitStack() as stack:
+        clones = [stack.enter_context(private_clone(root)) for _ in range(min(jobs, n))]
         if keep:
-            _refuse_existing(root, clone, names.values())
-        _check_inputs(clone, stage)
-        for number, (seed, name) in enumerate(names.items(), start=1):
-            print(f"\n{stage} with seed {seed} ({number} of {n})", file=sys.stderr, flush=True)
-            command = ("exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)
-            must_run_dvc(clone, f"{stage} failed with seed {seed}", *command)
-            results[seed] = read_json(clone / metrics)
+            _refuse_existing(root, clones[0], names.values())
+        for clone in clones:
+            _check_inputs(clone, stage)
+        for seed, clone, status in stack.enter_context(closing(run_each(clones, SEED, runs))):
+            if status:
+                failed.append(seed)
+                continue
+            results[seed], place[seed] = read_json(clone / metrics), clone
+            print(f"{SEED} {seed}: finished, {len(results)} of {n}", file=sys.stderr, flush=True)
+        if failed:
+            which = f"{SEED}{'s' * (len(failed) > 1)} {', '.join(map(str, sorted(failed)))}"
+            raise UserError(
+                f"{stage} failed with {which}; correct the error printed above, then run this again: finished runs are "
+                "in DVC's cache"
+            )
         if keep:
-            fetch_refs(root, clone, *(f"{ref}:{ref}" for ref in _refs(clone, names.values())))
-    return results
+            for seed, clone in place.items():
+                fetch_refs(root, clone, *(f"{ref}:{ref}" for ref in _refs(clone, [names[seed]])))
+    return {seed: results[seed] for seed in names}
 
 
 def spreads(results: Sequence[Mapping[str, Any]]) -> dict[str, Spread]:

@@ -6,6 +6,7 @@ watches them (LAUNCHER), so Ray is imported by no stage.
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ TIMEOUT_SECONDS = 1800.0  # for what one worker waits for another, such as an ev
 ENDING_SECONDS = 5.0  # for a killed process to be reported as ended
 POLL_SECONDS = 0.02
 READY = b"ready\n"
+SAID_WHY = 3  # the exit status of a launcher whose last line is a sentence for the user
 
 
 class Place(NamedTuple):
@@ -203,7 +205,15 @@ class ClusterWorkers(WorkerProcesses):
         self._channel.close()
 
     def _ended(self, rank: int, code: int, errors: str) -> UserError:
-        return UserError(_last_line(errors)) if code > 0 else ended("the launcher of the workers", code, errors)
+        if code == SAID_WHY:
+            return UserError(_last_line(errors))
+        if code < 0:
+            return ended("the launcher of the workers", code, errors)
+        reason = re.sub(r"^\[.*?\] \S+ ", "", _last_line(errors)).partition(". ")[0]  # Ray's has a time and a place
+        return UserError(
+            f"Ray has ended the workers ({reason}); run this again to resume, with a cluster whose head runs or with "
+            f"{CLUSTER_VARIABLE} unset"
+        )
 
 
 @contextmanager

@@ -46,3 +46,9 @@ def test_a_number_of_runs_that_shows_no_spread_or_never_ends_is_refused(tmp_path
 def test_a_thousand_runs_are_allowed(tmp_path: Path):
     with pytest.raises(UserError, match="has no dvc.yaml"):
         run_seeds(tmp_path, "pretrain", 1000)
+
+
+@pytest.mark.parametrize("jobs", [0, 65])
+def test_a_number_of_jobs_that_is_none_or_fills_a_machine_is_refused(tmp_path: Path, jobs: int):
+    with pytest.raises(UserError, match=f"^--jobs is {jobs}; 1 to 64 runs at once are allowed: give --jobs 2, for"):
+        run_seeds(tmp_path, "pretrain", 2, jobs=jobs)
