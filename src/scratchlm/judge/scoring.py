@@ -104,16 +104,16 @@ def control_records(records: Sequence[Mapping[str, Any]], n: int) -> list[dict[s
     """
     tasks = [dict(record) for record in records if record["model"] == ASSISTANT]
     answers = [normalise(record["output"]) for record in tasks]
-    others = _next_different(answers)
-    chosen = list(zip(tasks, answers, others, strict=True))[:n]
+    chosen = range(min(n, len(tasks)))
+    others = {i: _next_different(answers, i) for i in chosen}
     return [
-        *({**record, "model": "control_reference", "response": record["output"]} for record, _, _ in chosen),
+        *({**tasks[i], "model": "control_reference", "response": tasks[i]["output"]} for i in chosen),
         *(
-            {**record, "model": "control_shuffled", "response": tasks[other]["output"]}
-            for record, _, other in chosen
+            {**tasks[i], "model": "control_shuffled", "response": tasks[other]["output"]}
+            for i, other in others.items()
             if other is not None
         ),
-        *({**record, "model": "control_empty", "response": ""} for record, answer, _ in chosen if answer),
+        *({**tasks[i], "model": "control_empty", "response": ""} for i in chosen if answers[i]),
     ]
 
 
@@ -155,14 +155,10 @@ def second_records(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
-def _next_different(answers: Sequence[str]) -> list[int | None]:
-    """Return for each answer the position of the next other one; the first follows the last."""
-    n = len(answers)
-    following: list[int | None] = [None] * n
-    for i in reversed([*range(n), *range(n)]):
-        neighbour = (i + 1) % n
-        following[i] = neighbour if answers[neighbour] != answers[i] else following[neighbour]
-    return following
+def _next_different(answers: Sequence[str], i: int) -> int | None:
+    """Return the position of the next answer that differs from answer i; the first follows the last."""
+    following = (*range(i + 1, len(answers)), *range(i))
+    return next((other for other in following if answers[other] != answers[i]), None)
 
 
 def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
