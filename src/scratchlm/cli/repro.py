@@ -143,31 +143,28 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-class Narrator(logging.Filter):
-    """Says which stage runs, in place of DVC's messages; warnings and errors of DVC pass."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self._numbers = {name: number for number, name in enumerate(names, 1)}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        name = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        if (record.msg == RUNNING or record.msg in INSTEAD) and name in self._numbers:
-            say(f"stage {self._numbers[name]} of {len(self._numbers)}: {name}{INSTEAD.get(record.msg, '')}")
-        return record.levelno >= logging.WARNING
-
-
 @contextmanager
 def narrated(names: Sequence[str]) -> Iterator[None]:
-    """Within the block DVC's messages are ours. names: of the stages that are numbered; others stay unmentioned."""
-    handlers, narrator = logging.getLogger("dvc").handlers, Narrator(names)
+    """Within the block, say which stage runs in place of DVC's messages; warnings and errors of DVC pass.
+
+    names: of the stages that are numbered; others stay unmentioned.
+    """
+    numbers = {name: number for number, name in enumerate(names, 1)}
+
+    def narrate(record: logging.LogRecord) -> bool:
+        name = record.args[0] if isinstance(record.args, tuple) and record.args else None
+        if (record.msg == RUNNING or record.msg in INSTEAD) and name in numbers:
+            say(f"stage {numbers[name]} of {len(numbers)}: {name}{INSTEAD.get(record.msg, '')}")
+        return record.levelno >= logging.WARNING
+
+    handlers = logging.getLogger("dvc").handlers
     for handler in handlers:
-        handler.addFilter(narrator)
+        handler.addFilter(narrate)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(narrator)
+            handler.removeFilter(narrate)
 
 
 def failure(error: BaseException) -> str:
