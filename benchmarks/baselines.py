@@ -43,6 +43,12 @@ def our_model(shape: ShapeName) -> GPTModel:
     return build_model(our_config(shape), SEED)
 
 
+def book_settings(config: GPTConfig, vocab_size: int) -> dict[str, Any]:
+    """The book's dictionary of a model's shape."""
+    shape = config.model_dump(include={"context_length", "emb_dim", "n_heads", "n_layers"})
+    return shape | {"vocab_size": vocab_size, "drop_rate": 0.0, "qkv_bias": True}
+
+
 def book_model(size: SizeName) -> torch.nn.Module:
     """The book's GPTModel. Its head is not tied: it starts with the embedding's values and has its own gradient."""
     from llms_from_scratch.ch04 import GPTModel as BookGPT
@@ -50,12 +56,7 @@ def book_model(size: SizeName) -> torch.nn.Module:
     ours = our_model(size)
     config, weights = ours.config, ours.state_dict()
     with torch.device("meta"):
-        model = BookGPT(
-            {
-                "vocab_size": config.vocab_size, "context_length": config.context_length, "emb_dim": config.emb_dim,
-                "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
-            }
-        )  # fmt: skip
+        model = BookGPT(book_settings(config, config.vocab_size))
     mask = torch.ones(config.context_length, config.context_length).triu(diagonal=1)
     theirs = {
         "tok_emb.weight": weights["token_embedding.weight"],

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.baselines import SEED
 from benchmarks.harness import REPOSITORY, RESULTS, about, summary
+from benchmarks.setting import training_params
 from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import build_model, parameter_count
@@ -37,7 +38,6 @@ from scratchlm.run.workers import COUNT_VARIABLE, LOOPBACK, Place
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training import exchange
 from scratchlm.training.loop import train
-from scratchlm.training.optimizer import TrainingParams
 
 BATCH_SIZE, WINDOW = 8, 256
 STEPS = 3  # that are timed, after as many that warm up
@@ -60,11 +60,7 @@ def stage() -> None:
     set_up(run, RuntimeParams(device="cpu", threads=given["threads"], precision="float32", compile=False, seed=SEED))
     model = build_model(gpt2_config(given["size"], GPT2_VOCAB_SIZE, GPT2_CONTEXT_LENGTH), SEED)
     tokens = np.random.default_rng(SEED).integers(GPT2_VOCAB_SIZE, size=2 * STEPS * BATCH_SIZE * WINDOW + 1)
-    params = TrainingParams(
-        epochs=1.0, batch_size=BATCH_SIZE, max_micro_batch_size=given["micro_batch_size"], learning_rate=1e-5,
-        min_learning_rate=1e-5, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices",
-        beta1=0.9, beta2=0.95, max_grad_norm=1.0, evaluate_every_steps=STEPS, checkpoint_activations=False,
-    )  # fmt: skip
+    params = training_params(BATCH_SIZE, given["micro_batch_size"], STEPS)
     train(model, pretraining_task(TokenWindows(tokens, WINDOW, WINDOW), params, lambda model: {"loss": 0.0}), run)
 
 

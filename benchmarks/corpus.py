@@ -31,7 +31,7 @@ from tqdm import tqdm
 from benchmarks import harness
 from benchmarks.harness import RESULTS, Contender, Row, Run, about
 from benchmarks.rows.corpus import CORPUS, varied_text
-from benchmarks.sources import source_file, tokenizer_of
+from benchmarks.sources import text_of, tokenizer_of
 from scratchlm.data.byte_pairs import END_OF_TEXT
 from scratchlm.data.corpus_duplicates import near_duplicates
 from scratchlm.data.documents import NumberedFile
@@ -78,8 +78,7 @@ def s3_server() -> Iterator[None]:
 
 def documents(source: str, n_bytes: int) -> Iterator[str]:
     """Documents of LINES_PER_DOCUMENT lines each, of varied text."""
-    name = {"tiny-shakespeare": "input.txt", "sample-stories": "stories.txt"}[source]
-    for block in varied_text(source_file(source, name), n_bytes):
+    for block in varied_text(text_of(source), n_bytes):
         lines = iter(block.decode(errors="ignore").splitlines(keepends=True))
         while document := "".join(islice(lines, LINES_PER_DOCUMENT)):
             yield document
@@ -196,8 +195,7 @@ def table(found: dict[str, Any]) -> str:
         [
             row["work"], row["workers"], f"{row['seconds']:.3g} s", f"{row['bytes_per_second'] / 1e6:.3g} MB/s",
             f"{row['bytes_per_second_per_worker'] / 1e6:.3g} MB/s",
-            f"{row['memory_at_start_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
+            harness.mebibytes(row["memory_at_start_bytes"]), harness.mebibytes(row["peak_memory_bytes"]),
         ]
         for row in found["rows"]
     ]  # fmt: skip

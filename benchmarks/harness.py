@@ -130,7 +130,7 @@ def table(name: str, found: Mapping[str, Any]) -> str:
             [
                 contender,
                 _with_range(measured["rate"]),
-                f"{peak / 2**20:,.0f} MiB" if peak else "–",
+                mebibytes(peak),
                 _with_range(ratio) if ratio else "",
                 f"{target:g}, {'met' if ratio['met'] else 'not met'}" if target else "",
             ]
@@ -142,6 +142,11 @@ def table(name: str, found: Mapping[str, Any]) -> str:
 def _with_range(values: Mapping[str, float]) -> str:
     median, lowest, highest = (rounded(values[key]) for key in ("median", "lowest", "highest"))
     return f"{median} ({lowest} to {highest})"
+
+
+def mebibytes(n_bytes: int | None) -> str:
+    """Memory in MiB; a dash where it was not measured."""
+    return f"{n_bytes / 2**20:,.0f} MiB" if n_bytes else "–"
 
 
 def rounded(value: float) -> str:

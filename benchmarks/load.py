@@ -23,7 +23,7 @@ from benchmarks import harness
 from benchmarks.baselines import SEED
 from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, Run, about
 from benchmarks.rows.corpus import reading, tokenizing, write_text
-from benchmarks.sources import source_file, stage_params, tokenizer_of
+from benchmarks.sources import stage_params, text_of, tokenizer_of
 from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.compare import compare_revisions
@@ -66,8 +66,7 @@ class Texts(NamedTuple):
     def phrases(self) -> Iterator[str]:
         """Yield texts of 5 to 40 words, without end."""
         draws = random.Random(SEED)
-        name = {"tiny-shakespeare": "input.txt", "sample-stories": "stories.txt"}[self.source]
-        words = source_file(self.source, name).read_text(encoding="utf-8").split()
+        words = text_of(self.source).read_text(encoding="utf-8").split()
         while True:
             start, n_words = draws.randrange(len(words)), draws.randint(5, 40)
             yield " ".join(words[start : start + n_words])
@@ -231,7 +230,7 @@ def main() -> None:
     lines = [
         [
             name, f"{row['units']:,.0f} {row['unit']}", f"{row['seconds']:.3g} s",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
+            harness.mebibytes(row["peak_memory_bytes"]),
         ]
         for name, row in rows.items()
     ]  # fmt: skip

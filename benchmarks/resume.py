@@ -7,14 +7,14 @@ may be (SCRATCHLM_RESUME_SECONDS is 0), in trainings long enough for some. Write
 import argparse
 import math
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, about, summary
+from benchmarks.setting import training_params
 from scratchlm.data.windows import TokenWindows
 from scratchlm.model.config import GPT2_CONTEXT_LENGTH, GPT2_VOCAB_SIZE, SIZES, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
@@ -23,7 +23,6 @@ from scratchlm.run.files import write_json
 from scratchlm.run.resume import ASSUMED_BYTES_PER_SECOND, INTERVAL_VARIABLE, PAUSE_PER_COST, Checkpoint
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import train
-from scratchlm.training.optimizer import TrainingParams
 
 BATCH_SIZE, WINDOW = 2, 256
 CHECKPOINTS = 3  # about how many a training is long enough for
@@ -32,11 +31,7 @@ CHECKPOINTS = 3  # about how many a training is long enough for
 def seconds_of(model: GPTModel, n_steps: int, checkpoint: Checkpoint) -> float:
     """One training of `n_steps` steps."""
     windows = TokenWindows(torch.randint(GPT2_VOCAB_SIZE, (n_steps * BATCH_SIZE + WINDOW,)).numpy(), WINDOW, 1)
-    params = TrainingParams(
-        epochs=1.0, batch_size=BATCH_SIZE, max_micro_batch_size=BATCH_SIZE, learning_rate=1e-5, min_learning_rate=1e-5,
-        schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices", beta1=0.9, beta2=0.95,
-        max_grad_norm=1.0, evaluate_every_steps=n_steps, checkpoint_activations=False,
-    )  # fmt: skip
+    params = training_params(BATCH_SIZE, BATCH_SIZE, n_steps)
     task = pretraining_task(windows, params, lambda model: {"loss": 0.0})
     start = time.perf_counter()
     train(model, task, Run(checkpoint=checkpoint))
@@ -63,10 +58,10 @@ def main() -> None:
             assert checkpoint.position, "no checkpoint was saved, so nothing was measured"
             ratios.append(saving / without)
             print(f"{n_steps} steps: {saving:.1f} s with checkpoints, {without:.1f} s without: {ratios[-1]:.4f}")
-    found = {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+    found = summary(ratios)
     print(f"with checkpoints / without, {options.size}, {options.threads} threads: {found}")
-    machine = {"threads": options.threads, "torch": torch.__version__}
-    write_json(RESULTS / f"resume-{options.size}.json", {"seconds_ratio": found, "steps": n_steps, "machine": machine})
+    origin = about("benchmarks.resume", options.threads)
+    write_json(RESULTS / f"resume-{options.size}.json", {"seconds_ratio": found, "steps": n_steps} | origin)
 
 
 if __name__ == "__main__":

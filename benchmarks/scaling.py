@@ -16,7 +16,7 @@ from tabulate import tabulate
 from benchmarks.baselines import our_config
 from benchmarks.charts import Panel, write_chart
 from benchmarks.flops import flops_per_token, in_gflop
-from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure
+from benchmarks.harness import RESULTS, Contender, Row, about, matrix_products, measure, mebibytes
 from benchmarks.rows.pretraining import Steps, training_steps
 from scratchlm.model.config import NANO_CONTEXT_LENGTH, NANO_VOCAB_SIZE, ArchitectureParams, GPTConfig, gpt2_config
 from scratchlm.model.gpt import GPTModel, parameter_count
@@ -123,7 +123,7 @@ def table(label: str, points: Sequence[dict[str, Any]]) -> str:
             f"{point['x']:,}", point["precision"], f"{point['tokens_per_second']['median']:,.4g}",
             f"{point['seconds_per_step']:.3g}", f"{point['flop_per_token'] / 1e6:,.4g}",
             f"{100 * point['share_of_peak']['median']:.0f} %",
-            f"{memory / 2**20:,.0f} MiB" if (memory := point["peak_memory_bytes"]) else "–",
+            mebibytes(point["peak_memory_bytes"]),
         ]
         for point in points
     ]  # fmt: skip

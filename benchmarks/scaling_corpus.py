@@ -14,7 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.charts import Panel, write_chart
-from benchmarks.harness import RESULTS, Contender, Row, about, measure
+from benchmarks.harness import RESULTS, Contender, Row, about, measure, mebibytes
 from benchmarks.rows.corpus import opening, reading, tokenizing, write_text
 from scratchlm.run.files import write_json
 
@@ -81,7 +81,7 @@ def main() -> None:
         [
             row["work"], f"{row['text_bytes'] / 1e6:,.0f} MB", f"{row['seconds']:.3g} s",
             f"{row['rate'] / 1e6:,.3g} M {row['unit']}/s",
-            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB" if row["peak_memory_bytes"] else "–",
+            mebibytes(row["peak_memory_bytes"]),
             f"{row['mapped_bytes'] / 2**20:,.0f} MiB",
         ]
         for row in rows

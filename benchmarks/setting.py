@@ -7,6 +7,17 @@ import torch
 from scratchlm.fast.kernels import set_up
 from scratchlm.run.context import Run
 from scratchlm.run.device import RuntimeParams
+from scratchlm.training.optimizer import TrainingParams
+
+
+def training_params(batch_size: int, micro_batch_size: int, evaluate_every_steps: int) -> TrainingParams:
+    """An epoch of AdamW with weight decay and clipping, at one learning rate."""
+    return TrainingParams(
+        epochs=1.0, batch_size=batch_size, max_micro_batch_size=micro_batch_size, learning_rate=1e-5,
+        min_learning_rate=1e-5, schedule="constant", warmup_steps=0, weight_decay=0.1, weight_decay_on="matrices",
+        beta1=0.9, beta2=0.95, max_grad_norm=1.0, evaluate_every_steps=evaluate_every_steps,
+        checkpoint_activations=False,
+    )  # fmt: skip
 
 
 class Setting(NamedTuple):

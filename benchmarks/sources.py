@@ -36,6 +36,12 @@ def source_file(source: str, name: str) -> Path:
     return fetch(CATALOGUE[source], file, STORE, os.environ.get("SCRATCHLM_MIRROR"))
 
 
+def text_of(source: str) -> Path:
+    """The one file of a source of the catalogue. Raises DownloadError as source_file."""
+    (file,) = CATALOGUE[source].files
+    return source_file(source, file.name)
+
+
 def is_at_hand(source: str, name: str) -> bool:
     """Whether a file of the catalogue is in the download stage's store or in the mirror."""
     (file,) = (file for file in CATALOGUE[source].files if file.name == name)

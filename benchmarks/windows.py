@@ -109,7 +109,7 @@ def main() -> None:
         [
             f"{row['tokens']:,}", row["contender"], f"{row['start']['seconds']:.3g} s",
             *(f"{row[phase]['tokens'] / row[phase]['seconds'] / 1e6:,.3g} M/s" for phase in [*PHASES][1:]),
-            *(f"{row['resident_bytes'][kind] / 2**20:,.0f} MiB" for kind in ("own", "files")),
+            *(harness.mebibytes(row["resident_bytes"][kind]) for kind in ("own", "files")),
         ]
         for row in rows
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.baselines import SEED
 from benchmarks.harness import Contender, Row, Run
-from benchmarks.sources import source_file, tokenizer_of
+from benchmarks.sources import text_of, tokenizer_of
 from scratchlm.data.corpus import CorpusParams, text_chunks, write_corpus
 from scratchlm.data.windows import Corpus
 from scratchlm.tasks.pretraining import pretraining_task
@@ -39,9 +39,8 @@ def varied_text(source: Path, n_bytes: int) -> Iterator[bytes]:
 
 def write_text(path: Path, source: str, n_bytes: int) -> None:
     """`n_bytes` of varied text from the one text file of a source of the catalogue."""
-    name = {"tiny-shakespeare": "input.txt", "sample-stories": "stories.txt"}[source]
     with path.open("wb") as file:
-        file.writelines(varied_text(source_file(source, name), n_bytes))
+        file.writelines(varied_text(text_of(source), n_bytes))
 
 
 def tokenizing(text: Path, folder: Path, vocabulary: str) -> Run:

@@ -5,26 +5,24 @@ from benchmarks.rows import decoding, pretraining
 from benchmarks.setting import Setting
 
 NOTES = "The same weights, data and code in both precisions, on the same threads. llms-from-scratch: in float32. "
+PRECISIONS = ("exact", "float32")
 PRETRAIN, TINY_PRETRAIN = pretraining.Steps(2, 256, 2, "exact"), pretraining.Steps(2, 16, 1, "exact")
 
 
 def pretrain(size: pretraining.SizeName, work: pretraining.Steps) -> Row:
+    works = {precision: {"size": size, "work": work._replace(precision=precision)} for precision in PRECISIONS}
     contenders = {
-        "exact": Contender(pretraining.ours, {"size": size, "work": work, "micro_batch_size": work.batch_size}),
-        "float32": Contender(
-            pretraining.ours,
-            {"size": size, "work": work._replace(precision="float32"), "micro_batch_size": work.batch_size},
-        ),
-        "llms-from-scratch": Contender(pretraining.book, {"size": size, "work": work._replace(precision="float32")}),
+        precision: Contender(pretraining.ours, options | {"micro_batch_size": work.batch_size})
+        for precision, options in works.items()
     }
+    contenders["llms-from-scratch"] = Contender(pretraining.book, works["float32"])
     return Row("tokens", contenders, {"float32": 0.33}, NOTES)
 
 
 def decode(size: pretraining.SizeName, n_prompts: int, n_tokens: int) -> Row:
     work = decoding.Work(size, n_prompts, n_tokens, n_tokens)
     contenders = {
-        precision: Contender(decoding.ours, {"work": work, "setting": Setting(precision)})
-        for precision in ("exact", "float32")
+        precision: Contender(decoding.ours, {"work": work, "setting": Setting(precision)}) for precision in PRECISIONS
     }
     return Row("new tokens", contenders, {"float32": 0.4}, NOTES)
 

@@ -10,6 +10,7 @@ from benchmarks.baselines import (
     UNTIED,
     ShapeName,
     book_model,
+    book_settings,
     huggingface_loss,
     huggingface_model,
     our_config,
@@ -106,13 +107,7 @@ def book_recipe(size: SizeName, work: Steps, compiler: str) -> Run:
     """
     from llms_from_scratch.ch04 import GPTModelFast
 
-    config = our_config(size)
-    model: Any = GPTModelFast(
-        {
-            "vocab_size": PADDED_VOCAB_SIZE, "context_length": config.context_length, "emb_dim": config.emb_dim,
-            "n_heads": config.n_heads, "n_layers": config.n_layers, "drop_rate": 0.0, "qkv_bias": True,
-        }
-    )  # fmt: skip
+    model: Any = GPTModelFast(book_settings(our_config(size), PADDED_VOCAB_SIZE))
     model = torch.compile(model.to(work.device, torch.bfloat16).train(), backend=compiler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, fused=True)
     return book_steps(model, optimizer, work)
@@ -135,48 +130,37 @@ def huggingface(size: ShapeName, work: Steps, fused: bool | None = None, compile
     return run
 
 
-def short_windows(size: SizeName, window: int, steps: int, precision: str, targets: dict[str, float]) -> Row:
-    """Batches of two windows, as the book trains on a laptop."""
-    options: dict[str, Any] = {"size": size, "work": Steps(2, window, steps, precision)}
-    contenders = {
-        "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
-        "transformers": Contender(huggingface, options),
-        "llms-from-scratch": Contender(book, options),
-    }
-    return Row("tokens", contenders, targets, NOTES + BOOK_NOTES + (AUTOCAST if precision == "bfloat16" else ""))
-
-
-def long_windows(size: SizeName, window: int, precision: str) -> Row:
-    """Batches of eight windows that fill the context."""
-    options: dict[str, Any] = {"size": size, "work": Steps(8, window, 1, precision)}
+def windows_row(size: ShapeName, work: Steps, targets: dict[str, float], notes: str, repeats: int) -> Row:
+    """Ours takes the windows two at a time. The book's package is measured where it has a target."""
+    options: dict[str, Any] = {"size": size, "work": work}
     contenders = {
         "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
         "transformers": Contender(huggingface, options),
     }
-    notes = f"{NOTES} scratchlm's loop takes the 8 windows of {window} tokens 2 at a time, transformers all at once."
-    return Row("tokens", contenders, {"transformers": 1.2}, notes, repeats=3)
-
-
-def llama_windows(size: ShapeName, window: int, steps: int, precision: str) -> Row:
-    """Batches of two windows, for a model built like Llama, which the book's package has not."""
-    options: dict[str, Any] = {"size": size, "work": Steps(2, window, steps, precision)}
-    contenders = {
-        "scratchlm": Contender(ours, options | {"micro_batch_size": 2}),
-        "transformers": Contender(huggingface, options),
-    }
-    return Row("tokens", contenders, {"transformers": 1.3}, NOTES + (AUTOCAST if precision == "bfloat16" else ""))
+    if "llms-from-scratch" in targets:
+        contenders["llms-from-scratch"] = Contender(book, options)
+    return Row("tokens", contenders, targets, NOTES + notes, repeats)
 
 
 def make_rows(size: SizeName, llama: ShapeName, short: int, long: int, steps: int) -> dict[str, Row]:
-    float32, bfloat16 = {"llms-from-scratch": 1.5, "transformers": 1.3}, {"llms-from-scratch": 2.5, "transformers": 1.3}
-    return {
-        "pretrain_float32": short_windows(size, short, steps, "float32", float32),
-        "pretrain_bfloat16": short_windows(size, short, steps, "bfloat16", bfloat16),
-        "pretrain_1024_float32": long_windows(size, long, "float32"),
-        "pretrain_1024_bfloat16": long_windows(size, long, "bfloat16"),
-        "pretrain_smollm2_float32": llama_windows(llama, short, steps, "float32"),
-        "pretrain_smollm2_bfloat16": llama_windows(llama, short, steps, "bfloat16"),
-    }
+    """Batches of two windows, as the book trains on a laptop, and of eight that fill the context.
+
+    The book's package has no model built like Llama.
+    """
+    at_once = f" scratchlm's loop takes the 8 windows of {long} tokens 2 at a time, transformers all at once."
+    precisions = (("float32", 1.5, ""), ("bfloat16", 2.5, AUTOCAST))  # with the target against the book
+    rows = {}
+    for precision, target, notes in precisions:
+        targets = {"llms-from-scratch": target, "transformers": 1.3}
+        work = Steps(2, short, steps, precision)
+        rows[f"pretrain_{precision}"] = windows_row(size, work, targets, BOOK_NOTES + notes, 5)
+    for precision, _, _ in precisions:
+        work = Steps(8, long, 1, precision)
+        rows[f"pretrain_1024_{precision}"] = windows_row(size, work, {"transformers": 1.2}, at_once, 3)
+    for precision, _, notes in precisions:
+        work = Steps(2, short, steps, precision)
+        rows[f"pretrain_smollm2_{precision}"] = windows_row(llama, work, {"transformers": 1.3}, notes, 5)
+    return rows
 
 
 ROWS = make_rows("124M", "smollm2-135m", short=256, long=1024, steps=2)
