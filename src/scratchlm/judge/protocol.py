@@ -15,7 +15,8 @@ MAX_SCORE = 100
 DAY_SECONDS = 86_400
 MAX_CONTEXT_TOKENS = 10_000_000  # the longest context of a published model
 LABEL = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # of a host name, RFC 1123, and underscores
-ADDRESS = rf"https?://(?P<name>\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?/?"
+ADDRESS = rf"https?://(?P<name>\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?"
+PATH = "(/[A-Za-z0-9._~-]+)*"
 MAX_NAME_CHARACTERS = 253
 CONTROL, REPEAT, SECOND = "control_", "repeat_", "second_"  # begin the model of a record that is no variant's
 REORDERED = "reordered"  # the model of a record of a response that was judged again in reverse order
@@ -23,23 +24,25 @@ REORDERED = "reordered"  # the model of a record of a response that was judged a
 
 def server_address(host: str) -> str:
     """Return `host` if a server can have this address. Raises ValueError: else the last stage would fail on it."""
-    found = re.fullmatch(ADDRESS, host)
-    if found and len(found["name"]) <= MAX_NAME_CHARACTERS and 0 < int(found["port"] or 80) < 2**16:
-        with suppress(ValueError):
-            if found["name"].startswith("["):
-                ipaddress.IPv6Address(found["name"][1:-1])
-            return host
+    if _is_address(host, ADDRESS):
+        return host
     raise ValueError("must be http:// or https://, a host name and perhaps a port, such as http://localhost:11434")
 
 
 def api_address(url: str) -> str:
     """Return `url` if an API can have this address: server_address and a path. Raises ValueError."""
-    found = re.fullmatch(r"(https?://[^/]*)(?:/[A-Za-z0-9._~-]+)*/?", url)
-    if found:
-        with suppress(ValueError):
-            server_address(found[1])
-            return url
+    if _is_address(url, ADDRESS + PATH):
+        return url
     raise ValueError("must be http:// or https://, a host name and perhaps a path, such as http://localhost:8000/v1")
+
+
+def _is_address(url: str, pattern: str) -> bool:
+    if found := re.fullmatch(f"{pattern}/?", url):
+        with suppress(ValueError):
+            if found["name"].startswith("["):
+                ipaddress.IPv6Address(found["name"][1:-1])
+            return len(found["name"]) <= MAX_NAME_CHARACTERS and 0 < int(found["port"] or 80) < 2**16
+    return False
 
 
 def path_anywhere(path: str) -> str:
