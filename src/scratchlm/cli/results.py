@@ -39,7 +39,7 @@ def results(format: TextOrJson = "text") -> None:
 
 
 def repeated_note(counts: Mapping[str, Any]) -> str | None:
-    """A sentence if many messages of val and test are also in train, or None. counts: tokenize.messages."""
+    """Return a sentence if many messages of val and test are also in train, or None. counts: tokenize.messages."""
     repeated, n_others = counts["duplicates_across_splits"], sum(counts[split]["records"] for split in ("val", "test"))
     if repeated < MANY_REPEATED * n_others:
         return None
@@ -62,7 +62,7 @@ def committed_results() -> Iterator[tuple[Path, Path]]:
 
 
 def results_json(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
-    """The results with all their digits, one JSON object per line of the table; null where a line has no number.
+    """Return the results with all their digits, one JSON object per line of the table; null for a missing number.
 
     committed: the lines of HEAD, none if it has no results.
     """
@@ -76,7 +76,7 @@ def results_json(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -
 
 
 def results_text(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
-    """The table of results, at most WIDTH columns wide; the column HEAD is there only if a result is another there.
+    """Return the table of results, at most WIDTH columns wide, with a column HEAD if some result differs from HEAD's.
 
     committed: the lines of HEAD, none if it has no results.
     """

@@ -84,13 +84,13 @@ def serve(
             print(f"a page to chat: {url}/   OpenAI's API: {url}/v1   Ctrl-C ends", flush=True)
 
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that have gone away
-    logging.getLogger("uvicorn.error").addFilter(_is_no_end)
+    logging.getLogger("uvicorn.error").addFilter(_is_no_shutdown)
     with suppress(KeyboardInterrupt):  # uvicorn passes Ctrl-C on, after its last answers
         Server(config).run(sockets=[listener])
 
 
-def _is_no_end(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn's log says more than that the server's end has cut an answer off."""
+def _is_no_shutdown(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's log says more than that the shutdown has cut an answer off."""
     error = record.exc_info[1] if record.exc_info else None
     is_end = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
     return not is_end and "asyncio.exceptions.CancelledError" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""The connection to a judge's server: bounded in time and size, around proxies for this machine."""
+"""The connection to a judge's server: bounded in time and size, and without a proxy on this machine."""
 
 import ipaddress
 import json
@@ -59,7 +59,7 @@ def environment_proxy(host: str) -> str | None:
 
 
 def behind(proxy: str | None, host: str, remedy: str) -> tuple[str, str]:
-    """Return what an error adds about a proxy, and the remedy: it is not known which of the two has the trouble."""
+    """Return an error's words about the proxy, and the remedy: the proxy or the server may be at fault."""
     if proxy is None:
         return "", remedy
     named = "of the environment"

@@ -48,13 +48,13 @@ def _label(token: str) -> str:
 
 
 def _most(row: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the tokens with the largest weights of a row, and these."""
+    """Return the tokens with the largest weights of a row, each with its weight."""
     chosen = np.argsort(-row, kind="stable")[:LIKELY]
     return [(labels[i], f"{row[i]:.2f}") for i in chosen if row[i] > 0]
 
 
 def _image(map: np.ndarray) -> str:
-    """Return a PNG of a pixel per weight as an address that holds it. The opacity is the weight's square root."""
+    """Return a data URL of a PNG with a pixel per weight, whose opacity is the weight's square root."""
     pixels = np.empty((*map.shape, 4), np.uint8)
     pixels[..., :3], pixels[..., 3] = COLOUR, np.rint(np.sqrt(map) * 255)
     file = io.BytesIO()

@@ -66,7 +66,7 @@ class Update(NamedTuple):
 class Engine:
     """A thread that decodes the requests, the first to come first.
 
-    model: of fast.decoding.for_inference. deliver: called in the thread with what a step has brought, never empty.
+    model: of fast.decoding.for_inference. deliver: called in the thread with the updates of a step, never empty.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Engine:
                 self.deliver(updates)
 
     def _dropped(self) -> list[Update]:
-        """Leave out the requests whose client has gone or whose time is over; updates for the latter."""
+        """Remove the requests whose client has gone or whose time is over; return updates for the latter."""
         now = time.monotonic()
         requests = [*self._active.values(), *self._waiting]
         late = [request for request in requests if request.ends_at < now and not request.is_cancelled]
@@ -157,7 +157,7 @@ class Engine:
         return [Update(request, request.text + request.stream.rest(), "timeout") for request in late]
 
     def _admitted(self) -> list[Request]:
-        """Take from the queue those for which there are rows."""
+        """Take from the queue the requests for which there are rows."""
         new: list[Request] = []
         n_tokens = 0
         while self._waiting and len(self._active) + len(new) < self.limits.batch_size:

@@ -23,7 +23,7 @@ def error_response(status: int, message: str, code: str) -> JSONResponse:
 
 
 class Guard:
-    """Hands over requests with the right key and host name, once their body is whole, and counts all.
+    """Passes on requests with the right key and host name, once their whole body has arrived, and counts all.
 
     key: None lets everybody in. hosts: the names that clients may use for this machine, None for all.
     count: called with the path and the status of each response.
