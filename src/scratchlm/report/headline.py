@@ -1,6 +1,6 @@
 """The main results: one line per measure, with its value before training where there is one."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from scratchlm.run.files import read_json
 from scratchlm.run.params import Section, read_params
 from scratchlm.tasks.variants import ASSISTANT, BASE, Variants
 
+ACCURACY, MEAN = ("accuracy", "accuracy_low", "accuracy_high"), ("mean_score", "mean_low", "mean_high")
 STAGES = ("pretrain", "finetune_spam", "baseline_spam", "finetune_instruct", "judge")
 
 
@@ -59,7 +60,6 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
     instruct, judge = metrics["finetune_instruct"], metrics["judge"]
     if missing := [name for name in variants if name not in judge]:
         raise UserError(f"the judge has no scores of {', '.join(missing)}, which variants names; run `dvc repro`")
-    base, assistant = judge.get(BASE, {}), judge[ASSISTANT]
     val_loss = "val loss, nats per token"
     lines = [
         _change("pretrain", val_loss, pretrain["untrained_val_loss"], pretrain["val"]["loss"]),
@@ -70,23 +70,23 @@ def headline(metrics: Mapping[str, Any], loaded: Mapping[str, Any], variants: Co
         measure = "loss" if name.startswith("gpt2-") else "bits_per_byte"
         label = val_loss if measure == "loss" else "val bits per byte"
         lines.append(_single(name, label, scores["val"][measure]))
+    points = baseline["gain_of_finetune_spam"]
     lines += [
-        Headline("finetune_spam", "test accuracy", "", *_share(spam, format_percent)),
+        _estimate("finetune_spam", "test accuracy", spam, ACCURACY, format_percent),
         *_class_lines(spam),
-        Headline("baseline_spam", "test accuracy", "", *_share(baseline["test"], format_percent)),
-        Headline(
-            "finetune_spam", "points above baseline", "", *_share(baseline["gain_of_finetune_spam"], format_points)
-        ),
+        _estimate("baseline_spam", "test accuracy", baseline["test"], ACCURACY, format_percent),
+        _estimate("finetune_spam", "points above baseline", points, ACCURACY, format_points),
     ]
     losses = (instruct[when]["val_loss"] for when in ("before", "after"))
     lines.append(_change("finetune_instruct", "val loss, nats per response token", *losses))
-    start = format_number(base.get("mean_score")) if base else ""
-    if "mean_score" in base:
-        start += f" ({_mean_interval(base)})"
-    first = Headline("judge", "mean score of 0 to 100", start, *_mean_score(assistant))
-    lines.append(first._replace(before=base.get("mean_score")))
-    others = (name for name in variants if name not in (BASE, ASSISTANT))
-    return [*lines, *(Headline("judge", f"mean score of {name}", "", *_mean_score(judge[name])) for name in others)]
+    before, first, *others = (
+        _estimate("judge", f"mean score of {name}", judge.get(name, {}), MEAN, format_number)
+        for name in (BASE, ASSISTANT, *(name for name in variants if name not in (BASE, ASSISTANT)))
+    )
+    start = before.result if BASE in judge else ""
+    start += "" if before.value is None else f" ({before.interval})"
+    first = first._replace(measure="mean score of 0 to 100", start=start, before=before.value)
+    return [*lines, first, *others]
 
 
 def _class_lines(scores: Mapping[str, Any]) -> list[Headline]:
@@ -105,15 +105,10 @@ def _change(subject: str, measure: str, before: float, after: float) -> Headline
     return _single(subject, measure, after)._replace(start=format_number(before), before=before)
 
 
-def _share(scores: Mapping[str, Any], form: Callable[[float], str]) -> tuple[str, str, float, float, float]:
-    value, low, high = (scores[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
-    return form(value), f"{form(low)} to {form(high)}", value, low, high
-
-
-def _mean_score(scores: Mapping[str, Any]) -> tuple[str, str, float | None, float | None, float | None]:
-    value, low, high = map(scores.get, ("mean_score", "mean_low", "mean_high"))
-    return format_number(value), _mean_interval(scores), value, low, high
-
-
-def _mean_interval(scores: Mapping[str, Any]) -> str:
-    return " to ".join(format_number(scores[end]) for end in ("mean_low", "mean_high") if end in scores) or NONE
+def _estimate(
+    subject: str, measure: str, scores: Mapping[str, Any], names: Sequence[str], form: Callable[[Any], str]
+) -> Headline:
+    """names: of the value and the ends of its interval in `scores`, which may lack them."""
+    value, low, high = map(scores.get, names)
+    interval = NONE if low is None else f"{form(low)} to {form(high)}"
+    return Headline(subject, measure, "", form(value), interval, value, low, high)
