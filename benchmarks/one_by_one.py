@@ -47,14 +47,8 @@ class Failed(Exception):
     """A contender's failure in words."""
 
 
-def measure_one_by_one(name: str, row: Row, limits: Limits) -> dict[str, Any]:
-    """Of each contender its rounds, as `combined` takes them, or in `failed` the reason why there are none."""
-    with prepared(row, limits, warm=False) as preparation:
-        return measure_prepared(name, preparation, limits)
-
-
 def measure_prepared(name: str, preparation: Preparation, limits: Limits) -> dict[str, Any]:
-    """measure_one_by_one for processes that exist."""
+    """Of each contender its rounds, as `combined` takes them, or in `failed` the reason why there are none."""
     preparation.wait()  # none prepares while another is measured
     deadline, rounds, failed = time.monotonic() + limits.seconds, {}, {}
     pools = preparation.pools

@@ -19,7 +19,7 @@ from benchmarks.baselines import our_config
 from benchmarks.flops import flops_per_token
 from benchmarks.gpu_rows import BOOKS, COMPILED, GPT2, NANO, OURS, PEAK, SAMPLES, Place, gpu_rows
 from benchmarks.harness import Contender, Row, matrix_products
-from benchmarks.one_by_one import Limits, Preparation, combined, measure_one_by_one, measure_prepared, prepared
+from benchmarks.one_by_one import Limits, Preparation, combined, measure_prepared, prepared
 from benchmarks.summary import GPU_ROWS
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
@@ -274,6 +274,8 @@ def test_on_a_card_a_call_ends_when_the_card_is_done_and_memory_is_the_cards(mon
 @pytest.mark.gpu
 def test_on_a_card_every_contender_is_measured_in_a_process_of_its_own() -> None:
     row = gpu_rows(NANO, Place("cuda", "eager", SAMPLES))["pretrain_124M"]
-    found = measure_one_by_one("pretrain_124M", row, Limits(240, 1, 2))
+    limits = Limits(240, 1, 2)
+    with prepared(row, limits, warm=False) as preparation:
+        found = measure_prepared("pretrain_124M", preparation, limits)
     assert not found["failed"]
     assert all(it["peak_memory_bytes"] > 0 and it["warmed_up"] for it in found["rounds"].values())
