@@ -30,7 +30,7 @@ def rate(
 ) -> None:
     """Score responses yourself, blind: does the judge agree with you?"""
     from scratchlm.judge.rating import add_rating, key_of, read_ratings, sample
-    from scratchlm.run.files import read_table
+    from scratchlm.run.files import read_table, refuse_unwritable
     from scratchlm.run.params import Section, Seed, read_params
     from scratchlm.tasks.generation import RESPONSE_SCHEMA
     from scratchlm.tasks.variants import Variants
@@ -41,6 +41,7 @@ def rate(
 
     params, ratings = read_params(Path("params.yaml"), Params), read_ratings(file)
     if not show:
+        refuse_unwritable(file)
         paths = [RESPONSES / f"{name}.parquet" for name in params.variants]
         rows = [row for path in paths for row in read_table(path, RESPONSE_SCHEMA)]
         chosen = sample(rows, params.seed, count)

@@ -66,6 +66,7 @@ def read_ratings(path: Path) -> Ratings:
 
 def add_rating(path: Path, key: Key, score: float | None) -> None:
     """Append a rating and wait until it is on disk. score: None for a response that was skipped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():

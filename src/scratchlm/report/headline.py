@@ -39,10 +39,14 @@ class _Loaded(Section):
 
 
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
-    """Return the lines of the last build. Raises UserError naming a file that is missing or broken."""
+    """Return the lines of the last build. Raises UserError naming a file that is missing or broken, or a metric."""
     found = read_params(params, _Loaded)
     loaded = loaded_metrics(metrics, found.gpt2_sizes, found.pretrained)
-    return headline({stage: read_json(metrics / f"{stage}.json") for stage in STAGES}, loaded, found.variants)
+    by_stage = {stage: read_json(metrics / f"{stage}.json") for stage in STAGES}
+    try:
+        return headline(by_stage, loaded, found.variants)
+    except KeyError as lacking:
+        raise UserError(f"{metrics} has no {lacking.args[0]}, which this version shows; run `dvc repro`") from None
 
 
 def loaded_metrics(metrics: Path, gpt2_sizes: Iterable[str], pretrained: Iterable[str]) -> dict[str, Any]:

@@ -131,6 +131,12 @@ def test_a_broken_file_is_one_sentence_before_any_question(folder: Path, words: 
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"scratchlm: {sentence}\n")
 
 
+def test_a_file_that_cannot_be_made_is_one_sentence_before_any_question(folder: Path) -> None:
+    done = scratchlm(folder, "rate", "--file", "params.yaml/ratings.csv", given="5\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "params.yaml/ratings.csv does not exist and cannot be made in params.yaml: " in done.stderr
+
+
 def test_missing_responses_are_one_sentence(folder: Path) -> None:
     (folder / "data/responses/generate/base.parquet").unlink()
     done = scratchlm(folder, "rate")

@@ -1,7 +1,14 @@
 import json
+import shutil
+from pathlib import Path
+
+import pytest
 
 from scratchlm.cli.results import repeated_note, results_json, results_text
-from scratchlm.report.headline import Headline
+from scratchlm.report.headline import Headline, read_headline
+from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, write_json
+from tests.clones import REPOSITORY
 
 LINES = [
     Headline("finetune_instruct", "val loss, nats per response token", "6.44", "0.3672"),
@@ -48,3 +55,14 @@ def test_many_messages_that_are_also_in_train_are_named_below_the_table():
     note = repeated_note(counts | {"duplicates_across_splits": 3})
     assert note and note.startswith("Messages of val and test that are also in train: 3 of 201.")
     assert max(map(len, note.splitlines())) <= 80
+
+
+def test_metrics_of_a_version_that_lacks_one_are_a_sentence(tmp_path: Path):
+    metrics = shutil.copytree(REPOSITORY / "metrics", tmp_path / "metrics")
+    found = read_json(metrics / "pretrain.json")
+    del found["untrained_val_loss"]
+    write_json(metrics / "pretrain.json", found)
+    with pytest.raises(
+        UserError, match="/metrics has no untrained_val_loss, which this version shows; run `dvc repro`$"
+    ):
+        read_headline(REPOSITORY / "params.yaml", metrics)

@@ -46,7 +46,7 @@ def test_the_same_response_of_two_variants_is_rated_once() -> None:
 
 
 def test_ratings_are_appended_and_read_again(tmp_path: Path) -> None:
-    path, given = tmp_path / "ratings.csv", rows(instruct=["red", "half \ud83d pair", "blue"])
+    path, given = tmp_path / "new" / "ratings.csv", rows(instruct=["red", "half \ud83d pair", "blue"])
     assert read_ratings(path) == {}
     expected: Ratings = {}
     for row, score in zip(given, (70.0, None, 12.5), strict=True):
