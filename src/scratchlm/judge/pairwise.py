@@ -3,7 +3,7 @@
 Source: Zheng et al. 2023, Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena, section 3.4.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def judge_variants(
     return [row for found in records.values() for row in found], {"pairwise": metrics | {"judge": judge.identity}}
 
 
-def pairs_of(rows: Iterable[Row], baseline: str, model: str) -> list[tuple[Row, Row]]:
+def pairs_of(rows: Sequence[Row], baseline: str, model: str) -> list[tuple[Row, Row]]:
     """Return the responses of two variants to the same instructions. Raises UserError if one has no responses."""
     by_model = {name: {row["id"]: row for row in rows if row["model"] == name} for name in (baseline, model)}
     for name, found in by_model.items():

@@ -74,6 +74,12 @@ def test_tensors_that_only_one_has_or_of_another_shape_are_named(pair):
     assert difference(*pair, "m.safetensors").text == "not in both, or of different shape or type: a, b, d"
 
 
+def test_an_infinity_that_both_have_is_no_difference(pair):
+    save_file({"a": torch.tensor([-math.inf, 1.0])}, pair[0])
+    save_file({"a": torch.tensor([-math.inf, 1.5])}, pair[1])
+    assert difference(*pair, "m.safetensors").largest == 0.5
+
+
 def test_a_number_that_became_none_is_infinitely_far(pair):
     save_file({"a": torch.zeros(2)}, pair[0])
     save_file({"a": torch.tensor([math.nan, 0])}, pair[1])
