@@ -102,16 +102,10 @@ def _summary(variants: Iterable[str], ratings: Mapping[tuple[str, str], float | 
     rows = []
     for name in variants:
         if found := anchored([row for row in judged if row["model"] == name], dict(ratings)):
-            shown = shortened(name, NAME_CHARACTERS)
-            ranks = "–" if found.spearman is None else f"{found.spearman:.2f}"
-            cells = [
-                one_line(shown),
-                found.rated,
-                f"{found.person:.1f}",
-                f"{found.judge:.1f}",
-                _cell(found.difference, "+"),
-            ]
-            rows.append([*map(str, cells), ranks, _cell(found.corrected, "")])
+            rho = "–" if found.spearman is None else f"{found.spearman:.2f}"
+            means = [f"{found.person:.1f}", f"{found.judge:.1f}", _cell(found.difference, "+")]
+            variant = one_line(shortened(name, NAME_CHARACTERS))
+            rows.append([variant, str(found.rated), *means, rho, _cell(found.corrected, "")])
     if not rows:
         return f"{counts}\n\nno current response has both your score and the judge's"
     head = ["variant", "n", "you", "judge", "judge − you", "rho", "corrected mean"]

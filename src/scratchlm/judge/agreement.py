@@ -15,17 +15,17 @@ def agreement(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     items: their number. alpha, spearman: of krippendorff_alpha and spearman, where they are defined. Controls are left
     out: they are so easy that two bad judges agree on them.
     """
+    if not any(row["model"].startswith(SECOND) for row in judged):
+        return {}
     scores = {(row["model"], row["id"]): row["score"] for row in judged if row["score"] is not None}
-    asked = {row["model"] for row in judged if row["model"].startswith(SECOND)}
     shared = [
         (score, scores[SECOND + model, name])
         for (model, name), score in scores.items()
         if (SECOND + model, name) in scores and not model.startswith(CONTROL)
     ]
-    found = {"alpha": krippendorff_alpha(shared), "spearman": spearman(*zip(*shared, strict=True)) if shared else None}
-    return (
-        {"items": len(shared), **{name: value for name, value in found.items() if value is not None}} if asked else {}
-    )
+    ranks = spearman(*zip(*shared, strict=True)) if shared else None
+    found = {"items": len(shared), "alpha": krippendorff_alpha(shared), "spearman": ranks}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def krippendorff_alpha(items: Sequence[Sequence[float]]) -> float | None:

@@ -53,19 +53,17 @@ class Guard:
             sentence = f"this server answers to {', '.join(self.hosts)} only; use one of these names"
             return await error_response(400, sentence, "invalid_host")(scope, receive, send)
         if self.key and scope["path"] not in OPEN_PATHS and not self._has_key(headers):
-            refusal = error_response(
-                401, "wrong or missing key; send it as `Authorization: Bearer KEY`", "invalid_api_key"
-            )
-            return await refusal(scope, receive, send)
+            sentence = "wrong or missing key; send it as `Authorization: Bearer KEY`"
+            return await error_response(401, sentence, "invalid_api_key")(scope, receive, send)
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await _body(receive)
         except TimeoutError:
-            refusal = error_response(408, f"the request did not arrive in {BODY_SECONDS:.0f} seconds", "timeout")
-            return await refusal(scope, receive, send)
+            sentence = f"the request did not arrive in {BODY_SECONDS:.0f} seconds; send it faster"
+            return await error_response(408, sentence, "timeout")(scope, receive, send)
         if body is None:
-            refusal = error_response(413, f"a request may have {MAX_BODY_BYTES:,} bytes; send less", "too_large")
-            return await refusal(scope, receive, send)
+            sentence = f"a request may have {MAX_BODY_BYTES:,} bytes; send less"
+            return await error_response(413, sentence, "too_large")(scope, receive, send)
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:

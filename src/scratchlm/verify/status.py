@@ -1,6 +1,5 @@
 """Are the results in the workspace the committed ones? One sentence, without building anything."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from scratchlm.compare.builds import RESULTS, keep
@@ -9,7 +8,7 @@ from scratchlm.compare.git import git
 from scratchlm.compare.processors import processor, recorded, results, tell_apart
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
-from scratchlm.verify.tolerances import Deviation, deviations
+from scratchlm.verify.tolerances import deviations
 
 INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
 HEAD = "HEAD"
@@ -39,7 +38,11 @@ def status(root: Path) -> str:
             f"`scratchlm compare {HEAD}` says whether that helped."
         )
     new = here.metrics()
-    found = [each for name in {**old, **new} for each in deviations_of(name, old.get(name, {}), new.get(name, {}))]
+    found = [
+        each._replace(key=f"{name}.{each.key}")  # as in `compare`
+        for name in {**old, **new}
+        for each in deviations(results(old.get(name, {})), results(new.get(name, {})))
+    ]
     beyond = [each for each in found if not each.within]
     one, other = recorded(old.values()), recorded(new.values())
     why = ""
@@ -53,12 +56,6 @@ def status(root: Path) -> str:
         named = [f"{each.key} {each.committed} → {each.rebuilt}" for each in beyond] or changed
         return f"Different from the committed results of {committed}: {first_few(named)}.{why}"
     return f"Equal to the committed results of {committed} within the tolerances of `scratchlm verify`.{why}"
-
-
-def deviations_of(name: str, old: dict[str, object], new: dict[str, object]) -> Iterator[Deviation]:
-    """Yield the values that differ in one metrics file, named as in `compare`."""
-    for each in deviations(results(old), results(new)):
-        yield each._replace(key=f"{name}.{each.key}")
 
 
 def _outputs_of_another_build(root: Path) -> list[str]:
