@@ -1,26 +1,19 @@
-"""The fastest settings for a process on a CPU: kernels for float32 products, and freed memory kept for reuse.
+"""The fastest settings for a process on a CPU: kernels for float32 products, and those of malloc.py.
 
 Surprising: torch multiplies float32 matrices with MKL, whose kernels are slow on processors that are not Intel's:
 194 GFLOP/s against oneDNN's 437. torch uses oneDNN only if fp32_precision allows rounding to bfloat16, although oneDNN
 rounds only on processors with matrix units (AMX). So the setting is "bf16" to get float32. A probe, whose last bit
-bfloat16 would lose, resets it if products do round.
-
-glibc also returns freed memory to the system, which clears and maps each page again in the next step. Training in
-bfloat16 went from 460 to 705 tokens/s without that. Both were measured with 124M on two threads (LOG.md).
+bfloat16 would lose, resets it if products do round. Measured with 124M on two threads (LOG.md).
 """
-
-import ctypes
 
 import torch
 
 from scratchlm.arithmetic.mode import use_compiler, use_cuda_graphs, use_exact
 from scratchlm.fast.compiler import compiler_version, refuse_missing_compiler
+from scratchlm.fast.malloc import keep_freed_memory
 from scratchlm.run import device as run_device
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-NEVER, NONE = -1, 0  # never shrink the heap; map no block by itself, which free would unmap
 
 
 def set_up(run: Run, params: DeviceParams) -> None:
@@ -45,11 +38,3 @@ def choose_float32_kernels() -> None:
     exact = torch.full((512, 512), 1 + 2**-12)  # the last bit needs 13 bits of precision; bfloat16 has eight
     if not torch.equal(exact @ torch.eye(512), exact):
         matmul.fp32_precision = "none"
-
-
-def keep_freed_memory() -> None:
-    """Let malloc keep freed memory for the next step. Does nothing without glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, NONE)
-        mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -19,6 +19,7 @@ from scratchlm.arithmetic.mode import compiler, has_static_shapes
 from scratchlm.arithmetic.random import random_states, restore_random_states, stream
 from scratchlm.fast.compiler import compiled
 from scratchlm.fast.cuda_graphs import CapturedGradients
+from scratchlm.fast.malloc import Gaps
 from scratchlm.model.gpt import GPTModel
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
@@ -106,13 +107,11 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     """
     n_steps = task.n_steps
     if n_steps < task.params.warmup_steps:
-        run.say(
-            f"warmup_steps is {task.params.warmup_steps}, but there are {n_steps} steps: learning_rate is not reached"
-        )
+        run.say(f"warmup_steps is {task.params.warmup_steps}, of {n_steps} steps in all: learning_rate is not reached")
     torch.manual_seed(stream(run.seed, f"{task.name} dropout"))
     state = TrainingState(model, task, run)
+    model.train()
     if place := worker_place():
-        model.train()
         serve(state, place, optimizer_step)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))
     if path := run.checkpoint.load():
@@ -121,7 +120,6 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     if state.captured and compiler() and task.is_compiled:
         run.say("compile is true, so the first step of each shape takes half a minute")
     start, n_scored = time.perf_counter(), 0
-    model.train()
     with (
         workers_of(state) as state.workers,
         run.progress(n_steps, state.step, "step") as bar,
@@ -178,6 +176,7 @@ class TrainingState:
         self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._consistent = True  # False while the weights are between two steps
         self._random = random_states(self.device)
+        self._gaps = Gaps()
         self.size_bytes = 3 * sum(p.numel() * p.element_size() for p in self._weights.values())  # AdamW has two moments
 
     def weights(self) -> list[nn.Parameter]:
@@ -228,6 +227,7 @@ class TrainingState:
             self._random = random_states(self.device)
             self.step += 1
             self._consistent = True
+            self._gaps.give_back()
 
     def update_weights(self) -> None:
         """Apply the gradients. From here to the end of the step, nothing can be saved."""

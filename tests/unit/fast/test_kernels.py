@@ -46,18 +46,28 @@ def test_kernels_that_round_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.long
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc has this setting, and no other")
-def test_freed_memory_is_kept_for_the_next_step() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc has these settings, and no other")
+def test_freed_memory_is_kept_for_the_next_step_and_given_back_if_it_is_much_more() -> None:
     code = """
-import psutil, torch
+import numpy, psutil
 from scratchlm.fast.kernels import set_up
+from scratchlm.fast.malloc import Gaps
 from scratchlm.run.context import Run
 from scratchlm.run.device import DeviceParams
 set_up(Run(), DeviceParams(device="cpu", threads=1, precision="float32", compile=False))
-resident = psutil.Process().memory_info().rss
-ones = torch.ones(1 << 26)
-del ones
-print((psutil.Process().memory_info().rss - resident) >> 20)
+process, gaps = psutil.Process(), Gaps()
+resident = process.memory_info().rss
+for n_blocks in (1, 32, 24, 240, 32):  # of 4 MiB; all are freed before the memory is read
+    blocks = [numpy.ones(1 << 22, numpy.uint8) for _ in range(n_blocks)]
+    del blocks
+    before = process.memory_info().rss
+    gaps.give_back()
+    print(before - resident >> 20, process.memory_info().rss - resident >> 20)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) >= 250
+    _, step, shorter, longest, again = (tuple(map(int, line.split())) for line in found.stdout.splitlines())
+    assert step == pytest.approx((128, 128), abs=8)
+    assert shorter == pytest.approx(step, abs=8)
+    assert longest[0] == pytest.approx(960, abs=8)
+    assert longest[1] < 64
+    assert again == pytest.approx(step, abs=32)
