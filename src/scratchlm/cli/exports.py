@@ -252,7 +252,7 @@ def import_model(
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises UserError if something is no folder of transformers, and cannot be read as one."""
+    """Raises UserError if this is not the folder of a whole model of transformers."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
     from scratchlm.run.files import read_json
 

@@ -107,7 +107,7 @@ def load_huggingface_classifier(
 
 
 def _own_tensors(model: GPTClassifier) -> dict[str, Tensor]:
-    """The head and, of a GPT-2, the last norm, by transformers' names. The head of theirs has no bias.
+    """The head and, of a GPT-2, the last norm, by transformers' names, for a head without bias.
 
     Raises UserError if transformers has no such classifiers.
     """
@@ -124,7 +124,7 @@ def _own_tensors(model: GPTClassifier) -> dict[str, Tensor]:
     if model.head.bias.any():
         raise UserError(
             f"transformers' classifiers have no bias, and a model built like {kind.capitalize()} has none that could "
-            "take its place; only classifiers on a GPT-2 can be exported"
+            "take its place; only classifiers on a GPT-2, or whose biases are zero, can be exported"
         )
     return {SCORE: model.head.weight}
 
@@ -151,7 +151,7 @@ def _save_tokenizer(folder: Path, tokenizer: BytePairTokenizer, settings: Classi
 
 
 def _read_settings(folder: Path, adapter: Path | None, n_classes: int, context_length: int) -> ClassifierSettings:
-    """Return the settings of our adapters, else those that transformers has by default or in its files."""
+    """Return the settings in an adapter of ours, else those in transformers' files or its defaults."""
     path = adapter / SETTINGS_FILE if adapter else folder
     if path.is_file():
         found = read_json(path)
@@ -164,7 +164,7 @@ def _read_settings(folder: Path, adapter: Path | None, n_classes: int, context_l
         if not isinstance(labels, dict) or labels.keys() != default.keys():
             if not adapter:
                 raise damaged(path, f"id2label does not name {n_classes} classes, as many as the rows of {SCORE}")
-            labels = default  # the base model's are others
+            labels = default  # the base model names other classes, if any
         classes = [labels[str(i)] for i in range(n_classes)]
         position = "last" if given.get("pad_token_id") == NO_TOKEN else "last_real"
         tokens = _padded_tokens(adapter or folder, context_length)
