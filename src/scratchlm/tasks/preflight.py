@@ -71,8 +71,8 @@ def _names(params: Any) -> Iterator[str]:
         for name in getattr(params, section):
             if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > MAX_NAME_BYTES:
                 yield (
-                    f"{section} has a variant {name[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
-                    "letters, digits, _ and - only"
+                    f"{section} has the name {name[:SHOWN_CHARACTERS]!r}; use at most {MAX_NAME_BYTES} letters, "
+                    "digits, _ and - only"
                 )
 
 
