@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 def peak_bytes(config: GPTConfig, step: Step) -> int:
-    """The most that exists at once in a micro batch where the whole model is trained.
+    """The most bytes that exist at once in a micro batch where the whole model is trained.
 
     That is while the last block of logits gives its gradients, in the backward pass of the last or of the first block,
     or when the embedding's gradient is there.

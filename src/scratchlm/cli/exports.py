@@ -208,24 +208,15 @@ def import_model(
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, missing, read_json
+    from scratchlm.run.files import atomic_folder, read_json
 
     refuse_existing(output)
-    for path in filter(None, (source, base)):
-        if not path.exists():
-            raise missing(path)
-    is_adapter = (source / ADAPTER_CONFIG).exists()
-    if is_adapter != (base is not None):
-        raise UserError(
-            f"{source} is an adapter of PEFT; name the folder of its base model with --base"
-            if is_adapter
-            else f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out"
-        )
+    _check_base(source, base)
     classifier, n_padding = None, 0
     if source.is_file():
         pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
     else:
-        folder, adapter = base or source, source if is_adapter else None
+        folder, adapter = base or source, source if base else None
         _check_folder(folder)
         pairs = load_huggingface_tokenizer(folder)
         if is_huggingface_classifier(folder, adapter):
@@ -242,7 +233,7 @@ def import_model(
         else:
             save_gpt(temporary / "model", gpt)
         save_byte_pairs(temporary / "tokenizer", *pairs)
-    if is_adapter and base:
+    if base:
         named = Path(str(read_json(source / ADAPTER_CONFIG).get("base_model_name_or_path"))).name
         if named != base.name:
             say(f"the adapter was trained on {named}: make sure that {base} is that model")
@@ -251,8 +242,23 @@ def import_model(
     say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
 
 
+def _check_base(source: Path, base: Path | None) -> None:
+    """Raises UserError if one of these is missing, or unless `base` is given for an adapter, and only for one."""
+    from scratchlm.formats.peft import ADAPTER_CONFIG
+    from scratchlm.run.files import missing
+
+    for path in filter(None, (source, base)):
+        if not path.exists():
+            raise missing(path)
+    is_adapter = (source / ADAPTER_CONFIG).exists()
+    if is_adapter and not base:
+        raise UserError(f"{source} is an adapter of PEFT; name the folder of its base model with --base")
+    if base and not is_adapter:
+        raise UserError(f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out")
+
+
 def _check_folder(folder: Path) -> None:
-    """Raises UserError if something is no folder of transformers, and cannot be read as one."""
+    """Raises UserError if this is not the folder of a whole model of transformers."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
     from scratchlm.run.files import read_json
 

@@ -96,7 +96,7 @@ def _write_own(new: Path, name: str, origin: str) -> None:
 
 
 def origin(root: Path, commit: str) -> str:
-    """The commit, and the address of its repository if it has one that is no folder of this machine."""
+    """Return words for the commit and the address of its repository, unless that is a folder of this machine."""
     from scratchlm.compare.git import git
 
     remote = min(git(root, "remote").splitlines(), key=lambda name: name != "origin", default=None)
@@ -106,7 +106,7 @@ def origin(root: Path, commit: str) -> str:
 
 
 def _uncommitted(root: Path, commit: str) -> list[str]:
-    """The files that would be taken as they are now, but for not being committed."""
+    """Return the files of TAKEN that have uncommitted changes, or that git does not track yet."""
     from scratchlm.compare.git import git
 
     changed = git(root, "diff", "--name-only", "-z", commit, "--", *TAKEN)

@@ -111,6 +111,7 @@ def _best(first: Sequence[Built], second: Sequence[Built]) -> Comparison:
 
 
 def n_faults(comparison: Comparison) -> tuple[int, int]:
+    """Return how many metrics could not be compared, and how many warnings there are."""
     return sum(row.verdict == NOT_COMPARED for row in comparison.rows), len(comparison.warnings)
 
 
@@ -235,6 +236,7 @@ def _refuse_other_processors(first: Side, second: Side) -> None:
 
 
 def behind_sentence(built: Built) -> str:
+    """Return the sentence for results that are older than their parameters or code, without its full stop."""
     revision, stages = built.revision, built.build.behind
     return (
         f"{revision.name} is not built from what it holds: parameters, packages, code or metrics of "

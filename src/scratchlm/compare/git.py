@@ -73,8 +73,8 @@ def dvc_processes() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Yield a function that starts a DVC command in a clone: its process, with what it prints in `stdout`.
 
     The function takes the clone, the command's words, and variables of its environment. The command uses this Python's
-    dvc, and the stages use this Python and the clone's library.
-    When the block ends, the whole process groups of commands that still run are stopped.
+    dvc, and the stages use this Python and the clone's library. When the block ends, commands that still run are
+    stopped with their whole process groups.
     """
     processes = []
 
@@ -132,7 +132,7 @@ def must_run_dvc(clone: Path, failure: str, *words: str) -> None:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Interrupt the process groups of these, and kill what is left of them: after a while, or at once on Ctrl-C."""
+    """Interrupt the process groups, and kill what is left after SECONDS_TO_STOP, or at once on Ctrl-C."""
     for process in processes:
         _signal_group(process, signal.SIGINT)
     deadline = time.monotonic() + SECONDS_TO_STOP
@@ -145,7 +145,7 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             _signal_group(process, signal.SIGKILL)
 
 
-def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     with suppress(ProcessLookupError):  # all have exited
         os.killpg(process.pid, number)
 

@@ -21,10 +21,10 @@ class Ended(NamedTuple):
 def run_each(clones: Sequence[Path], unit: str, commands: Mapping[int, Sequence[str]]) -> Generator[Ended, None, None]:
     """Run DVC commands, one at a time in each clone; yield each as it ends. After a failure, start no more.
 
-    commands: the words of each by its number, at least as many as clones; they start in this order. unit: of these
-    numbers. Both precede each line that a command prints, on standard error.
-    A clone gets its next command when the caller asks for more, so its files can be read until then. Close this to
-    stop the commands.
+    commands: the words of each by its number, at least as many as clones; they start in this order. unit: what the
+    numbers are, such as seed. Each line that a command prints goes to standard error, after unit and number.
+    A clone gets its next command when the caller asks for more, so its files can be read until then. Close the
+    generator to stop the commands.
     """
     waiting = [*commands.items()]
     running: dict[Future[int], tuple[int, Path]] = {}
@@ -47,8 +47,8 @@ def run_each(clones: Sequence[Path], unit: str, commands: Mapping[int, Sequence[
                     begin(clone)
 
 
-def _show(prefix: str, process: "Popen[bytes]") -> int:
-    """Copy whole lines, without blank ones, so that several processes can print; return the exit status."""
+def _show(prefix: str, process: Popen[bytes]) -> int:
+    """Copy what a process prints in whole lines, without blank ones, to standard error; return its exit status."""
     assert process.stdout
     with process.stdout as lines:
         for line in filter(bytes.strip, lines):

@@ -205,6 +205,7 @@ def _judgements(revision: Revision, family: Family) -> Records:
 
 
 def tasks_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the instruction, input and reference output of each response, by its id."""
     return {row["id"]: (row["instruction"], row["input"], row["output"]) for row in rows}
 
 

@@ -62,22 +62,14 @@ def run_seeds(root: Path, stage: str, n: int, *, jobs: int = 1, keep: bool = Fal
     Raises UserError for fewer than two runs or more than MOST_RUNS, fewer than one job or more than MOST_JOBS, an
     unknown stage, one that reads no seed, inputs that are not built, and a run that fails, once those beside it end.
     """
-    if not 2 <= n <= MOST_RUNS:
-        raise UserError(f"--seeds is {n}; 2 to {MOST_RUNS:,} runs are allowed: give --seeds 5, for example")
-    if not 1 <= jobs <= MOST_JOBS:
-        raise UserError(f"--jobs is {jobs}; 1 to {MOST_JOBS} runs at once are allowed: give --jobs 2, for example")
+    _check_counts(n, jobs)
     metrics = _metrics_file(root, stage)
-    first = read_params(root / PARAMETERS, _SeedParams).seed
-    if first + n > END_OF_SEEDS:
-        raise UserError(
-            f"the seeds {first} to {first + n - 1} pass the largest, {END_OF_SEEDS - 1}; lower seed in params.yaml"
-        )
-    names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in range(first, first + n)}
+    names = {seed: f"{stage.replace('@', '-')}-seed-{seed}" for seed in _seeds(root, n)}
     runs = {
         seed: ("exp", "run", "-s", stage, "--set-param", f"{SEED}={seed}", "--name", name)
         for seed, name in names.items()
     }
-    results, failed, place = {}, [], {}
+    results, failed, clone_of = {}, [], {}
     with ExitStack() as stack:
         clones = [stack.enter_context(private_clone(root)) for _ in range(min(jobs, n))]
         if keep:
@@ -88,7 +80,7 @@ def run_seeds(root: Path, stage: str, n: int, *, jobs: int = 1, keep: bool = Fal
             if status:
                 failed.append(seed)
                 continue
-            results[seed], place[seed] = read_json(clone / metrics), clone
+            results[seed], clone_of[seed] = read_json(clone / metrics), clone
             print(f"{SEED} {seed}: finished, {len(results)} of {n}", file=sys.stderr, flush=True)
         if failed:
             which = f"{SEED}{'s' * (len(failed) > 1)} {', '.join(map(str, sorted(failed)))}"
@@ -97,7 +89,7 @@ def run_seeds(root: Path, stage: str, n: int, *, jobs: int = 1, keep: bool = Fal
                 "in DVC's cache"
             )
         if keep:
-            for seed, clone in place.items():
+            for seed, clone in clone_of.items():
                 fetch_refs(root, clone, *(f"{ref}:{ref}" for ref in _refs(clone, [names[seed]])))
     return {seed: results[seed] for seed in names}
 
@@ -127,6 +119,22 @@ def varying_and_constant(metrics: Mapping[str, Spread]) -> tuple[dict[str, Sprea
     """Return the metrics that vary, and those that do not."""
     varying = {name: row for name, row in metrics.items() if row.low < row.high}
     return varying, {name: row for name, row in metrics.items() if name not in varying}
+
+
+def _check_counts(n: int, jobs: int) -> None:
+    if not 2 <= n <= MOST_RUNS:
+        raise UserError(f"--seeds is {n}; 2 to {MOST_RUNS:,} runs are allowed: give --seeds 5, for example")
+    if not 1 <= jobs <= MOST_JOBS:
+        raise UserError(f"--jobs is {jobs}; 1 to {MOST_JOBS} runs at once are allowed: give --jobs 2, for example")
+
+
+def _seeds(root: Path, n: int) -> range:
+    first = read_params(root / PARAMETERS, _SeedParams).seed
+    if first + n > END_OF_SEEDS:
+        raise UserError(
+            f"the seeds {first} to {first + n - 1} pass the largest, {END_OF_SEEDS - 1}; lower seed in params.yaml"
+        )
+    return range(first, first + n)
 
 
 def _refs(clone: Path, names: Iterable[str]) -> list[str]:

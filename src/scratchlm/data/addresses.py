@@ -106,7 +106,8 @@ def file_system(address: str) -> tuple[Any, str]:
 def files_at(address: str) -> dict[str, int]:
     """The address and size in bytes (0 if unknown) of one file, of all below a folder, or of all matching a pattern.
 
-    In folders, files and folders whose name begins with . or _ are left out. Raises UserError if there is no file.
+    In folders, files and folders whose name begins with . or _ are left out. Raises UserError if there is no file, for
+    what would be left out although it may hold files, and for a password in a web address.
     """
     if "@" in urlsplit(address).netloc and address.startswith(WEB):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The documents of the files of a corpus, each file a stream that is verified, and the split that each belongs to."""
+"""The documents of a corpus, read from files as verified streams, and the split that each document belongs to."""
 
 import hashlib
 import io
@@ -70,7 +70,7 @@ def check_readable(files: Sequence[PinnedFile]) -> None:
         same = (file for file in files if file.format == first.format)
         if all(next(documents(file, lambda _: None), None) is None for file in same):
             raise UserError(
-                f"{without_secrets(first.address)} has no text, nor has another {first.format}; leave them out"
+                f"{without_secrets(first.address)} has no text, nor has any other {first.format} file; leave these out"
             )
 
 

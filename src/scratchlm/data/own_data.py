@@ -62,7 +62,7 @@ class OwnSource(Section):
 
 
 def own_files(source: OwnSource) -> list[Path]:
-    """The files below data/mine, in order of their names; [] of an address. Raises UserError if there is none."""
+    """The files below data/mine, in order of their names; [] for an address. Raises UserError if there is none."""
     if source.is_address:
         return []
     path = Path(source.path)

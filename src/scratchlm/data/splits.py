@@ -1,4 +1,4 @@
-"""Checks of every division into train, val and test."""
+"""Division into train, val and test, and its checks."""
 
 from collections.abc import Mapping, Sequence, Sized
 from typing import Annotated, Self, TypeVar

@@ -98,6 +98,7 @@ def content_fault(path: Path, file: File) -> str | None:
 
 
 def is_path(address: str) -> bool:
+    """Whether an address is a path on this machine."""
     return "://" not in address
 
 

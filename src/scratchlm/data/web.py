@@ -18,7 +18,7 @@ ATTEMPTS = 4  # per address, for failures that may be temporary
 WAIT_SECONDS = 1.0  # before the second attempt; doubled before each later one
 MOST_WAIT_SECONDS = 60.0  # that a server may ask for
 TIMEOUT_SECONDS = (10, 60)  # to connect, and between two packets
-LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # on average over so long a wait for packets
+LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # the least average rate, and the time waited over which it counts
 MOST_REDIRECTS = 10
 CHUNK_BYTES = 1 << 16
 
@@ -66,7 +66,8 @@ class WebFile:
     def read(self, n_bytes: int) -> bytes:
         """Return at most `n_bytes` of the next bytes, none at the end.
 
-        Before the end it returns at least CHUNK_BYTES of them, so that a server that fails after a byte fails again.
+        Only at the end are they fewer than both `n_bytes` and CHUNK_BYTES. With less, a server that breaks off after
+        each byte would have ATTEMPTS for each.
         """
         found = bytearray()
 
@@ -194,7 +195,7 @@ def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
 
 
 def _fast_enough(read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """`read`, which raises Interrupted once fewer than LEAST_BYTES_PER_SECOND have come in RATE_SECONDS of reading."""
+    """Return `read`, raising Interrupted if it takes RATE_SECONDS at fewer than LEAST_BYTES_PER_SECOND."""
     waited, received = 0.0, 0
 
     def read_in_time(n_bytes: int) -> bytes:

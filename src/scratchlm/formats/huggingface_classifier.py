@@ -107,7 +107,7 @@ def load_huggingface_classifier(
 
 
 def _own_tensors(model: GPTClassifier) -> dict[str, Tensor]:
-    """The head and, of a GPT-2, the last norm, by transformers' names. The head of theirs has no bias.
+    """The head and, of a GPT-2, the last norm, by transformers' names, for a head without bias.
 
     Raises UserError if transformers has no such classifiers.
     """
@@ -124,7 +124,7 @@ def _own_tensors(model: GPTClassifier) -> dict[str, Tensor]:
     if model.head.bias.any():
         raise UserError(
             f"transformers' classifiers have no bias, and a model built like {kind.capitalize()} has none that could "
-            "take its place; only classifiers on a GPT-2 can be exported"
+            "take its place; only classifiers on a GPT-2, or whose biases are zero, can be exported"
         )
     return {SCORE: model.head.weight}
 
@@ -151,24 +151,14 @@ def _save_tokenizer(folder: Path, tokenizer: BytePairTokenizer, settings: Classi
 
 
 def _read_settings(folder: Path, adapter: Path | None, n_classes: int, context_length: int) -> ClassifierSettings:
-    """Return the settings of our adapters, else those that transformers has by default or in its files."""
-    path = adapter / SETTINGS_FILE if adapter else folder
-    if path.is_file():
+    """Return the settings in an adapter of ours, else those in transformers' files or its defaults."""
+    path = folder / "config.json"
+    if adapter and (adapter / SETTINGS_FILE).is_file():
+        path = adapter / SETTINGS_FILE
         found = read_json(path)
     else:
-        path, given = folder / "config.json", read_json(folder / "config.json")
-        if (problem := given.get("problem_type")) not in (None, "single_label_classification"):
-            raise UserError(f"{path}: problem_type is {problem!r}; only single_label_classification can be read")
-        default = {str(i): f"LABEL_{i}" for i in range(n_classes)}  # transformers'
-        labels = given.get("id2label") or default
-        if not isinstance(labels, dict) or labels.keys() != default.keys():
-            if not adapter:
-                raise damaged(path, f"id2label does not name {n_classes} classes, as many as the rows of {SCORE}")
-            labels = default  # the base model's are others
-        classes = [labels[str(i)] for i in range(n_classes)]
-        position = "last" if given.get("pad_token_id") == NO_TOKEN else "last_real"
-        tokens = _padded_tokens(adapter or folder, context_length)
-        found = {"classes": classes, "position": position, "padded_tokens": tokens}
+        found = _their_settings(path, adapter, n_classes)
+        found["padded_tokens"] = _padded_tokens(adapter or folder, context_length)
     try:
         settings = ClassifierSettings.model_validate(found)
     except ValidationError as error:
@@ -177,6 +167,21 @@ def _read_settings(folder: Path, adapter: Path | None, n_classes: int, context_l
         limits = f"{n_classes} classes of different names and at most {context_length} tokens"
         raise damaged(path, f"the model has {limits}, not {settings.classes} and {settings.padded_tokens}")
     return settings
+
+
+def _their_settings(path: Path, adapter: Path | None, n_classes: int) -> dict[str, Any]:
+    """Return the classes and the position that transformers' config.json at `path` names. Raises UserError."""
+    given = read_json(path)
+    if (problem := given.get("problem_type")) not in (None, "single_label_classification"):
+        raise UserError(f"{path}: problem_type is {problem!r}; only single_label_classification can be read")
+    default = {str(i): f"LABEL_{i}" for i in range(n_classes)}  # transformers'
+    labels = given.get("id2label") or default
+    if not isinstance(labels, dict) or labels.keys() != default.keys():
+        if not adapter:
+            raise damaged(path, f"id2label does not name {n_classes} classes, as many as the rows of {SCORE}")
+        labels = default  # the base model names other classes, if any
+    position = "last" if given.get("pad_token_id") == NO_TOKEN else "last_real"
+    return {"classes": [labels[str(i)] for i in range(n_classes)], "position": position}
 
 
 def _padded_tokens(folder: Path, context_length: int) -> int:

@@ -134,16 +134,9 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
                 "PEFT (merge_and_unload, save_pretrained) and import that"
             )
     matrices = _read_matrices(folder)
-    whole = {name for name in matrices if ".lora_" not in name} if is_classifier else set()
-    for name in sorted(whole):
-        theirs = name.removeprefix(PREFIX).removeprefix(prefix)
-        if theirs != SCORE and (theirs not in stored or stored[theirs].shape != matrices[name].shape):
-            raise UserError(
-                f"{folder / WEIGHTS}: {name} of shape {tuple(matrices[name].shape)} replaces no tensor of the base "
-                "model; name with --base the model that the adapter was trained on"
-            )
-        stored[theirs] = matrices[name]
-    for module in sorted({name.rsplit(".lora_", 1)[0] for name in matrices.keys() - whole}):
+    if is_classifier:
+        _replace_tensors(folder, matrices, stored, prefix)
+    for module in sorted({name.rsplit(".lora_", 1)[0] for name in matrices}):
         a, b = (matrices.get(f"{module}.lora_{letter}.weight") for letter in "AB")
         name = module.removeprefix(PREFIX).removeprefix(prefix) + ".weight"
         if a is None or b is None or (a.dim(), b.dim(), len(a)) != (2, 2, b.shape[-1]) or name not in stored:
@@ -160,6 +153,21 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
                 f"model has {tuple(stored[name].shape)}; name with --base the model that the adapter was trained on"
             )
         stored[name] = stored[name].float() + update
+
+
+def _replace_tensors(folder: Path, matrices: dict[str, Tensor], stored: dict[str, Tensor], prefix: str) -> None:
+    """Move the tensors of an adapter that LoRA did not make to `stored`, in place of the base model's.
+
+    Raises UserError naming one that replaces none.
+    """
+    for name in sorted(name for name in matrices if ".lora_" not in name):
+        theirs, tensor = name.removeprefix(PREFIX).removeprefix(prefix), matrices.pop(name)
+        if theirs != SCORE and (theirs not in stored or stored[theirs].shape != tensor.shape):
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} of shape {tuple(tensor.shape)} replaces no tensor of the base model; name "
+                "with --base the model that the adapter was trained on"
+            )
+        stored[theirs] = tensor
 
 
 def _read_matrices(folder: Path) -> dict[str, Tensor]:

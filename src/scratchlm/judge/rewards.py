@@ -13,9 +13,9 @@ from scratchlm.training.reward import rewards
 
 
 def reward_of(model: RewardModel | None, tokenizer: Tokenizer, unfinished_reward: float) -> Reward:
-    """Return the reward of a response that ended by itself: a model's number, or without one the reference judge's.
+    """Return the function that rewards responses: with a reward model's number, or else the reference judge's score.
 
-    The reference judge's score becomes a number from 0 to 1. A response that was cut gets `unfinished_reward`.
+    The score becomes a number from 0 to 1. A response without the end token gets `unfinished_reward` instead.
     """
     judge = ReferenceJudge()
 

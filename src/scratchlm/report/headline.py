@@ -39,7 +39,7 @@ class _Loaded(Section):
 
 
 def read_headline(params: Path, metrics: Path) -> list[Headline]:
-    """Return the lines of the last build. Raises UserError naming a file that is missing or broken, or a metric."""
+    """Return the lines of the last build. Raises UserError naming a missing or broken file, or a missing metric."""
     found = read_params(params, _Loaded)
     loaded = loaded_metrics(metrics, found.gpt2_sizes, found.pretrained)
     by_stage = {stage: read_json(metrics / f"{stage}.json") for stage in STAGES}

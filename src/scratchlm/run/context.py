@@ -49,7 +49,7 @@ class Run:
         print(f"{self.stage}: {sentence}", file=sys.stderr, flush=True)
 
     def progress(self, total: int, done: int, unit: str, part: str = "") -> Progress:
-        """The progress of the stage, or a part of it, on standard error. It begins at `done` of `total` units."""
+        """The progress of the stage, or of a part of it, on standard error. It begins at `done` of `total` units."""
         return Progress(f"{self.stage} {part}".strip() or unit, total, done, unit)
 
 

@@ -71,7 +71,7 @@ def boundary(name: str, interrupted: Callable[[], str] = lambda: "interrupted") 
 
 
 def _end_at_once(sentence: str) -> NoReturn:
-    """End the process with status 1; sys.exit would wait for threads, and these for minutes for a server."""
+    """End the process with status 1. sys.exit waits for threads, which may wait for a server for minutes."""
     if all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         sys.exit(sentence)
     print(sentence, file=sys.stderr, flush=True)

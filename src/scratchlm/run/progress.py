@@ -22,8 +22,8 @@ LINE_OF_BYTES = "{desc}: {n_fmt}B of {total_fmt}B, {remaining} left"
 class Progress:
     """The progress of `total` units, None if that is not known, which begins at `done` of them.
 
-    title: of ablate_pretrain@rope, a terminal shows only rope when it shows values. stream: where
-    it is shown, by default standard error. clock: seconds.
+    title: shown before the numbers; beside values, a terminal has room only for what follows its @, as in
+    ablate_pretrain@rope. stream: where it is shown, by default standard error. clock: seconds.
     """
 
     def __init__(

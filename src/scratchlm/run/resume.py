@@ -179,5 +179,5 @@ def delete_finished(stage: str, stages: Iterable[str]) -> None:
 
 
 def interval_seconds() -> float:
-    """How long a stage computes between two checkpoints. Raises UserError unless it is 0 to LONGEST_SECONDS."""
+    """The seconds between two checkpoints of a stage. Raises UserError unless they are 0 to LONGEST_SECONDS."""
     return requested(INTERVAL_VARIABLE, LONGEST_SECONDS, INTERVAL_SECONDS, 0)

@@ -15,8 +15,8 @@ from scratchlm.run.files import refuse_unwritable
 
 TENSORBOARD_VARIABLE = "SCRATCHLM_TENSORBOARD"  # curves change no result, so it is no parameter
 PROJECT_FOLDERS = {
-    ".ci", ".devcontainer", ".dvc", ".git", ".github", ".scratchlm", ".venv", "benchmarks", "data", "docs", "logs",
-    "metrics", "profiles", "src", "stages", "tests", "tools",
+    ".ci", ".devcontainer", ".dvc", ".git", ".github", ".gitlab", ".scratchlm", ".venv", "benchmarks", "data", "docs",
+    "logs", "metrics", "profiles", "src", "stages", "tests", "tools",
 }  # fmt: skip
 AXES = {"step", "epoch"}  # keys of a row that are not curves
 

@@ -6,7 +6,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock
 from typing import TypeVar
 
-SECONDS_BETWEEN_SIGNALS = 0.5  # Python can miss Ctrl-C while it begins to wait, and finds it when it has waited
+SECONDS_BETWEEN_SIGNALS = 0.5  # a Ctrl-C that Python misses as it begins to wait is found after this
 Advance = Callable[[int], None]
 Key = TypeVar("Key")
 Item = TypeVar("Item")
@@ -21,8 +21,8 @@ def in_threads(
     n_threads: int, work: Callable[[Item, Advance], Result], items: Mapping[Key, Item], update: Advance
 ) -> Iterator[tuple[Key, Result]]:
     """Yield the key and the result of each item as they are ready. Raises what `work` raises, once all work has ended.
-    Ctrl-C waits for no work, which may wait for a server: `boundary` then ends the process.
 
+    KeyboardInterrupt is raised at once, since work may wait for a server; `boundary` then ends the process.
     work: called with an item and a function that takes the number of bytes of each read, which raises Stopped once
     another item has failed. update: called with these numbers, by one thread at a time.
     """

@@ -68,7 +68,7 @@ def limited_workers(n_most: int, reason: str, say: Callable[[str], None]) -> int
 
 
 def timeout_seconds() -> float:
-    """How long a worker waits for another. Raises UserError if the user has set it to less than a second."""
+    """The seconds that a worker waits for another. Raises UserError unless they are 1 to LONGEST_SECONDS."""
     return requested(TIMEOUT_VARIABLE, LONGEST_SECONDS, TIMEOUT_SECONDS)
 
 

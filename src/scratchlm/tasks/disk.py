@@ -105,6 +105,7 @@ class Steps(NamedTuple):
 
 
 def planned_steps(params: Any) -> Steps:
+    """Return the estimates for params.yaml."""
     n_models, train_fraction = len(pretrained_models(params)), params.tokenize.corpus.train_fraction
     bounds = params.sources.corpus_bytes
     tokens = (int(train_fraction * n / each) for n, each in zip(bounds, BYTES_PER_TOKEN, strict=True))
@@ -112,7 +113,7 @@ def planned_steps(params: Any) -> Steps:
 
 
 def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
-    """What a run takes, in one sentence. No rate is known before it, so there is no estimate of the time."""
+    """Return what a run takes, in one sentence. Its speed is not known before it, so no time is estimated."""
     least, most = params.sources.corpus_bytes
     size = f"{_mb(least)} to {_mb(most)}" if least < most else _mb(most) if most == ASSUMED_BYTES else ""
     size = size and f" and a corpus of {size}, whose size is assumed"

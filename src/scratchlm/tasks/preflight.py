@@ -20,7 +20,7 @@ from scratchlm.training.memory import FLOAT32, least_bytes
 from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
-TENTHS = 10 / 2**30  # of a GiB, in a byte
+TENTHS = 10 / 2**30  # of a GiB, per byte
 ITEMS = {  # of each stage that runs once per item, the section that names the items
     "load_gpt2": "gpt2_sizes",
     "load_pretrained": "pretrained",
@@ -41,7 +41,7 @@ def check_together(params: Any) -> None:
     if device == "mps":
         check_repeatable(device, params.precision)
     for source in params.sources.own.values():
-        own_files(source)
+        own_files(source)  # raises if there is none
     if params.sources.pinned:
         check_manifest(Path(params.sources.pinned.manifest), params.tokenize.corpus.split)
     checks = (_vocabularies, _bases, _variants, _contexts, _steps, _ranks, _rewards, _pairs, _memory, _names)
@@ -71,8 +71,8 @@ def _names(params: Any) -> Iterator[str]:
         for name in getattr(params, section):
             if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > MAX_NAME_BYTES:
                 yield (
-                    f"{section} has a variant {name[:SHOWN_CHARACTERS]!r}; name it with at most {MAX_NAME_BYTES} "
-                    "letters, digits, _ and - only"
+                    f"{section} has the name {name[:SHOWN_CHARACTERS]!r}; use at most {MAX_NAME_BYTES} letters, "
+                    "digits, _ and - only"
                 )
 
 

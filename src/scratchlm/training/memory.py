@@ -12,7 +12,7 @@ PRODUCT_BYTES = {"float32": 4, "bfloat16": 2}  # of a number that a matrix produ
 
 
 def least_bytes(config: GPTConfig, n_tokens: int, checkpoint: bool) -> int:
-    """What exists at once where the whole model is trained, in any precision, on any device.
+    """The bytes that exist at once where the whole model is trained, at least, in any precision and on any device.
 
     n_tokens: of a micro batch. checkpoint: activations are computed again in the backward pass.
     """
@@ -21,7 +21,7 @@ def least_bytes(config: GPTConfig, n_tokens: int, checkpoint: bool) -> int:
 
 
 def activation_bytes(config: GPTConfig, n_tokens: int, precision: str, checkpoint: bool) -> int:
-    """What the backward pass needs of the forward pass: of each block, and the input of the final norm."""
+    """The bytes that the backward pass needs of the forward pass: of each block, and the input of the final norm."""
     residual = FLOAT32 * n_tokens * config.emb_dim
     return config.n_layers * (residual if checkpoint else n_tokens * block_bytes(config, precision)) + residual
 

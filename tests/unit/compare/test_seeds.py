@@ -49,6 +49,6 @@ def test_a_thousand_runs_are_allowed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("jobs", [0, 65])
-def test_a_number_of_jobs_that_is_none_or_fills_a_machine_is_refused(tmp_path: Path, jobs: int):
+def test_fewer_than_one_job_and_more_than_64_are_refused(tmp_path: Path, jobs: int):
     with pytest.raises(UserError, match=f"^--jobs is {jobs}; 1 to 64 runs at once are allowed: give --jobs 2, for"):
         run_seeds(tmp_path, "pretrain", 2, jobs=jobs)

@@ -109,7 +109,7 @@ def test_files_without_a_document_are_left_out_but_not_all_of_a_format(tmp_path:
     empty, full = (pinned(tmp_path / f"{name}.{kind}", content(TEXTS[:n], kind)) for name, n in (("a", 0), ("b", 9)))
     assert read(empty) == []
     check_readable([empty, full])
-    with pytest.raises(UserError, match=f"/a.{kind} has no text, nor has another {kind}; leave them out"):
+    with pytest.raises(UserError, match=f"/a.{kind} has no text, nor has any other {kind} file; leave these out"):
         check_readable([empty])
 
 

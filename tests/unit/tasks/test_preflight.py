@@ -90,8 +90,8 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"spam_ablations": {"x" * 101: {}, "a.b": {}}},
-            f"spam_ablations has a variant '{'x' * 101}'; name it with at most 100 letters, digits, _ and - only\n"
-            "spam_ablations has a variant 'a.b'; name it with at most 100 letters, digits, _ and - only",
+            f"spam_ablations has the name '{'x' * 101}'; use at most 100 letters, digits, _ and - only\n"
+            "spam_ablations has the name 'a.b'; use at most 100 letters, digits, _ and - only",
         ),
         (
             {"tokenize.instructions.prompt_style": "chatml"},
@@ -100,15 +100,15 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"pretrain_ablations": {"a/b": {}}},
-            "pretrain_ablations has a variant 'a/b'; name it with at most 100 letters, digits, _ and - only",
+            "pretrain_ablations has the name 'a/b'; use at most 100 letters, digits, _ and - only",
         ),
         (
             {"preference_runs": {"": {}}},
-            "preference_runs has a variant ''; name it with at most 100 letters, digits, _ and - only",
+            "preference_runs has the name ''; use at most 100 letters, digits, _ and - only",
         ),
         (
             {"reward_runs": {"a b": {}}},
-            "reward_runs has a variant 'a b'; name it with at most 100 letters, digits, _ and - only",
+            "reward_runs has the name 'a b'; use at most 100 letters, digits, _ and - only",
         ),
         (
             {"reward_runs": {"thin": {"lora": {"rank": 129, "alpha": 1.0, "layers": "all"}}}},
@@ -254,7 +254,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"reinforce_runs": {"a b": {"reward": "tokens/preferences"}}},
-            "reinforce_runs has a variant 'a b'; name it with at most 100 letters, digits, _ and - only",
+            "reinforce_runs has the name 'a b'; use at most 100 letters, digits, _ and - only",
         ),
         (
             {"reinforce_runs": {"a": {"reward": "tokens/preferences", "temperature": 0.0}}},
@@ -276,7 +276,7 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"variants": {"instruct": "finetune_instruct", "a/b": "pretrain"}},
-            "variants has a variant 'a/b'; name it with at most 100 letters, digits, _ and - only",
+            "variants has the name 'a/b'; use at most 100 letters, digits, _ and - only",
         ),
         (
             {
