@@ -175,7 +175,7 @@ def difference_cells(row: Row) -> tuple[str, str]:
 
 def _about(count: int) -> str:
     """Two significant digits."""
-    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 10⁶"
+    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "> 10⁶"
 
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:
