@@ -72,7 +72,8 @@ def test_a_stage_is_run_under_several_seeds_and_the_workspace_is_left_alone(clon
     assert run(clone, "git", "status", "--porcelain").stdout == status
     assert left_behind(clone) == []
     assert stages_started(done) == 1  # the first seed is the workspace's own, which is built
-    assert "seed 124: > python -m stages.finetune_spam" in done.stderr
+    assert "seed 124: Running stage 'finetune_spam':" in done.stderr
+    assert "applied to your workspace" not in done.stderr
     assert done.stderr.splitlines()[-1] == "seed 124: finished, 2 of 2"
     assert "test.accuracy" in plot.read_text()
 

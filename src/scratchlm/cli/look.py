@@ -67,7 +67,7 @@ def tokens(
     tokenizer: TokenizerFolder = TOKENIZER,
     format: Annotated[TableOrJson, typer.Option(help="how to print")] = "table",
 ) -> None:
-    """Show the tokens of a text: their ids and their pieces of it."""
+    """Show the tokens of a text: the id and the piece of each."""
     from scratchlm.data.tokenizer import load_tokenizer
 
     words = load_tokenizer(tokenizer)

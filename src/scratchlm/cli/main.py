@@ -19,6 +19,8 @@ from scratchlm.run.errors import UserError, boundary
 # rich's boxes leave half of a line for a description, and show a flag as if it took a <bool>
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+OF_A_PROJECT = ("dvc.yaml", "params.yaml", "data", "metrics")
+
 
 def show_version(wanted: bool) -> None:
     if wanted:
@@ -62,12 +64,15 @@ def main() -> None:
 
 @contextmanager
 def in_the_right_folder() -> Iterator[None]:
-    """Let a refusal of a file that is not here, in a subfolder of the project, name the project's own folder."""
+    """Let a refusal of a file that is not here name the project's folder, or say that this is in no project."""
     try:
         yield
     except UserError as error:
         here, top = Path.cwd(), project_folder()
         found, is_missing, _ = str(error).partition(": no such file;")
+        is_outside = not (top / "dvc.yaml").exists() and not Path("params.yaml").exists()
+        if is_missing and is_outside and Path(found).parts[0] in OF_A_PROJECT:
+            raise UserError(f"{here} is not in a clone of the project; run scratchlm inside one") from None
         if is_missing and top != here:
             raise UserError(f"{found}: no such file in {here}; run scratchlm in {top}") from None
         raise

@@ -78,7 +78,10 @@ def planned(repo: Any) -> list[Step]:
         name = stage.addressing
         before = [above.addressing for above in graph.successors(stage) if above.addressing in steps]
         if before or name in changed:
-            steps[name] = Step(name, reason(changed.get(name, []), before), last_seconds(log_of(str(stage.cmd))))
+            outputs = [out for out in stage.outs if out.use_cache]
+            is_absent = outputs and not any(out.exists or not out.changed_cache() for out in outputs)
+            why = "not built here yet" if is_absent else reason(changed.get(name, []), before)
+            steps[name] = Step(name, why, last_seconds(log_of(str(stage.cmd))))
     return list(steps.values())
 
 

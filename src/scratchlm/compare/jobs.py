@@ -18,6 +18,10 @@ class Ended(NamedTuple):
     status: int  # 0 if it succeeded
 
 
+# Lines of `dvc exp run` that mislead outside of its clone, such as those on results "applied to your workspace"
+OF_THE_CLONE = (b"Experiment results have been applied", b"Ran experiment(s): ", b"Updating lock file ", b"> python ")
+
+
 def run_each(clones: Sequence[Path], unit: str, commands: Mapping[int, Sequence[str]]) -> Generator[Ended, None, None]:
     """Run DVC commands, one at a time in each clone; yield each as it ends. After a failure, start no more.
 
@@ -48,10 +52,15 @@ def run_each(clones: Sequence[Path], unit: str, commands: Mapping[int, Sequence[
 
 
 def _show(prefix: str, process: Popen[bytes]) -> int:
-    """Copy what a process prints in whole lines, without blank ones, to standard error; return its exit status."""
+    """Copy whole lines that are neither blank nor about the clone; return the exit status.
+
+    Lines of several processes do not mix.
+    """
     assert process.stdout
     with process.stdout as lines:
-        for line in filter(bytes.strip, lines):
+        for line in lines:
+            if not line.strip() or line.startswith(OF_THE_CLONE):
+                continue
             sys.stderr.buffer.write(prefix.encode() + line)
             sys.stderr.flush()
     return process.wait()

@@ -68,7 +68,7 @@ def seeds_text(metrics: Mapping[str, Spread], width: int = WIDTH) -> str:
     """A table of the metrics that vary, a line with those that do not, and the meaning of the last column."""
     varying, constant = varying_and_constant(metrics)
     head = ["metric", "mean", "sd", "min", "max", "minimum detectable difference"]
-    rows = [[display.one_line(name), *map("{:.4g}".format, row[1:])] for name, row in varying.items()]
+    rows = [[display.one_line(name), *map(format_number, row[1:])] for name, row in varying.items()]
     parts = [_table(head, rows, width)] if varying else []
     if constant:
         same = ", ".join(f"{display.one_line(name)} {row.mean:.10g}" for name, row in constant.items())
@@ -175,7 +175,7 @@ def difference_cells(row: Row) -> tuple[str, str]:
 
 def _about(count: int) -> str:
     """Two significant digits."""
-    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "over 10⁶"
+    return f"{int(float(f'{count:.2g}')):,}" if count < 1_000_000 else "> 10⁶"
 
 
 def _change_lines(changes: Changes, show: Callable[[str], str]) -> list[str]:

@@ -69,6 +69,6 @@ def _remarks(commit: Commit, rebuild: Rebuild, copies: Copies, arithmetic: Itera
     if git(commit.root, "status", "--porcelain", "--untracked-files=no"):
         yield f"Uncommitted changes are ignored: {commit.revision} is verified as committed."
     if not any(arithmetic):
-        yield f"{commit.revision} records no arithmetic, so results of other arithmetic count as different."
+        yield f"{commit.revision} records no arithmetic for these stages, so identical bits are expected from all."
     if copies.n_other:
         yield f"Skipped {copies.n_other} workspace files that belong to another build; `dvc checkout` replaces them."

@@ -1,14 +1,28 @@
 """The plan of `scratchlm repro`, its words, and what replaces DVC's messages."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 from dvc.exceptions import ReproductionError
+from dvc.repo import Repo
 from dvc.stage.exceptions import StageCmdFailedError
 
 from scratchlm.cli import repro
-from scratchlm.cli.repro import Step, duration, failure, last_seconds, log_of, next_text, plan_text, reason, typed
+from scratchlm.cli.repro import (
+    Step,
+    duration,
+    failure,
+    last_seconds,
+    log_of,
+    next_text,
+    plan_text,
+    planned,
+    reason,
+    typed,
+)
 
 
 def test_a_plan_has_a_line_for_each_stage_and_the_time_of_their_last_runs():
@@ -47,6 +61,23 @@ def test_a_plan_has_a_line_for_each_stage_and_the_time_of_their_last_runs():
 )  # fmt: skip
 def test_the_reason_is_what_changed_or_else_the_stages_above(changes, before, words):
     assert reason(changes, before) == words
+
+
+@pytest.mark.long
+def test_a_stage_whose_outputs_are_neither_here_nor_in_the_cache_is_not_built_here_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text").write_text("a")
+    chain = {"first": ("text", "one"), "second": ("one", "two")}
+    stages = {name: {"cmd": f"cp {dep} {out}", "deps": [dep], "outs": [out]} for name, (dep, out) in chain.items()}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    with Repo.init(no_scm=True) as repo:
+        repo.reproduce("first")
+        assert planned(repo) == [Step("second", "not built here yet", None)]
+        Path("text").write_text("b")
+        Path("one").unlink()
+        assert [step.why for step in planned(repo)] == ["text changed and 1 more", "not built here yet"]
+        shutil.rmtree(".dvc/cache")  # as in a clone, which has dvc.lock but none of its outputs
+        assert [step.why for step in planned(repo)] == ["not built here yet", "not built here yet"]
 
 
 def test_the_time_of_a_stage_is_that_of_its_last_run_that_did_not_resume(tmp_path):

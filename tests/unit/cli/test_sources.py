@@ -118,7 +118,7 @@ def texts(project: Path) -> list[str]:
 
 def test_many_files_are_pinned_and_what_changed_since_is_counted(project: Path, texts: list[str]) -> None:
     done = scratchlm(project / "texts", "sources", "pin", ".")
-    assert done.returncode == 1 and "params.yaml: no such file; copy one from profiles/" in done.stderr
+    assert done.returncode == 1 and "texts is not in a clone of the project; run scratchlm inside one" in done.stderr
     assert not list((project / "texts").glob(".scratchlm/pins/*"))  # refused before it reads
 
     before = (project / "params.yaml").read_text()

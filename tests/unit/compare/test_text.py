@@ -119,13 +119,13 @@ def test_in_a_narrow_terminal_the_names_of_metrics_have_lines_of_their_own() -> 
         ),
         Row("reinforce/grpo.test.gain", 0.008674, 0.008259, -0.0004, NO_EVIDENCE, (-0.0341, 0.0333), 112, 9_000_000),
     ]
+    assert max(map(len, comparison_text([comparison("workspace", rows=rows)], width=80).splitlines())) <= 80
     text = comparison_text([comparison(rows=rows)], width=80)
-    assert max(map(len, text.splitlines())) <= 80
     assert (
         "\nreward_model/bradley_terry.test.accuracy\n"
         "  0.7857    0.7679    −0.018    −0.103 to +0.069  112  no evidence (5,200)\n"
         "reinforce/grpo.test.gain\n"
-        "0.008674  0.008259   −0.0004  −0.0341 to +0.0333  112  no evidence (over 10⁶)\n"
+        "0.008674  0.008259   −0.0004  −0.0341 to +0.0333  112  no evidence (> 10⁶)\n"
     ) in text
     assert max(map(len, seeds_text(spreads(RUNS), 60).splitlines())) <= 60
 

@@ -28,16 +28,26 @@ STAGES = {path.stem for path in (REPOSITORY / "stages").glob("[!_]*.py")}
 # Files that the reader makes, or that a page takes as an example
 EXAMPLES = (
     "data/mine/stories.txt",
-    "my-gpt2/",
     "comparison.",
-    "out.gguf",
     "intervals.svg",
     "noise.svg",
     "ratings.csv",
     "site/",
 )
 # Files that exist in a workspace where something was built, made, installed or interrupted; the last two below data
-MADE = ("data/", "logs/", "runs/", ".scratchlm/", ".dvc/", ".venv", "stages/X.py", "site/", "tokens/", "models/")
+MADE = (
+    "data/",
+    "logs/",
+    "exports/",
+    "runs/",
+    ".scratchlm/",
+    ".dvc/",
+    ".venv",
+    "stages/X.py",
+    "site/",
+    "tokens/",
+    "models/",
+)
 OTHER = {
     "origin/main",
     "adapter_config.json",
