@@ -31,17 +31,19 @@ def init(
     """Make a project of your own with a copy of this code. It is a git repository, without our tests and results."""
     from scratchlm.compare.git import find_commit, git
     from scratchlm.compare.text import first_few
-    from scratchlm.run.files import atomic_folder
+    from scratchlm.run.files import flush, temporary_folder
 
     root = project_folder().resolve()
     commit = find_commit(root, "HEAD")
     if git(root, "rev-parse", "--show-prefix") or not git(root, "ls-tree", commit, README):
         raise UserError(f"{root} is no checkout of scratchlm; run this in the top folder of one")
-    profiles = [Path(name).stem for name in git(root, "ls-tree", "--name-only", commit, "profiles/").splitlines()]
+    profiles = [Path(name).stem for name in _committed(root, commit, "profiles/")]
     if profile not in profiles:
         raise UserError(f"--profile is {profile!r}, but the profiles are {', '.join(profiles)}; name one of them")
     _refuse_place(folder, root)
-    with atomic_folder(folder.resolve()) as new:
+    with temporary_folder(folder.resolve()) as scratch:
+        new = scratch / "new"
+        new.mkdir()
         git(new, "init", "--quiet", "--initial-branch", "main")
         _refuse_nameless(new)
         _take(root, commit, new)
@@ -49,6 +51,9 @@ def init(
         _write_own(new, folder.resolve().name, origin(root, commit))
         git(new, "add", "--all", "--force")  # whatever the user's own .gitignore says
         git(new, "commit", "--quiet", "--message", f"Start with scratchlm {commit[:7]}")
+        for path in filter(Path.is_file, new.rglob("*")):
+            flush(path)
+        new.rename(folder.resolve())  # refused unless the folder is still empty or missing
     say(f"{folder}: a git repository with the code of commit {commit[:7]} and the profile {profile}")
     if changed := _uncommitted(root, commit):
         say(f"Uncommitted changes were not taken: {first_few(changed)}")
@@ -60,10 +65,17 @@ def _refuse_place(folder: Path, root: Path) -> None:
 
     target = folder.resolve()
     if target.is_relative_to(root):
-        raise UserError(f"{folder} is in the checkout {root}; name a folder outside of it, such as ../{target.name}")
+        raise UserError(f"{folder} is in the checkout {root}; name one outside of it, such as {root.parent / 'mine'}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{folder} exists and is no empty folder; name another one, or remove it")
     refuse_path(target)
+
+
+def _committed(root: Path, commit: str, *paths: str) -> list[str]:
+    """The files and folders of a commit among these paths, or in one that ends in a slash."""
+    from scratchlm.compare.git import git
+
+    return [name for name in git(root, "ls-tree", "--name-only", "-z", commit, *paths).split("\0") if name]
 
 
 def _refuse_nameless(repository: Path) -> None:
@@ -82,7 +94,7 @@ def _take(root: Path, commit: str, new: Path) -> None:
     from scratchlm.compare.git import git
 
     archive = new / "taken.zip"
-    git(root, "archive", f"--output={archive}", commit, *TAKEN)
+    git(root, "archive", f"--output={archive}", commit, *_committed(root, commit, *TAKEN))
     shutil.unpack_archive(archive, new)
     archive.unlink()
 
@@ -100,7 +112,8 @@ def origin(root: Path, commit: str) -> str:
     from scratchlm.compare.git import git
 
     remote = min(git(root, "remote").splitlines(), key=lambda name: name != "origin", default=None)
-    address = re.sub("//[^/]*@", "//", git(root, "remote", "get-url", remote)) if remote else ""  # without a password
+    address = git(root, "remote", "get-url", remote) if remote else ""
+    address = re.sub(r"(?<=//)[^/]*@|\?.*", "", address)  # without a password or a token
     is_elsewhere = re.search(r"^(?!file:)\w+://|^[\w.-]+@", address)
     return f"commit {commit} of {address if is_elsewhere else 'scratchlm'}"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from scratchlm.cli.pipeline import TextOrJson
 from scratchlm.run.display import say, shortened
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import read_json, write_text
+from scratchlm.run.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     from scratchlm.report.headline import Headline
@@ -57,7 +57,9 @@ def committed_results() -> Iterator[tuple[Path, Path]]:
     with TemporaryDirectory() as folder:
         for path in git(Path(), "ls-tree", "-r", "--name-only", "HEAD", "--", "params.yaml", "metrics").splitlines():
             if path.endswith((".yaml", ".json")):
-                write_text(Path(folder, path), git(Path(), "show", f"HEAD:./{path}"))
+                content = git(Path(), "show", f"HEAD:./{path}")
+                with atomic_write(Path(folder, path)) as copy:
+                    copy.write_bytes(content.encode(errors="surrogateescape"))
         yield Path(folder, "params.yaml"), Path(folder, "metrics")
 
 

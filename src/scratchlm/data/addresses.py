@@ -129,7 +129,8 @@ def files_at(address: str) -> dict[str, int]:
         inside = [Path(name).name] if is_pattern else name.removeprefix(path).strip("/").split("/")
         is_file = info["type"] == "file"
         if info.get("islink"):
-            is_file = not Path(name).is_dir() and os.path.realpath(name) not in real
+            is_file = Path(name).is_file() or not Path(name).exists()  # reading the latter says why
+            is_file = is_file and os.path.realpath(name) not in real
         if is_file and not any(part.startswith((".", "_")) for part in inside):
             if os.fsencode(name).decode(errors="replace") != name:
                 raise UserError(f"{_address_of(files, name)!a} is a name that is not UTF-8; rename the file")

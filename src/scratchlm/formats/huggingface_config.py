@@ -86,7 +86,7 @@ def read_config(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     theirs = read_json(path)
     kind = theirs.get("model_type")
-    if kind not in _FIXED:
+    if kind not in tuple(_FIXED):  # it may be a list
         raise UserError(f"{path}: model_type is {kind!r}; only gpt2, llama and qwen2 can be read")
     for key, values in _FIXED[kind].items():
         if theirs.get(key, values[0]) not in values:

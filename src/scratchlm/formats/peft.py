@@ -139,7 +139,8 @@ def merge_peft(folder: Path, stored: dict[str, Tensor], prefix: str) -> None:
     for module in sorted({name.rsplit(".lora_", 1)[0] for name in matrices}):
         a, b = (matrices.get(f"{module}.lora_{letter}.weight") for letter in "AB")
         name = module.removeprefix(PREFIX).removeprefix(prefix) + ".weight"
-        if a is None or b is None or (a.dim(), b.dim(), len(a)) != (2, 2, b.shape[-1]) or name not in stored:
+        is_pair = a is not None and b is not None and a.dim() == b.dim() == 2 and len(a) == b.shape[1]
+        if a is None or b is None or not is_pair or name not in stored:
             raise UserError(
                 f"{folder / WEIGHTS}: {module} is not a pair of matrices for a weight of the base model; name with "
                 "--base the model that the adapter was trained on"
@@ -200,5 +201,5 @@ def _scale(path: Path, settings: Mapping[str, Any], module: str, rank: int) -> f
         if not math.isfinite(scale):
             raise ValueError(f"{scale} is not finite")
         return scale
-    except (AttributeError, KeyError, TypeError, ValueError, re.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
         raise damaged(path, f"no number as alpha of {module} ({error})") from None

@@ -46,6 +46,8 @@ def read_ratings(path: Path) -> Ratings:
     """Return the ratings of a file, none if it does not exist. Raises UserError for the first line that is not one."""
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise UserError(f"{path} is a folder, device or pipe, and no file of ratings; name another file with --file")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from scratchlm.cli import init
 from scratchlm.cli.init import TAKEN, origin
 from scratchlm.compare.git import git
 from tests.clones import AUTHOR, REPOSITORY
@@ -72,16 +73,18 @@ def test_its_workflows_call_only_what_its_makefile_and_its_actions_have(project:
 def test_of_a_changed_checkout_only_what_is_committed_and_no_data_is_taken(project: Path, tmp_path: Path) -> None:
     checkout = shutil.copytree(project, tmp_path / "checkout", symlinks=True)
     (checkout / "data" / "mine" / "private.csv").write_text("text,label\n")
+    (checkout / "profiles" / "größer.yaml").write_bytes((checkout / "params.yaml").read_bytes())
+    (checkout / ".gitlab-ci.yml").unlink()  # as the README of a project advises
     git(checkout, "add", "--all")
     git(checkout, "commit", "--quiet", "--message", "Add data")
     with (checkout / "dvc.yaml").open("a") as file:
         file.write("# changed\n")
     (checkout / "src" / "new.py").write_text("")
-    done = scratchlm(checkout / "data", "init", "../../second")
+    done = scratchlm(checkout / "data", "init", "../../second", "--profile", "größer")
     assert "Uncommitted changes were not taken: dvc.yaml, src/new.py\n" in done.stdout, done.stderr
     first, second = tree(project), tree(tmp_path / "second")
     assert {path for path in first.keys() | second.keys() if first.get(path) != second.get(path)} == {
-        "README.md", "params.yaml",
+        ".gitlab-ci.yml", "README.md", "profiles/größer.yaml",
     }  # fmt: skip
     assert f"commit {commit(checkout)} of scratchlm; " in (tmp_path / "second" / "README.md").read_text()
 
@@ -89,7 +92,7 @@ def test_of_a_changed_checkout_only_what_is_committed_and_no_data_is_taken(proje
 @pytest.mark.parametrize(
     ("remotes", "where"),
     [
-        ({"upstream": "https://someone:se@cret@git.example.org/our/s.git"}, "https://git.example.org/our/s.git"),
+        ({"upstream": "https://someone:se@cret@git.example.org/our/s.git?key=1"}, "https://git.example.org/our/s.git"),
         ({"a": "/srv/other", "origin": "git@git.example.org:our/s.git"}, "git@git.example.org:our/s.git"),
         ({"origin": "/srv/s"}, "scratchlm"),
         ({"origin": "file:///srv/s"}, "scratchlm"),
@@ -107,7 +110,7 @@ def test_the_origin_is_an_address_without_a_password(tmp_path, remotes, where) -
     [
         (["full"], "full exists and is no empty folder; name another one, or remove it"),
         (["full/file"], "full/file exists and is no empty folder"),
-        (["checkout/data/new"], "is in the checkout .*checkout; name a folder outside of it, such as ../new"),
+        (["checkout/data/new"], "is in the checkout .*checkout; name one outside of it, such as .*/mine"),
         (["new", "--profile", "huge"], "--profile is 'huge', but the profiles are ablations, .*; name one of them"),
         (["{new}"], r"holds '{', on which DVC or git fails; rename that folder"),
     ],
@@ -121,6 +124,17 @@ def test_a_mistake_is_one_sentence_and_leaves_everything_as_it_was(project, tmp_
     done = scratchlm(checkout, "init", f"../{words[0]}", *words[1:])
     assert done.returncode == 1 and re.search(sentence, done.stderr) and done.stderr.count("\n") == 1, done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_comes_into_the_folder_meanwhile_is_kept(project, tmp_path, monkeypatch) -> None:
+    def written_late(new: Path, name: str, origin: str) -> None:
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / "file").write_text("mine")
+
+    monkeypatch.setattr(init, "_write_own", written_late)
+    done = scratchlm(project, "init", str(tmp_path / "new"))
+    assert done.stderr == f"scratchlm: {tmp_path / 'new'}: directory not empty; correct that and run this again\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
 
 
 def test_a_checkout_and_a_git_that_knows_its_user_are_needed(project, tmp_path, monkeypatch) -> None:

@@ -137,6 +137,13 @@ def test_a_file_that_cannot_be_made_is_one_sentence_before_any_question(folder: 
     assert "params.yaml/ratings.csv does not exist and cannot be made in params.yaml: " in done.stderr
 
 
+@pytest.mark.parametrize("file", ["/dev/null", "metrics"])
+def test_what_is_no_file_is_not_read_as_one(folder: Path, file: str) -> None:
+    (folder / "metrics").mkdir(exist_ok=True)
+    sentence = f"{file} is a folder, device or pipe, and no file of ratings; name another file with --file"
+    assert scratchlm(folder, "rate", "--file", file).stderr == f"scratchlm: {sentence}\n"
+
+
 def test_missing_responses_are_one_sentence(folder: Path) -> None:
     (folder / "data/responses/generate/base.parquet").unlink()
     done = scratchlm(folder, "rate")

@@ -72,6 +72,8 @@ def test_links_to_files_are_read_and_those_to_folders_are_refused(
         Path(path).symlink_to(tmp_path / "blob")
     for address in ("snapshot", "snapshot/**"):
         assert files_at(address) == {"snapshot/a.txt": 16, "snapshot/more/b.txt": 16}
+    Path("snapshot/endless.txt").symlink_to("/dev/zero")
+    assert "snapshot/endless.txt" not in files_at("snapshot")
     Path("snapshot/more/c.txt").symlink_to("b.txt")
     Path("snapshot/more/b.txt").unlink()
     Path("snapshot/more/b.txt").write_text("Twice.")

@@ -20,6 +20,9 @@ from scratchlm.run.errors import UserError
 from scratchlm.tasks.settings import evenly_spaced
 from scratchlm.training.order import batch_indices
 
+# Never destroyed: threads of Arrow hold some of its memory for a moment after they have read, and crash without it
+POOL = pa.proxy_memory_pool(pa.default_memory_pool())
+
 
 def write_shard(path: Path, row_groups: Iterable[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +167,8 @@ def test_a_hundred_billion_tokens_are_opened_and_read_in_little_memory(tmp_path:
 def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(50_000, size=1 << 22, dtype=np.uint32)  # 16 MiB
     write_shard(tmp_path / "corpus" / "train" / "00000.parquet", np.split(tokens, 64))
-    before, pool, default = (
-        sorted(tmp_path.rglob("*")),
-        pa.proxy_memory_pool(pa.default_memory_pool()),
-        pa.default_memory_pool(),
-    )
-    pa.set_memory_pool(pool)
+    before, default = sorted(tmp_path.rglob("*")), pa.default_memory_pool()
+    pa.set_memory_pool(POOL)
     tracemalloc.start()
     try:
         windows = Corpus(tmp_path / "corpus").windows("train", 255, 256)
@@ -180,7 +179,7 @@ def test_reading_takes_the_memory_of_a_row_group_and_leaves_no_file(tmp_path: Pa
     finally:
         tracemalloc.stop()
         pa.set_memory_pool(default)
-    assert 0 < pool.max_memory() < tokens.nbytes / 8
+    assert 0 < POOL.max_memory() < tokens.nbytes / 8
     assert 0 < peak < tokens.nbytes / 8
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -478,8 +478,9 @@ def test_a_damaged_weights_file_is_named(exported: Path) -> None:
 
 
 def test_another_kind_of_model_is_refused(exported: Path) -> None:
-    path = rewrite_config(exported, model_type="mistral")
-    assert refusal(exported) == f"{path}: model_type is 'mistral'; only gpt2, llama and qwen2 can be read"
+    for kind in (["gpt2"], "mistral"):
+        path = rewrite_config(exported, model_type=kind)
+        assert refusal(exported) == f"{path}: model_type is {kind!r}; only gpt2, llama and qwen2 can be read"
 
 
 def test_a_configuration_without_a_size_is_refused(exported: Path) -> None:

@@ -207,7 +207,9 @@ def test_what_is_not_plain_lora_is_refused(written: Path, key: str, value: Any) 
     assert not (written / "out").exists()
 
 
-@pytest.mark.parametrize("change", [{"lora_alpha": None}, {"lora_alpha": "NaN"}, {"alpha_pattern": {"(": 1}}])
+@pytest.mark.parametrize(
+    "change", [{"lora_alpha": None}, {"lora_alpha": "NaN"}, {"lora_alpha": 10**400}, {"alpha_pattern": {"(": 1}}]
+)
 def test_an_alpha_that_is_no_number_is_named(written: Path, change: dict[str, Any]) -> None:
     path = written / "adapter" / "adapter_config.json"
     write_json(path, read_json(path) | change)
@@ -233,14 +235,14 @@ def test_an_adapter_in_a_pickle_is_refused(written: Path) -> None:
         import_model(written / "adapter", written / "out", written / "base")
 
 
-@pytest.mark.parametrize("change", ["rename", "half", "shape", "rank"])
+@pytest.mark.parametrize("change", ["rename", "half", "shape", "rank", "scalar"])
 def test_an_adapter_of_another_base_is_refused(written: Path, change: str) -> None:
     path = written / "adapter" / "adapter_model.safetensors"
     tensors = load_file(path)
     name = min(tensors)
     tensor = tensors.pop(name)
     if change != "half":
-        part = {"rank": tensor[:1], "shape": tensor[:, :5]}.get(change, tensor)
+        part = {"rank": tensor[:1], "shape": tensor[:, :5], "scalar": tensor[0, 0]}.get(change, tensor)
         tensors[name.replace("h.0", "h.7") if change == "rename" else name] = part.contiguous()
     save_file(tensors, path)
     with pytest.raises(UserError, match="--base the model that the adapter was trained on"):
