@@ -168,6 +168,10 @@ def test_the_status_of_committed_changed_and_wrong_results(committer: Path) -> N
     output.rename(committer / ".git" / "output")
     assert "but data/predictions/finetune_spam.parquet are not its outputs; run `dvc checkout`" in status(committer)
     (committer / ".git" / "output").rename(output)
+    with (committer / "dvc.lock").open("a") as lock:
+        lock.write("# of other code\n")
+    assert "but dvc.lock changed, as dvc.lock does with code that changes no result; commit it" in status(committer)
+    run(committer, "git", "checkout", "-q", "--", "dvc.lock")
     path = committer / "metrics" / "finetune_spam.json"
     metrics = read_json(path)
     metrics["test"]["recall"] += 0.1

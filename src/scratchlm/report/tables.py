@@ -10,6 +10,7 @@ PERCENTAGES = {
     "finished_share",
 }
 COLUMN_ORDER = ("train", "val", "test", "before", "after")
+GAIN = "gain_of_"  # begins the name of a column of differences
 MAX_CHARACTERS = 400
 NONE = "–"
 
@@ -60,9 +61,11 @@ def format_signed(difference: float) -> str:
     return f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def format_metric(name: str, value: Any) -> str:
-    """Return the value of a metric in the form that its name calls for."""
-    return format_percent(value) if name.rpartition(".")[2] in PERCENTAGES else format_number(value)
+def format_metric(name: str, value: Any, column: str = "") -> str:
+    """Return the value of a metric in the form that its name, and that of its column, call for."""
+    if name.rpartition(".")[2] not in PERCENTAGES:
+        return format_number(value)
+    return f"{format_points(value)} points" if column.startswith(GAIN) else format_percent(value)
 
 
 def thinned(rows: Sequence[Any], at_most: int) -> list[Any]:
@@ -85,11 +88,10 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
         if isinstance(metrics[key], Mapping) and key not in deep
     }
     if columns:
-        names = dict.fromkeys(name for values in columns.values() for name in values)
-        rows: list[tuple[str, tuple[str, ...]]] = [
-            (name, tuple(format_metric(name, values[name]) if name in values else NONE for values in columns.values()))
-            for name in names
-        ]
+        rows: list[tuple[str, tuple[str, ...]]] = []
+        for name in dict.fromkeys(name for values in columns.values() for name in values):
+            cells = (format_metric(name, found[name], key) if name in found else NONE for key, found in columns.items())
+            rows.append((name, tuple(cells)))
         tables.insert(0, Table(title, tuple(columns), rows))
     single = [(key, value) for key, value in sorted(metrics.items()) if not isinstance(value, Mapping)]
     if single:

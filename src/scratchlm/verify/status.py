@@ -52,8 +52,13 @@ def status(root: Path) -> str:
         assert committed.commit
         with private_clone(root) as clone:
             keep(root, clone, committed.commit)
-    if beyond or not (found or why):
-        named = [f"{each.key} {each.committed} → {each.rebuilt}" for each in beyond] or changed
+    if not (found or why):
+        return (
+            f"The metrics here are the committed ones of {committed}, but {first_few(changed)} changed, as dvc.lock "
+            "does with code that changes no result; commit it, too."
+        )
+    if beyond:
+        named = [f"{each.key} {each.committed} → {each.rebuilt}" for each in beyond]
         return f"Different from the committed results of {committed}: {first_few(named)}.{why}"
     return f"Equal to the committed results of {committed} within the tolerances of `scratchlm verify`.{why}"
 

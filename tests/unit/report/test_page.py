@@ -927,3 +927,5 @@ def test_metrics_become_tables_with_splits_as_columns_in_their_order() -> None:
     assert tables[0] == ("", ("train", "test"), [("loss", ("2", "1.5")), ("c.a", ("1", "–"))])
     assert metric_tables({"corpus": {"val": {"loss": 1}}})[0] == ("corpus", ("val",), [("loss", ("1",))])
     assert tables[1] == ("", ("value",), [("width", ("7",))])
+    gain = metric_tables({"gain_of_finetune_spam": {"accuracy": -0.0067}, "test": {"accuracy": 1.0}})[0]
+    assert gain.rows == [("accuracy", ("100.0\N{NO-BREAK SPACE}%", "\N{MINUS SIGN}0.7 points"))]
