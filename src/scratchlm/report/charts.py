@@ -168,7 +168,7 @@ def score_chart(name: str, scores: Mapping[str, Sequence[float]]) -> Markup:
             axis.margins(y=0.35)
             axis.tick_params(axis="x", length=0)
         axes[-1].set_xticks(range(len(lows)), [str(low) for low in lows])
-        axes[-1].set_xlabel("score, in bins of ten from")
+        axes[-1].set_xlabel("score: from each number to below the next")
         return _svg(figure, f"{name}-scores", f"{name}: number of responses by score")
 
 
