@@ -3,7 +3,7 @@
 glibc returns freed memory to the system, which clears and maps each page again in the next step. Training in bfloat16
 went from 460 to 705 tokens/s without that (124M on two threads). But then every block lies in one heap. With texts of
 all lengths, each step leaves gaps between its blocks, and the heap grows: finetuning SmolLM2-135M on instructions took
-8.3 GB after 50 steps, where a step needs 3.6 (LOG.md). So once the heap is half as large again as what a step needs,
+8.1 GiB after 50 steps, where a step needs 3.5 (LOG.md). So once the heap is half as large again as what a step needs,
 the gaps are given back; the next step maps its pages anew.
 """
 
