@@ -32,7 +32,8 @@ PRELOADED = (
     "dvc.rwlock", "dvc.scm", "dvc.stage.run", "dvc_render.vega", "networkx", "ruamel.yaml",
     "scmrepo.git.backend.dulwich", "scmrepo.git.backend.pygit2", "scratchlm.compare.compare", "scratchlm.compare.text",
     "scratchlm.verify.verify",
-    "numba", "pyarrow.parquet", "requests", "safetensors.torch", "tiktoken", "torch",
+    "jinja2", "matplotlib.backends.backend_svg", "numba", "pyarrow.parquet", "requests", "safetensors.torch",
+    "scipy.stats", "sklearn.feature_extraction.text", "sklearn.linear_model", "tiktoken", "torch",
 )  # fmt: skip
 READ_AT_IMPORT = ("ATEN_", "DNNL_", "GOMP_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_")  # variables of torch
 TEMPORARY = tempfile.gettempdir()  # before a test changes it

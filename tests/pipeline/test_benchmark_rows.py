@@ -28,6 +28,9 @@ from scratchlm.training.order import batch_indices
 
 ROWS = all_rows("TINY")
 NAME = "exact_decode_1"
+# They take seconds, and differ from others by their precision or their head
+SLOW = ("decode_16_bfloat16", "instruct_float32", "instruct_bfloat16", "spam_bfloat16")
+MARKS = dict.fromkeys(SLOW, pytest.mark.slow)
 
 
 def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
@@ -39,7 +42,7 @@ def test_every_row_has_a_small_form_of_the_same_contenders_and_bars() -> None:
     assert all(set(targets) < set(contenders) for _, contenders, targets in shapes[0].values())
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, ())) for name in ROWS])
 @pytest.mark.usefixtures("deterministic_as_before")
 def test_every_contender_of_a_row_does_the_same_work_each_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's file is written by a thread, not by a process, whose start takes most of the time."""

@@ -1,6 +1,6 @@
-"""The sample pipeline in a clone of this repository, end to end, as a newcomer runs it.
+"""The pipeline of the sample with few steps, in a clone of this repository: what reruns, and what is said.
 
-It tests what is committed: commit before you run it.
+`make verify` rebuilds the sample itself. It tests what is committed: commit before you run it.
 """
 
 import contextlib
@@ -18,20 +18,18 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from tests.clones import REPOSITORY, SCRATCHLM, commit, environment, make_clone, run, set_parameter, stages_run
+from scratchlm.run.params import load_yaml
+from tests.clones import SCRATCHLM, commit, environment, run, set_parameter, stages_run
 from tests.forked import forking
 
-COMMITTED = json.loads((REPOSITORY / "metrics" / "pretrain.json").read_text())
 PREFERENCE = "finetune_preference@dpo"
 REWARD = "reward_model@bradley_terry"
 REINFORCE = "reinforce@grpo"
-ANSWERS = ["generate@base", "generate@instruct", "generate@dpo", "generate@grpo"]
+ANSWERS = ["generate@instruct"]
 STAGES = [
     "code", "preflight", "download", "tokenize", "pretrain", "load_gpt2@nano", "finetune_spam", "baseline_spam",
     "finetune_instruct", PREFERENCE, REWARD, REINFORCE, *ANSWERS, "judge", "report",
 ]  # fmt: skip
-CHANGED = "changed.txt"  # in .git: the files that a rebuild of the committed revision changed
-COMPUTED = r"^(metrics/|dvc\.lock)"
 UP_TO_DATE = "Data and pipelines are up to date."
 
 
@@ -48,29 +46,20 @@ def restore(clone: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A clone of HEAD after one `dvc repro` without a cache, with its results committed.
-
-    The results differ from HEAD's on another class of processor, so `restore` must lead back to those of this clone.
-    """
-    clone = make_clone(tmp_path_factory.mktemp("clones") / "scratchlm")
-    done = run(clone, "dvc", "repro")
-    assert stages_run(done) == STAGES
-    (clone / ".git" / CHANGED).write_text(run(clone, "git", "status", "--porcelain").stdout)
-    commit(clone, "Build", empty=True)
-    return clone
+def clone(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(built, tmp_path_factory.mktemp("clones") / "scratchlm", symlinks=True)
 
 
 @pytest.fixture
 def workspace(clone):
-    """The rebuilt clone, restored to its commit after the test."""
+    """The clone, restored to its commit after the test."""
     yield clone
     restore(clone)
 
 
 @pytest.fixture
 def inputs(clone):
-    """The rebuilt clone for a test that runs no stage: only what git has is restored, which takes less time."""
+    """The clone for a test that runs no stage: only what git has is restored, which takes less time."""
     yield clone
     run(clone, "git", "checkout", "-q", "--", ".")
 
@@ -92,42 +81,10 @@ def on_a_terminal(clone: Path, *words: str) -> list[str]:
     return re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", shown.decode()))
 
 
-def metrics(clone: Path, name: str) -> dict:
-    return json.loads((clone / "metrics" / f"{name}.json").read_text())
-
-
-def test_a_rebuild_leaves_git_status_clean(clone):
-    changed = [line[3:] for line in (clone / ".git" / CHANGED).read_text().splitlines()]
-    if metrics(clone, "pretrain")["arithmetic"] != COMMITTED.get("arithmetic"):
-        changed = [path for path in changed if not re.match(COMPUTED, path)]  # other bits on another class of processor
-    assert changed == []
-
-
 def test_a_second_repro_does_nothing(clone):
     done = run(clone, "dvc", "repro")
     assert UP_TO_DATE in done.stdout
     assert stages_run(done) == []
-
-
-def test_every_stage_visibly_learns(clone):
-    pretrained = metrics(clone, "pretrain")
-    assert pretrained["untrained_val_loss"] - pretrained["val"]["loss"] >= 2
-    assert metrics(clone, "load_gpt2/nano")["val"]["loss"] < pretrained["val"]["loss"]
-    assert metrics(clone, "finetune_spam")["test"]["accuracy"] >= 0.95
-    assert metrics(clone, "finetune_preference/dpo")["test"]["accuracy"] >= 0.8
-    assert metrics(clone, "reward_model/bradley_terry")["test"]["accuracy_low"] >= 0.65
-    reinforced = metrics(clone, "reinforce/grpo")  # its gain is small, and the interval may include 0
-    assert reinforced["test"]["gain_high"] > 0 and reinforced["test"]["finished_share"] >= 0.95
-    judged = metrics(clone, "judge")
-    assert judged["base"]["mean_score"] <= 10
-    assert judged["instruct"]["mean_score"] >= 60
-
-
-def test_peak_memory_stays_within_two_gigabytes(clone):
-    records = [json.loads(line) for path in (clone / "logs").glob("*.jsonl") for line in path.open()]
-    peaks = {record["stage"]: record["peak_memory_bytes"] for record in records if "stage" in record}
-    assert sorted(peaks) == sorted(STAGES)
-    assert max(peaks.values()) <= 2 * 2**30
 
 
 TRAININGS = ("pretrain", "finetune_spam", "finetune_instruct", PREFERENCE, REWARD, REINFORCE)
@@ -136,9 +93,9 @@ CONCERNED = [
     ("tokenize.messages.balance", False, {"tokenize"}),
     ("pretrain.learning_rate", 0.001, {"pretrain"}),
     ("model.dropout", 0.1, {"pretrain"}),
-    ("evaluation.max_rows", 8, {"load_gpt2@nano", *TRAININGS}),
+    ("evaluation.max_rows", 16, {"load_gpt2@nano", *TRAININGS}),
     ("finetune_spam.position", "mean", {"finetune_spam"}),
-    ("finetune_spam.base", "pretrain", {"finetune_spam"}),
+    ("finetune_spam.base", "gpt2-nano", {"finetune_spam"}),
     ("finetune_instruct.mask_instruction", False, {"finetune_instruct"}),
     ("finetune_preference.beta", 0.5, {PREFERENCE}),
     ("generate.max_new_tokens", 16, {*ANSWERS}),
@@ -147,7 +104,7 @@ CONCERNED = [
     ("reinforce.kl_coefficient", 0.1, {REINFORCE}),
     ("reinforce_runs.grpo", {"reward": "models/reward_model/bradley_terry", "unfinished_reward": -3.0}, {REINFORCE}),
     ("seed", 7, {"tokenize", *TRAININGS, *ANSWERS, "judge"}),
-    ("threads", 1, {"load_gpt2@nano", *TRAININGS, *ANSWERS}),
+    ("threads", 2, {"load_gpt2@nano", *TRAININGS, *ANSWERS}),
 ]
 
 
@@ -243,14 +200,16 @@ def test_a_changed_judge_reruns_the_judge_and_the_report_only(workspace):
     set_parameter(workspace, "judge.controls", 3)
     shown = on_a_terminal(workspace, "repro")
     text = "\n".join(shown)
-    assert re.search(r"^2 of 18 stages may have to run:\n   1  judge +\d+ s  judge.* changed", text, re.MULTILINE)
+    assert re.search(
+        rf"^2 of {len(STAGES)} stages may have to run:\n   1  judge +\d+ s  judge.* changed", text, re.MULTILINE
+    )
     assert re.search(r"^   2  report +\d+ s  ", text, re.MULTILINE)
     assert [line for line in shown if line.startswith("stage ")] == ["stage 1 of 2: judge", "stage 2 of 2: report"]
-    assert re.search(r"^judge: [\d.]+ s, base.mean_score [\d.]+, instruct.mean_score [\d.]+$", text, re.MULTILINE)
-    ours = text[text.index("2 of 18 stages") :].partition("\nBuilt from other inputs")[0]
+    assert re.search(r"^judge: [\d.]+ s, instruct.mean_score [\d.]+$", text, re.MULTILINE)
+    ours = text[text.index("stages may have") :].partition("\nBuilt from other inputs")[0]
     assert max(map(len, ours.splitlines())) <= 80 and "> python" not in ours
     again = run(workspace, *SCRATCHLM, "repro").stdout
-    assert again.startswith("All 18 stages are up to date.\n\n") and "\nNext:\n" in again
+    assert again.startswith(f"All {len(STAGES)} stages are up to date.\n\n") and "\nNext:\n" in again
 
 
 def test_a_comment_in_params_reruns_no_computing_stage(workspace):
@@ -260,19 +219,20 @@ def test_a_comment_in_params_reruns_no_computing_stage(workspace):
 
 
 def test_branches_are_compared_by_parameters_metrics_and_plots(workspace):
-    run(workspace, "git", "switch", "-q", "-c", "shorter-answers")
-    set_parameter(workspace, "generate.max_new_tokens", 4)
+    run(workspace, "git", "switch", "-q", "-c", "faster")
+    before = load_yaml(workspace / "params.yaml")["finetune_spam"]["learning_rate"]
+    set_parameter(workspace, "finetune_spam.learning_rate", 0.01)
     run(workspace, "dvc", "repro")
-    commit(workspace, "Shorter answers")
+    commit(workspace, "Learn faster")
     main = run(workspace, "git", "rev-parse", "HEAD~1").stdout.strip()
 
     parameters = json.loads(run(workspace, "dvc", "params", "diff", main, "HEAD", "--json").stdout)
-    assert parameters == {"params.yaml": {"generate.max_new_tokens": {"old": 48, "new": 4, "diff": -44}}}
+    (change,) = parameters["params.yaml"].values()
+    assert [*parameters["params.yaml"]] == ["finetune_spam.learning_rate"]
+    assert (change["old"], change["new"]) == (before, 0.01)
     difference = json.loads(run(workspace, "dvc", "metrics", "diff", main, "HEAD", "--json").stdout)
-    assert difference["metrics/judge.json"]["instruct.mean_score"]["diff"] < 0
-    # The base answers nothing, or never ends
-    longer = [stage.replace("@", "/") for stage in ANSWERS if stage != "generate@base"]
-    assert set(difference) == {*(f"metrics/{stage}.json" for stage in longer), "metrics/judge.json"}
+    assert difference["metrics/finetune_spam.json"]["test.loss"]["diff"] != 0
+    assert set(difference) == {"metrics/finetune_spam.json", "metrics/baseline_spam.json"}
     run(workspace, "dvc", "plots", "diff", main, "HEAD")
     page = (workspace / "dvc_plots" / "index.html").read_text()
     assert main[:7] in page

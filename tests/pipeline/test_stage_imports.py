@@ -101,15 +101,17 @@ def test_every_stage_is_here() -> None:
     assert set(IMPORTS) == {path.stem for path in (REPOSITORY / "stages").glob("[!_]*.py")}
 
 
-@pytest.mark.parametrize("stage", IMPORTS)
-def test_a_stage_imports_only_the_heavy_packages_that_it_needs(stage: str) -> None:
-    found = modules_after(f"import sys, stages.{stage}; print(*sys.modules)") & set(HEAVY)
-    more, fewer = sorted(found - IMPORTS[stage]), sorted(IMPORTS[stage] - found)
+@pytest.mark.parametrize("packages", sorted({frozenset(packages) for packages in IMPORTS.values()}, key=sorted))
+def test_a_stage_imports_only_the_heavy_packages_that_it_needs(packages: frozenset[str]) -> None:
+    """Stages of the same packages share a process, because starting one takes a second."""
+    stages = ", ".join(f"stages.{stage}" for stage in IMPORTS if IMPORTS[stage] == packages)
+    found = modules_after(f"import sys, {stages}; print(*sys.modules)") & set(HEAVY)
+    more, fewer = sorted(found - packages), sorted(packages - found)
     assert not more, (
-        f"stages.{stage} now imports {', '.join(more)} before its work begins; split the module that brings it in, "
+        f"of {stages}, one now imports {', '.join(more)} before its work begins; split the module that brings it in, "
         "import it where it is used, or, if the stage cannot do without it, add it to IMPORTS"
     )
-    assert not fewer, f"stages.{stage} no longer imports {', '.join(fewer)}; take it out of IMPORTS"
+    assert not fewer, f"none of {stages} imports {', '.join(fewer)} any more; take it out of IMPORTS"
 
 
 def test_nothing_that_a_stage_computes_imports_torchs_compiler(tmp_path: Path) -> None:

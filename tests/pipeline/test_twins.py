@@ -1,5 +1,6 @@
 """Two clones that share nothing give the same bits, in circumstances as different as one machine allows."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -29,8 +30,8 @@ def twin(folder: Path, profile: str, umask: int, **circumstances: str) -> Path:
     return clone
 
 
-def assert_twins(folder: Path, profile: str, **sources: str) -> None:
-    """Build both; sources: SCRATCHLM_MIRROR, where the profile needs what is not in the repository."""
+def assert_twins(folder: Path, profile: str, **sources: str) -> Path:
+    """Build both, return the first; sources: SCRATCHLM_MIRROR, where the profile needs what the repository lacks."""
     first = twin(
         folder / "a", profile, 0o022,
         LC_ALL="C", TZ="UTC", PYTHONHASHSEED="0", **sources,
@@ -46,8 +47,11 @@ def assert_twins(folder: Path, profile: str, **sources: str) -> None:
         busy.wait()
     assert len(results(first)) > 10
     assert results(second) == results(first)
+    return first
 
 
 @pytest.mark.slow
 def test_two_clones_of_the_sample_that_share_nothing_have_the_same_lock_file_and_metrics(tmp_path: Path) -> None:
-    assert_twins(tmp_path, "sample")
+    clone = assert_twins(tmp_path, "sample")
+    records = [json.loads(line) for path in (clone / "logs").glob("*.jsonl") for line in path.open()]
+    assert max(record["peak_memory_bytes"] for record in records if "stage" in record) <= 2 * 2**30

@@ -76,7 +76,7 @@ def test_a_row_has_the_same_contenders_and_targets_at_both_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    "device", [pytest.param("cpu", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)]
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 def test_every_contender_works_where_dvc_and_tensorflow_are_missing(device: str, tmp_path: Path) -> None:
     params = load_yaml(REPOSITORY / "params.yaml")  # of the row `sample`, whose evaluations take every row
@@ -208,7 +208,7 @@ def _raise_what_cannot_be_pickled() -> Any:
     raise error
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_one_contender_that_fails_and_one_that_takes_too_long_leave_the_third_measured(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

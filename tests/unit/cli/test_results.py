@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,22 @@ LINES = [
     Headline("baseline_spam", "test accuracy", "", "100.0\N{NO-BREAK SPACE}%", "97.5 % to 100.0 %"),
     Headline("a-model-of-a-very-long-name", "mean score of a-variant-of-a-long-name", "", "12,345", "–"),
 ]
+
+
+def test_the_committed_results_are_those_of_stages_that_visibly_learnt():
+    def found(name: str) -> dict[str, Any]:
+        return read_json(REPOSITORY / "metrics" / f"{name}.json")
+
+    pretrained, judged = found("pretrain"), found("judge")
+    assert pretrained["untrained_val_loss"] - pretrained["val"]["loss"] >= 2
+    assert found("load_gpt2/nano")["val"]["loss"] < pretrained["val"]["loss"]
+    assert found("finetune_spam")["test"]["accuracy"] >= 0.95
+    assert found("finetune_preference/dpo")["test"]["accuracy"] >= 0.8
+    assert found("reward_model/bradley_terry")["test"]["accuracy_low"] >= 0.65
+    reinforced = found("reinforce/grpo")["test"]  # its gain is small, and the interval may include 0
+    assert reinforced["gain_high"] > 0 and reinforced["finished_share"] >= 0.95
+    assert judged["base"]["mean_score"] <= 10
+    assert judged["instruct"]["mean_score"] >= 60
 
 
 def test_results_fit_80_columns_and_show_what_was_before_training():
