@@ -24,7 +24,6 @@ from benchmarks.baselines import SEED
 from benchmarks.harness import REPOSITORY, RESULTS, Contender, Row, Run, about
 from benchmarks.rows.corpus import reading, tokenizing, write_text
 from benchmarks.sources import stage_params, text_of, tokenizer_of
-from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.compare import compare_revisions
 from scratchlm.compare.git import git
@@ -36,6 +35,7 @@ from scratchlm.data.instructions import INSTRUCTION_SCHEMA, write_instructions
 from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.data.messages import write_messages
 from scratchlm.run.files import read_json, read_splits, write_json, write_table
+from scratchlm.tasks.bootstrap import observed
 from scratchlm.tasks.scores import PREDICTION_SCHEMA, prediction_rows
 from stages import tokenize
 

@@ -44,7 +44,7 @@ GROUPS = {  # a module of src/scratchlm -> its tests, in tests/unit
         "training/loop.py": "training/test_loop.py training/test_resuming.py",
     },
     "statistics": {
-        "compare/bootstrap.py": "compare/test_bootstrap.py",
+        "tasks/bootstrap.py": "tasks/test_bootstrap.py",
         "compare/seeds.py": "compare/test_seeds.py",
         "tasks/intervals.py": "tasks/test_intervals.py",
     },

@@ -1,4 +1,4 @@
-"""Commands that write models for other programs and read theirs: export, import."""
+"""The command that writes models for other programs."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -43,26 +43,27 @@ def export(
 ) -> None:
     """Write a model for transformers, llama.cpp or Ollama.
 
-    The last two take language models only. An assistant gets its chat template, a GGUF file a Modelfile beside it, a
-    folder a model card.
+    The last two take language models only. Assistants and reward models get their chat template, a GGUF file a
+    Modelfile beside it, a folder a model card.
     """
+    from scratchlm.formats.native import OTHER_KINDS
     from scratchlm.run.files import read_json
 
     refuse_existing(output)
     if format != "gguf" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
     config = read_json(model / "config.json")
-    is_classifier = "classifier" in config
-    if "reward_model" in config:
-        raise UserError(f"{model} holds a reward model, which cannot be exported; name a language model or classifier")
-    if prompt_style and (is_classifier or format == "peft"):
-        raise UserError("--prompt-style is for the chat template of a language model; leave it out")
-    if is_classifier and format == "gguf":
-        raise UserError(f"{model} holds a classifier, which gguf has no form of; export it with --format huggingface")
+    kind = next((kind for section, kind in OTHER_KINDS.items() if section in config), "language model")
+    if prompt_style and (kind == "classifier" or format == "peft"):
+        raise UserError("--prompt-style is for the chat template of a language model or reward model; leave it out")
+    if kind != "language model" and format == "gguf":
+        raise UserError(f"{model} holds a {kind}, which gguf has no form of; export it with --format huggingface")
     if format == "peft":
-        _export_adapter(output, model, tokenizer, is_classifier)
-    elif is_classifier:
+        _export_adapter(output, model, tokenizer, kind)
+    elif kind == "classifier":
         _export_classifier(output, model, tokenizer)
+    elif kind == "reward model":
+        _export_reward_model(output, model, tokenizer, prompt_style)
     else:
         _export_language_model(output, model, tokenizer, prompt_style, storage if format == "gguf" else None)
 
@@ -83,15 +84,35 @@ def _export_classifier(output: Path, model: Path, tokenizer: Path) -> None:
     say(f"wrote {output}")
 
 
-def _export_adapter(output: Path, model: Path, tokenizer: Path, is_classifier: bool) -> None:
-    from scratchlm.formats.classifier import SAVED_BACKBONE, read_settings
-    from scratchlm.formats.huggingface_classifier import padding_id, save_peft_classifier
-    from scratchlm.formats.native import read_config
-    from scratchlm.formats.peft import check_base, read_adapter, save_peft
+def _export_reward_model(output: Path, model: Path, tokenizer: Path, prompt_style: Style) -> None:
+    from scratchlm.formats.huggingface_reward import logit_offset, save_huggingface_reward
+    from scratchlm.formats.reward import load_reward_model
+    from scratchlm.model.gpt import parameter_count
     from scratchlm.report.card import Subject
     from scratchlm.report.origin import read_origin
 
-    prefix = SAVED_BACKBONE if is_classifier else ""
+    rating = load_reward_model(model)
+    config, offset = rating.backbone.config, logit_offset(rating)
+    text, origin = _tokenizer_of(model, config.vocab_size, tokenizer), read_origin(model, project_folder())
+    template = _template(_style(model, origin, prompt_style, text), text)
+    name, n_parameters = _name(model, origin), parameter_count(rating)
+    subject = Subject(name, config, n_parameters, (), template is not None, logit_offset=offset)
+    save_huggingface_reward(output, rating, text, template, _card(subject, origin))
+    say(f"wrote {output}")
+
+
+def _export_adapter(output: Path, model: Path, tokenizer: Path, kind: str) -> None:
+    """kind: as in OTHER_KINDS, or a language model."""
+    from scratchlm.formats.classifier import BACKBONE, SAVED_BACKBONE, read_settings
+    from scratchlm.formats.huggingface_classifier import padding_id, save_peft_classifier
+    from scratchlm.formats.huggingface_reward import logit_offset, save_peft_reward
+    from scratchlm.formats.native import read_config
+    from scratchlm.formats.peft import check_base, read_adapter, save_peft
+    from scratchlm.formats.reward import load_reward_model
+    from scratchlm.report.card import Subject
+    from scratchlm.report.origin import read_origin
+
+    prefix = {"classifier": SAVED_BACKBONE, "reward model": BACKBONE}.get(kind, "")
     origin, config, adapter = read_origin(model, project_folder()), read_config(model), read_adapter(model, prefix)
     base = Path(origin.steps[1].path) if origin else None
     if base:
@@ -99,12 +120,17 @@ def _export_adapter(output: Path, model: Path, tokenizer: Path, is_classifier: b
     base_name = base.name if base else None
     n_numbers = sum(tensor.numel() for name, tensor in adapter.items() if name != "alpha")
     subject = Subject(_name(model, origin), config, n_numbers, (), False, base_name or "base-model")
-    if is_classifier:
+    if kind == "language model":
+        save_peft(output, model, base_name, _card(subject, origin))
+    elif kind == "classifier":
         settings, text = read_settings(model), _tokenizer_of(model, config.vocab_size, tokenizer)
         subject = subject._replace(classes=settings.classes, padding_id=padding_id(settings, text))
         save_peft_classifier(output, model, text, base_name, _card(subject, origin))
     else:
-        save_peft(output, model, base_name, _card(subject, origin))
+        text, offset = _tokenizer_of(model, config.vocab_size, tokenizer), logit_offset(load_reward_model(model))
+        template = _template(_style(model, origin, None, text), text)
+        subject = subject._replace(is_chat=template is not None, padding_id=text.end_token_id, logit_offset=offset)
+        save_peft_reward(output, model, text, base_name, template, _card(subject, origin))
     say(f"wrote {output}, for the base model {base or 'that it was trained from'}")
 
 
@@ -112,7 +138,6 @@ def _export_language_model(
     output: Path, model: Path, tokenizer: Path, prompt_style: Style, storage: Storage | None
 ) -> None:
     """storage: of a GGUF file; None for a folder of Hugging Face."""
-    from scratchlm.data.prompts import chat_template, check_style
     from scratchlm.formats.gguf import save_gguf
     from scratchlm.formats.huggingface import save_huggingface
     from scratchlm.formats.modelfile import modelfile
@@ -127,15 +152,9 @@ def _export_language_model(
     if storage:
         refuse_existing(recipe)
     gpt, found = load_model(model, tokenizer)
-    text = _byte_pairs(found)
-    origin, settings, style = read_origin(model, project_folder()), text.pairs.settings, prompt_style
-    is_assistant = origin and any(Path(step.path) == ASSISTANT for step in origin.steps)  # or made from it
-    if is_assistant or model.resolve() == in_project(ASSISTANT).resolve():
-        style = style or style_of_params()
-    template = settings.chat_template
-    if style:
-        check_style(style, text)
-        template = chat_template(style, settings.end_token, settings.begin_token)
+    text, origin = _byte_pairs(found), read_origin(model, project_folder())
+    settings, style = text.pairs.settings, _style(model, origin, prompt_style, text)
+    template = _template(style, text) or settings.chat_template
     subject = Subject(_name(model, origin), gpt.config, parameter_count(gpt), (), template is not None)
     if storage is None:
         save_huggingface(output, gpt, text, template, _card(subject, origin))
@@ -152,6 +171,28 @@ def _export_language_model(
         recipe.unlink()
         raise
     say(f"wrote {output} and {recipe}")
+
+
+def _style(model: Path, origin: "Origin | None", given: Style, text: "BytePairTokenizer") -> Style:
+    """The given style, else that of params.yaml for the assistant and what was made from it, else None.
+
+    Raises UserError if the tokenizer lacks its markers.
+    """
+    from scratchlm.data.prompts import check_style
+
+    is_assistant = origin and any(Path(step.path) == ASSISTANT for step in origin.steps)  # or made from it
+    if is_assistant or model.resolve() == in_project(ASSISTANT).resolve():
+        given = given or style_of_params()
+    if given:
+        check_style(given, text)
+    return given
+
+
+def _template(style: Style, text: "BytePairTokenizer") -> str | None:
+    from scratchlm.data.prompts import chat_template
+
+    settings = text.pairs.settings
+    return chat_template(style, settings.end_token, settings.begin_token) if style else None
 
 
 def _tokenizer_of(model: Path, n_tokens: int, folder: Path) -> "BytePairTokenizer":
@@ -185,87 +226,3 @@ def _card(subject: "Subject", origin: "Origin | None") -> str:
         revision = git(project_folder(), "rev-parse", "HEAD")
         is_changed = git(project_folder(), "status", "--porcelain", "--", "dvc.lock") != ""
     return model_card(subject, origin, revision, is_changed)
-
-
-def import_model(
-    source: Annotated[
-        Path, typer.Argument(help="a folder of save_pretrained, of model and tokenizer, or a .gguf file")
-    ],
-    output: Annotated[Path, typer.Argument(help="a new folder, for model/ and tokenizer/ in this project's format")],
-    base: Annotated[Path | None, typer.Option(help="of an adapter of PEFT: its base model's folder")] = None,
-) -> None:
-    """Read a GPT-2, Llama or Qwen2 of transformers or llama.cpp.
-
-    Classifiers of transformers are read, too. An adapter of PEFT is merged into its base model.
-    """
-    from scratchlm.data.byte_pairs import save_byte_pairs
-    from scratchlm.formats.classifier import save_classifier
-    from scratchlm.formats.gguf_file import GGUFFile
-    from scratchlm.formats.gguf_reader import load_gguf
-    from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
-    from scratchlm.formats.huggingface import load_huggingface
-    from scratchlm.formats.huggingface_classifier import is_huggingface_classifier, load_huggingface_classifier
-    from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
-    from scratchlm.formats.native import save_gpt
-    from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, read_json
-
-    refuse_existing(output)
-    _check_base(source, base)
-    classifier, n_padding = None, 0
-    if source.is_file():
-        pairs, gpt = read_gguf_tokenizer(file := GGUFFile(source)), load_gguf(file)
-    else:
-        folder, adapter = base or source, source if base else None
-        _check_folder(folder)
-        pairs = load_huggingface_tokenizer(folder)
-        if is_huggingface_classifier(folder, adapter):
-            classifier, settings = load_huggingface_classifier(folder, len(pairs.encoder), adapter)
-            gpt = classifier.backbone
-        else:
-            gpt = load_huggingface(folder, len(pairs.encoder), adapter)
-        n_padding = read_json(folder / "config.json")["vocab_size"] - gpt.config.vocab_size
-    with atomic_folder(output) as temporary:
-        if classifier:
-            save_classifier(
-                temporary / "model", classifier, classes=settings.classes, padded_tokens=settings.padded_tokens
-            )
-        else:
-            save_gpt(temporary / "model", gpt)
-        save_byte_pairs(temporary / "tokenizer", *pairs)
-    if base:
-        named = Path(str(read_json(source / ADAPTER_CONFIG).get("base_model_name_or_path"))).name
-        if named != base.name:
-            say(f"the adapter was trained on {named}: make sure that {base} is that model")
-    if n_padding:
-        say(f"left out {n_padding} rows of the embedding that belong to no token of the tokenizer")
-    say(f"wrote {output / 'model'} and {output / 'tokenizer'}")
-
-
-def _check_base(source: Path, base: Path | None) -> None:
-    """Raises UserError if one of these is missing, or unless `base` is given for an adapter, and only for one."""
-    from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import missing
-
-    for path in filter(None, (source, base)):
-        if not path.exists():
-            raise missing(path)
-    is_adapter = (source / ADAPTER_CONFIG).exists()
-    if is_adapter and not base:
-        raise UserError(f"{source} is an adapter of PEFT; name the folder of its base model with --base")
-    if base and not is_adapter:
-        raise UserError(f"--base is for an adapter of PEFT, but {source} has no {ADAPTER_CONFIG}; leave --base out")
-
-
-def _check_folder(folder: Path) -> None:
-    """Raises UserError if this is not the folder of a whole model of transformers."""
-    from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import read_json
-
-    if folder.is_file() or (folder / ADAPTER_CONFIG).exists():
-        raise UserError(f"{folder} is no folder of a whole model of transformers; name one that save_pretrained wrote")
-    if "gpt" in read_json(folder / "config.json"):
-        raise UserError(
-            f"{folder} is in this project's format already, and commands take it with --model; for another program, "
-            "or as a base model, export it with --format huggingface"
-        )

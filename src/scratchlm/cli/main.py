@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from scratchlm.cli import chat, exports, init, look, models, pipeline, rating, repro, results, serve, sources
+from scratchlm.cli import chat, exports, imports, init, look, models, pipeline, rating, repro, results, serve, sources
 from scratchlm.cli.project import project_folder
 from scratchlm.run.errors import UserError, boundary
 
@@ -40,7 +40,7 @@ def scratchlm(
 command: Callable[..., None]
 for command in (chat.chat, look.complete, models.classify, look.tokens, look.attention, exports.export):
     app.command()(command)
-app.command("import")(exports.import_model)
+app.command("import")(imports.import_model)
 app.command()(serve.serve)
 for command in (init.init, repro.repro, results.results, pipeline.status, pipeline.repair, pipeline.verify):
     app.command()(command)

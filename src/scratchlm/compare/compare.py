@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scratchlm.compare.bootstrap import PairedDifference, paired_differences
 from scratchlm.compare.builds import kept_builds
 from scratchlm.compare.changes import Build, Changes, changes, differing, read_build
 from scratchlm.compare.processors import Arithmetic, tell_apart
@@ -13,6 +12,7 @@ from scratchlm.compare.records import Family, Unpaired, better, check_records, f
 from scratchlm.compare.revision import WORKSPACE, MissingArtifact, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.nested import flattened
+from scratchlm.tasks.bootstrap import PairedDifference, paired_differences
 
 BETTER, WORSE = "better", "worse"
 NO_EVIDENCE = "no evidence of a difference"

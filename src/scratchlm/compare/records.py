@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchlm.compare.bootstrap import Auroc, Macro, Ratio, Statistic, observed
 from scratchlm.compare.revision import Revision
 from scratchlm.judge.overlap import normalise
 from scratchlm.run.errors import UserError
+from scratchlm.tasks.bootstrap import Auroc, Macro, Ratio, Statistic, observed
 from scratchlm.tasks.variants import RESERVED
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss", "calibration_error"}

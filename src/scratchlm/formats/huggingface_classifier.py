@@ -1,5 +1,6 @@
 """Classifiers in transformers: folders and adapters of GPT2ForSequenceClassification and the like, written and read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scratchlm.formats.names import HEAD, WEIGHT_PREFIXES, architecture
 from scratchlm.formats.native import assign_tensors, first_mistake
 from scratchlm.formats.peft import CARD_FILE, SCORE, is_of_classifier, read_adapter, write_adapter
 from scratchlm.model.classifier import GPTClassifier
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, damaged, read_json, write_json, write_text
 
@@ -38,22 +40,35 @@ def save_huggingface_classifier(
     read of padding (with position last, and of an empty text) is seen as in training.
     Raises UserError if transformers has no such classifiers.
     """
-    config, kind, own = model.backbone.config, architecture(model.backbone.config), _own_tensors(model)
-    weights = {
-        WEIGHT_PREFIXES[kind] + name: tensor
-        for name, tensor in their_tensors(model.backbone, "huggingface")
-        if name != HEAD.huggingface
-    }
-    theirs: dict[str, Any] = huggingface_config(config, tokenizer.end_token_id, tokenizer.begin_ids) | {
-        "architectures": [ARCHITECTURES[kind]],
+    own = _own_tensors(model)
+    theirs = {
         "problem_type": "single_label_classification",
         "id2label": {str(i): name for i, name in enumerate(settings.classes)},
         "label2id": {name: i for i, name in enumerate(settings.classes)},
         "pad_token_id": padding_id(settings, tokenizer),
     }
     with atomic_folder(folder) as temporary:
-        write_folder(temporary, weights | own, theirs, card)
+        write_with_head(temporary, model.backbone, own, theirs, tokenizer)
+        write_text(temporary / CARD_FILE, card)
         _save_tokenizer(temporary, tokenizer, settings)
+
+
+def write_with_head(
+    folder: Path, backbone: GPTModel, own: Mapping[str, Tensor], settings: Mapping[str, Any],
+    tokenizer: BytePairTokenizer,
+) -> None:  # fmt: skip
+    """Write the weights and config.json of transformers' class for sequences. own: head_tensors. settings: beside ours.
+
+    Raises UserError if transformers has no such models.
+    """
+    kind = architecture(backbone.config)
+    weights = {
+        WEIGHT_PREFIXES[kind] + name: tensor
+        for name, tensor in their_tensors(backbone, "huggingface")
+        if name != HEAD.huggingface
+    }
+    theirs = huggingface_config(backbone.config, tokenizer.end_token_id, tokenizer.begin_ids)
+    write_folder(folder, {**weights, **own}, {**theirs, "architectures": [ARCHITECTURES[kind]], **settings}, None)
 
 
 def save_peft_classifier(folder: Path, model: Path, tokenizer: BytePairTokenizer, base: str | None, card: str) -> None:
@@ -107,26 +122,32 @@ def load_huggingface_classifier(
 
 
 def _own_tensors(model: GPTClassifier) -> dict[str, Tensor]:
-    """The head and, of a GPT-2, the last norm, by transformers' names, for a head without bias.
-
-    Raises UserError if transformers has no such classifiers.
-    """
-    kind, norm = architecture(model.backbone.config), model.backbone.final_norm
+    """head_tensors of a classifier. Raises UserError if transformers has no such classifiers."""
+    kind = architecture(model.backbone.config)
     if model.position not in ("last", "last_real"):
         raise UserError(
             f"finetune_spam.position is {model.position}, but transformers' classifiers read the last token; only "
             "last and last_real can be exported"
         )
-    if kind == "gpt2":
-        shift = norm.get_parameter("shift") + _shift_for_bias(model.head.weight, model.head.bias)
-        prefix = f"{WEIGHT_PREFIXES[kind]}ln_f"
-        return {SCORE: model.head.weight, f"{prefix}.weight": norm.get_parameter("scale"), f"{prefix}.bias": shift}
-    if model.head.bias.any():
+    if kind != "gpt2" and model.head.bias.any():
         raise UserError(
             f"transformers' classifiers have no bias, and a model built like {kind.capitalize()} has none that could "
             "take its place; only classifiers on a GPT-2, or whose biases are zero, can be exported"
         )
-    return {SCORE: model.head.weight}
+    return head_tensors(model.backbone, model.head.weight, model.head.bias)
+
+
+def head_tensors(backbone: GPTModel, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """The head and, of a GPT-2, the last norm that takes its bias, by transformers' names: (K, C), (K,).
+
+    Any other backbone has no place for a bias, which must be zero.
+    Raises UserError if the last norm cannot take the bias, or if transformers has no such models.
+    """
+    if architecture(backbone.config) != "gpt2":
+        return {SCORE: weight}
+    norm, prefix = backbone.final_norm, f"{WEIGHT_PREFIXES['gpt2']}ln_f"
+    shift = norm.get_parameter("shift") + _shift_for_bias(weight, bias)
+    return {SCORE: weight, f"{prefix}.weight": norm.get_parameter("scale"), f"{prefix}.bias": shift}
 
 
 def _shift_for_bias(weight: Tensor, bias: Tensor) -> Tensor:

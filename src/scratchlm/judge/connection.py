@@ -18,11 +18,15 @@ class Connection(httpx.HTTPTransport):
     """Several threads may use it."""
 
     def __init__(self, host: str, proxy: str | None, timeout_seconds: float) -> None:
-        """proxy: of environment_proxy. Raises ValueError, ImportError or httpx.InvalidURL for one that cannot be used.
+        """proxy: of environment_proxy. Raises ValueError or ImportError, without its password, for one of no use.
 
         Raises OSError if the environment names certificates that are not there.
         """
-        super().__init__(proxy=proxy, trust_env=host.startswith("https:"))  # which is about certificates only
+        try:
+            super().__init__(proxy=proxy, trust_env=host.startswith("https:"))  # which is about certificates only
+            httpx.URL(proxy or "").raw_host.decode("ascii").encode("idna")  # as for its look-up: refuses a..b
+        except (httpx.InvalidURL, UnicodeError):  # whose words may quote half a password
+            raise ValueError("the proxy's address is not valid") from None
         self._timeout, self._last = timeout_seconds, threading.local()
 
     @property
@@ -65,7 +69,8 @@ def behind(proxy: str | None, host: str, remedy: str) -> tuple[str, str]:
     named = "of the environment"
     with suppress(ValueError):
         parts = urlsplit(proxy)
-        named = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without its password
+        if ("@" in proxy) == ("@" in parts.netloc):  # else a password has a slash, and half of it looks like a port
+            named = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     name = urlsplit(host).hostname
     through = f", asked through the proxy {named},"
     return through, f"if it needs no proxy, add {name} to NO_PROXY, else correct the proxy or {remedy}"

@@ -59,7 +59,7 @@ class OllamaJudge:
             self._client = ollama.Client(
                 host=params.host, timeout=params.timeout_seconds, follow_redirects=False, transport=self._connection
             )
-        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # a bad proxy, key or certificate file
+        except (ValueError, ImportError, OSError) as error:  # a bad proxy, key or certificate file
             raise self._error(f"cannot be reached ({error})") from None
         self.identity = {
             "backend": "ollama",

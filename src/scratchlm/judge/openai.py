@@ -57,7 +57,7 @@ class OpenAIJudge:
         try:
             self._connection = _Connection(params, self._proxy, key)
             self._client = httpx.Client(timeout=params.timeout_seconds, transport=self._connection, headers=headers)
-        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:  # a bad proxy or certificate file
+        except (ValueError, ImportError, OSError) as error:  # a bad proxy or certificate file
             raise self._error(f"cannot be reached ({error})") from None
         about = {"base_url": self._url, "model": params.model, **self._about_model()}
         self._server = {"backend": "openai", **about, "prompt_sha256": self._prompt.sha256}

@@ -1,6 +1,5 @@
 """The interface of every judge, its answer, and the parameters of each kind of judge."""
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ MAX_SCORE = 100
 DAY_SECONDS = 86_400
 MAX_CONTEXT_TOKENS = 10_000_000  # the longest context of a published model
 LABEL = "[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"  # of a host name, RFC 1123, and underscores
-ADDRESS = rf"https?://(?P<name>\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?"
+ADDRESS = rf"https?://(\[[0-9A-Fa-f:.]+\]|{LABEL}(\.{LABEL})*)(:(?P<port>[0-9]{{1,5}}))?"
 PATH = "(/[A-Za-z0-9._~-]+)*"
 MAX_NAME_CHARACTERS = 253
 CONTROL, REPEAT, SECOND = "control_", "repeat_", "second_"  # begin the model of a record that is no variant's
@@ -37,11 +36,13 @@ def api_address(url: str) -> str:
 
 
 def _is_address(url: str, pattern: str) -> bool:
+    import httpx  # takes 0.1 seconds, and most judges have no address
+
     if found := re.fullmatch(f"{pattern}/?", url):
-        with suppress(ValueError):
-            if found["name"].startswith("["):
-                ipaddress.IPv6Address(found["name"][1:-1])
-            return len(found["name"]) <= MAX_NAME_CHARACTERS and 0 < int(found["port"] or 80) < 2**16
+        with suppress(httpx.InvalidURL, UnicodeError):
+            address = httpx.URL(url)
+            is_name = address.host != "" and len(address.raw_host) <= MAX_NAME_CHARACTERS  # host: decoded punycode
+            return is_name and 0 < int(found["port"] or 80) < 2**16
     return False
 
 

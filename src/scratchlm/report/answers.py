@@ -1,12 +1,13 @@
 """The answers of the assistant's variants: compared with each other, ranked, and in the course of a training."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from scratchlm.report.inputs import Report, Rows
 from scratchlm.report.tables import thinned
-from scratchlm.tasks.intervals import mean_interval
+from scratchlm.tasks.bootstrap import Ratio, paired_differences
 from scratchlm.tasks.variants import ASSISTANT
 
 EXAMPLES = 2  # tasks in each group: best, around the median, worst
@@ -25,17 +26,23 @@ def answering(report: Report) -> list[dict[str, Any]]:
     rows = []
     for name, folder in report.params["variants"].items():
         row = {"name": name, "folder": folder} | report.ablations["generate"][name] | report.metrics["judge"][name]
-        changes = [score - scores[ASSISTANT][task] for task, score in scores[name].items() if task in scores[ASSISTANT]]
-        if changes and name != ASSISTANT:
-            row |= mean_change(changes, report.params["seed"])
+        tasks = [task for task in scores[ASSISTANT] if task in scores[name]]
+        if tasks and name != ASSISTANT:
+            row |= paired_change(*(mean_of([scores[model][task] for task in tasks]) for model in (ASSISTANT, name)))
         rows.append(row)
     return rows
 
 
-def mean_change(changes: Sequence[float], seed: int) -> dict[str, float]:
-    """Return the mean of paired changes as `change`, and its 95 % interval as `low` and `high`."""
-    low, high = mean_interval(changes, seed)
-    return {"change": math.fsum(changes) / len(changes), "low": low, "high": high}
+def mean_of(values: Sequence[float]) -> Ratio:
+    """Return the mean of values, one per example."""
+    return Ratio(np.array(values, dtype=float), np.ones(len(values)))
+
+
+def paired_change(was: Ratio, now: Ratio) -> dict[str, float]:
+    """Return the difference of two means as `change`, and its 95 % interval as `low` and `high`, as compare has it."""
+    found = paired_differences({"": (was, now)})[""]
+    low, high = found.interval or (found.difference, found.difference)
+    return {"change": found.difference, "low": low, "high": high}
 
 
 def answered_tasks(responses: Rows) -> list[dict[str, Any]]:

@@ -20,7 +20,8 @@ class Subject(NamedTuple):
     """The model that is exported. classes: of a classifier, else none. is_chat: whether it has a chat template.
 
     base: of an adapter, the name of its base model; its parameters are those that LoRA trained. padding_id: of the
-    adapter of a classifier, what transformers calls pad_token_id.
+    adapter of a classifier or reward model, what transformers calls pad_token_id. logit_offset: of a reward model,
+    what to subtract from its logits, else None.
     """
 
     name: str
@@ -30,11 +31,19 @@ class Subject(NamedTuple):
     is_chat: bool
     base: str | None = None
     padding_id: int | None = None
+    logit_offset: float | None = None
+
+    @property
+    def is_reward(self) -> bool:
+        """Whether it is a reward model."""
+        return self.logit_offset is not None
 
     @property
     def about(self) -> str:
         """One sentence."""
         kind = "A classifier of texts" if self.classes else "An assistant" if self.is_chat else "A language model"
+        if self.is_reward:
+            kind = "A reward model"
         if self.base:
             kind = "A LoRA adapter for " + kind[0].lower() + kind[1:]
         return f"{kind}, built like {ARCHITECTURES[architecture(self.config)]}."
@@ -42,7 +51,7 @@ class Subject(NamedTuple):
     @property
     def auto_class(self) -> str:
         """The class of transformers that loads it."""
-        return f"AutoModelFor{'SequenceClassification' if self.classes else 'CausalLM'}"
+        return f"AutoModelFor{'SequenceClassification' if self.classes or self.is_reward else 'CausalLM'}"
 
 
 def model_card(subject: Subject, origin: Origin | None, revision: str | None, is_changed: bool) -> str:
@@ -51,9 +60,9 @@ def model_card(subject: Subject, origin: Origin | None, revision: str | None, is
     revision: of git; None if there is none. is_changed: whether the dvc.lock of the model is not the revision's.
     """
     return read_template(TEMPLATE, {"markdown": markdown, "number": "{:,}".format}).render(
-        subject._asdict(), about=subject.about, auto=subject.auto_class, labels=dict(enumerate(subject.classes)),
-        licence=licence(origin), origin=origin, revision=revision, is_changed=is_changed,
-        measures=list(_measures(origin.metrics)) if origin else [],
+        subject._asdict(), about=subject.about, auto=subject.auto_class, is_reward=subject.is_reward,
+        labels=dict(enumerate(subject.classes)), licence=licence(origin), origin=origin, revision=revision,
+        is_changed=is_changed, measures=list(_measures(origin.metrics)) if origin else [],
     )  # fmt: skip
 
 

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from scratchlm.arithmetic.portable import log
 from scratchlm.model.config import ModelParams
-from scratchlm.report.answers import mean_change
+from scratchlm.report.answers import paired_change
 from scratchlm.report.inputs import VARIED, Report, Rows
 from scratchlm.report.tables import format_parameter
 from scratchlm.run.nested import flattened
+from scratchlm.tasks.bootstrap import Ratio
 from scratchlm.tasks.scores import TINY, accuracy_difference
 
 
@@ -87,15 +90,17 @@ def classifiers(report: Report) -> list[dict[str, Any]]:
 def pretrain_variants(report: Report) -> list[dict[str, Any]]:
     """Return pretraining and its variants, with the change of the val loss and its 95 % interval over the windows.
 
-    Each window is paired with itself in the original: what makes a window hard is in both losses. All have equally
-    many tokens, so the mean of their losses per token is the loss of the whole.
+    Each window is paired with itself in the original: what makes a window hard is in both losses.
     """
     rows = variants(report, "ablate_pretrain", "pretrain")
-    for row, losses in zip(rows[1:], report.losses[1:], strict=True):
-        pairs = zip(report.losses[0], losses, strict=True)
-        changes = [(now["loss_nats"] - was["loss_nats"]) / was["scored_tokens"] for was, now in pairs]
-        row |= mean_change(changes, report.params["seed"])
+    means = [Ratio(_column(losses, "loss_nats"), _column(losses, "scored_tokens")) for losses in report.losses]
+    for row, losses in zip(rows[1:], means[1:], strict=True):
+        row |= paired_change(means[0], losses)
     for row in rows[:1]:
         config = ModelParams(**report.params["model"]).config(vocab_size=1)
         row["kv_cache_bytes_per_token"] = config.kv_cache_bytes_per_token
     return rows
+
+
+def _column(rows: Rows, name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows], dtype=float)

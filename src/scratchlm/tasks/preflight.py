@@ -1,6 +1,5 @@
 """Checks before any work starts: do the sections of params.yaml fit together? Each section checks itself."""
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +9,16 @@ from scratchlm.data.own_data import own_files
 from scratchlm.data.pinning import check_manifest
 from scratchlm.fast.compiler import refuse_missing_compiler
 from scratchlm.model.config import PRETRAINED, GPTConfig, ModelParams, published_config
-from scratchlm.run.device import memory_bytes, resolve_device
+from scratchlm.run.device import resolve_device
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import SHOWN_CHARACTERS, with_changes
+from scratchlm.tasks.memory import Training, shortage
 from scratchlm.tasks.reinforce import REFERENCE, REWARD_MODELS, ReinforceParams
 from scratchlm.tasks.spam import varied
 from scratchlm.tasks.variants import ASSISTANT_FOLDER, BASE
-from scratchlm.training.memory import FLOAT32, least_bytes
 from scratchlm.training.repeatable import check_repeatable
 
 MAX_NAME_BYTES = 100  # of a variant, whose files have longer names
-TENTHS = 10 / 2**30  # of a GiB, per byte
 ITEMS = {  # of each stage that runs once per item, the section that names the items
     "load_gpt2": "gpt2_sizes",
     "load_pretrained": "pretrained",
@@ -266,29 +264,19 @@ def _memory(params: Any) -> Iterator[str]:
 
     A text to finetune on may have one token.
     """
-    device, models = resolve_device(params.device, params.precision), model_configs(params)
-    available = memory_bytes(device)
-    spam, instruct = params.finetune_spam, params.finetune_instruct
+    models, spam, instruct = model_configs(params), params.finetune_spam, params.finetune_instruct
     trainings = [
         *(("pretrain", name, params.pretrain, m.context_length, True) for name, m in pretrained_models(params).items()),
         ("finetune_spam", spam.base, spam, 1, spam.trainable == "all" and not spam.lora),
         ("finetune_instruct", instruct.base, instruct, 1, not instruct.lora),
         *((name, base, p, 1, not p.lora) for name, base, p in _assistant_trainings(params) if "." in name),
     ]
+    rewards = {f"reinforce_runs.{name}": run.reward for name, run in params.reinforce_runs.items()}
     for section, base, p, n_tokens, all_train in trainings:
         if not (config := models.get(base)):
             continue
         if section.startswith(("finetune_spam", "reward_runs")):  # without a head of tokens
             config = config.model_copy(update={"tied_head": True})
-        n_rows = min(p.batch_size, p.max_micro_batch_size)
-        keeps_little = p.checkpoint_activations or params.compile  # the compiler decides what to recompute
-        weights = FLOAT32 * config.n_parameters
-        n_bytes = least_bytes(config, n_rows * n_tokens, keeps_little) if all_train else weights
-        if n_bytes > available:
-            model = f"{base} ({config.n_parameters:,} parameters)"
-            needed, there = math.ceil(n_bytes * TENTHS) / 10, math.floor(available * TENTHS) / 10
-            yield (
-                f"{section} of {model} needs at least {needed:,.1f} GiB of memory, but {device} has {there:,.1f}; "
-                "lower the model's size, its context or max_micro_batch_size"
-                f"{', or set checkpoint_activations' if all_train and not p.checkpoint_activations else ''}"
-            )
+        is_rated = rewards.get(section, REFERENCE) != REFERENCE
+        training = Training(section, base, config, p, n_tokens, all_train, is_rated)
+        yield from shortage(training, resolve_device(params.device, params.precision), params.compile)

@@ -5,9 +5,10 @@ GPT-2's parts, torch's fused attention and rows of one length; other parts keep 
 of what exists at the peak of a step.
 """
 
+from scratchlm.model.cache import CACHE_GROWTH
 from scratchlm.model.config import GPTConfig
 
-FLOAT32 = 4
+FLOAT32, FLOAT64 = 4, 8
 PRODUCT_BYTES = {"float32": 4, "bfloat16": 2}  # of a number that a matrix product takes or gives
 
 
@@ -18,6 +19,20 @@ def least_bytes(config: GPTConfig, n_tokens: int, checkpoint: bool) -> int:
     """
     weights = FLOAT32 * config.n_parameters
     return 3 * weights + max(weights, activation_bytes(config, n_tokens, "bfloat16", checkpoint))
+
+
+def rollout_bytes(config: GPTConfig, n_responses: int, max_new_tokens: int, device: str) -> int:
+    """The bytes that exist at once while a token is sampled for each of so many responses, at least, beside weights.
+
+    Keys and values of all responses, which may be short, in any precision. On a card, float32 logits. Tokens are drawn
+    on the CPU: from its logits, their quotients by the temperature, and in float64 these again and the probabilities.
+    The log-probabilities of policy and assistant take less: logits of one micro batch at a time.
+    """
+    n_slots = 1 if max_new_tokens == 1 else min(CACHE_GROWTH, config.context_length)
+    of_product = PRODUCT_BYTES["bfloat16"]
+    cache = n_slots * config.kv_cache_bytes_per_token * of_product // FLOAT32
+    logit = FLOAT32 if device == "cuda" else of_product + FLOAT32 + 2 * FLOAT64
+    return n_responses * (cache + config.vocab_size * logit)
 
 
 def activation_bytes(config: GPTConfig, n_tokens: int, precision: str, checkpoint: bool) -> int:

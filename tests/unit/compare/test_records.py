@@ -5,12 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scratchlm.compare.bootstrap import observed
 from scratchlm.compare.records import Family, Unpaired, better, check_records, families, pair_up
 from scratchlm.data.labelled_texts import COLLECTION
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
 from scratchlm.run.nested import flattened
+from scratchlm.tasks.bootstrap import observed
 from scratchlm.tasks.generation import RESPONSE_SCHEMA, response_counts
 from scratchlm.tasks.language_model import LOSS_SCHEMA
 from scratchlm.tasks.policy_evaluation import GAIN_SCHEMA, reward_metrics

@@ -11,7 +11,8 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from scratchlm.cli.exports import export, import_model
+from scratchlm.cli.exports import export
+from scratchlm.cli.imports import import_model
 from scratchlm.cli.models import load_text_classifier
 from scratchlm.data.byte_pairs import BytePairTokenizer, save_byte_pairs, train_byte_pairs
 from scratchlm.formats.classifier import SAVED_BACKBONE, load_classifier, save_classifier

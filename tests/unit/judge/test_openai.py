@@ -66,7 +66,8 @@ def test_addresses_that_an_api_can_have(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["localhost:8000/v1", "http://me:secret@here/v1", "http://here/v1?key=1", "http://here/v1#x", "http://here//v1",
-     "http://here:0/v1", "http:///v1", "http://here/v1\n", "http://here/ v1", "ftp://here/v1"],
+     "http://here:0/v1", "http://10.0.0.256/v1", "http://xn--a/v1", "http:///v1", "http://here/v1\n", "http://here/ v1",
+     "ftp://here/v1"],
 )  # fmt: skip
 def test_addresses_that_no_api_can_have_are_refused_before_any_work(url: str) -> None:
     with pytest.raises(ValidationError, match="http://localhost:8000/v1"):

@@ -22,7 +22,7 @@ from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.scoring import JUDGEMENT_SCHEMA, control_records, judge_records, judge_scores
 from scratchlm.model.config import gpt2_config
 from scratchlm.report import page as report
-from scratchlm.report.answers import answered_tasks, examples
+from scratchlm.report.answers import answered_tasks, examples, mean_of
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.inputs import Inputs, collect
 from scratchlm.report.page import learning_rates, render
@@ -31,6 +31,7 @@ from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
 from scratchlm.run.params import load_yaml
+from scratchlm.tasks.bootstrap import paired_differences
 from scratchlm.tasks.generation import RESPONSE_SCHEMA
 from scratchlm.tasks.intervals import paired_share_interval
 from scratchlm.tasks.language_model import LOSS_SCHEMA
@@ -445,7 +446,7 @@ def test_the_first_screen_has_the_main_results_with_their_intervals_and_changes(
     assert "+20.0 points (−15.0 to +41.2)" in texts[1] and texts[1].endswith("test messages also in train: 1 of 3")
     assert texts[2].startswith("Assistant 0.6124 nats per response token, val loss −3.844 from 4.457 before training")
     assert [text.split()[:3] for text in texts[3:]] == [["Answers", "of", name] for name in ("instruct", "dpo", "grpo")]
-    assert "points against instruct (+0.0 to +" in texts[4] and "20 of 30 equal the reference answer" in texts[4]
+    assert "points against instruct (−3.3 to +10.0)" in texts[4] and "20 of 30 equal the reference answer" in texts[4]
     assert ">loss 2.537</text>" in page and ">20 of 30 exact</text>" in page and ">reward 0.6234</text>" in page
 
 
@@ -606,7 +607,10 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
     assert original == ["as in pretrain", "", "1,234,567", "3,072", "2.537", "", "", "0.9146"]
     assert shared[:2] == ["shared", "size custom, custom.n_kv_heads 1"]
     assert shared[2:] == ["1,000,009", "1,536", "2.4", "−0.250", "−0.250 to −0.250", "0.85"]  # of every window
-    assert other[5:7] == ["+0.417", "+0.250 to +0.750"]  # the mean of 0.25, 0.75 and 0.25, and their extremes
+    assert other[5:7] == [
+        "+0.417",
+        "+0.083 to +0.750",
+    ]  # the mean of 0.25, 0.75 and 0.25
 
 
 def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> None:
@@ -690,7 +694,8 @@ def test_the_variants_of_the_assistant_are_compared_in_one_table_paired_by_task(
     interval = f"{mean['mean_low']:.4g} to {mean['mean_high']:.4g}"
     assert instruct[4:] == [f"{mean['mean_score']:.4g} ({interval})", "–"]
     gain = sum(scores["dpo"]) / 30 - sum(scores["instruct"]) / 30
-    assert dpo[-1].startswith(f"+{gain:.1f} (+0.0 to +")  # one task changes
+    found = paired_differences({"": tuple(mean_of(scores[name]) for name in ("instruct", "dpo"))})[""].interval
+    assert found and dpo[-1] == f"+{gain:.1f} ({found[0]:+.1f} to {found[1]:+.1f})".replace("-", "−")
     assert base[-1].startswith("−")
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from scratchlm.judge.scoring import judge_scores
 from scratchlm.report.charts import Panel, curve_chart, length_chart, roc_chart, sparkline
+from scratchlm.tasks.bootstrap import Ratio, paired_differences
 from scratchlm.tasks.language_model import Losses, bits_per_byte, perplexity
 from scratchlm.tasks.scores import classification_scores
 from scratchlm.training.schedule import learning_rate_at
@@ -43,6 +44,7 @@ def results() -> dict[str, Any]:
         ],
         "losses": [losses.mean, *((perplexity(x), bits_per_byte(x, 300, 1201)) for x in NUMBERS)],
         "judge": judge_scores([{"model": "instruct", "score": 100 * x} for x in NUMBERS[:110]], seed=3),
+        "paired": paired_differences({"mean": (Ratio(given, 1 + given), Ratio(given[::-1], 1 + given))})["mean"][:2],
         "chart": curve_chart("pretrain", curve, panels),
         "roc": roc_chart("a", {"b": sorted(zip(NUMBERS, NUMBERS, strict=True))}),
         "lengths": length_chart("a", [int(100 * x) for x in NUMBERS], "messages"),

@@ -433,7 +433,7 @@ def test_the_parameters_of_a_configuration_are_those_of_its_model(
 def test_a_training_that_fits_only_with_recomputed_activations_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     long = {"sources.corpus": "tiny-shakespeare", "model.context_length": 20_000, "pretrain.stride": 20_000}
     for n_bytes, shown in ((int(4.31 * 2**30), "4.3"), (2**30, "1.0")):  # the first: a little less than it needs
-        monkeypatch.setattr("scratchlm.tasks.preflight.memory_bytes", lambda device, n=n_bytes: n)
+        monkeypatch.setattr("scratchlm.tasks.memory.memory_bytes", lambda device, n=n_bytes: n)
         sentence = rf"^pretrain of pretrain \(.*\) needs at least 4.4 GiB .* has {shown}; .* checkpoint_activations$"
         with pytest.raises(UserError, match=sentence):
             check(long | {"pretrain.warmup_steps": 1})

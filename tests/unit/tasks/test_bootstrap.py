@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from scratchlm.compare import bootstrap as paired
-from scratchlm.compare.bootstrap import (
+from scratchlm.tasks import bootstrap as paired
+from scratchlm.tasks.bootstrap import (
     BLOCK,
     DRAWS,
     FEWEST_RESAMPLES,
@@ -55,6 +55,15 @@ def test_a_ratio_by_hand() -> None:
     # the first example twice, the second not at all, the third once: (12 + 10) / (6 + 2)
     assert losses.at(np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])).tolist() == [2.75, 2.0]
     assert observed(Ratio(losses.numerator, losses.denominator, np.exp)) == pytest.approx(math.exp(3.0))
+
+
+@given(st.lists(st.floats(-1e300, 1e300, allow_subnormal=False), min_size=1, max_size=40), st.integers(0, 9))
+def test_sums_of_a_ratio_are_exact_in_any_order(values: list[float], seed: int) -> None:
+    column = np.array(values)
+    near = paired.summable(column)
+    np.testing.assert_allclose(near, column, rtol=0, atol=len(column) * np.abs(column).max() * 2.0**-50)
+    order = np.random.default_rng(seed).permutation(len(near))
+    assert near.sum() == near[order].sum() == math.fsum(near.tolist()) == near @ np.ones(len(near))
 
 
 def test_pseudo_observations_enter_numerator_and_denominator() -> None:

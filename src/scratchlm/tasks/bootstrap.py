@@ -16,6 +16,7 @@ CONFIDENCE, POWER = 0.95, 0.80
 RESAMPLES, FEWEST_RESAMPLES, DRAWS = 10_000, 1_000, 1 << 24  # DRAWS: of single examples, bounds the time
 BLOCK = 1 << 22  # weights in memory at once
 SEED = 1979
+SUM_BITS = 50  # of the 53 of a float64: weights may be larger than those of a resample
 RECORD_PRECISION = 1e-6  # relative: the digits that metrics files keep
 
 
@@ -42,7 +43,7 @@ class Ratio:
         pseudo: (R, 2), of a proportion the counts of pseudo-observations in numerator and denominator, and in the
         latter alone.
         """
-        above, below = weights @ self.numerator, weights @ self.denominator
+        above, below = (weights @ summable(column) for column in (self.numerator, self.denominator))
         if pseudo is not None and self.proportion:
             above, below = above + pseudo[:, 0], below + pseudo.sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -100,6 +101,15 @@ class Auroc:
 
 
 Statistic = Ratio | Macro | Auroc
+
+
+def summable(column: np.ndarray) -> np.ndarray:
+    """Return (N,) rounded to a multiple of a power of two, so that sums of N of them are exact in any order.
+
+    Else the last bits of a product of matrices, and so the report page, would depend on the processor.
+    """
+    _, exponent = np.frexp(len(column) * np.abs(column).max())
+    return np.ldexp(np.rint(np.ldexp(column, SUM_BITS - exponent)), exponent - SUM_BITS)
 
 
 class PairedDifference(NamedTuple):
