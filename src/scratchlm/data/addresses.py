@@ -24,8 +24,9 @@ PROTOCOLS = ("file", "s3", "gs", "http", "https")
 class Reader(io.RawIOBase):
     """A file at an address, read once from its start. A thread fetches the next block while the last one is in use.
 
-    size_bytes: as the storage says, None if it does not. digest (SHA-256) and n_bytes: of all blocks up to the one in
-    use. advance: called with the number of bytes of each block; what it raises ends the reading.
+    size_bytes: as the storage says, None if it does not. may_be_cut: whether a lost connection would look like the end.
+    digest (SHA-256) and n_bytes: of all blocks up to the one in use. advance: called with the number of bytes of each
+    block; what it raises ends the reading.
     """
 
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
@@ -36,6 +37,10 @@ class Reader(io.RawIOBase):
         self.size_bytes: int | None = getattr(self._file, "size", None)
         self._executor, self._block = ThreadPoolExecutor(1), memoryview(b"")
         self._next = self._executor.submit(self._file.read, BLOCK_BYTES)
+
+    @property
+    def may_be_cut(self) -> bool:
+        return getattr(self._file, "may_be_cut", False)
 
     def readable(self) -> bool:
         return True
