@@ -122,6 +122,8 @@ def files_at(address: str) -> dict[str, int]:
         with Reader(address, lambda _: None) as reader:
             return {address: reader.size_bytes or 0}
     files, path = file_system(address)
+    if "file" in files.protocol and os.path.realpath(plain := os.path.normpath(path)) == os.path.realpath(path):
+        path = plain  # without `..`, unless it follows a link and so leads elsewhere
     with naming(address):
         is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
