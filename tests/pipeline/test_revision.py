@@ -92,6 +92,11 @@ def test_a_revision_is_called_by_its_name_and_commit(there: Path) -> None:
     assert str(Revision("one")) == f"one ({sha[:7]})"
     assert str(Revision(sha[:7])) == sha[:7]
     assert str(Revision("workspace")) == "workspace (not committed)"
+    (there / "notes.txt").touch()  # neither an input nor a result
+    run(there, "git", "stash", "--quiet", "--", "params.yaml", "dvc.lock", "metrics")
+    committed = run(there, "git", "rev-parse", "two").stdout
+    assert str(Revision("workspace")) == f"workspace ({committed[:7]})"
+    run(there, "git", "stash", "pop", "--quiet")
     assert Revision("one").commit == sha
 
 

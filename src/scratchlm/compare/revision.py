@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 from dvc_data.index import DataIndexDirError
 
-from scratchlm.compare.git import find_commit
+from scratchlm.compare.git import find_commit, git
 from scratchlm.compare.processors import Arithmetic, recorded
 from scratchlm.run.code import refuse_path
 from scratchlm.run.errors import UserError, explained
 from scratchlm.run.yaml_reader import parse_yaml
 
 LOCK, PARAMETERS = "dvc.lock", "params.yaml"
+INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
+RESULTS = (LOCK, "metrics")
 WORKSPACE = "workspace"  # DVC's word for what is not committed yet
 SHORT = 7
 
@@ -61,7 +63,8 @@ class Revision:
 
     def __str__(self) -> str:
         """The name with its commit: main (03c6b50), or main (03c6b50, built on AMD EPYC)."""
-        commit = self.commit[:SHORT] if self.commit else "not committed"
+        commit = self.commit or self._committed()
+        commit = commit[:SHORT] if commit else "not committed"
         details = [] if commit.startswith(self.name[:SHORT]) else [commit]
         details += [f"built on {self.where}"] if self.where else []
         return f"{self.name} ({', '.join(details)})" if details else self.name
@@ -143,6 +146,13 @@ class Revision:
             for file in metrics
             if (stage := file.replace("/", "@")) in needed
         }
+
+    def _committed(self) -> str | None:
+        """The last commit, if the inputs and results in the workspace are its own."""
+        with suppress(UserError):  # there is no commit, or no git repository
+            is_changed = git(self.root, "status", "--porcelain", "--", *INPUTS, *RESULTS)
+            return None if is_changed else find_commit(self.root, "HEAD")
+        return None
 
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):

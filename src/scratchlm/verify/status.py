@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from scratchlm.compare.builds import RESULTS, keep
+from scratchlm.compare.builds import keep
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import git
 from scratchlm.compare.processors import processor, recorded, results, tell_apart
-from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
+from scratchlm.compare.revision import INPUTS, RESULTS, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
 from scratchlm.verify.tolerances import deviations
 
-INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
 HEAD = "HEAD"
 
 
