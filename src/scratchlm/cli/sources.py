@@ -26,6 +26,7 @@ def sources(context: typer.Context) -> None:
         return
     from tabulate import tabulate
 
+    from scratchlm.data.adding import licence_in
     from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, name_in, source_of
     from scratchlm.run.nested import value_at
     from scratchlm.run.params import load_yaml
@@ -50,7 +51,8 @@ def sources(context: typer.Context) -> None:
 
     rows = [[key(it), it.name, use(it), megabytes(it), it.licence] for it in CATALOGUE.values()]
     own = [purpose for purpose, source in chosen.items() if source.name not in CATALOGUE]
-    rows += [[purpose, name_in(entries[purpose]), "yes", "", "yours"] for purpose in own]
+    text = PARAMETERS.read_text("utf-8")
+    rows += [[it, name_in(entries[it]), "yes", "", licence_in(text, it) or chosen[it].licence] for it in own]
     keys = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: keys.index(row[0]))
     head = ["key", "name", "in use", "MB", "licence"]

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -68,9 +69,11 @@ def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_sho
         "  messages: {path: data/mine/x.csv, columns: {text: review, label: stars}}",
     ]
     assert len(after) == len(before) + 1
-    assert "data/mine/x.csv" in scratchlm(project, "sources").stdout
+    assert re.search("messages +data/mine/x.csv +yes +ours", scratchlm(project, "sources").stdout)
     done = scratchlm(project, *words, "--column", "label=stars", "--licence", "ours")
     assert done.stdout.endswith("params.yaml has this entry already\n")
+    assert scratchlm(project, *words, "--column", "label=stars").returncode == 0  # removes the comment
+    assert re.search("messages +data/mine/x.csv +yes +not stated", scratchlm(project, "sources").stdout)
 
 
 def test_a_corpus_is_added_with_the_number_of_its_documents_and_the_characters_of_their_text(project: Path) -> None:
