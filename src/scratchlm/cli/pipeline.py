@@ -40,7 +40,10 @@ def repair() -> None:
         from scratchlm.compare.builds import prefer_run_cache
 
         if prefer_run_cache(Path()):
-            say("dvc.lock names outputs that are not here; `dvc repro` looks for other results in its run cache")
+            say(
+                "dvc.lock named outputs that are neither here nor in DVC's cache, and no longer does; `dvc repro` "
+                "takes what this machine has computed before from its run cache, and makes the others"
+            )
 
 
 def verify(
