@@ -3,12 +3,16 @@
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError, boundary
+
+if TYPE_CHECKING:
+    from scratchlm.data.catalogue import Source
+    from scratchlm.data.manifest import PinnedSource
 
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
@@ -114,27 +118,19 @@ def pin(
 ) -> None:
     """Write the addresses and hashes of a corpus of many files. Make params.yaml use it; no file is copied."""
     from scratchlm.data.adding import with_entry
-    from scratchlm.data.catalogue import PUBLIC, public_corpus
     from scratchlm.data.documents import check_readable
-    from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest
+    from scratchlm.data.manifest import changes, read_manifest, write_manifest
     from scratchlm.data.own_data import FOLDER
     from scratchlm.data.pinning import pin as pinned
     from scratchlm.run.files import write_text
-    from scratchlm.run.params import check_params, load_yaml
+    from scratchlm.run.params import load_yaml
     from scratchlm.run.yaml_editor import with_value
 
-    named = [PUBLIC[name] for name in addresses if name in PUBLIC]
-    if named and len(addresses) > 1:
-        raise UserError(f"{named[0].name} is a public corpus, which is pinned alone; name only it, or only addresses")
-    if named:
-        (public,) = named
+    if public := _public_corpus_of(addresses):
         addresses = [file.addresses[0] for file in public.files]
         output, column, licence = output or Path(public.manifest), column or public.column, licence or public.licence
     output = output or Path(FOLDER, "corpus.jsonl")
-    entry = {"manifest": _below_data_mine(str(output))}
-    source = check_params(entry, PinnedSource, source="--output", whole=True)
-    if (owner := public_corpus(source.manifest)) and owner not in named:
-        raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
+    source = _manifest_at(output, public)
 
     def edited(text: str) -> str:
         text = with_entry(text, "corpus", source, licence)
@@ -155,6 +151,28 @@ def pin(
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
     _show_change(text, new)
+
+
+def _public_corpus_of(addresses: list[str]) -> "Source | None":
+    from scratchlm.data.catalogue import PUBLIC
+
+    public = next((PUBLIC[name] for name in addresses if name in PUBLIC), None)
+    if public and len(addresses) > 1:
+        raise UserError(f"{public.name} is a public corpus, which is pinned alone; name only it, or only addresses")
+    return public
+
+
+def _manifest_at(output: Path, public: "Source | None") -> "PinnedSource":
+    """The entry for a manifest. Raises UserError if it may not be there, or is that of another public corpus."""
+    from scratchlm.data.catalogue import public_corpus
+    from scratchlm.data.manifest import PinnedSource
+    from scratchlm.run.params import check_params
+
+    entry = {"manifest": _below_data_mine(str(output))}
+    source: PinnedSource = check_params(entry, PinnedSource, source="--output", whole=True)
+    if (owner := public_corpus(source.manifest)) and owner != public:
+        raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
+    return source
 
 
 def _show_change(text: str, edited: str) -> None:
