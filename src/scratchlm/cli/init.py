@@ -73,6 +73,8 @@ def _refuse_place(folder: Path, root: Path) -> None:
         raise UserError(f"{folder} is in the checkout {root}; name one outside of it, such as {root.parent / 'mine'}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{folder} exists and is no empty folder; name another one, or remove it")
+    if os.pathsep in os.fspath(target):
+        raise UserError(f"{folder} holds {os.pathsep!r}, on which verify and build fail; name another folder")
     refuse_path(target)
 
 

@@ -114,6 +114,8 @@ def files_at(address: str) -> dict[str, int]:
     In folders, files and folders whose name begins with . or _ are left out. Raises UserError if there is no file, for
     what would be left out although it may hold files, and for a password in a web address.
     """
+    if not address:
+        raise UserError("an address is empty; name a file, a folder or a pattern")
     if "@" in urlsplit(address).netloc and address.startswith(WEB):
         raise UserError(
             f"{without_secrets(address)} has a name or a password in it, which the manifest would show; remove it"

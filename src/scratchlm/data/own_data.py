@@ -76,7 +76,8 @@ def own_files(source: OwnSource) -> list[Path]:
             raise UserError(f"{link} is a link to a folder, whose content DVC does not follow; copy the files there")
     found = [it for it in everything if it.is_file() and not _is_of_a_tool(it.relative_to(FOLDER))]
     if not found:
-        raise UserError(f"there is no file {source.path}; put one there, or correct the path")
+        place = f"in {source.path}" if path.is_dir() else source.path
+        raise UserError(f"there is no file {place}; put one there, or correct the path")
     return found
 
 

@@ -112,6 +112,7 @@ def test_the_origin_is_an_address_without_a_password(tmp_path, remotes, where) -
         (["full/file"], "full/file exists and is no empty folder"),
         (["checkout/data/new"], "is in the checkout .*checkout; name one outside of it, such as .*/mine"),
         (["new", "--profile", "huge"], "--profile is 'huge', but the profiles are ablations, .*; name one of them"),
+        (["a:b"], "a:b holds ':', on which verify and build fail; name another folder"),
         (["{new}"], r"holds '{', on which DVC or git fails; rename that folder"),
     ],
 )
