@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ class Revision:
         """name: a revision as git names it, an experiment, or `workspace`; folder: any folder of the project.
 
         build: the commit of a kept build, which is then read instead.
-        Raises UserError if there is no such revision, or no project.
+        Raises UserError if there is no such revision, no project, or a merge conflict in the workspace.
         """
         self.name, self.where = name, where
         self.commit: str | None = None
@@ -57,6 +57,11 @@ class Revision:
             refuse_path(self.root)
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
+            elif unmerged := self._git("diff", "--name-only", "--diff-filter=U").splitlines():
+                more = f" and {len(unmerged) - 1} more" * (len(unmerged) > 1)
+                raise UserError(
+                    f"the workspace has merge conflicts in {unmerged[0]}{more}; resolve them, then run `dvc repro`"
+                )
             self._repo = Repo(str(self.root), rev=build or self.commit)
         except NotDvcRepoError:
             raise UserError(f"{folder.resolve()} is not in a clone of the project; run scratchlm inside one") from None
@@ -149,10 +154,11 @@ class Revision:
 
     def _committed(self) -> str | None:
         """The last commit, if the inputs and results in the workspace are its own."""
-        with suppress(UserError):  # there is no commit, or no git repository
-            is_changed = git(self.root, "status", "--porcelain", "--", *INPUTS, *RESULTS)
-            return None if is_changed else find_commit(self.root, "HEAD")
-        return None
+        return None if self._git("status", "--porcelain") else find_commit(self.root, "HEAD")
+
+    def _git(self, *words: str) -> str:
+        """What git says of the inputs and results in the workspace."""
+        return git(self.root, *words, "--", *INPUTS, *RESULTS)
 
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):
