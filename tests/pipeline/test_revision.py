@@ -110,9 +110,7 @@ def test_an_unfinished_merge_is_one_sentence(there: Path, tmp_path: Path, monkey
         (clone / "params.yaml").write_text(f"rate: {branch}\n")
         commit(clone, branch)
     run(clone, "git", *IDENTITY, "merge", "-q", "left", ok=False)
-    with pytest.raises(
-        UserError, match=r"^the workspace has merge conflicts in params.yaml; resolve them, then run `dvc re"
-    ):
+    with pytest.raises(UserError, match="^the workspace has a merge conflict in params.yaml; resolve all, then run"):
         Revision("workspace")
     assert Revision("right").yaml("params.yaml") == {"rate": "right"}
     with pytest.raises(

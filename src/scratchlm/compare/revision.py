@@ -57,11 +57,9 @@ class Revision:
             refuse_path(self.root)
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
-            elif unmerged := self._git("diff", "--name-only", "--diff-filter=U").splitlines():
-                more = f" and {len(unmerged) - 1} more" * (len(unmerged) > 1)
-                raise UserError(
-                    f"the workspace has merge conflicts in {unmerged[0]}{more}; resolve them, then run `dvc repro`"
-                )
+            elif unmerged := self._git("ls-files", "--unmerged").splitlines():
+                path = unmerged[0].partition("\t")[2]
+                raise UserError(f"the workspace has a merge conflict in {path}; resolve all, then run `dvc repro`")
             self._repo = Repo(str(self.root), rev=build or self.commit)
         except NotDvcRepoError:
             raise UserError(f"{folder.resolve()} is not in a clone of the project; run scratchlm inside one") from None
