@@ -10,7 +10,6 @@ import pytest
 from scratchlm.compare.revision import MissingArtifact, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json, write_table
-from scratchlm.run.params import load_yaml
 from tests.clones import IDENTITY, commit, run
 
 TABLE = "data/numbers.parquet"
@@ -93,30 +92,7 @@ def test_a_revision_is_called_by_its_name_and_commit(there: Path) -> None:
     assert str(Revision("one")) == f"one ({sha[:7]})"
     assert str(Revision(sha[:7])) == sha[:7]
     assert str(Revision("workspace")) == "workspace (not committed)"
-    (there / "notes.txt").touch()  # neither an input nor a result
-    run(there, "git", "stash", "--quiet", "--", "params.yaml", "dvc.lock", "metrics")
-    committed = run(there, "git", "rev-parse", "two").stdout
-    assert str(Revision("workspace")) == f"workspace ({committed[:7]})"
-    run(there, "git", "stash", "pop", "--quiet")
     assert Revision("one").commit == sha
-
-
-def test_an_unfinished_merge_is_one_sentence(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clone = tmp_path / "clone"
-    run(there, "git", "clone", "-q", ".", str(clone))
-    monkeypatch.chdir(clone)
-    for branch in ("left", "right"):
-        run(clone, "git", "switch", "-q", "-c", branch, "two")
-        (clone / "params.yaml").write_text(f"rate: {branch}\n")
-        commit(clone, branch)
-    run(clone, "git", *IDENTITY, "merge", "-q", "left", ok=False)
-    with pytest.raises(UserError, match="^the workspace has a merge conflict in params.yaml; resolve all, then run"):
-        Revision("workspace")
-    assert Revision("right").yaml("params.yaml") == {"rate": "right"}
-    with pytest.raises(
-        UserError, match=r"^params.yaml holds a merge conflict; keep one of its sides, or combine them$"
-    ):
-        load_yaml(Path("params.yaml"))
 
 
 @pytest.mark.parametrize("name", ["nothing", "HEAD~9", "", "HEAD:params.yaml"])

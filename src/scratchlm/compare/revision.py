@@ -95,11 +95,15 @@ class Revision:
         """Return the content of a YAML file, numbers read as DVC reads them."""
         return parse_yaml(self.read(path).decode("utf-8"), f"{path} of {self.name}")
 
-    def json(self, path: str) -> Any:
+    def json(self, path: str) -> dict[str, Any]:
+        """Return the content of a JSON file, which must be an object."""
         try:
-            return json.loads(self.read(path))
+            value = json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{path} of {self.name} is not valid JSON ({error}); rebuild: {self.rebuild}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path} of {self.name} is not an object of JSON; rebuild: {self.rebuild}")
+        return value
 
     def table(self, path: str) -> pa.Table:
         try:
