@@ -204,4 +204,5 @@ def naming(address: str) -> Iterator[None]:
     except Exception as error:  # also of s3fs and gcsfs, whose errors have no common class
         if isinstance(error, UserError) or (sentence := explained(error)) is None:
             raise
+        sentence = sentence.removeprefix(f"{Path(address).absolute()}: ")  # the path of a local file
         raise UserError(f"{without_secrets(address)}: {sentence}") from error
