@@ -16,6 +16,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.ranges, self.lengths = True, True  # whether they are supported, and sent
+        self.chunked = False  # whether files are sent in chunks; each cut then follows a whole chunk
         self.etag = ""
         self.wrong_range = False
         self.cuts: list[int] = []  # of the next answers: bytes of the body after which to hang up
@@ -60,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if self.server.lengths:
             self.send_header("Content-Length", str(len(body)))
+        if self.server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
         if content_range:
             self.send_header("Content-Range", content_range)
         if self.server.etag:
@@ -67,8 +70,11 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.end_headers()
+        sent = body[:cut]
+        if self.server.chunked:
+            sent = b"%x\r\n%b\r\n" % (cut, sent) * bool(cut) + b"0\r\n\r\n" * (cut == len(body))
         with suppress(OSError):  # the client has hung up
-            self.wfile.write(body[:cut])
+            self.wfile.write(sent)
 
     def stream(self, status: int, blocks: Iterator[bytes]) -> None:
         self.send_response(status)

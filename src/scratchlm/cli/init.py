@@ -1,9 +1,11 @@
 """`scratchlm init`: a project of one's own data, with the code of this checkout."""
 
+import fcntl
 import os
 import re
 import shlex
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -22,6 +24,7 @@ TAKEN = (
     "stages",
 )  # fmt: skip
 README = "src/scratchlm/cli/own_readme.md"
+MARK = "made-by-scratchlm-init"  # a file in our temporary folder, locked while its process lives
 
 
 def init(
@@ -41,7 +44,9 @@ def init(
     if profile not in profiles:
         raise UserError(f"--profile is {profile!r}, but the profiles are {', '.join(profiles)}; name one of them")
     _refuse_place(folder, root)
-    with temporary_folder(folder.resolve()) as scratch:
+    _delete_left(folder.resolve())
+    with temporary_folder(folder.resolve()) as scratch, (scratch / MARK).open("w") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
         new = scratch / "new"
         new.mkdir()
         git(new, "init", "--quiet", "--initial-branch", "main")
@@ -68,7 +73,19 @@ def _refuse_place(folder: Path, root: Path) -> None:
         raise UserError(f"{folder} is in the checkout {root}; name one outside of it, such as {root.parent / 'mine'}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{folder} exists and is no empty folder; name another one, or remove it")
+    if os.pathsep in os.fspath(target):
+        raise UserError(f"{folder} holds {os.pathsep!r}, on which verify and build fail; name another folder")
     refuse_path(target)
+
+
+def _delete_left(target: Path) -> None:
+    """Delete what killed calls for this folder have left beside it."""
+    from scratchlm.run.files import stale_temporary_files
+
+    for left in stale_temporary_files(target):
+        with suppress(OSError), (left / MARK).open() as mark:  # without it, the folder is not ours
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
 
 
 def _committed(root: Path, commit: str, *paths: str) -> list[str]:

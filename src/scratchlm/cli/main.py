@@ -8,16 +8,29 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from scratchlm.cli import chat, exports, imports, init, look, models, pipeline, rating, repro, results, serve, sources
 from scratchlm.cli.project import project_folder
 from scratchlm.run.errors import UserError, boundary
 
+
+class Commands(TyperGroup):
+    def invoke(self, context: Any) -> Any:
+        """Let Ctrl-C be a sentence; typer ends without a word."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise UserError("interrupted; run this again") from None
+
+
 # rich's boxes leave half of a line for a description, and show a flag as if it took a <bool>
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 OF_A_PROJECT = ("dvc.yaml", "params.yaml", "data", "metrics")
 
@@ -51,7 +64,7 @@ app.command("mend", hidden=True)(pipeline.repair)  # the old name of `repair`
 
 
 def main() -> None:
-    """The entry point: a mistake of the user is one sentence and status 1."""
+    """The entry point: a mistake of the user, or Ctrl-C, is one sentence and status 1."""
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `<&-` in a shell
             setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115

@@ -40,7 +40,10 @@ def repair() -> None:
         from scratchlm.compare.builds import prefer_run_cache
 
         if prefer_run_cache(Path()):
-            say("dvc.lock names outputs that are not here; `dvc repro` looks for other results in its run cache")
+            say(
+                "dvc.lock named outputs that are neither here nor in DVC's cache, and no longer does; `dvc repro` "
+                "takes what this machine has computed before from its run cache, and makes the others"
+            )
 
 
 def verify(
@@ -85,18 +88,11 @@ def compare(
 ) -> None:
     """Say of each metric: better, worse, or no evidence of either. A single revision is compared with the workspace."""
     names = revisions or []
-    if variants and len(names) > 1:
-        raise UserError(f"--variants compares those of one revision, not of {len(names)}; name one, or none")
-    if not variants and (not names or against != "instruct"):
-        needs = "--against names a variant; add --variants" if names else "no revision; name one, or add --variants"
-        raise UserError(needs)
+    _check_names(names, variants, against)
     if variants is False:
-        from scratchlm.compare.pairwise import compare_responses, pairwise_json, pairwise_text
-
         if format == "all" or plot or fail_if:
             raise UserError("--pairwise goes with --format text, json or markdown only; leave out --plot and --fail-if")
-        outcomes = compare_responses(names)
-        say(pairwise_json(outcomes) if format == "json" else pairwise_text(outcomes, markdown=format == "markdown"))
+        _say_pairwise(names, format)
         return
     from scratchlm.compare.compare import compare_revisions
     from scratchlm.compare.gate import parse_conditions, reasons
@@ -120,6 +116,21 @@ def compare(
     if found := reasons(conditions, comparisons):
         typer.echo(printable("\n".join(found)), err=True)
         raise typer.Exit(FAILED)
+
+
+def _check_names(names: list[str], variants: bool | None, against: str) -> None:
+    if variants and len(names) > 1:
+        raise UserError(f"--variants compares those of one revision, not of {len(names)}; name one, or none")
+    if not variants and (not names or against != "instruct"):
+        needs = "--against names a variant; add --variants" if names else "no revision; name one, or add --variants"
+        raise UserError(needs)
+
+
+def _say_pairwise(names: list[str], format: str) -> None:
+    from scratchlm.compare.pairwise import compare_responses, pairwise_json, pairwise_text
+
+    outcomes = compare_responses(names)
+    say(pairwise_json(outcomes) if format == "json" else pairwise_text(outcomes, markdown=format == "markdown"))
 
 
 def seeds(

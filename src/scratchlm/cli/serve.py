@@ -7,7 +7,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from scratchlm.cli.models import (
 )
 from scratchlm.cli.project import in_project
 from scratchlm.run.errors import UserError
+
+if TYPE_CHECKING:
+    from scratchlm.serving.service import TextClassifier
 
 KEY = "SCRATCHLM_API_KEY"
 WAITING_PER_REQUEST = 4
@@ -50,30 +53,17 @@ def serve(
     from scratchlm.fast.decoding import for_inference
     from scratchlm.serving.app import make_app
     from scratchlm.serving.engine import Limits
-    from scratchlm.serving.service import LanguageModel, Service, TextClassifier
+    from scratchlm.serving.service import LanguageModel, Service
 
     listener, host = _listen(address)
+    key = _key(host)
     gpt, text = load_model(model, tokenizer)
     style = prompt_style or style_of_params()
     check_style(style, text)
     ours = LanguageModel(model.resolve().name, for_inference(gpt), text, style)
     limits = Limits(batch_size, WAITING_PER_REQUEST * batch_size, SECONDS)
-    usual = in_project(CLASSIFIER)
-    folder = classifier or (usual if tokenizer == in_project(TOKENIZER) and usual.exists() else None)
-    classes = None
-    if folder:
-        names, _, probabilities = load_text_classifier(folder, tokenizer)
-        classes = TextClassifier(folder.resolve().name, names, probabilities)
-    key = os.environ.get(KEY) or None
-    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise UserError(f"{KEY} must be printable ASCII without spaces at its ends; set another")
-    is_local = host in LOCAL
-    if not is_local and key is None:
-        print(
-            f"anybody who reaches {host} may ask this server; set {KEY} to a key that clients must send",
-            file=sys.stderr,
-        )
-    app = make_app(Service(ours, limits), classes, key, is_local=is_local)
+    classes = _classes(classifier, tokenizer)
+    app = make_app(Service(ours, limits), classes, key, is_local=host in LOCAL)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GOODBYE_SECONDS)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
@@ -87,6 +77,31 @@ def serve(
     logging.getLogger("uvicorn.error").addFilter(_is_no_shutdown)
     with suppress(KeyboardInterrupt):  # uvicorn passes Ctrl-C on, after its last answers
         Server(config).run(sockets=[listener])
+
+
+def _classes(classifier: Path | None, tokenizer: Path) -> "TextClassifier | None":
+    """The classifier that is served; without a name the project's, if there is one and it has this tokenizer."""
+    from scratchlm.serving.service import TextClassifier
+
+    usual = in_project(CLASSIFIER)
+    folder = classifier or (usual if tokenizer == in_project(TOKENIZER) and usual.exists() else None)
+    if folder is None:
+        return None
+    names, _, probabilities = load_text_classifier(folder, tokenizer)
+    return TextClassifier(folder.resolve().name, names, probabilities)
+
+
+def _key(host: str) -> str | None:
+    """The key that clients must send; without one, warn if others than this machine's users reach the server."""
+    key = os.environ.get(KEY) or None
+    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise UserError(f"{KEY} must be printable ASCII without spaces at its ends; set another")
+    if key is None and host not in LOCAL:
+        print(
+            f"anybody who reaches {host} may ask this server; set {KEY} to a key that clients must send",
+            file=sys.stderr,
+        )
+    return key
 
 
 def _is_no_shutdown(record: logging.LogRecord) -> bool:

@@ -2,13 +2,18 @@
 
 import difflib
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError, boundary
+
+if TYPE_CHECKING:
+    from scratchlm.data.catalogue import Source
+    from scratchlm.data.manifest import PinnedFile, PinnedSource
 
 PARAMETERS = Path("params.yaml")
 STORE = Path(".scratchlm/downloads")  # of the stage download
@@ -26,6 +31,7 @@ def sources(context: typer.Context) -> None:
         return
     from tabulate import tabulate
 
+    from scratchlm.data.adding import licence_in
     from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, name_in, source_of
     from scratchlm.run.nested import value_at
     from scratchlm.run.params import load_yaml
@@ -38,10 +44,14 @@ def sources(context: typer.Context) -> None:
         return f"{'' if all(sizes) else 'over '}{sum(sizes) / 1e6:,.2f}" if any(sizes) else "unknown"
 
     params = load_yaml(PARAMETERS)
-    entries = value_at(params, "sources") or {}
+
+    def given(name: str, kind: type) -> Any:
+        return value if isinstance(value := value_at(params, name), kind) else kind()  # preflight says what is wrong
+
+    entries = given("sources", dict)
     chosen = {purpose: source_of(purpose, entry) for purpose, entry in entries.items()}
-    used = {*(source.name for source in chosen.values()), *(value_at(params, "pretrained") or [])}
-    used |= {f"gpt2-{size}" for size in value_at(params, "gpt2_sizes") or []}
+    used = {*(source.name for source in chosen.values()), *map(str, given("pretrained", list))}
+    used |= {f"gpt2-{size}" for size in given("gpt2_sizes", list)}
 
     def use(source: Source) -> str:
         if source.name in used:
@@ -50,7 +60,8 @@ def sources(context: typer.Context) -> None:
 
     rows = [[key(it), it.name, use(it), megabytes(it), it.licence] for it in CATALOGUE.values()]
     own = [purpose for purpose, source in chosen.items() if source.name not in CATALOGUE]
-    rows += [[purpose, name_in(entries[purpose]), "yes", "", "yours"] for purpose in own]
+    text = PARAMETERS.read_text("utf-8")
+    rows += [[it, name_in(entries[it]), "yes", "", licence_in(text, it) or chosen[it].licence] for it in own]
     keys = list(dict.fromkeys(row[0] for row in rows))
     rows.sort(key=lambda row: keys.index(row[0]))
     head = ["key", "name", "in use", "MB", "licence"]
@@ -72,9 +83,11 @@ def add(
 ) -> None:
     """Check that your own data can be read, and make params.yaml use it. Nothing else in that file changes."""
     from scratchlm.data.adding import described, fetch_new, with_entry
-    from scratchlm.data.own_data import own_files
+    from scratchlm.data.own_data import FOLDER, own_files
     from scratchlm.run.files import sha256_of, temporary_folder, write_text
+    from scratchlm.run.params import load_yaml
 
+    load_yaml(PARAMETERS)  # first: without it, this is the wrong folder
     columns = dict(_pair(each) for each in column or [])
     if "://" in path:
         unknown = "0" * 64
@@ -82,7 +95,9 @@ def add(
         files = [fetch_new(purpose, path, STORE, os.environ.get("SCRATCHLM_MIRROR"))]
         source = _checked(purpose, {"path": path, "sha256": sha256_of(files[0]), "columns": columns})
     else:
-        source = _checked(purpose, {"path": _below_data_mine(path), "columns": columns})
+        copy = f"copy it there: cp {shlex.quote(path)} {FOLDER}/"
+        below = _below_data_mine(path, copy if Path(path).is_file() else "put the data there")
+        source = _checked(purpose, {"path": below, "columns": columns})
         files = own_files(source)
     with temporary_folder(STORE / purpose) as scratch:
         found = described(purpose, source, files, scratch)
@@ -112,35 +127,27 @@ def pin(
 ) -> None:
     """Write the addresses and hashes of a corpus of many files. Make params.yaml use it; no file is copied."""
     from scratchlm.data.adding import with_entry
-    from scratchlm.data.catalogue import PUBLIC, public_corpus
     from scratchlm.data.documents import check_readable
-    from scratchlm.data.manifest import PinnedSource, changes, read_manifest, write_manifest
+    from scratchlm.data.manifest import changes, write_manifest
     from scratchlm.data.own_data import FOLDER
     from scratchlm.data.pinning import pin as pinned
     from scratchlm.run.files import write_text
-    from scratchlm.run.params import check_params, load_yaml
+    from scratchlm.run.params import load_yaml
     from scratchlm.run.yaml_editor import with_value
 
-    named = [PUBLIC[name] for name in addresses if name in PUBLIC]
-    if named and len(addresses) > 1:
-        raise UserError(f"{named[0].name} is a public corpus, which is pinned alone; name only it, or only addresses")
-    if named:
-        (public,) = named
+    load_yaml(PARAMETERS)  # first: without it, this is the wrong folder
+    if public := _public_corpus_of(addresses):
         addresses = [file.addresses[0] for file in public.files]
         output, column, licence = output or Path(public.manifest), column or public.column, licence or public.licence
     output = output or Path(FOLDER, "corpus.jsonl")
-    entry = {"manifest": _below_data_mine(str(output))}
-    source = check_params(entry, PinnedSource, source="--output", whole=True)
-    if (owner := public_corpus(source.manifest)) and owner not in named:
-        raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
+    source = _manifest_at(output, public)
 
     def edited(text: str) -> str:
         text = with_entry(text, "corpus", source, licence)
         return with_value(text, ("tokenize", "corpus", "split"), "documents", "params.yaml")
 
-    load_yaml(PARAMETERS)
     edited(PARAMETERS.read_text("utf-8"))  # now rather than after hours of reading
-    old = read_manifest(output) if output.exists() else []
+    old = _old_files(output)
     kept = PINS / output.name
     with boundary("scratchlm", lambda: "interrupted; run this again to resume after the files that were read"):
         files = pinned(addresses, column or "text", source.manifest, kept)
@@ -153,6 +160,42 @@ def pin(
     said = f" ({changes(old, files)})" if old else ""
     say(f"{source.manifest}: {n_bytes:,} bytes in {len(files)} file{'s' * (len(files) > 1)}{said}")
     _show_change(text, new)
+
+
+def _public_corpus_of(addresses: list[str]) -> "Source | None":
+    from scratchlm.data.catalogue import PUBLIC
+
+    for name in (name for name in addresses if name not in PUBLIC and not Path(name).exists()):
+        if near := difflib.get_close_matches(name, PUBLIC, n=1):
+            raise UserError(f"{name} is neither a file nor a public corpus (did you mean {near[0]}?); correct the name")
+    public = next((PUBLIC[name] for name in addresses if name in PUBLIC), None)
+    if public and len(addresses) > 1:
+        raise UserError(f"{public.name} is a public corpus, which is pinned alone; name only it, or only addresses")
+    return public
+
+
+def _manifest_at(output: Path, public: "Source | None") -> "PinnedSource":
+    """The entry for a manifest. Raises UserError if it may not be there, or is that of another public corpus."""
+    from scratchlm.data.catalogue import public_corpus
+    from scratchlm.data.manifest import PinnedSource
+    from scratchlm.run.params import check_params
+
+    entry = {"manifest": _below_data_mine(str(output), "name another --output")}
+    source: PinnedSource = check_params(entry, PinnedSource, source="--output", whole=True)
+    if (owner := public_corpus(source.manifest)) and owner != public:
+        raise UserError(f"{source.manifest} is the manifest of the public corpus {owner.name}; name another --output")
+    return source
+
+
+def _old_files(output: Path) -> "list[PinnedFile]":
+    """What a manifest pinned before. Raises UserError if the file is something else, which is not overwritten."""
+    from scratchlm.data.manifest import read_manifest
+
+    try:
+        return read_manifest(output) if output.exists() else []
+    except UserError as error:
+        fault = str(error).rpartition("; ")[0]
+        raise UserError(f"{fault}; it is not overwritten: remove it, or name another --output") from None
 
 
 def _show_change(text: str, edited: str) -> None:
@@ -183,10 +226,10 @@ def _checked(purpose: str, entry: dict[str, Any]) -> Any:
     return check_params({"sources": values}, Whole, source="params.yaml", whole=True).sources.own[purpose]
 
 
-def _below_data_mine(path: str) -> str:
+def _below_data_mine(path: str, remedy: str) -> str:
     from scratchlm.data.own_data import FOLDER
 
     absolute = os.path.normpath(Path(path).absolute())
     if not Path(absolute).is_relative_to(Path(FOLDER).absolute()):
-        raise UserError(f"{path} is not below {FOLDER}, whose content DVC follows; copy it there: cp {path} {FOLDER}/")
+        raise UserError(f"{path or 'an empty path'} is not below {FOLDER}, whose content DVC follows; {remedy}")
     return Path(absolute).relative_to(Path.cwd()).as_posix()

@@ -20,13 +20,12 @@ from dvc.utils.serialize import modify_yaml
 from scratchlm.compare.clone import private_clone, write_config
 from scratchlm.compare.git import fetch_refs, find_commit, git, must_run_dvc, run_dvc
 from scratchlm.compare.processors import Arithmetic, arithmetic_here, processor, recorded
-from scratchlm.compare.revision import LOCK, PARAMETERS, WORKSPACE, recorded_hashes
+from scratchlm.compare.revision import LOCK, PARAMETERS, RESULTS, WORKSPACE, recorded_hashes
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
 
 REFS = "refs/scratchlm/builds"  # git deletes no commit that has a ref
-RESULTS = (LOCK, "metrics")
 CACHE = Path(".dvc", "cache")  # of the clone
 
 

@@ -61,6 +61,8 @@ def find_commit(folder: Path, revision: str) -> str:
     found = [line.split()[0] for line in experiments.splitlines() if line.split()[1] == revision]
     if len(found) == 1:
         return found[0]
+    if not git(folder, "rev-list", "--max-count=1", "--all"):
+        raise UserError(f"{folder.resolve()} has no commit yet; run `git add -A` and `git commit` first")
     raise UserError(
         f"{revision!r} is not a revision of this repository; name a branch, tag, commit or experiment "
         "(`git branch --all` lists the branches, `git fetch` gets new ones)"

@@ -13,6 +13,7 @@ from scratchlm.tasks.bootstrap import Auroc, Macro, Ratio, Statistic, observed
 from scratchlm.tasks.variants import RESERVED
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss", "calibration_error"}
+DERIVED = r"(_low|_high)$|\.confusion\."  # ends of the intervals of other metrics, and parts of them
 TASKS = "sources.instructions and tokenize.instructions"
 RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
 VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
@@ -60,6 +61,11 @@ class Unpaired(UserError):
 def better(metric: str, difference: float) -> bool:
     """Whether a change of this metric by `difference` is an improvement."""
     return (difference < 0) == (metric.rpartition(".")[2] in LOWER_IS_BETTER)
+
+
+def is_derived(metric: str) -> bool:
+    """Whether a metric says nothing that another one does not: the end of its interval, or a count behind it."""
+    return bool(re.search(DERIVED, metric))
 
 
 def pair_up(family: Family, first: Records, second: Records, names: tuple[str, str]) -> tuple[Columns, Columns, int]:

@@ -14,13 +14,15 @@ from dvc.repo import Repo
 from dvc.repo.index import Index
 from dvc_data.index import DataIndexDirError
 
-from scratchlm.compare.git import find_commit
+from scratchlm.compare.git import find_commit, git
 from scratchlm.compare.processors import Arithmetic, recorded
 from scratchlm.run.code import refuse_path
 from scratchlm.run.errors import UserError, explained
 from scratchlm.run.yaml_reader import parse_yaml
 
 LOCK, PARAMETERS = "dvc.lock", "params.yaml"
+INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
+RESULTS = (LOCK, "metrics")
 WORKSPACE = "workspace"  # DVC's word for what is not committed yet
 SHORT = 7
 
@@ -46,7 +48,7 @@ class Revision:
         """name: a revision as git names it, an experiment, or `workspace`; folder: any folder of the project.
 
         build: the commit of a kept build, which is then read instead.
-        Raises UserError if there is no such revision, or no project.
+        Raises UserError if there is no such revision, no project, or a merge conflict in the workspace.
         """
         self.name, self.where = name, where
         self.commit: str | None = None
@@ -55,13 +57,17 @@ class Revision:
             refuse_path(self.root)
             if name != WORKSPACE:
                 self.commit = find_commit(self.root, name)
+            elif unmerged := self._git("ls-files", "--unmerged").splitlines():
+                path = unmerged[0].partition("\t")[2]
+                raise UserError(f"the workspace has a merge conflict in {path}; resolve all, then run `dvc repro`")
             self._repo = Repo(str(self.root), rev=build or self.commit)
         except NotDvcRepoError:
             raise UserError(f"{folder.resolve()} is not in a clone of the project; run scratchlm inside one") from None
 
     def __str__(self) -> str:
         """The name with its commit: main (03c6b50), or main (03c6b50, built on AMD EPYC)."""
-        commit = self.commit[:SHORT] if self.commit else "not committed"
+        commit = self.commit or self._committed()
+        commit = commit[:SHORT] if commit else "not committed"
         details = [] if commit.startswith(self.name[:SHORT]) else [commit]
         details += [f"built on {self.where}"] if self.where else []
         return f"{self.name} ({', '.join(details)})" if details else self.name
@@ -89,11 +95,15 @@ class Revision:
         """Return the content of a YAML file, numbers read as DVC reads them."""
         return parse_yaml(self.read(path).decode("utf-8"), f"{path} of {self.name}")
 
-    def json(self, path: str) -> Any:
+    def json(self, path: str) -> dict[str, Any]:
+        """Return the content of a JSON file, which must be an object."""
         try:
-            return json.loads(self.read(path))
+            value = json.loads(self.read(path))
         except ValueError as error:
             raise UserError(f"{path} of {self.name} is not valid JSON ({error}); rebuild: {self.rebuild}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path} of {self.name} is not an object of JSON; rebuild: {self.rebuild}")
+        return value
 
     def table(self, path: str) -> pa.Table:
         try:
@@ -143,6 +153,14 @@ class Revision:
             for file in metrics
             if (stage := file.replace("/", "@")) in needed
         }
+
+    def _committed(self) -> str | None:
+        """The last commit, if the inputs and results in the workspace are its own."""
+        return None if self._git("status", "--porcelain") else find_commit(self.root, "HEAD")
+
+    def _git(self, *words: str) -> str:
+        """What git says of the inputs and results in the workspace."""
+        return git(self.root, *words, "--", *INPUTS, *RESULTS)
 
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, FileNotFoundError) and not self._repo.dvcfs.exists(f"/{path}"):

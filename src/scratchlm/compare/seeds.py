@@ -16,6 +16,7 @@ from dvc.repo.experiments.refs import ExpRefInfo
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import fetch_refs, git, must_run_dvc
 from scratchlm.compare.jobs import run_each
+from scratchlm.compare.records import is_derived
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
@@ -116,9 +117,10 @@ def difference_factor(n: int) -> float:
 
 
 def varying_and_constant(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, Spread]]:
-    """Return the metrics that vary, and those that do not."""
-    varying = {name: row for name, row in metrics.items() if row.low < row.high}
-    return varying, {name: row for name, row in metrics.items() if name not in varying}
+    """Return the metrics that vary, and those that do not, without those that is_derived names."""
+    own = {name: row for name, row in metrics.items() if not is_derived(name)}
+    varying = {name: row for name, row in own.items() if row.low < row.high}
+    return varying, {name: row for name, row in own.items() if name not in varying}
 
 
 def _check_counts(n: int, jobs: int) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from tabulate import tabulate
 
 from scratchlm.compare.changes import Changes
 from scratchlm.compare.compare import SAME, Comparison, Row, Variant
+from scratchlm.compare.records import is_derived
 from scratchlm.compare.revision import Revision
 from scratchlm.compare.seeds import Spread, difference_factor, varying_and_constant
 from scratchlm.report.tables import NONE, format_number, format_parameter
@@ -21,7 +21,6 @@ WIDTH = 120
 NAME_CHARACTERS = 14  # of a revision in a table's head
 VALUE_CHARACTERS, HASH_CHARACTERS = 40, 8
 NAMED = 3  # stages, keys or columns that a message names; it counts the others
-DERIVED = r"(_low|_high)$|\.confusion\."  # ends of the intervals of other metrics, and parts of them
 OF_A_CLASS = ".classes."  # in the names of metrics of a single class
 MEANING = (
     "The 95 % interval of a change comes from a paired bootstrap over n test examples. It covers the choice of these "
@@ -98,7 +97,7 @@ def _page(comparison: Comparison, everything: bool, markdown: bool, width: int) 
     same = [row.metric for row in rows if row.verdict == SAME and not everything]
     other = [row for row in rows if not row.verdict and row.difference is not None]
     if not everything:
-        other = [row for row in other if row.difference and not re.search(DERIVED, row.metric)]
+        other = [row for row in other if row.difference and not is_derived(row.metric)]
     names = [show(display.shortened(revision.name, NAME_CHARACTERS)) for revision in (first, second)]
     title = f"{show(str(second))} compared with {show(str(first))}"
     parts = [f"### {title}" if markdown else title]

@@ -80,3 +80,9 @@ def with_entry(text: str, purpose: str, source: OwnSource | PinnedSource, licenc
     indent = re.match(r"[ \t]*", edited[start:])
     comment = f"{indent[0]}# licence of {purpose}: {one_line(licence)}\n" if licence and indent else ""
     return above + comment + edited[start:]
+
+
+def licence_in(text: str, purpose: str) -> str | None:
+    """Return the licence of a source in the comment that `with_entry` writes, or None if there is none."""
+    found = re.search(rf"(?m)^[ \t]*# licence of {purpose}: (.*)\n[ \t]*{purpose}:", text)
+    return found[1].strip() if found else None

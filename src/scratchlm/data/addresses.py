@@ -24,8 +24,9 @@ PROTOCOLS = ("file", "s3", "gs", "http", "https")
 class Reader(io.RawIOBase):
     """A file at an address, read once from its start. A thread fetches the next block while the last one is in use.
 
-    size_bytes: as the storage says, None if it does not. digest (SHA-256) and n_bytes: of all blocks up to the one in
-    use. advance: called with the number of bytes of each block; what it raises ends the reading.
+    size_bytes: as the storage says, None if it does not. may_be_cut: whether a lost connection would look like the end.
+    digest (SHA-256) and n_bytes: of all blocks up to the one in use. advance: called with the number of bytes of each
+    block; what it raises ends the reading.
     """
 
     def __init__(self, address: str, advance: Callable[[int], None]) -> None:
@@ -36,6 +37,10 @@ class Reader(io.RawIOBase):
         self.size_bytes: int | None = getattr(self._file, "size", None)
         self._executor, self._block = ThreadPoolExecutor(1), memoryview(b"")
         self._next = self._executor.submit(self._file.read, BLOCK_BYTES)
+
+    @property
+    def may_be_cut(self) -> bool:
+        return getattr(self._file, "may_be_cut", False)
 
     def readable(self) -> bool:
         return True
@@ -109,6 +114,8 @@ def files_at(address: str) -> dict[str, int]:
     In folders, files and folders whose name begins with . or _ are left out. Raises UserError if there is no file, for
     what would be left out although it may hold files, and for a password in a web address.
     """
+    if not address:
+        raise UserError("an address is empty; name a file, a folder or a pattern")
     if "@" in urlsplit(address).netloc and address.startswith(WEB):
         raise UserError(
             f"{without_secrets(address)} has a name or a password in it, which the manifest would show; remove it"
@@ -117,6 +124,8 @@ def files_at(address: str) -> dict[str, int]:
         with Reader(address, lambda _: None) as reader:
             return {address: reader.size_bytes or 0}
     files, path = file_system(address)
+    if "file" in files.protocol and os.path.realpath(plain := os.path.normpath(path)) == os.path.realpath(path):
+        path = plain  # without `..`, unless it follows a link and so leads elsewhere
     with naming(address):
         is_pattern = glob.has_magic(path) and not files.exists(path)
         found = files.glob(path, detail=True) if is_pattern else files.find(path, detail=True)
@@ -195,4 +204,5 @@ def naming(address: str) -> Iterator[None]:
     except Exception as error:  # also of s3fs and gcsfs, whose errors have no common class
         if isinstance(error, UserError) or (sentence := explained(error)) is None:
             raise
+        sentence = sentence.removeprefix(f"{Path(address).absolute()}: ")  # the path of a local file
         raise UserError(f"{without_secrets(address)}: {sentence}") from error

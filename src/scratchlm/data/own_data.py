@@ -1,5 +1,6 @@
 """One's own data in the form that tokenization reads, from files of this project or an address."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -66,6 +67,9 @@ def own_files(source: OwnSource) -> list[Path]:
     if source.is_address:
         return []
     path = Path(source.path)
+    if not path.is_file():
+        for _ in os.walk(path if path.is_dir() else FOLDER, onerror=_refuse):  # glob would leave them out
+            pass
     pattern = PurePosixPath(source.path).relative_to(FOLDER)
     found = path.rglob("*") if path.is_dir() else [path] if path.exists() else Path(FOLDER).glob(str(pattern))
     everything = sorted(found)
@@ -76,8 +80,15 @@ def own_files(source: OwnSource) -> list[Path]:
             raise UserError(f"{link} is a link to a folder, whose content DVC does not follow; copy the files there")
     found = [it for it in everything if it.is_file() and not _is_of_a_tool(it.relative_to(FOLDER))]
     if not found:
-        raise UserError(f"there is no file {source.path}; put one there, or correct the path")
+        place = f"in {source.path}" if path.is_dir() else source.path
+        raise UserError(f"there is no file {place}; put one there, or correct the path")
     return found
+
+
+def _refuse(error: OSError) -> None:
+    """Raise the error of a folder that may not be read; there may be no folder at all."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_of_a_tool(path: Path) -> bool:

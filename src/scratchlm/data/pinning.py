@@ -39,7 +39,7 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
             for _ in reader.blocks():
                 pass
         file = PinnedFile(address, reader.n_bytes, reader.digest.hexdigest(), format_of(address), columns[address])
-        if reader.size_bytes is None:
+        if reader.may_be_cut:
             _refuse_cut(file, advance)
         return file
 
@@ -59,13 +59,13 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
 def _refuse_cut(file: PinnedFile, advance: Advance) -> None:
     """Raises UserError if a second read finds other bytes, or content that is not whole.
 
-    Nothing else shows that a connection broke if the server has not stated the size.
+    Nothing else shows that a connection broke if the server states neither the size nor the end of the file.
     """
     try:
         for _ in documents(file, advance):
             pass
     except UserError as error:
-        raise UserError(f"a server that states no size may have cut a file short: {error}") from None
+        raise UserError(f"a server that states neither size nor end may have cut a file short: {error}") from None
 
 
 def _sizes(address: str, _: Advance) -> dict[str, int]:

@@ -134,7 +134,8 @@ def _delimited(path: Path, lines: Iterable[str], columns: Mapping[str, str], rem
     begin = 1  # the line where a row begins; an unclosed quotation mark reaches to the end of the file
     correct = "correct the line, or save the table as Parquet"
     try:
-        header = next(rows, [])
+        if not (header := next(rows, [])):
+            raise UserError(f"{path}: the first line names no columns; write their names there")
         _check_header(path, header, columns, remedy)
         begin = rows.line_num + 1
         for row in rows:

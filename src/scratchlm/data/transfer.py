@@ -137,4 +137,4 @@ def _open_path(address: str) -> Iterator[Opened]:
             raise Refused("not a regular file")  # a pipe or a device: opening or reading it may never end
         stream = Path(address).open("rb")  # noqa: SIM115 - closed below
     with stream:
-        yield Opened(0, "", None, reading()(stream.read))
+        yield Opened(0, "", None, reading()(stream.read), may_be_cut=False)

@@ -41,24 +41,28 @@ class Opened(NamedTuple):
     """An open file. start: position of the first byte that `read` returns. etag: a strong one, or "".
 
     size: of the whole file in bytes, None if it is not known. read: return at most n bytes, none at the end.
+    may_be_cut: whether a lost connection looks like the end of the file, because the server sends neither a length nor
+    chunks (RFC 9112, section 6.3).
     """
 
     start: int
     etag: str
     size: int | None
     read: Callable[[int], bytes]
+    may_be_cut: bool
 
 
 class WebFile:
     """A file at an http(s) URL, read once from its start: by one request, and one more after each lost connection.
 
-    size: in bytes, None if the server does not say. Opening and reading raise UserError if the server refuses, or fails
-    ATTEMPTS times in a row.
+    size: in bytes, None if the server does not say. may_be_cut: as in Opened, for any of the requests. Opening and
+    reading raise UserError if the server refuses, or fails ATTEMPTS times in a row.
     """
 
     def __init__(self, url: str) -> None:
         self._url, self._position, self._etag = url, 0, ""
         self.size: int | None = None
+        self.may_be_cut = False
         self._opened = ExitStack()
         self._read: Callable[[int], bytes] | None = None
         self._retried(self._open)
@@ -98,7 +102,8 @@ class WebFile:
 
     def _open(self) -> None:
         self.close()
-        start, etag, size, read = self._opened.enter_context(open_url(self._url, self._position, self._etag))
+        opening = open_url(self._url, self._position, self._etag)
+        start, etag, size, read, may_be_cut = self._opened.enter_context(opening)
         if self._position:
             if (None not in (size, self.size) and size != self.size) or (start == 0 and etag != self._etag):
                 raise Refused("it changed while it was read")
@@ -108,6 +113,7 @@ class WebFile:
                     raise Interrupted("connection lost")
                 position += len(block)
         self._etag, self.size, self._read = etag, size or self.size, read
+        self.may_be_cut |= may_be_cut and self.size is None
 
     def _retried(self, attempt: Callable[[], Result]) -> Result:
         try:
@@ -191,7 +197,8 @@ def open_url(url: str, offset: int, etag: str) -> Iterator[Opened]:
 
         start = offset if status == 206 else 0
         etag = "" if etag.startswith("W/") else etag
-        yield Opened(start, etag, _whole_size(response.headers, start), _fast_enough(read))
+        may_be_cut = not response.raw.chunked and response.raw.length_remaining is None
+        yield Opened(start, etag, _whole_size(response.headers, start), _fast_enough(read), may_be_cut)
 
 
 def _fast_enough(read: Callable[[int], bytes]) -> Callable[[int], bytes]:

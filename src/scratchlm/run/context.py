@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from scratchlm.run.files import append_log
 from scratchlm.run.progress import Progress
 from scratchlm.run.resume import Checkpoint
@@ -45,8 +47,8 @@ class Run:
             append_log(self.log, values)
 
     def say(self, sentence: str) -> None:
-        """Print a sentence to the user on standard error."""
-        print(f"{self.stage}: {sentence}", file=sys.stderr, flush=True)
+        """Print a sentence to the user on standard error, above a bar of progress."""
+        tqdm.write(f"{self.stage}: {sentence}", file=sys.stderr)
 
     def progress(self, total: int, done: int, unit: str, part: str = "") -> Progress:
         """The progress of the stage, or of a part of it, on standard error. It begins at `done` of `total` units."""

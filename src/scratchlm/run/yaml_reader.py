@@ -1,5 +1,6 @@
 """Read YAML as DVC reads it, and refuse what would take hours."""
 
+import re
 from typing import Any
 
 from ruamel.yaml import YAML, MappingNode, Node, SafeConstructor, ScalarNode
@@ -21,6 +22,8 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return reader.load(text)
     except YAMLError as error:
+        if re.search(r"(?m)^<<<<<<< ", text):
+            raise UserError(f"{source} holds a merge conflict; keep one of its sides, or combine them") from None
         reason = " ".join(str(error).split())
     except RecursionError:
         reason = "nested too deeply"

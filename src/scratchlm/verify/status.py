@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from scratchlm.compare.builds import RESULTS, keep
+from scratchlm.compare.builds import keep
 from scratchlm.compare.clone import private_clone
 from scratchlm.compare.git import git
 from scratchlm.compare.processors import processor, recorded, results, tell_apart
-from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
+from scratchlm.compare.revision import INPUTS, LOCK, RESULTS, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
 from scratchlm.verify.tolerances import deviations
 
-INPUTS = (PARAMETERS, "dvc.yaml", "requirements.lock", "src", "stages")
 HEAD = "HEAD"
 
 
@@ -25,6 +24,10 @@ def status(root: Path) -> str:
     if not (old := committed.metrics()):
         return f"{committed} has no results to compare with; commit these."
     changed = _changed(root, *RESULTS)
+    if not (root / LOCK).exists():
+        return (
+            f"{LOCK} is missing; `git checkout {LOCK}` restores that of {committed}, and `dvc repro` makes a new one."
+        )
     if not changed:
         if others := _outputs_of_another_build(root):
             return (

@@ -112,6 +112,7 @@ def test_the_origin_is_an_address_without_a_password(tmp_path, remotes, where) -
         (["full/file"], "full/file exists and is no empty folder"),
         (["checkout/data/new"], "is in the checkout .*checkout; name one outside of it, such as .*/mine"),
         (["new", "--profile", "huge"], "--profile is 'huge', but the profiles are ablations, .*; name one of them"),
+        (["a:b"], "a:b holds ':', on which verify and build fail; name another folder"),
         (["{new}"], r"holds '{', on which DVC or git fails; rename that folder"),
     ],
 )
@@ -126,15 +127,23 @@ def test_a_mistake_is_one_sentence_and_leaves_everything_as_it_was(project, tmp_
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_comes_into_the_folder_meanwhile_is_kept(project, tmp_path, monkeypatch) -> None:
+def test_what_comes_into_the_folder_meanwhile_is_kept_and_what_a_killed_call_left_is_not(
+    project, tmp_path, monkeypatch
+) -> None:
+    theirs, left = (tmp_path / f".new.{name}.tmp" for name in ("12345678", "abcdefgh"))
+
     def written_late(new: Path, name: str, origin: str) -> None:
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / "file").write_text("mine")
+        theirs.mkdir()
+        shutil.copytree(new.parent, left)  # as after a kill at this point
+        init._delete_left(tmp_path / "new")
+        assert new.exists() and theirs.exists() and not left.exists()
 
     monkeypatch.setattr(init, "_write_own", written_late)
     done = scratchlm(project, "init", str(tmp_path / "new"))
     assert done.stderr == f"scratchlm: {tmp_path / 'new'}: directory not empty; correct that and run this again\n"
-    assert [path.name for path in tmp_path.rglob("*")] == ["new", "file"]
+    assert {path.name for path in tmp_path.rglob("*")} == {"new", "file", theirs.name}
 
 
 def test_a_checkout_and_a_git_that_knows_its_user_are_needed(project, tmp_path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +47,9 @@ def test_the_list_has_every_source_once_and_marks_those_in_use(project: Path) ->
     assert rows["sms-spam"] == ["messages", "sms-spam", "0.48", "CC", "BY", "4.0"]
     assert "over" in rows["gpt2-774M"]  # the size of one of its files is not known
     assert rows["gutenberg-en"][2:5] == ["to", "pin", "unknown"]
+    (project / "params.yaml").write_text("sources: x\npretrained: 5\ngpt2_sizes: {a: [b]}\n")
+    done = scratchlm(project, "sources")
+    assert (done.returncode, "yes" in done.stdout, done.stderr) == (0, False, "")  # `preflight` refuses it
 
 
 def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_shown(project: Path) -> None:
@@ -68,9 +72,11 @@ def test_a_table_is_added_with_its_columns_and_its_licence_and_the_change_is_sho
         "  messages: {path: data/mine/x.csv, columns: {text: review, label: stars}}",
     ]
     assert len(after) == len(before) + 1
-    assert "data/mine/x.csv" in scratchlm(project, "sources").stdout
+    assert re.search("messages +data/mine/x.csv +yes +ours", scratchlm(project, "sources").stdout)
     done = scratchlm(project, *words, "--column", "label=stars", "--licence", "ours")
     assert done.stdout.endswith("params.yaml has this entry already\n")
+    assert scratchlm(project, *words, "--column", "label=stars").returncode == 0  # removes the comment
+    assert re.search("messages +data/mine/x.csv +yes +not stated", scratchlm(project, "sources").stdout)
 
 
 def test_a_corpus_is_added_with_the_number_of_its_documents_and_the_characters_of_their_text(project: Path) -> None:
@@ -86,7 +92,10 @@ def test_a_corpus_is_added_with_the_number_of_its_documents_and_the_characters_o
     ("words", "sentence"),
     [
         (("params.yaml", "--as", "corpus"), "params.yaml is not below data/mine, whose content DVC follows; copy it"),
+        (("a b.txt", "--as", "corpus"), "follows; copy it there: cp 'a b.txt' data/mine/\n"),
+        (("data", "--as", "corpus"), "data is not below data/mine, whose content DVC follows; put the data there\n"),
         (("data/mine/none", "--as", "corpus"), "there is no file data/mine/none; put one there"),
+        (("data/mine/empty", "--as", "corpus"), "there is no file in data/mine/empty; put one there"),
         (("data/mine/x.csv", "--as", "corpus", "--column", "text"), "--column is 'text', but must be OURS=THEIRS"),
         (("data/mine/x.csv", "--as", "corpus", "--column", "a=b"), "corpus.columns has 'a', but only text can"),
         (("data/mine/b.txt", "--as", "corpus"), "b.txt: line 1 is not UTF-8 text"),
@@ -96,6 +105,8 @@ def test_a_corpus_is_added_with_the_number_of_its_documents_and_the_characters_o
 )  # fmt: skip
 def test_what_cannot_be_read_changes_nothing(project: Path, words: tuple[str, ...], sentence: str) -> None:
     (project / "data" / "mine" / "b.txt").write_bytes(b"\xff\xfe")
+    (project / "data" / "mine" / "empty").mkdir()
+    (project / "a b.txt").touch()
     before = (project / "params.yaml").read_bytes()
     done = scratchlm(project, "sources", "add", *words)
     assert done.returncode == 1 and sentence in done.stderr
@@ -140,8 +151,15 @@ def test_many_files_are_pinned_and_what_changed_since_is_counted(project: Path, 
     (project / "texts" / "b.txt.gz").write_bytes(content(texts, "txt.gz"))
     done = pin_texts(project, "--licence", "CC0")
     assert "in 2 files (0 added, 0 removed, 1 changed)\nparams.yaml has this entry already\n" in done.stdout
-    done = pin_texts(project, "--output", "corpus.jsonl")
-    assert done.returncode == 1 and "corpus.jsonl is not below data/mine" in done.stderr
+    (project / "data" / "mine" / "corpus.jsonl").write_text('{"text": "Not a manifest."}\n')
+    for words, sentence in {
+        ("texts", "--output", "corpus.jsonl"): "corpus.jsonl is not below data/mine, .*; name another --output\n",
+        ("texts",): "corpus.jsonl: line 1: .*; it is not overwritten: remove it, or name another --output\n",
+        ("tinystory",): r"tinystory is neither a file nor a public corpus \(did you mean tinystories\?\); correct the ",
+        ("", "--output", "data/mine/new.jsonl"): "an address is empty; name a file, a folder or a pattern\n",
+    }.items():
+        done = scratchlm(project, "sources", "pin", *words)
+        assert done.returncode == 1 and re.search(sentence, done.stderr), done.stderr
 
 
 def test_a_public_corpus_is_pinned_by_its_name_with_its_column_and_licence(

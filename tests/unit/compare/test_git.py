@@ -26,6 +26,9 @@ def test_what_is_wrong_with_the_repository_is_said_and_not_that_there_is_no_revi
 ) -> None:
     with pytest.raises(UserError, match=f"^{tmp_path} is in no git repository; run scratchlm in a clone"):
         find_commit(tmp_path, "HEAD")
+    git(tmp_path, "init", "--quiet", "new")
+    with pytest.raises(UserError, match="/new has no commit yet; run `git add -A` and `git commit` first$"):
+        find_commit(tmp_path / "new", "main")
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(UserError, match=r"dubious ownership .* git config --global --add safe.directory "):
         find_commit(repository, "HEAD")

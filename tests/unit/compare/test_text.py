@@ -46,7 +46,10 @@ CHANGES = Changes(
 )
 
 RUNS = [
-    {"test": {"accuracy": accuracy, "loss": loss}, "parameters": 17_670_914}
+    {
+        "test": {"accuracy": accuracy, "accuracy_low": accuracy - 0.1, "accuracy_high": 1.0, "loss": loss},
+        "parameters": 17_670_914,
+    }
     for accuracy, loss in ((0.90, 0.5), (0.92, 0.7), (0.94, 0.6))
 ]
 
@@ -220,7 +223,7 @@ def test_several_revisions_are_one_page_each(markdown: bool) -> None:
     assert text.index("one (1234567) compared with main") < text.index("two (1234567) compared with main")
 
 
-def test_the_table_of_seeds_has_the_metrics_that_vary_and_names_the_others() -> None:
+def test_the_table_of_seeds_has_the_metrics_that_vary_and_names_the_others_but_no_ends_of_intervals() -> None:
     assert seeds_text(spreads(RUNS)).splitlines() == [
         "metric           mean    sd    min    max    minimum detectable difference",
         "-------------  ------  ----  -----  -----  -------------------------------",
@@ -245,4 +248,5 @@ def test_json_of_seeds_has_the_value_of_each_run() -> None:
     found = json.loads(seeds_json("finetune_spam", [1, 2, 3], spreads(RUNS)))
     assert (found["stage"], found["seeds"]) == ("finetune_spam", [1, 2, 3])
     assert found["metrics"]["test.accuracy"]["values"] == [0.9, 0.92, 0.94]
+    assert found["metrics"]["test.accuracy_low"]["values"] == pytest.approx([0.8, 0.82, 0.84])
     assert found["metrics"]["test.accuracy"]["minimum_detectable_difference"] == pytest.approx(0.1217, abs=1e-4)

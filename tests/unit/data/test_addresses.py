@@ -94,6 +94,18 @@ def test_links_to_files_are_read_and_those_to_folders_are_refused(
         pass
 
 
+def test_a_file_has_one_address_by_whatever_way_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("texts", "elsewhere/deep", "elsewhere/texts"):
+        Path(folder).mkdir(parents=True)
+    Path("texts/a.txt").write_text("Sara saw a bird.")
+    Path("elsewhere/texts/b.txt").write_text("Leo.")
+    for address in ("texts", "./texts/", "texts/../texts", "texts/../texts//*.txt", f"file://{tmp_path}/texts/./a.txt"):
+        assert files_at(address) == {"texts/a.txt": 16}
+    Path("link").symlink_to("elsewhere/deep")
+    assert files_at("link/../texts") == {"link/../texts/b.txt": 4}  # the folder above the one that the link leads to
+
+
 @pytest.mark.parametrize("address", ["s3://", "texts/a\0.txt"])
 def test_an_address_that_cannot_be_one_is_named(address: str) -> None:
     with pytest.raises(UserError, match="; correct the address$"):

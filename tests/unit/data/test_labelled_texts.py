@@ -93,7 +93,7 @@ def test_reviews_are_read_from_their_folders_in_the_order_of_their_names(tmp_pat
 
 BIG = "x" * 140_000
 MISTAKES: list[tuple[str, Any, str]] = [
-    ("a.csv", "", "no column 'label' among nothing; name one column `text` and one `label`"),
+    ("a.csv", "", "the first line names no columns; write their names there"),
     ("a.csv", "text,lable\na,b\n", "no column 'label' among text, lable; name one column"),
     ("a.csv", "text;label\na;b\n", "no column 'label' among text;label; name"),
     ("a.csv", "label,text,text\na,b,c\n", "more than one column is named 'text'; rename all but one"),

@@ -1,5 +1,6 @@
 """One's own files in the form that tokenization reads."""
 
+import errno
 import json
 import os
 import shutil
@@ -65,6 +66,24 @@ def test_many_files_are_documents_in_the_order_of_their_names(mine: Path, path: 
     (mine / "books" / ".hidden").write_text("no")
     (mine / "books" / "0.txt.dvc").write_text("outs: no")
     assert written("corpus", path).read_text() == "<|endoftext|>".join(["one", "two", "three", "four"])
+
+
+@pytest.mark.parametrize("path", ["data/mine/books", "data/mine/books/*.txt"])
+def test_a_folder_that_may_not_be_read_is_refused_not_left_out(
+    mine: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (mine / "books" / "secret").mkdir(parents=True)
+    (mine / "books" / "1.txt").write_text("one")
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> Any:  # root may read all folders
+        if Path(folder).name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="data/mine/books/secret"):
+        written("corpus", path)
 
 
 def test_a_link_to_a_folder_is_refused_since_dvc_does_not_follow_it(mine: Path, tmp_path: Path) -> None:

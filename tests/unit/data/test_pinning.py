@@ -39,6 +39,17 @@ def test_every_format_is_read_from_a_server_that_cuts_connections_as_from_the_di
         assert not server.cuts
 
 
+def test_a_file_in_chunks_is_read_once_and_resumed_after_a_cut(server: Server) -> None:
+    texts = [f"Document {n}." for n in range(300)]
+    body = server.files["/a.jsonl"] = content(texts, "jsonl")
+    server.lengths, server.chunked = False, True
+    server.cuts = [len(body), len(body) // 2]  # of the request for the size, and of the one for the hash
+    (file,) = pin([server.url("a.jsonl")], "body")
+    assert (file.size_bytes, file.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    assert [asked.get("Range") for asked in server.asked] == [None, None, f"bytes={len(body) // 2}-"]
+    assert list(documents(file, lambda _: None)) == texts
+
+
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "txt.gz", "jsonl.zst", "parquet"])
 def test_a_file_that_a_server_without_sizes_cuts_short_is_not_pinned(server: Server, kind: str) -> None:
     body = server.files[f"/a.{kind}"] = content([f"Document {n}." for n in range(300)], kind)
@@ -51,7 +62,7 @@ def test_a_file_that_a_server_without_sizes_cuts_short_is_not_pinned(server: Ser
     for cuts, fault in faults.items():
         server.cuts = [n_bytes, *cuts]
         with pytest.raises(
-            UserError, match=rf"^a server that states no size may have cut .* http.*/a.{kind}:? {fault}"
+            UserError, match=rf"^a server that states neither size nor end may have cut .* http.*/a.{kind}:? {fault}"
         ):
             pin([server.url(f"a.{kind}")], "body")
 

@@ -5,6 +5,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import termios
 from collections.abc import Callable
@@ -102,6 +103,18 @@ def test_on_80_columns_the_bar_and_all_figures_are_one_line(total, title, name):
     assert max(map(len, pieces)) <= 80, pieces
     assert any(piece.startswith(f"{name} 5/{total} |") and figures in piece for piece in pieces), pieces
     assert f"  {NOTE}" in pieces
+
+
+def test_on_a_terminal_a_sentence_of_the_stage_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(stream: TextIO) -> None:
+        monkeypatch.setattr("sys.stderr", stream)
+        run = Run("generate@base")
+        with run.progress(110, 0, "response") as progress:
+            run.say("one process computes")
+            progress.update(110)
+
+    lines = re.split("[\r\n]+", on_a_terminal(80, show).replace("\x1b[A", ""))
+    assert "generate@base: one process computes" in lines, lines
 
 
 def test_runs_of_a_stage_that_train_at_once_are_told_apart(
