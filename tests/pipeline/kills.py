@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 from tqdm import tqdm
 
+from scratchlm.run.workers import PLACE_VARIABLE
 from tests.clones import FEW_STEPS, MODEL, environment, make_clone, results, run
 
 STAGE_COMMAND = "stages."
@@ -40,14 +41,18 @@ SOME_STEPS = FEW_STEPS | {
     "model": MODEL, "pretrain.epochs": 0.3, "finetune_spam.epochs": 4, "finetune_instruct.epochs": 1,
 }  # fmt: skip
 LONGEST_SHORT_SECONDS = 8.0
+LONGEST_END_SECONDS = 300.0  # from a kill to DVC's end
 TALLY = Path(__file__).with_suffix(".json")
 
 
 class Clone:
     """A clone whose pipeline is rebuilt and killed: `folder`/clone, with a temporary folder of its own beside it.
 
-    `reference` has dvc.lock and all of metrics/ of an undisturbed build.
+    `reference` has dvc.lock and all of metrics/ of an undisturbed build. `hows` are what `strike` can kill. `events`
+    are counts of a subclass, beside those of torture().
     """
+
+    hows: tuple[str, ...] = HOWS
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "clone"
@@ -57,6 +62,7 @@ class Clone:
         self.variables = {"SCRATCHLM_RESUME_SECONDS": "0.2", "TMPDIR": str(self.temporary)}
         self.reference: dict[str, bytes] = {}
         self.usual: set[Path] = set()
+        self.events: Counter[str] = Counter()
 
     def build(self) -> None:
         """Build undisturbed, as the reference."""
@@ -105,8 +111,22 @@ class Clone:
 
     def stage(self) -> psutil.Process | None:
         """The process of the running stage, if there is one."""
-        found = [p for p in self.processes() if _arguments(p)[1:2] == ["-m"] and _is_stage(_arguments(p))]
-        return found[0] if found else None
+        return next((process for process in self._of_stage() if not _is_worker(process)), None)
+
+    def workers(self) -> list[psutil.Process]:
+        """The running stage's other processes that train or answer."""
+        return [process for process in self._of_stage() if _is_worker(process)]
+
+    def strike(self, dvc: subprocess.Popen[str], how: str) -> None:
+        """Send SIGKILL to DVC's process group, to DVC or to the stage, once one runs."""
+        if how == "group":
+            os.killpg(dvc.pid, signal.SIGKILL)
+        elif how == "dvc":
+            dvc.kill()
+        else:
+            wait_for(lambda: self.stage() is not None or dvc.poll() is not None, "no stage runs")
+            if stage := self.stage():
+                stage.kill()
 
     def stale_temporary_files(self) -> list[str]:
         """Temporary files and checkpoints in the clone (DVC's cache included) and in the temporary folder."""
@@ -120,6 +140,9 @@ class Clone:
         logs = (self.path / "logs").glob("*.jsonl")
         return Counter(log.stem for log in logs for line in log.open() if "resumed_from" in json.loads(line))
 
+    def _of_stage(self) -> list[psutil.Process]:
+        return [p for p in self.processes() if _arguments(p)[1:2] == ["-m"] and _is_stage(_arguments(p))]
+
     def _is_here(self, process: psutil.Process) -> bool:
         try:
             return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == self.path
@@ -128,16 +151,9 @@ class Clone:
 
 
 def kill(clone: Clone, dvc: subprocess.Popen[str], how: str) -> None:
-    """Send SIGKILL to DVC's process group, to DVC or to the stage; assert that no process survives."""
-    if how == "group":
-        os.killpg(dvc.pid, signal.SIGKILL)
-    elif how == "dvc":
-        dvc.kill()
-    else:
-        wait_for(lambda: clone.stage() is not None or dvc.poll() is not None, "no stage runs")
-        if stage := clone.stage():
-            stage.kill()
-    dvc.wait()
+    """Have the clone kill what `how` names and wait until DVC has ended; assert that no process survives."""
+    clone.strike(dvc, how)
+    dvc.wait(LONGEST_END_SECONDS)
     wait_for(lambda: not clone.processes(), "a process survives the kill", seconds=20)
 
 
@@ -161,7 +177,7 @@ def torture(clone: Clone, n_kills: int, seed: int, longest_seconds: float) -> It
             happened: Counter[str] = Counter()
             while bar.n < n_kills:
                 dvc = clone.start()
-                how = draw.choice(HOWS)
+                how = draw.choice(clone.hows)
                 try:
                     dvc.wait(draw.uniform(0, longest_seconds))
                 except subprocess.TimeoutExpired:
@@ -177,11 +193,22 @@ def torture(clone: Clone, n_kills: int, seed: int, longest_seconds: float) -> It
                 happened["repairs"] += 1
             clone.finish()
             resumed = {f"resumed {stage}": times for stage, times in clone.resumed().items()}
-            yield happened + Counter(resumed)
+            yield happened + Counter(resumed) + clone.events
+            clone.events.clear()
+
+
+def add_up(kills: Iterator[Counter[str]], tally: Path) -> None:
+    """Add each build that torture() yields to a JSON file of totals."""
+    for happened in kills:
+        tqdm.write(f"a build with {happened['kills']} kills: the same bytes")
+        before = json.loads(tally.read_text()) if tally.exists() else {}
+        total = Counter(before) + happened + Counter(builds=1)
+        tally.write_text(json.dumps(dict(sorted(total.items())), indent=2) + "\n")
+    print(f"{tally.name}: {total['kills']} kills in {total['builds']} builds; every build has the same bytes")
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def working_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="scratchlm-torture-") as folder:
         try:
             yield Path(folder).resolve()
@@ -197,6 +224,13 @@ def _arguments(process: psutil.Process) -> list[str]:
         return []
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return PLACE_VARIABLE in process.environ()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _is_stage(arguments: list[str]) -> bool:
     return len(arguments) > 2 and arguments[2].startswith(STAGE_COMMAND)
 
@@ -208,17 +242,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     options = parser.parse_args()
     print(f"seed {options.seed}")
-    with _folder() as folder:
+    with working_folder() as folder:
         make_clone(folder / "clone", SOME_STEPS if options.short else None)
         clone = Clone(folder)
         clone.build()
         longest = LONGEST_SHORT_SECONDS if options.short else LONGEST_SECONDS
-        for happened in torture(clone, options.kills, options.seed, longest):
-            tqdm.write(f"a build with {happened['kills']} kills: the same bytes")
-            before = json.loads(TALLY.read_text()) if TALLY.exists() else {}
-            total = Counter(before) + happened + Counter(builds=1)
-            TALLY.write_text(json.dumps(dict(sorted(total.items())), indent=2) + "\n")
-    print(f"{TALLY.name}: {total['kills']} kills in {total['builds']} builds; every build has the same bytes")
+        add_up(torture(clone, options.kills, options.seed, longest), TALLY)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import ASSUMED_BYTES, wanted_files
+from scratchlm.data.corpus import NearDuplicates
 from scratchlm.run.errors import UserError
 from scratchlm.tasks.preflight import model_configs, pretrained_models, pretraining_steps
 
 NUMBER_BYTES = 4  # of a float32 weight, or of a token
 CHECKPOINT_NUMBERS = 3  # a weight and AdamW's two moments
 BYTES_PER_TOKEN = (4, 2)  # of English, from vocabularies of 50,257 tokens or of words down to some hundred tokens
+DOCUMENT_BYTES = 100  # of text that a corpus' documents have on average, at least: a sentence
 
 
 class DiskNeeds(NamedTuple):
@@ -19,7 +21,7 @@ class DiskNeeds(NamedTuple):
 
     downloads: as far as the catalogue has sizes. models: of float32. tokens: at most, if each byte of the corpus were
     one. temporary: at most: the map of the tokens, and the two checkpoints that exist while one replaces the other; or,
-    earlier, a wheel that holds a download.
+    earlier, the signatures of near duplicates, or a wheel that holds a download.
     """
 
     downloads: int
@@ -55,6 +57,7 @@ def disk_needs(params: Any) -> DiskNeeds:
         tokens,
         max(
             tokens + 2 * CHECKPOINT_NUMBERS * NUMBER_BYTES * max(trained + variants),
+            _signature_bytes(params),
             *(file.wheel.size_bytes if file.wheel else 0 for file in files),
         ),
     )
@@ -124,6 +127,15 @@ def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
         f"for downloads and models, and as much for their copies in DVC's cache; up to {_mb(needs.tokens)} for tokens "
         f"and {_mb(needs.temporary)} for checkpoints and other temporary files"
     )
+
+
+def _signature_bytes(params: Any) -> int:
+    """What the search for near duplicates writes, at most, if documents have DOCUMENT_BYTES on average."""
+    if not isinstance(params.tokenize.corpus.deduplicate, NearDuplicates):
+        return 0
+    from scratchlm.data.near_duplicates import N_VALUES  # with packages that take a moment to import
+
+    return NUMBER_BYTES * N_VALUES * max(params.sources.corpus_bytes) // DOCUMENT_BYTES
 
 
 def _existing(folder: Path) -> Path:

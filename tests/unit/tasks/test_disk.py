@@ -8,6 +8,7 @@ import pytest
 
 from scratchlm.data.catalogue import CATALOGUE
 from scratchlm.data.manifest import PinnedFile, format_of, write_manifest
+from scratchlm.data.near_duplicates import write_signatures
 from scratchlm.model.classifier import GPTClassifier
 from scratchlm.model.gpt import GPTModel, parameter_count
 from scratchlm.run.errors import UserError
@@ -93,6 +94,25 @@ def test_a_corpus_of_unknown_size_is_said_to_be_assumed(tmp_path: Path, monkeypa
     values["sources"]["corpus"] = {"path": "https://example.org/corpus.txt", "sha256": "0" * 64}
     params = check_params(values, Params, source="params.yaml", whole=True)
     assert "as in English and a corpus of 1,074 MB, whose size is assumed" in plan(params, NEEDS, planned_steps(params))
+
+
+def test_the_signatures_of_near_duplicates_are_on_the_disk_before_the_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    write_manifest(Path("data/mine/c.jsonl"), [PinnedFile("a.txt", 2_000_000_000, "0" * 64, format_of("a.txt"), None)])
+    write_signatures(["One document."], tmp_path / "signature")
+    values = load_yaml(REPOSITORY / "profiles" / "sample.yaml")
+    values["sources"]["corpus"] = {"manifest": "data/mine/c.jsonl"}
+    found = []
+    for deduplicate in ("exact", {"near": 0.8}):
+        values["tokenize"]["corpus"] |= {"split": "documents", "deduplicate": deduplicate}
+        found.append(disk_needs(check_params(values, Params, source="params.yaml", whole=True)))
+    sentences = 2_000_000_000 // 100
+    assert found[1].temporary == sentences * (tmp_path / "signature").stat().st_size
+    assert found[0].tokens < found[0].temporary < found[1].temporary
+    assert found[0]._replace(temporary=0) == found[1]._replace(temporary=0)
 
 
 def test_a_wheel_that_holds_a_download_is_on_the_disk_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
