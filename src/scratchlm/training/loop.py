@@ -20,7 +20,7 @@ from scratchlm.arithmetic.random import random_states, restore_random_states, st
 from scratchlm.fast.compiler import compiled
 from scratchlm.fast.cuda_graphs import CapturedGradients
 from scratchlm.fast.malloc import Gaps
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.progress import training_values, validation
@@ -185,7 +185,8 @@ class TrainingState:
 
     def position(self) -> str | None:
         """The position of training in words; None if no checkpoint can be written or nothing would be lost."""
-        return f"step {self.step} of {self.n_steps}" if self.step and self._consistent else None
+        can_write = self._consistent and not (self.workers and self.workers.is_busy)
+        return f"step {self.step} of {self.n_steps}" if self.step and can_write else None
 
     def evaluation_due(self) -> bool:
         """Whether the curve lacks a row for this step."""
@@ -201,16 +202,15 @@ class TrainingState:
     def evaluate(self) -> None:
         """Add a row to the curve, and a sample if there is one. Raises UserError for a metric that is not finite."""
         task = self.task
-        self.model.eval()
-        with torch.no_grad(), self.run.autocast():
-            metrics = dict(task.evaluate(self.model))
+        with evaluating(self.model), self.run.autocast():
+            with self.workers.evaluation() if self.workers else nullcontext():
+                metrics = dict(task.evaluate(self.model))
             if not all(math.isfinite(value) for value in metrics.values()):
                 raise UserError(
                     f"{task.name}: the loss is not a finite number at step {self.step} ({metrics}); "
                     "lower learning_rate, raise warmup_steps, or use precision float32"
                 )
             sample = task.sample(self.model)
-        self.model.train()
         rate = learning_rate_at(min(self.step, self.n_steps - 1), self.n_steps, task.params)
         epoch = self.step / task.batches_per_epoch
         if sample:
@@ -222,7 +222,6 @@ class TrainingState:
     def one_step(self) -> Iterator[None]:
         """The block is one step: its updates, and at the end the random streams, which a failed step advances too."""
         with self.workers.step() if self.workers else nullcontext():
-            self._consistent = not self.workers  # each of them holds a part of the state
             yield
             self._random = random_states(self.device)
             self.step += 1

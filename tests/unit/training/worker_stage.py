@@ -1,12 +1,12 @@
 """A stage as small as can be, for test_workers.py: pretrain a tiny model as a JSON file says, and write its weights."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scratchlm.data.windows import TokenWindows
@@ -20,6 +20,7 @@ from scratchlm.run.resume import Checkpoint
 from scratchlm.run.stage import start
 from scratchlm.run.workers import worker_place
 from scratchlm.tasks import preference
+from scratchlm.tasks.language_model import LossMeter
 from scratchlm.tasks.pretraining import pretraining_task
 from scratchlm.training.loop import Task, train
 from scratchlm.training.optimizer import TrainingParams
@@ -37,7 +38,7 @@ def pair_task(params: TrainingParams, run: Run, model: Any) -> Task:
     rows = [{name: [(n * (i + 3)) % 31 for n in ids] for name, ids in row.items()} for i in range(18)]
     pairs = preference.Preferences({"train": rows, "val": rows[:4]}, 0, 8)
     settings = SimpleNamespace(loss="dpo", beta=0.2, label_smoothing=0.0)
-    evaluation = preference.PairEvaluation(pairs, settings, SimpleNamespace(batch_size=8, max_rows=4))  # type: ignore
+    evaluation = preference.PairEvaluation(pairs, settings, SimpleNamespace(batch_size=4, max_rows=4))  # type: ignore
     evaluation.measure_reference(model, run)
     return preference.preference_task(pairs, params, evaluation)  # type: ignore[arg-type]
 
@@ -47,27 +48,31 @@ def main(run: Run, *, settings: Path, result: Path, checkpoints: Path) -> None:
     set_up(run, RuntimeParams(**RUNTIME, precision=given["precision"]))
     run.checkpoint = Checkpoint(checkpoints, "f" * 64, "tiny", None)
     params, model = TrainingParams(**given["training"]), build_model(GPTConfig(**MODEL), seed=5)
+    windows, meter = TokenWindows(np.arange(150) * 7 % 31, 8, 4), LossMeter()
+    place, calls = worker_place(), Counter[str]()
 
-    def evaluate(model: torch.nn.Module) -> dict[str, float]:
-        return {"value": float(model(torch.arange(8)[None]).square().mean())}
+    def called(part: str) -> None:
+        calls[part] += 1
+        if given["killed"] == [part, place.rank if place else 0, calls[part]]:
+            os.kill(os.getpid(), given["signal"])
 
-    if given["pairs"]:
-        task = pair_task(params, run, model)
-    else:
-        windows = TokenWindows(np.arange(150) * 7 % 31, 8, 4)
-        task = pretraining_task(windows, params, evaluate)  # type: ignore[arg-type]
+    def evaluated_windows(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        called("evaluation")
+        return windows.batch(indices)
 
-    place, calls, loss_of = worker_place(), [0], task.loss
+    def evaluate(model: Any) -> dict[str, float]:
+        return {"val_loss": meter.measure(model, evaluated_windows, np.arange(7), 2).mean}
+
+    task = pair_task(params, run, model) if given["pairs"] else pretraining_task(windows, params, evaluate)
+    loss_of = task.loss
 
     def loss(*tensors: Any) -> Tensor:
-        calls[0] += 1
-        if given["killed"] == [place.rank if place else 0, calls[0]]:
-            os.kill(os.getpid(), given["signal"])
+        called("step")
         return loss_of(*tensors)
 
     training = train(model, task._replace(loss=loss), run)
     weights = {name: weight.detach().numpy().tobytes().hex() for name, weight in model.named_parameters()}
-    write_json(result, {"weights": weights, "curve": training.curve, "steps": training.steps, "calls": calls[0]})
+    write_json(result, {"weights": weights, "curve": training.curve, "steps": training.steps, "calls": calls})
 
 
 if __name__ == "__main__":
