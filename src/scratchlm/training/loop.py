@@ -55,7 +55,7 @@ class Task(NamedTuple):
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
     tensors' numbers, to be captured and, if is_compiled, compiled; None: there is none. step: instead of
     optimizer_step, for a task that makes its batches with the model; it then calls `update` with a loss of its own,
-    and batch and loss are not used. scored: the items, in short, as progress names them.
+    and loss is not used. scored: the items, in short, as progress names them.
     """
 
     name: str
@@ -112,7 +112,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     state = TrainingState(model, task, run)
     model.train()
     if place := worker_place():
-        serve(state, place, optimizer_step)
+        serve(state, place, task.step or optimizer_step)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))
     if path := run.checkpoint.load():
         state.read(path)
@@ -283,7 +283,7 @@ def update(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
     if workers := state.workers:
-        workers.add_gradients(batches)
+        workers.add_gradients(batches, number, loss_of)
     else:
         add_gradients(state, batches, range(len(batches)), number, loss_of)
     collect_gradients(state.model)

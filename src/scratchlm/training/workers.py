@@ -39,8 +39,8 @@ from scratchlm.run.workers import (
     worker_processes,
 )
 from scratchlm.training import exchange
-from scratchlm.training.evaluation import Columns, dividing_batches
-from scratchlm.training.gradients import add_gradients, micro_batches, n_micro_batches
+from scratchlm.training.evaluation import dividing_batches
+from scratchlm.training.gradients import add_gradients, micro_batches
 
 if TYPE_CHECKING:
     from scratchlm.training.loop import Batch, TrainingState
@@ -52,12 +52,10 @@ def n_workers(state: "TrainingState") -> int:
     """How many processes train. Says why if they are fewer than the user wants."""
     if requested_workers() == 1:
         return 1
-    n_most = n_micro_batches(state.task)
+    n_most = state.task.params.n_micro_batches
     at_most = f"at max_micro_batch_size {state.task.params.max_micro_batch_size}"
     reason = f"{at_most} a step has micro batches for no more than {n_most}; lower it to use more"
-    if state.task.step:
-        n_most, reason = 1, "this stage makes its batches with the model; one process trains"
-    elif state.device.type != "cpu" or compiler():
+    if state.device.type != "cpu" or compiler():
         n_most, reason = 1, "only trainings on the device cpu, with compile false, are divided; one process trains"
     return limited_workers(n_most, reason, state.run.say)
 
@@ -137,11 +135,11 @@ class Workers:
         if not self._is_connected:
             yield
             return
-        with self._together(EVALUATE), dividing_batches(self._map_batches):
+        with self._together(EVALUATE):
             yield
 
-    def add_gradients(self, batches: "Sequence[Batch]") -> None:
-        """Have all workers compute the gradients of a step's micro batches; each adds those of its own parameters."""
+    def add_gradients(self, batches: "Sequence[Batch]", number: int, loss_of: Callable[..., Tensor] | None) -> None:
+        """Compute the gradients of own micro batches of a step, and add those of own parameters; see loop.update."""
         rank, order = self._place.rank, messages(len(batches), self._place)
         for message, sender in order:
             if sender != rank:
@@ -150,7 +148,7 @@ class Workers:
         own: dict[int, exchange.Gradients] = {}
         with sequences_apart() if rank else nullcontext():
             for i in share(len(batches), self._place):
-                add_gradients(self._state, batches, [i])
+                add_gradients(self._state, batches, [i], number, loss_of)
                 if (i, rank) in order:
                     gradients = exchange.take_gradients(self._parameters)
                     with self._exchanging():
@@ -215,11 +213,11 @@ class Workers:
                 self.connect()
             if self._processes:
                 self._command(command)
-            with shared_threads(self._place.threads):
+            with shared_threads(self._place.threads), dividing_batches(self._map_batches):
                 yield
             self.is_busy = False
 
-    def _map_batches(self, compute: Callable[[Any], Columns], batches: Sequence[Any]) -> list[Columns]:
+    def _map_batches(self, compute: Callable[[Any], Any], batches: Sequence[Any]) -> list[Any]:
         own = [compute(batches[i]) for i in share(len(batches), self._place)]
         with self._exchanging():
             return exchange.join_lists(own, self._place)

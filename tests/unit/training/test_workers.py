@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +48,7 @@ def stage(tmp_path: Path, training_values: dict[str, Any]) -> Stage:
     def go(
         workers: str, killed: tuple[str, int, int] | None = None, save: int = 3600, **given: Any
     ) -> subprocess.CompletedProcess[str]:
-        settings = {"precision": "float32", "pairs": False, "training": training_values | CHANGES} | given
+        settings = {"precision": "float32", "kind": "windows", "training": training_values | CHANGES} | given
         settings.setdefault("signal", signal.SIGKILL)
         (tmp_path / "settings.json").write_text(json.dumps(settings | {"killed": [*(killed or [])]}))
         words = [f"--{name}={tmp_path / f'{name}.json'}" for name in ("settings", "result", "log")]
@@ -71,29 +72,32 @@ def result(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("precision", "workers", "pairs", "own"),
-    [("bfloat16", 3, False, {"step": 18 // 3, "evaluation": 4 + 8 // 2}), ("exact", 2, True, {"step": 6})],
+    ("precision", "workers", "kind", "own"),
+    [("bfloat16", 3, "windows", {"step": 18 // 3, "evaluation": 4 + 8 // 2}), ("exact", 2, "pairs", {"step": 6})],
 )
 def test_workers_change_no_bit(
-    stage: Stage, tmp_path: Path, precision: str, workers: int, pairs: bool, own: dict[str, int]
+    stage: Stage, tmp_path: Path, precision: str, workers: int, kind: str, own: dict[str, int]
 ) -> None:
-    """own: the batches of worker 0. A step has three, an evaluation four; it computes the first evaluation alone."""
+    """own: the counted batches of worker 0, which evaluates alone at step 0."""
     found = {}
     for n in (1, workers):
-        done = stage(str(n), precision=precision, pairs=pairs)
+        done = stage(str(n), precision=precision, kind=kind)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         found[n] = result(tmp_path)
     assert found[1][0] == found[workers][0]
-    assert found[1][1] == ({"step": 9} if pairs else {"step": 18, "evaluation": 12})
+    assert found[1][1] == ({"step": 9} if kind == "pairs" else {"step": 18, "evaluation": 12})
     assert found[workers][1] == own
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.json"}
-    assert len((tmp_path / "log.json").read_text().splitlines()) == 2 * (2 if pairs else 3)  # the workers write none
+    n_lines = 2 * (2 if kind == "pairs" else 3)  # the workers write none
+    assert len((tmp_path / "log.json").read_text().splitlines()) == n_lines
 
 
 @pytest.mark.long
 def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_same_bytes(
     stage: Stage, tmp_path: Path
 ) -> None:
+    """Of a policy, whose workers also divide the responses that a step samples."""
+    stage = partial(stage, kind="policy")
     assert stage("1").returncode == 0
     whole = result(tmp_path)[0]
     done = stage("2", killed=("evaluation", 0, 5), signal=signal.SIGINT)  # the first that both divide
@@ -147,7 +151,7 @@ def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: St
 def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounded(tiny_gpt: Any) -> None:
     """In float64: rounded to float32, sums in another order seldom differ."""
     model, windows = tiny_gpt(tied_head=True, dropout=0.1).train(), TokenWindows(np.arange(150) * 7 % 11, 8, 4)
-    params = SimpleNamespace(batch_size=9, max_micro_batch_size=3)
+    params = SimpleNamespace(batch_size=9, n_micro_batches=3)
     task = pretraining_task(windows, params, lambda _: {})  # type: ignore[arg-type]
     state: Any = SimpleNamespace(
         model=model,
