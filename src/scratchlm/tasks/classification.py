@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from scratchlm.arithmetic.functions import softmax
 from scratchlm.fast.frozen_prefix import Texts
 from scratchlm.model.classifier import GPTClassifier
-from scratchlm.model.gpt import evaluating
 from scratchlm.tasks.scores import classification_scores, complementary
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
+from scratchlm.training.evaluation import in_batches
 
 
 class ClassifierEvaluation:
@@ -44,9 +45,9 @@ class ClassifierEvaluation:
 
 def class_probabilities(model: GPTClassifier, texts: Texts, indices: np.ndarray, batch_size: int) -> np.ndarray:
     """The probability of each class for some of the texts, in their order: (N, K) float64."""
-    found = []
-    with evaluating(model):
-        for start in range(0, len(indices), batch_size):
-            logits = texts.evaluated(model, indices[start : start + batch_size].tolist())
-            found.append(softmax(logits.double()).numpy())
-    return complementary(np.concatenate(found))
+
+    def probabilities(some: np.ndarray) -> tuple[Tensor]:
+        return (softmax(texts.evaluated(model, some.tolist()).double()),)
+
+    (found,) = in_batches(model, probabilities, indices, batch_size)
+    return complementary(found.numpy())

@@ -14,8 +14,9 @@ from scratchlm.arithmetic.mode import uses_cuda_graphs
 from scratchlm.arithmetic.portable import exp, log
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.cuda_graphs import CapturedModel
-from scratchlm.model.gpt import GPTModel, evaluating
+from scratchlm.model.gpt import GPTModel
 from scratchlm.run.errors import UserError
+from scratchlm.training.evaluation import in_batches
 from scratchlm.training.losses import padded_rows, row_losses, static_token_losses
 
 LOSS_SCHEMA = pa.schema([("id", pa.string()), ("loss_nats", pa.float64()), ("scored_tokens", pa.int64())])
@@ -45,14 +46,12 @@ class LossMeter:
 
     def measure(self, model: GPTModel, rows: Arrays, chosen: np.ndarray, batch_size: int) -> Losses:
         """The loss of each of the `chosen` rows. rows: indices -> inputs, targets, (B, T) int64 each."""
-        sums, counts = [], []
-        with evaluating(model):
-            for start in range(0, len(chosen), batch_size):
-                inputs, targets = (torch.from_numpy(part) for part in rows(chosen[start : start + batch_size]))
-                row_sums, row_counts = self._row_losses(model, inputs, targets)
-                sums.append(row_sums.numpy())
-                counts.append(row_counts.numpy())
-        return Losses(np.concatenate(sums), np.concatenate(counts))
+
+        def losses(indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+            inputs, targets = (torch.from_numpy(part) for part in rows(indices))
+            return self._row_losses(model, inputs, targets)
+
+        return Losses(*(column.numpy() for column in in_batches(model, losses, chosen, batch_size)))
 
     def _row_losses(
         self, model: GPTModel, inputs: torch.Tensor, targets: torch.Tensor

@@ -1,6 +1,7 @@
 """Rewards of greedy responses: the prompts, the measurement while a policy learns and after, and its metrics."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +19,7 @@ from scratchlm.tasks.intervals import mean_interval
 from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.rollouts import Reward
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
+from scratchlm.training.evaluation import each_batch
 
 GAIN_SCHEMA = pa.schema(  # the greedy response to a prompt, with its reward and that of the assistant's response
     [("id", pa.string()), ("response", pa.string()), ("finished", pa.bool_()), ("reward_before", pa.float64()),
@@ -71,10 +73,12 @@ class PolicyEvaluation:
 
     def greedy(self, model: nn.Module, rows: Rows) -> tuple[list[Generation], list[float]]:
         """The greedy response to each row, and its reward."""
-        decoder, n_at_once = for_inference(actor_of(model)), self._evaluation.batch_size
-        answers: list[Generation] = []
-        for start in range(0, len(rows), n_at_once):
-            answers += self._prompts.respond(decoder, rows[start : start + n_at_once], GREEDY, ())
+        decoder = for_inference(actor_of(model))
+
+        def respond(some: Rows) -> list[Generation]:
+            return self._prompts.respond(decoder, some, GREEDY, ())
+
+        answers = [*chain.from_iterable(each_batch(model, respond, rows, self._evaluation.batch_size))]
         return answers, self._reward(rows, answers)
 
     def records(self, assistant: GPTModel, policy: GPTModel, split: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from scratchlm.arithmetic.functions import total
 from scratchlm.data.instructions import collate
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.model.config import Probability
-from scratchlm.model.gpt import GPTModel, evaluating
+from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
 from scratchlm.run.context import Run
 from scratchlm.tasks.generation import Rows
@@ -22,6 +22,7 @@ from scratchlm.tasks.instruct import refuse_long_prompts
 from scratchlm.tasks.intervals import share_interval
 from scratchlm.tasks.language_model import example_ids
 from scratchlm.tasks.settings import EvaluationParams, evenly_spaced
+from scratchlm.training.evaluation import in_batches
 from scratchlm.training.loop import Batch, Task
 from scratchlm.training.optimizer import TrainingParams
 from scratchlm.training.preference import (
@@ -198,20 +199,19 @@ class PairEvaluation:
         self, model: GPTModel, assistant: GPTModel | None, split: str, indices: Sequence[int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities (N, 2), KL and scored tokens (N,) each; no KL without the assistant."""
-        device, n_pairs = model.token_embedding.weight.device, self._pairs_at_once
-        found: list[tuple[Tensor, ...]] = []
-        with evaluating(model):
-            for start in range(0, len(indices), n_pairs):
-                inputs, targets = (x.to(device) for x in self._pairs.batch(split, indices[start : start + n_pairs]))
-                n_tokens = (targets != IGNORE_INDEX).sum(1).cpu()
-                if assistant is None:
-                    sums = response_log_probabilities(model, inputs, targets)
-                    found.append((sums.view(-1, 2), sums[:0], n_tokens.view(-1, 2).sum(1)))
-                else:
-                    sums, divergences = response_scores(model, assistant, inputs, targets)
-                    pairs = divergences.view(-1, 2)
-                    found.append((sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens.view(-1, 2).sum(1)))
-        log_probabilities, kl_nats, scored_tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
+        device = model.token_embedding.weight.device
+
+        def measured(some: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+            inputs, targets = (x.to(device) for x in self._pairs.batch(split, some))
+            n_tokens = (targets != IGNORE_INDEX).sum(1).cpu().view(-1, 2).sum(1)
+            if assistant is None:
+                sums = response_log_probabilities(model, inputs, targets)
+                return sums.view(-1, 2), sums[:0], n_tokens
+            sums, divergences = response_scores(model, assistant, inputs, targets)
+            pairs = divergences.view(-1, 2)
+            return sums.view(-1, 2), pairs[:, 0] + pairs[:, 1], n_tokens
+
+        log_probabilities, kl_nats, scored_tokens = in_batches(model, measured, indices, self._pairs_at_once)
         return log_probabilities, kl_nats, scored_tokens
 
 

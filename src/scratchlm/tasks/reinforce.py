@@ -1,9 +1,12 @@
 """Reinforcement learning from rewards: the assistant samples responses and makes the better ones likelier."""
 
+import math
 from collections.abc import Sequence
+from itertools import chain
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from scratchlm.arithmetic.sequences import rows_of
 from scratchlm.data.tokenizer import IGNORE_INDEX
 from scratchlm.fast.decoding import for_inference
 from scratchlm.model.critic import ActorCritic, actor_of
-from scratchlm.model.generate import SamplingParams, Temperature
+from scratchlm.model.generate import Generation, SamplingParams, Temperature
 from scratchlm.model.gpt import GPTModel
 from scratchlm.model.lora import LoRAParams
 from scratchlm.tasks.generation import Rows
@@ -30,6 +33,7 @@ from scratchlm.tasks.rollouts import (
     policy_logits,
     ppo_rollout,
 )
+from scratchlm.training.evaluation import each_batch
 from scratchlm.training.loop import Batch, Task, TrainingState, update
 from scratchlm.training.losses import scored_states
 from scratchlm.training.optimizer import Positive, TrainingParams
@@ -43,6 +47,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class ReinforceParams(TrainingParams):
     """batch_size: prompts per step, with responses_per_prompt sampled responses each; micro batches count responses.
 
+    On a CPU, max_micro_batch_size responses are also sampled at a time.
     algorithm: grpo compares the responses to a prompt with each other, ppo each with what a critic expects.
     unfinished_reward: of a response that max_new_tokens cuts. kl_coefficient: the cost of leaving the assistant.
     clip: how far a probability may move in a step. updates_per_step: gradient steps on the same responses. discount,
@@ -61,6 +66,11 @@ class ReinforceParams(TrainingParams):
     gae_decay: Share
     value_coefficient: Annotated[float, Field(ge=0, le=1000)]
     lora: LoRAParams | None
+
+    @property
+    def n_micro_batches(self) -> int:
+        """How many micro batches an update has."""
+        return math.ceil(self.batch_size * self.responses_per_prompt / self.max_micro_batch_size)
 
     @model_validator(mode="after")
     def _responses_differ(self) -> "ReinforceParams":
@@ -94,16 +104,19 @@ def reinforce_task(
 
     assistant: the reference, unchanged by the training.
     """
-    learner = _Learner(prompts, params, reward, assistant.eval())
-    n_examples = len(prompts.splits["train"])
+    learner, train = _Learner(prompts, params, reward, assistant.eval()), prompts.splits["train"]
+
+    def batch(indices: np.ndarray) -> Batch:
+        return Batch(tuple(torch.tensor(train[i]["prompt_token_ids"]) for i in indices), len(indices))
+
     return Task(
-        "reinforce", params, n_examples, _not_used, _not_used, evaluation.evaluate, evaluation.sample,
+        "reinforce", params, len(train), batch, _not_used, evaluation.evaluate, evaluation.sample,
         step=learner.step, scored="texts",
     )  # fmt: skip
 
 
 def _not_used(*_: Any) -> Any:
-    raise AssertionError("a step makes its batches and its loss")
+    raise AssertionError("a step has its own loss")
 
 
 class _Learner:
@@ -117,18 +130,21 @@ class _Learner:
         p, train = self._params, self._prompts.splits["train"]
         chosen = batch_indices(state.step, len(train), p.batch_size, state.run.seed)
         rows = [train[i] for i in chosen for _ in range(p.responses_per_prompt)]
-        with state.run.autocast():
-            responses, rewards = self._sample(state, rows)
-            rollout, means = self._measured(state.model, responses, rewards)
-        loss = PolicyLoss(p, rollout)
-        numbers = torch.arange(len(rows))
-        parts = (it.split(p.max_micro_batch_size) for it in (numbers, responses.inputs, responses.targets))
-        batches = [Batch(tensors, len(tensors[0])) for tensors in zip(*parts, strict=True)]
         with state.one_step():
+            with state.run.autocast():
+                responses, rewards = self._sample(state, rows)
+                rollout, means = self._measured(state.model, responses, rewards)
+            loss = PolicyLoss(p, rollout)
+            numbers = torch.arange(len(rows))
+            parts = (it.split(p.max_micro_batch_size) for it in (numbers, responses.inputs, responses.targets))
+            batches = [Batch(tensors, len(tensors[0])) for tensors in zip(*parts, strict=True)]
             for number in range(p.updates_per_step):
                 update(state, batches, number, loss)
+            n_clipped = torch.tensor([loss.n_clipped], dtype=torch.float64)
+            if state.workers:
+                state.workers.all_reduce(n_clipped)
             n_tokens = p.updates_per_step * sum(responses.lengths)
-            state.steps.append({"step": state.step + 1, **means, "clipped": loss.n_clipped / n_tokens})
+            state.steps.append({"step": state.step + 1, **means, "clipped": n_clipped.item() / n_tokens})
         return len(rows)
 
     def _sample(self, state: TrainingState, rows: Rows) -> tuple[Responses, list[float]]:
@@ -139,7 +155,14 @@ class _Learner:
             stream(state.run.seed, f"rollout {state.step} {row['id']} {i % p.responses_per_prompt}")
             for i, row in enumerate(rows)
         ]
-        generations = self._prompts.respond(for_inference(actor_of(state.model)), rows, sampling, seeds)
+        decoder = for_inference(actor_of(state.model))
+
+        def respond(some: range) -> list[Generation]:
+            return self._prompts.respond(decoder, [rows[i] for i in some], sampling, [seeds[i] for i in some])
+
+        # Workers divide the batches on a CPU; a card decodes all rows almost as fast as a few
+        n_at_once = p.max_micro_batch_size if state.device.type == "cpu" else len(rows)
+        generations = [*chain.from_iterable(each_batch(state.model, respond, range(len(rows)), n_at_once))]
         end = self._prompts.tokenizer.end_token_id
         return collated(rows, generations, end, self._prompts.context_length), self._reward(rows, generations)
 

@@ -14,6 +14,7 @@ from scratchlm.model.critic import ActorCritic, actor_of
 from scratchlm.model.generate import Generation
 from scratchlm.model.gpt import GPTModel
 from scratchlm.tasks.generation import Rows
+from scratchlm.training.evaluation import in_batches
 from scratchlm.training.losses import scored_states
 from scratchlm.training.policy import standardised, token_advantages
 
@@ -56,7 +57,6 @@ class Measured(NamedTuple):
     values: Tensor
 
 
-@torch.no_grad()
 def measure(
     model: nn.Module, responses: Responses, temperature: float, n_at_once: int, *, entropy: bool = True
 ) -> Measured:
@@ -66,15 +66,17 @@ def measure(
     """
     actor = actor_of(model)
     device, V = actor.token_embedding.weight.device, actor.config.vocab_size
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for inputs, targets in zip(responses.inputs.split(n_at_once), responses.targets.split(n_at_once), strict=True):
-        hidden, scored = scored_states(actor, inputs.to(device), targets.to(device))
+
+    def measured(rows: range) -> tuple[Tensor, Tensor, Tensor]:
+        some = slice(rows.start, rows.stop)
+        hidden, scored = scored_states(actor, responses.inputs[some].to(device), responses.targets[some].to(device))
         logits = policy_logits(actor, hidden, temperature)
         chosen = -cross_entropy(logits, scored, "none").cpu().double()
         spread = log(V) - kl_divergence(logits, torch.zeros_like(logits)).cpu() if entropy else 0 * chosen
         values = model.values(hidden) if isinstance(model, ActorCritic) else 0 * chosen
-        found.append((chosen, spread, values))
-    return Measured(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return chosen, spread, values
+
+    return Measured(*in_batches(model, measured, range(len(responses.inputs)), n_at_once))
 
 
 def policy_logits(actor: GPTModel, hidden: Tensor, temperature: float) -> Tensor:

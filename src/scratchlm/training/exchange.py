@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,16 @@ def _descriptors() -> set[int]:
     return {connection.fd for connection in psutil.Process().net_connections("tcp") if connection.raddr}
 
 
+def join_lists(own: list[Any], place: Place) -> list[Any]:
+    """The lists of all workers, each of which calls this, one after the other in the order of ranks."""
+    lists: list[Any] = [None] * place.n_workers
+    dist.all_gather_object(lists, own)
+    return [*chain.from_iterable(lists)]
+
+
 def all_equal(value: str, place: Place) -> bool:
     """Whether all workers, each of which calls this, have the same value."""
-    values: list[Any] = [None] * place.n_workers
-    dist.all_gather_object(values, value)
-    return len({*values}) == 1
+    return len({*join_lists([value], place)}) == 1
 
 
 def broadcast_number(number: int) -> int:

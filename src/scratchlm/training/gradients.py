@@ -1,6 +1,5 @@
 """The gradient of a step: a sum over its micro batches in their order, whoever computes them."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,15 +17,10 @@ if TYPE_CHECKING:
     from scratchlm.training.loop import Batch, Task, TrainingState
 
 
-def n_micro_batches(task: "Task") -> int:
-    """How many micro batches a step has."""
-    return math.ceil(task.params.batch_size / task.params.max_micro_batch_size)
-
-
 def micro_batches(task: "Task", step: int, seed: int) -> "list[Batch]":
     """The micro batches of a step, which parameters alone decide on."""
     indices = batch_indices(step, task.n_examples, task.params.batch_size, seed)
-    return [task.batch(part) for part in np.array_split(indices, n_micro_batches(task))]
+    return [task.batch(part) for part in np.array_split(indices, task.params.n_micro_batches)]
 
 
 def add_gradients(

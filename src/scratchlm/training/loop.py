@@ -20,7 +20,7 @@ from scratchlm.arithmetic.random import random_states, restore_random_states, st
 from scratchlm.fast.compiler import compiled
 from scratchlm.fast.cuda_graphs import CapturedGradients
 from scratchlm.fast.malloc import Gaps
-from scratchlm.model.gpt import GPTModel
+from scratchlm.model.gpt import GPTModel, evaluating
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
 from scratchlm.run.progress import training_values, validation
@@ -55,7 +55,7 @@ class Task(NamedTuple):
     These two change nothing: no weights, no random stream. static_loss: like loss, with no shape that depends on the
     tensors' numbers, to be captured and, if is_compiled, compiled; None: there is none. step: instead of
     optimizer_step, for a task that makes its batches with the model; it then calls `update` with a loss of its own,
-    and batch and loss are not used. scored: the items, in short, as progress names them.
+    and loss is not used. scored: the items, in short, as progress names them.
     """
 
     name: str
@@ -112,7 +112,7 @@ def train(model: nn.Module, task: Task, run: Run) -> Training:
     state = TrainingState(model, task, run)
     model.train()
     if place := worker_place():
-        serve(state, place, optimizer_step)
+        serve(state, place, task.step or optimizer_step)
     run.checkpoint.require(arithmetic_fingerprint(state.device.type))
     if path := run.checkpoint.load():
         state.read(path)
@@ -185,7 +185,8 @@ class TrainingState:
 
     def position(self) -> str | None:
         """The position of training in words; None if no checkpoint can be written or nothing would be lost."""
-        return f"step {self.step} of {self.n_steps}" if self.step and self._consistent else None
+        can_write = self._consistent and not (self.workers and self.workers.is_busy)
+        return f"step {self.step} of {self.n_steps}" if self.step and can_write else None
 
     def evaluation_due(self) -> bool:
         """Whether the curve lacks a row for this step."""
@@ -201,16 +202,15 @@ class TrainingState:
     def evaluate(self) -> None:
         """Add a row to the curve, and a sample if there is one. Raises UserError for a metric that is not finite."""
         task = self.task
-        self.model.eval()
-        with torch.no_grad(), self.run.autocast():
-            metrics = dict(task.evaluate(self.model))
+        with evaluating(self.model), self.run.autocast():
+            with self.workers.evaluation() if self.workers else nullcontext():
+                metrics = dict(task.evaluate(self.model))
             if not all(math.isfinite(value) for value in metrics.values()):
                 raise UserError(
                     f"{task.name}: the loss is not a finite number at step {self.step} ({metrics}); "
                     "lower learning_rate, raise warmup_steps, or use precision float32"
                 )
             sample = task.sample(self.model)
-        self.model.train()
         rate = learning_rate_at(min(self.step, self.n_steps - 1), self.n_steps, task.params)
         epoch = self.step / task.batches_per_epoch
         if sample:
@@ -222,7 +222,6 @@ class TrainingState:
     def one_step(self) -> Iterator[None]:
         """The block is one step: its updates, and at the end the random streams, which a failed step advances too."""
         with self.workers.step() if self.workers else nullcontext():
-            self._consistent = not self.workers  # each of them holds a part of the state
             yield
             self._random = random_states(self.device)
             self.step += 1
@@ -284,7 +283,7 @@ def update(
             f"{task.name}: step {state.step + 1} scores no target; shorten the prompts or use a longer context"
         )
     if workers := state.workers:
-        workers.add_gradients(batches)
+        workers.add_gradients(batches, number, loss_of)
     else:
         add_gradients(state, batches, range(len(batches)), number, loss_of)
     collect_gradients(state.model)

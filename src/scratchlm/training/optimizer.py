@@ -41,6 +41,11 @@ class TrainingParams(Section):
     max_grad_norm: Annotated[float, Field(ge=1e-6, allow_inf_nan=False)] | None
     evaluate_every_steps: Positive
 
+    @property
+    def n_micro_batches(self) -> int:
+        """How many micro batches a step has."""
+        return math.ceil(self.batch_size / self.max_micro_batch_size)
+
     @model_validator(mode="after")
     def _the_rate_falls(self) -> "TrainingParams":
         if self.min_learning_rate > self.learning_rate:

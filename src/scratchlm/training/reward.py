@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from scratchlm.fast.varlen import VarlenLayout, embed, last_token_states
-from scratchlm.model.gpt import evaluating
 from scratchlm.model.reward import RewardModel
+from scratchlm.training.evaluation import in_batches
 
 
 def rewards(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: int = 32) -> Tensor:
@@ -20,13 +20,13 @@ def rewards(model: RewardModel, sequences: Sequence[Sequence[int]], batch_size: 
     """
     if not all(sequences):
         raise ValueError("a sequence without tokens has no last token to read a reward from")
-    device = model.origin.device
-    found = [torch.empty(0, dtype=torch.float64)]
-    with evaluating(model):
-        for start in range(0, len(sequences), batch_size):
-            token_ids, lengths = join(sequences[start : start + batch_size])
-            found.append(last_token_rewards(model, token_ids.to(device), lengths.to(device)))
-    return torch.cat(found)
+    if not sequences:
+        return torch.empty(0, dtype=torch.float64)
+
+    def found(some: Sequence[Sequence[int]]) -> tuple[Tensor]:
+        return (last_token_rewards(model, *(x.to(model.origin.device) for x in join(some))),)
+
+    return in_batches(model, found, sequences, batch_size)[0]
 
 
 def last_token_rewards(model: RewardModel, token_ids: Tensor, lengths: Tensor) -> Tensor:

@@ -11,10 +11,8 @@ The arithmetic `exact` adds gradients sequence by sequence, so there a worker se
 
 import hashlib
 import os
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,8 +26,10 @@ from torch import Tensor
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.arithmetic.mode import compiler, is_exact, n_threads, shared_threads
 from scratchlm.arithmetic.sequences import sequences_apart
+from scratchlm.model.gpt import evaluating
 from scratchlm.run.context import Run
 from scratchlm.run.errors import UserError
+from scratchlm.run.interrupts import uninterrupted
 from scratchlm.run.workers import (
     Place,
     WorkerProcesses,
@@ -39,24 +39,23 @@ from scratchlm.run.workers import (
     worker_processes,
 )
 from scratchlm.training import exchange
-from scratchlm.training.gradients import add_gradients, micro_batches, n_micro_batches
+from scratchlm.training.evaluation import dividing_batches
+from scratchlm.training.gradients import add_gradients, micro_batches
 
 if TYPE_CHECKING:
     from scratchlm.training.loop import Batch, TrainingState
 
-STEP, COLLECT = 0, 1  # what the stage's own process has the others do: a step, or send their optimizer state
+STEP, EVALUATE, COLLECT = 0, 1, 2  # what the stage's own process has the others do; the last: send optimizer state
 
 
 def n_workers(state: "TrainingState") -> int:
     """How many processes train. Says why if they are fewer than the user wants."""
     if requested_workers() == 1:
         return 1
-    n_most = n_micro_batches(state.task)
+    n_most = state.task.params.n_micro_batches
     at_most = f"at max_micro_batch_size {state.task.params.max_micro_batch_size}"
     reason = f"{at_most} a step has micro batches for no more than {n_most}; lower it to use more"
-    if state.task.step:
-        n_most, reason = 1, "this stage makes its batches with the model; one process trains"
-    elif state.device.type != "cpu" or compiler():
+    if state.device.type != "cpu" or compiler():
         n_most, reason = 1, "only trainings on the device cpu, with compile false, are divided; one process trains"
     return limited_workers(n_most, reason, state.run.say)
 
@@ -94,6 +93,7 @@ class Workers:
         numbers = {parameter: i for i, parameter in enumerate(self._parameters)}
         self._order = [numbers[p] for group in state.optimizer.param_groups for p in group["params"]]
         self._is_connected = False
+        self.is_busy = False  # while no checkpoint can be collected
         self.exchange_seconds = 0.0  # in which this worker waited for messages
 
     def connect(self) -> None:
@@ -120,19 +120,26 @@ class Workers:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """The block is one step of all workers, who share the threads of the exact arithmetic; Ctrl-C waits for it."""
+        """The block is one step of all workers."""
         if self._processes and not self._is_connected:
             self._place = self._processes.wait_until_ready()
-        with _uninterrupted():
-            if not self._is_connected:
-                self.connect()
-            with shared_threads(self._place.threads):
-                yield
+        with self._together(STEP):
+            yield
 
-    def add_gradients(self, batches: "Sequence[Batch]") -> None:
-        """Have all workers compute the gradients of a step's micro batches; each adds those of its own parameters."""
-        if self._processes:
-            self._command(STEP)
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Within the block, all workers divide the batches of an evaluation, as they do a step.
+
+        Before the first step, the stage's own process computes them all while the others start.
+        """
+        if not self._is_connected:
+            yield
+            return
+        with self._together(EVALUATE):
+            yield
+
+    def add_gradients(self, batches: "Sequence[Batch]", number: int, loss_of: Callable[..., Tensor] | None) -> None:
+        """Compute the gradients of own micro batches of a step, and add those of own parameters; see loop.update."""
         rank, order = self._place.rank, messages(len(batches), self._place)
         for message, sender in order:
             if sender != rank:
@@ -141,7 +148,7 @@ class Workers:
         own: dict[int, exchange.Gradients] = {}
         with sequences_apart() if rank else nullcontext():
             for i in share(len(batches), self._place):
-                add_gradients(self._state, batches, [i])
+                add_gradients(self._state, batches, [i], number, loss_of)
                 if (i, rank) in order:
                     gradients = exchange.take_gradients(self._parameters)
                     with self._exchanging():
@@ -171,7 +178,7 @@ class Workers:
     @contextmanager
     def whole_state(self) -> Iterator[None]:
         """Within the block, the stage's own process has the optimizer state of all parameters; Ctrl-C waits for it."""
-        with _uninterrupted():
+        with uninterrupted():
             if self._is_connected:
                 self._command(COLLECT)
                 with self._exchanging():
@@ -184,14 +191,36 @@ class Workers:
     def serve(self, step: "Callable[[TrainingState], int]") -> NoReturn:
         """Connect with the others and take part in each step, until the stage's own process ends the training."""
         self.connect()
+        state = self._state
         while True:
             with self._exchanging():
                 command = exchange.broadcast_number(STEP)
             if command == STEP:
-                step(self._state)
+                step(state)
+            elif command == EVALUATE:
+                with self.evaluation(), evaluating(state.model), state.run.autocast():
+                    state.task.evaluate(state.model)
             else:
                 with self._exchanging():
-                    exchange.send_moments(self._state.optimizer, self._exchange.owned_by(self._place.rank), 0)
+                    exchange.send_moments(state.optimizer, self._exchange.owned_by(self._place.rank), 0)
+
+    @contextmanager
+    def _together(self, command: int) -> Iterator[None]:
+        """The block is work of all workers, who share the threads of the exact arithmetic; Ctrl-C waits for it."""
+        with uninterrupted():
+            self.is_busy = True
+            if not self._is_connected:
+                self.connect()
+            if self._processes:
+                self._command(command)
+            with shared_threads(self._place.threads), dividing_batches(self._map_batches):
+                yield
+            self.is_busy = False
+
+    def _map_batches(self, compute: Callable[[Any], Any], batches: Sequence[Any]) -> list[Any]:
+        own = [compute(batches[i]) for i in share(len(batches), self._place)]
+        with self._exchanging():
+            return exchange.join_lists(own, self._place)
 
     def _command(self, command: int) -> None:
         with self._exchanging():
@@ -234,27 +263,6 @@ def serve(state: "TrainingState", place: Place, step: "Callable[[TrainingState],
     ready()
     state.workers = Workers(state, place, None)
     state.workers.serve(step)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Within the block, the first Ctrl-C waits for its end; a second one does not."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, before)
-        waiting.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if waiting:
-        raise KeyboardInterrupt
 
 
 def share(n_micro: int, place: Place) -> list[int]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,14 +41,14 @@ Stage = Callable[..., subprocess.CompletedProcess[str]]
 def stage(tmp_path: Path, training_values: dict[str, Any]) -> Stage:
     """Runs the stage with a number of workers. Keywords: see worker_stage.main. Its result is in result.json.
 
-    killed: rank of a worker, and the number of its micro batch in which it gets the signal. save: after how many
-    seconds a checkpoint is due.
+    killed: the batch in which a process gets the signal: of a step or of an evaluation, rank, and number in that
+    process. save: after how many seconds a checkpoint is due.
     """
 
     def go(
-        workers: str, killed: tuple[int, int] | None = None, save: int = 3600, **given: Any
+        workers: str, killed: tuple[str, int, int] | None = None, save: int = 3600, **given: Any
     ) -> subprocess.CompletedProcess[str]:
-        settings = {"precision": "float32", "pairs": False, "training": training_values | CHANGES} | given
+        settings = {"precision": "float32", "kind": "windows", "training": training_values | CHANGES} | given
         settings.setdefault("signal", signal.SIGKILL)
         (tmp_path / "settings.json").write_text(json.dumps(settings | {"killed": [*(killed or [])]}))
         words = [f"--{name}={tmp_path / f'{name}.json'}" for name in ("settings", "result", "log")]
@@ -61,8 +62,8 @@ def stage(tmp_path: Path, training_values: dict[str, Any]) -> Stage:
     return go
 
 
-def result(folder: Path) -> tuple[dict[str, Any], int]:
-    """What the stage wrote, once, and how many micro batches its own process has computed."""
+def result(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What the stage wrote, once, and how many batches of steps and evaluations its own process has computed."""
     found = json.loads((folder / "result.json").read_text())
     (folder / "result.json").unlink()
     (folder / "checkpoints" / "done").unlink(missing_ok=True)
@@ -70,34 +71,48 @@ def result(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("precision", "workers", "pairs"), [("bfloat16", 3, False), ("exact", 2, True)])
-def test_workers_change_no_bit(stage: Stage, tmp_path: Path, precision: str, workers: int, pairs: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "workers", "kind", "own"),
+    [("bfloat16", 3, "windows", {"step": 18 // 3, "evaluation": 4 + 8 // 2}), ("exact", 2, "pairs", {"step": 6})],
+)
+def test_workers_change_no_bit(
+    stage: Stage, tmp_path: Path, precision: str, workers: int, kind: str, own: dict[str, int]
+) -> None:
+    """own: the counted batches of worker 0, which evaluates alone at step 0."""
     found = {}
     for n in (1, workers):
-        done = stage(str(n), precision=precision, pairs=pairs)
+        done = stage(str(n), precision=precision, kind=kind)
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
         found[n] = result(tmp_path)
     assert found[1][0] == found[workers][0]
-    assert found[workers][1] == found[1][1] * (2 if workers == 2 else 1) // 3  # the others were computed elsewhere
+    assert found[1][1] == ({"step": 9} if kind == "pairs" else {"step": 18, "evaluation": 12})
+    assert found[workers][1] == own
     assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "log.json"}
-    assert len((tmp_path / "log.json").read_text().splitlines()) == 2 * (2 if pairs else 3)  # the workers write none
+    n_lines = 2 * (2 if kind == "pairs" else 3)  # the workers write none
+    assert len((tmp_path / "log.json").read_text().splitlines()) == n_lines
 
 
 @pytest.mark.long
 def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_same_bytes(
     stage: Stage, tmp_path: Path
 ) -> None:
+    """Of a policy, whose workers also divide the responses that a step samples."""
+    stage = partial(stage, kind="policy")
     assert stage("1").returncode == 0
     whole = result(tmp_path)[0]
-    done = stage("3", killed=(1, 4), save=0)
+    done = stage("2", killed=("evaluation", 0, 5), signal=signal.SIGINT)  # the first that both divide
+    assert done.returncode == 1
+    assert re.findall(r"step (\d) of 6", done.stderr) == ["4"]
+    done = stage("3", killed=("step", 1, 2), save=0)
     assert (done.returncode, done.stderr) == (
         1,
+        "tiny: resuming from step 4 of 6\n"
         "worker_stage: worker 1 of 3 has ended (killed by SIGKILL); run this again to resume, or lower "
         "SCRATCHLM_WORKERS\n",
     )
-    done = stage("2", killed=(0, 1), signal=signal.SIGINT)  # in the first step, which ends before the stage does
+    done = stage("2", killed=("step", 0, 1), signal=signal.SIGINT)  # the step ends before the stage does
     first, second = re.findall(r"step (\d) of 6", done.stderr)
-    assert 1 <= int(first) <= 3
+    assert first in "45"
     assert int(second) == int(first) + 1
     assert done.returncode == 1
     done = stage("3")
@@ -106,11 +121,11 @@ def test_after_killed_workers_and_ctrl_c_any_number_of_workers_resumes_to_the_sa
 
 
 @pytest.mark.long
-def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
+def test_a_worker_that_hangs_in_an_evaluation_ends_the_stage_with_one_sentence(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCHLM_WORKER_SECONDS", "5")
-    done = stage("2", killed=(1, 4), signal=signal.SIGSTOP)
+    done = stage("2", killed=("evaluation", 1, 1), signal=signal.SIGSTOP)
     (sentence,) = done.stderr.splitlines()
     assert done.returncode == 1
     assert sentence.startswith("worker_stage: a worker does not answer (")
@@ -123,7 +138,7 @@ def test_a_worker_that_hangs_ends_the_stage_with_one_sentence(
 
 @pytest.mark.long
 def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: Stage, tmp_path: Path) -> None:
-    done = stage("9", killed=(0, 3))
+    done = stage("9", killed=("step", 0, 3))
     assert done.returncode == -9
     assert done.stderr == (
         "worker_stage: SCRATCHLM_WORKERS is 9, but at max_micro_batch_size 2 a step has micro batches for no more than "
@@ -136,7 +151,7 @@ def test_no_worker_outlives_a_killed_stage_and_none_is_started_in_vain(stage: St
 def test_exact_sums_of_sequences_are_added_in_their_order_before_they_are_rounded(tiny_gpt: Any) -> None:
     """In float64: rounded to float32, sums in another order seldom differ."""
     model, windows = tiny_gpt(tied_head=True, dropout=0.1).train(), TokenWindows(np.arange(150) * 7 % 11, 8, 4)
-    params = SimpleNamespace(batch_size=9, max_micro_batch_size=3)
+    params = SimpleNamespace(batch_size=9, n_micro_batches=3)
     task = pretraining_task(windows, params, lambda _: {})  # type: ignore[arg-type]
     state: Any = SimpleNamespace(
         model=model,
