@@ -16,6 +16,7 @@ CONFIDENCE, POWER = 0.95, 0.80
 RESAMPLES, FEWEST_RESAMPLES, DRAWS = 10_000, 1_000, 1 << 24  # DRAWS: of single examples, bounds the time
 BLOCK = 1 << 22  # weights in memory at once
 SEED = 1979
+FEWEST_DIFFERING = 10  # examples in which two systems differ, to say how many would show their difference
 SUM_BITS = 50  # of the 53 of a float64: weights may be larger than those of a resample
 RECORD_PRECISION = 1e-6  # relative: the digits that metrics files keep
 
@@ -116,7 +117,8 @@ class PairedDifference(NamedTuple):
     """The second system's metric minus the first's; NaN where one of them is 0/0.
 
     interval: of 95 %; None where all resamples have the same difference, which says nothing about its error.
-    same: whether the two systems agree on every example. needed: see examples_needed.
+    same: whether the two systems agree on every example. needed: see examples_needed; None where the systems differ in
+    fewer than FEWEST_DIFFERING examples, which say too little about the size of the difference.
     """
 
     difference: float
@@ -148,8 +150,10 @@ def paired_differences(pairs: Mapping[str, tuple[Statistic, Statistic]]) -> dict
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in pairs}
     for weights, pseudo in _resamples(n):
         for name, (first, second) in pairs.items():
-            resampled[name].append(second.at(weights, pseudo) - first.at(weights, pseudo[:, ::-1]))
-    return {name: _difference(*pairs[name], np.concatenate(values)) for name, values in resampled.items()}
+            plain = second.at(weights) - first.at(weights)
+            more = second.at(weights, pseudo) - first.at(weights, pseudo[:, ::-1]) if first.proportion else plain
+            resampled[name].append(np.stack([plain, more]))
+    return {name: _difference(*pairs[name], *np.hstack(values)) for name, values in resampled.items()}
 
 
 def examples_needed(n: int, difference: float, deviation: float) -> int | None:
@@ -165,9 +169,11 @@ def examples_needed(n: int, difference: float, deviation: float) -> int | None:
     return math.ceil(n * (z * deviation / difference) ** 2)
 
 
-def _difference(first: Statistic, second: Statistic, resampled: np.ndarray) -> PairedDifference:
+def _difference(first: Statistic, second: Statistic, plain: np.ndarray, resampled: np.ndarray) -> PairedDifference:
+    """plain, resampled: (R,), differences without and with pseudo-observations, whose share does not grow with N."""
     difference = observed(second) - observed(first)
-    same = bool(np.allclose(first.columns, second.columns, rtol=RECORD_PRECISION, atol=0))
+    differing = ~np.isclose(first.columns, second.columns, rtol=RECORD_PRECISION, atol=0).all(axis=0)
+    same = not differing.any()
     resampled = resampled[np.isfinite(resampled)]
     if not math.isfinite(difference) or not len(resampled) or not np.ptp(resampled):
         return PairedDifference(difference, None, same, None)
@@ -176,7 +182,9 @@ def _difference(first: Statistic, second: Statistic, resampled: np.ndarray) -> P
     if not first.proportion:
         arm = max(difference - low, high - difference)
         low, high = difference - arm, difference + arm
-    needed = examples_needed(first.columns.shape[1], difference, resampled.std())
+    needed = None
+    if differing.sum() >= FEWEST_DIFFERING:
+        needed = examples_needed(len(differing), difference, plain[np.isfinite(plain)].std())
     return PairedDifference(difference, (float(low), float(high)), same, needed)
 
 

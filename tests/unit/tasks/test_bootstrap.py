@@ -234,6 +234,19 @@ def test_examples_needed_by_hand() -> None:
     assert examples_needed(100, 0.0, 0.1) is None
 
 
+@pytest.mark.parametrize("times", [1, 2, 10])
+def test_the_examples_needed_do_not_depend_on_how_many_there_are(times: int) -> None:
+    """14 wins, 6 losses in 150: a variance of 20 / 150 - 0.05333**2 = 0.1305, so 7.849 x 0.1305 / 0.05333**2 = 360."""
+    first, second = (np.repeat([1, 0, *ends], [70, 60, 6, 14]) for ends in ((1, 0), (0, 1)))
+    found = paired_differences({"accuracy": (share(np.tile(first, times)), share(np.tile(second, times)))})["accuracy"]
+    assert found.needed == pytest.approx(360, rel=0.05)
+
+
+def test_few_differing_examples_do_not_say_how_many_would_be_needed() -> None:
+    first, second = (np.repeat([1, 0, end], [140, 1, 9]) for end in (0, 1))
+    assert paired_differences({"accuracy": (share(first), share(second))})["accuracy"].needed is None
+
+
 def test_with_the_examples_needed_four_experiments_in_five_find_the_difference() -> None:
     needed = examples_needed(100, 0.3, 1 / math.sqrt(100))
     assert needed is not None
