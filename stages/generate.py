@@ -1,4 +1,4 @@
-"""Answer every test instruction with one variant of the assistant."""
+"""Answer every instruction of a split with one variant of the assistant."""
 
 from contextlib import closing
 from pathlib import Path
@@ -27,7 +27,7 @@ def main(
     p = read_params(params, Params)
     set_up(run, p)
     responder = Responder(load_tokenizer(tokenizer), p.generate, run)
-    rows = read_splits(instructions, INSTRUCTION_SCHEMA)["test"]
+    rows = read_splits(instructions, INSTRUCTION_SCHEMA)[p.generate.split]
     arithmetic = describe_arithmetic(run.device)
     run.checkpoint.require(arithmetic["arithmetic"])
     records = run.checkpoint.load_rows(len(rows))

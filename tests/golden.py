@@ -265,7 +265,9 @@ def reinforced(run: Run, batches: Batches, **changes: Any) -> list[Any]:
 def decode(run: Run, batches: Batches, gpt: GPTModel | None = None, **changes: Any) -> list[Any]:
     """The answers to prompts of 1 to 22 tokens; those of the longer ones outgrow the context."""
     gpt, stop = gpt or model(run, **changes.pop("shape", {})), changes.pop("stop", [])
-    params = GenerateParams(batch_size=batches.evaluation, max_new_tokens=12, stop=stop, sampling=GREEDY | changes)
+    params = GenerateParams(
+        split="test", batch_size=batches.evaluation, max_new_tokens=12, stop=stop, sampling=GREEDY | changes
+    )
     answers = Responder(TOKENIZER, params, run).responses(gpt, "golden", instructions(7, longest=23))
     return [answer["response"] for batch in answers for answer in batch]
 

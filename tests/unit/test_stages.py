@@ -262,6 +262,13 @@ def test_the_rest_of_the_pipeline_runs_from_tokens_to_report(place: Path, call: 
         call(f"generate@{name}")
         answers = read_table(responses / "generate" / f"{name}.parquet")
         assert [(row["id"], row["model"]) for row in answers] == [(task, name) for task in tasks]
+    params = yaml.safe_load((place / "params.yaml").read_text())
+    params["generate"]["split"] = "val"
+    (place / "val.yaml").write_text(yaml.safe_dump(params))
+    answered = {name: place / f"val.{ending}" for name, ending in (("responses", "parquet"), ("metrics", "json"))}
+    call("generate@base", params=place / "val.yaml", **answered)
+    val = read_splits(tokens / "instructions")["val"]
+    assert [row["id"] for row in read_table(answered["responses"])] == [row["id"] for row in val]
 
     for stage in ("pretrain", "finetune_spam", "finetune_instruct", "generate/base"):
         assert read_json(metrics / f"{stage}.json").items() >= describe_arithmetic("cpu").items()

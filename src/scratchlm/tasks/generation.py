@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -30,8 +30,9 @@ Answers = Generator[list[dict[str, Any]], None, None]
 
 
 class GenerateParams(Section):
-    """stop: texts that end a response too, not part of it."""
+    """split: of the instructions, which are answered. stop: texts that end a response too, not part of it."""
 
+    split: Literal["val", "test"]
     batch_size: Annotated[int, Field(ge=1)]
     max_new_tokens: Annotated[int, Field(ge=1)]
     stop: list[Annotated[str, Field(min_length=1)]]

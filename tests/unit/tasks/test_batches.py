@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLED = {"temperature": 1.2, "top_k": 8, "top_p": 0.95, "repetition_penalty": 1.1}
 # 18 rows are five batches of 4
 PARAMS = {"device": "cpu", "threads": 1, "compile": False, "seed": 7}
-GENERATE = {"batch_size": 4, "max_new_tokens": 9, "stop": [], "sampling": SAMPLED}
+GENERATE = {"split": "test", "batch_size": 4, "max_new_tokens": 9, "stop": [], "sampling": SAMPLED}
 
 Stage = Callable[..., subprocess.CompletedProcess[str]]
 

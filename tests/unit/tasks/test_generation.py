@@ -47,7 +47,7 @@ def responses_of(
 
 
 def params(sampling: SamplingParams, batch_size: int) -> GenerateParams:
-    return GenerateParams(batch_size=batch_size, max_new_tokens=12, stop=[], sampling=sampling)
+    return GenerateParams(split="test", batch_size=batch_size, max_new_tokens=12, stop=[], sampling=sampling)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
@@ -118,6 +118,12 @@ def test_counts_by_hand() -> None:
 
 
 def test_parameters_that_generate_nothing_are_refused() -> None:
-    for change in ({"batch_size": 0}, {"max_new_tokens": 0}, {"sampling": {"temperature": -1.0}}, {"beams": 4}):
+    for change in (
+        {"split": "train"},
+        {"batch_size": 0},
+        {"max_new_tokens": 0},
+        {"sampling": {"temperature": -1.0}},
+        {"beams": 4},
+    ):
         with pytest.raises(ValidationError):
             GenerateParams(**(params(GREEDY, 1).model_dump() | change))
