@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scratchlm.data.instructions import write_instructions
 from scratchlm.data.messages import write_messages
-from scratchlm.data.preferences import write_preferences
+from scratchlm.data.preferences import count_shared_questions, write_preferences
 from scratchlm.data.tokenizer import TokenizerParams, copy_tokenizer, make_tokenizer
 from scratchlm.data.tokenizing import TokenizeParams, tokenize_corpus, train_texts
 from scratchlm.formats.pretrained import vocabulary_folder
@@ -43,7 +43,8 @@ def main(
         "instructions": write_instructions(only_file(instructions), finetuning, instruction_tokens, instruct),
         "preferences": write_preferences(
             only_file(preferences), finetuning, preference_tokens, p.tokenize.preferences, instruct.prompt_style
-        ),
+        )
+        | count_shared_questions(instruction_tokens, preference_tokens, run.say),
         "corpus": tokenize_corpus(
             source, made, corpus_tokens, p.tokenize.corpus, run.checkpoint
         ),  # last: it takes longest

@@ -1,16 +1,25 @@
 """Preferences: to each instruction a better and a worse response. The book's bonus code to chapter 7."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.data.instructions import TOKEN_IDS, read_entries, without_repetitions, write_entries
+from scratchlm.data.instructions import (
+    INSTRUCTION_SCHEMA,
+    TOKEN_IDS,
+    question,
+    read_entries,
+    without_repetitions,
+    write_entries,
+)
 from scratchlm.data.prompts import PromptStyle, encode_prompt, format_prompt
 from scratchlm.data.splits import Fractions, refuse_empty_splits, split_in_order
 from scratchlm.data.tables import PLACE, files_of
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_splits
 
 FIELDS = ("instruction", "input", "chosen", "rejected")
 PREFERENCE_SCHEMA = pa.schema(
@@ -53,6 +62,25 @@ def read_preferences(path: Path) -> list[dict[str, str]]:
             "entries, so none says what is better; correct them"
         )
     return entries
+
+
+def count_shared_questions(instructions: Path, preferences: Path, say: Callable[[str], None]) -> dict[str, int]:
+    """Count the questions that one of the tokenized sources trains and the other tests: their results look too good.
+
+    test_also_in_instructions_train: pairs whose answers the assistant has learnt. train_also_in_instructions_test:
+    pairs that teach what the variants are judged on.
+    """
+    sources = ((instructions, INSTRUCTION_SCHEMA), (preferences, PREFERENCE_SCHEMA))
+    asked, paired = (
+        {split: list(map(question, rows)) for split, rows in read_splits(*source).items()} for source in sources
+    )
+    learnt, judged = (sum(it in set(asked[b]) for it in paired[a]) for a, b in (("test", "train"), ("train", "test")))
+    if learnt or judged:
+        say(
+            f"{learnt} test pairs ask what the assistant is trained on, and {judged} train pairs what it is tested on; "
+            "give tokenize.preferences the fractions of tokenize.instructions, if both have the same questions"
+        )
+    return {"test_also_in_instructions_train": learnt, "train_also_in_instructions_test": judged}
 
 
 def differ(pair: dict[str, str]) -> bool:

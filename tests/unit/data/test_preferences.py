@@ -5,7 +5,13 @@ import pytest
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
-from scratchlm.data.preferences import PreferencesParams, read_preferences, write_preferences
+from scratchlm.data.instructions import InstructionsParams, write_instructions
+from scratchlm.data.preferences import (
+    PreferencesParams,
+    count_shared_questions,
+    read_preferences,
+    write_preferences,
+)
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_table, write_json
 from scratchlm.run.params import check_params
@@ -45,6 +51,26 @@ def test_pairs_without_a_preference_are_counted_and_left_out_and_move_no_other(
     assert [counts[name] for name in ("read", "same_responses", "duplicates_across_splits")] == [8, 1, 1]
     assert [row["id"] for row in read_table(tmp_path / "out" / "test.parquet")] == ["pair-00004", "pair-00005"]
     assert counts["train"]["records"] == 3
+
+
+@pytest.mark.parametrize(
+    ("train_fraction", "test_fraction", "shared"), [(0.5, 0.25, [0, 0]), (0.75, 0.125, [2, 0]), (0.25, 0.25, [0, 2])]
+)
+def test_questions_that_one_source_trains_and_the_other_tests_are_counted(
+    gpt2: BytePairTokenizer, tmp_path: Path, train_fraction: float, test_fraction: float, shared: list[int]
+) -> None:
+    """Both have the same eight questions. The first four pairs are train, the next two test."""
+    written([PAIR | {"input": str(n)} for n in range(8)], gpt2, tmp_path)
+    fractions = {"deduplicate": "none", "train_fraction": train_fraction, "test_fraction": test_fraction}
+    params = InstructionsParams(**fractions, prompt_style="alpaca")
+    write_instructions(tmp_path / "pairs.json", gpt2, tmp_path / "instructions", params)
+    said: list[str] = []
+    assert [*count_shared_questions(tmp_path / "instructions", tmp_path / "out", said.append).values()] == shared
+    learnt, judged = shared
+    sentence = (
+        f"{learnt} test pairs ask what the assistant is trained on, and {judged} train pairs what it is tested on; "
+    )
+    assert [line.startswith(sentence) for line in said] == ([True] if any(shared) else [])
 
 
 @pytest.mark.parametrize(
