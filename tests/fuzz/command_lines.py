@@ -31,7 +31,7 @@ from tests.fuzz.findings import Findings
 LIMIT_SECONDS = 60
 TOKENIZER = "data/tokens/finetuning_tokenizer"
 COMPUTING, COMPUTING_SECONDS = ("chat", "stages."), 15  # may take longer, and are then ended
-STATUSES = (0, 1, 2, 130)
+STATUSES = (0, 1, 2)
 NOT_THE_USERS = (".git/index", ".dvc/tmp", ".scratchlm", "__pycache__", ".git/objects", "logs/")
 WORDS = [
     "", " ", "-", "--", "é", "ไม่", "\x1b[31m", "a\nb", "\udcff", "a" * 300, "a" * 5000, "%s", "{}", "${seed}", "*",

@@ -387,6 +387,7 @@ def test_a_tokenizer_of_another_model_is_refused(home, tmp_path):
 
 @pytest.mark.parametrize("name", ["repair", "mend"])
 def test_repair_has_nothing_to_say_where_nothing_is_broken(tmp_path, name):
+    (tmp_path / "dvc.yaml").touch()
     done = scratchlm(tmp_path, name)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

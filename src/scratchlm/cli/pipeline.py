@@ -31,8 +31,11 @@ def status() -> None:
 def repair() -> None:
     """Repair DVC's own files after DVC was killed. `dvc repro` then looks for results in its run cache."""
     from scratchlm.run.code import refuse_path
+    from scratchlm.run.files import missing
     from scratchlm.run.watchdog import repair
 
+    if not Path("dvc.yaml").exists():
+        raise missing(Path("dvc.yaml"))
     refuse_path(Path())
     for sentence in repair():
         say(sentence)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scratchlm.data.manifest import WEB
+from scratchlm.data.own_data import refuse_odd_name
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError, explained
 
@@ -141,9 +142,8 @@ def files_at(address: str) -> dict[str, int]:
             is_file = Path(name).is_file() or not Path(name).exists()  # reading the latter says why
             is_file = is_file and os.path.realpath(name) not in real
         if is_file and not any(part.startswith((".", "_")) for part in inside):
-            if os.fsencode(name).decode(errors="replace") != name:
-                raise UserError(f"{_address_of(files, name)!a} is a name that is not UTF-8; rename the file")
-            sizes[_address_of(files, name)] = info["size"]
+            refuse_odd_name(one := _address_of(files, name))
+            sizes[one] = info["size"]
     if not sizes:
         raise UserError(f"{without_secrets(address)}: there is no file; correct the address or the pattern")
     return sizes

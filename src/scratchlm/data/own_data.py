@@ -82,7 +82,15 @@ def own_files(source: OwnSource) -> list[Path]:
     if not found:
         place = f"in {source.path}" if path.is_dir() else source.path
         raise UserError(f"there is no file {place}; put one there, or correct the path")
+    for it in found:
+        refuse_odd_name(it.as_posix())
     return found
+
+
+def refuse_odd_name(path: str) -> None:
+    """Raise UserError for the path of a file that is not UTF-8: neither DVC nor a manifest can name it."""
+    if os.fsencode(path).decode(errors="replace") != path:
+        raise UserError(f"{path!a} is a name that is not UTF-8; rename the file")
 
 
 def _refuse(error: OSError) -> None:

@@ -47,8 +47,12 @@ class Run:
             append_log(self.log, values)
 
     def say(self, sentence: str) -> None:
-        """Print a sentence to the user on standard error, above a bar of progress."""
-        tqdm.write(f"{self.stage}: {sentence}", file=sys.stderr)
+        """Print a sentence to the user on standard error; on a terminal above the bar of progress."""
+        line = f"{self.stage}: {sentence}"
+        if sys.stderr and sys.stderr.isatty():
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def progress(self, total: int, done: int, unit: str, part: str = "") -> Progress:
         """The progress of the stage, or of a part of it, on standard error. It begins at `done` of `total` units."""

@@ -23,7 +23,7 @@ def status(root: Path) -> str:
     root = here.root
     if not (old := committed.metrics()):
         return f"{committed} has no results to compare with; commit these."
-    changed = _changed(root, *RESULTS)
+    changed, inputs = _changed(root, *RESULTS), _changed(root, *INPUTS)
     if not (root / LOCK).exists():
         return (
             f"{LOCK} is missing; `git checkout {LOCK}` restores that of {committed}, and `dvc repro` makes a new one."
@@ -34,8 +34,9 @@ def status(root: Path) -> str:
                 f"The metrics here are the committed ones of {committed}, but {first_few(others)} are not its outputs; "
                 "run `dvc checkout`, and `dvc repro` if that does not find them."
             )
-        return f"Identical to the committed results of {committed}."
-    if inputs := _changed(root, *INPUTS):
+        since = f", though {first_few(inputs)} changed; run `dvc repro` unless you have since" if inputs else ""
+        return f"Identical to the committed results of {committed}{since}."
+    if inputs:
         return (
             f"Built from other inputs than the committed results of {committed} ({first_few(inputs)} changed); "
             f"`scratchlm compare {HEAD}` says whether that helped."

@@ -31,7 +31,7 @@ def test_the_list_of_make_fits_80_columns():
     assert len(shown.splitlines()) > 10 and max(map(len, shown.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("words", ["chat", "results", "sources", "rate", "tokens red"])
+@pytest.mark.parametrize("words", ["chat", "results", "sources", "rate", "tokens red", "repair"])
 def test_outside_of_a_project_a_command_says_so(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["scratchlm", *words.split()])

@@ -59,6 +59,12 @@ def test_an_unfinished_merge_is_one_sentence() -> None:
         load_yaml(Path("params.yaml"))
 
 
+def test_the_status_says_that_inputs_changed_after_the_build(commit: str) -> None:
+    assert status(Path()) == f"Identical to the committed results of HEAD ({commit[:7]})."
+    Path("params.yaml").write_text("rate: 2\n")
+    assert status(Path()).endswith("), though params.yaml changed; run `dvc repro` unless you have since.")
+
+
 def test_damaged_results_are_one_sentence() -> None:
     Path("dvc.lock").rename("away")
     assert status(Path()).startswith("dvc.lock is missing; `git checkout dvc.lock` restores that of HEAD (")

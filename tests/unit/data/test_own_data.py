@@ -68,6 +68,12 @@ def test_many_files_are_documents_in_the_order_of_their_names(mine: Path, path: 
     assert written("corpus", path).read_text() == "<|endoftext|>".join(["one", "two", "three", "four"])
 
 
+def test_a_name_that_dvc_cannot_write_is_refused(mine: Path) -> None:
+    (mine / os.fsdecode(b"a\xff.txt")).write_text("one")
+    with pytest.raises(UserError, match=r"^'data/mine/a\\udcff.txt' is a name that is not UTF-8; rename the file$"):
+        written("corpus", "data/mine/*.txt")
+
+
 @pytest.mark.parametrize("path", ["data/mine/books", "data/mine/books/*.txt"])
 def test_a_folder_that_may_not_be_read_is_refused_not_left_out(
     mine: Path, monkeypatch: pytest.MonkeyPatch, path: str
