@@ -18,8 +18,10 @@ from scratchlm.cli.models import (
     style_of_params,
 )
 from scratchlm.cli.project import in_project, project_folder
+from scratchlm.compare.git import git
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import atomic_folder, missing, read_json, write_text
 
 Storage = Literal["float32", "float16", "q8_0"]
 
@@ -46,8 +48,6 @@ def export(
     The last two take language models only. An assistant gets its chat template, a GGUF file a Modelfile beside it, a
     folder a model card.
     """
-    from scratchlm.run.files import read_json
-
     refuse_existing(output)
     if format != "gguf" and storage != "float32":
         raise UserError(f"--storage {storage} is for --format gguf; a folder for transformers holds float32")
@@ -119,7 +119,6 @@ def _export_language_model(
     from scratchlm.model.gpt import parameter_count
     from scratchlm.report.card import Subject, licence, licence_text
     from scratchlm.report.origin import read_origin
-    from scratchlm.run.files import write_text
 
     if storage and not output.name.isprintable():
         raise UserError(f"{output.name!r} has characters that a Modelfile cannot name; choose another name")
@@ -177,7 +176,6 @@ def _name(model: Path, origin: "Origin | None") -> str:
 
 
 def _card(subject: "Subject", origin: "Origin | None") -> str:
-    from scratchlm.compare.git import git
     from scratchlm.report.card import model_card
 
     revision, is_changed = None, False
@@ -208,7 +206,6 @@ def import_model(
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, read_json
 
     refuse_existing(output)
     _check_base(source, base)
@@ -245,7 +242,6 @@ def import_model(
 def _check_base(source: Path, base: Path | None) -> None:
     """Raises UserError if one of these is missing, or unless `base` is given for an adapter, and only for one."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import missing
 
     for path in filter(None, (source, base)):
         if not path.exists():
@@ -260,7 +256,6 @@ def _check_base(source: Path, base: Path | None) -> None:
 def _check_folder(folder: Path) -> None:
     """Raises UserError if this is not the folder of a whole model of transformers."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import read_json
 
     if folder.is_file() or (folder / ADAPTER_CONFIG).exists():
         raise UserError(f"{folder} is no folder of a whole model of transformers; name one that save_pretrained wrote")

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing, sampling_at
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import write_text
 
 PRETRAINED, ITS_TOKENIZER = Path("data/models/pretrain"), Path("data/tokens/tokenizer")
 SEED = 1  # of the draws, so that a command repeats its text
@@ -155,7 +156,6 @@ def attention(
 
     from scratchlm.model.attention_weights import attention_weights
     from scratchlm.report.attention import attention_page
-    from scratchlm.run.files import write_text
 
     refuse_existing(output)
     gpt, words = language_model.load()
