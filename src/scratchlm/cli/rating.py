@@ -59,12 +59,9 @@ def rate(
 
 
 def _question(row: Mapping[str, Any], number: int, total: int, reference: bool) -> str:
-    parts = {"instruction": row["instruction"], "input": row["input"], "response": row["response"] or "(empty)"}
-    shown = [(title, parts[title]) for title in ("instruction", "input") if parts[title]]
-    shown += [("reference", row["output"])] if reference else []
-    paragraphs = [
-        f"{title.capitalize()}:\n{_wrapped(text)}" for title, text in [*shown, ("response", parts["response"])]
-    ]
+    parts = {"Instruction": row["instruction"], "Input": row["input"], "Reference": row["output"] if reference else ""}
+    parts["Response"] = row["response"] or "(empty)"
+    paragraphs = [f"{title}:\n{_wrapped(text)}" for title, text in parts.items() if text]
     return "\n\n".join([f"{f' {number} of {total} ':-^{WIDTH}}", *paragraphs])
 
 
