@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from scratchlm.cli.project import project_folder
-from scratchlm.compare.git import committed, find_commit, git, unpack_commit
+from scratchlm.compare.git import changed_files, committed, find_commit, git, unpack_commit
 from scratchlm.run.code import refuse_path
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
@@ -56,7 +56,7 @@ def init(
             flush(path)
         new.rename(folder.resolve())  # refused unless the folder is still empty or missing
     say(f"{folder}: a git repository with the code of commit {commit[:7]} and the profile {profile}")
-    if changed := _uncommitted(root, commit):
+    if changed := changed_files(root, *TAKEN):
         say(f"Uncommitted changes were not taken: {first_few(changed)}")
     say(f"Next: cd {shlex.quote(os.fspath(folder))}, where README.md says how to add your data and build")
 
@@ -93,10 +93,3 @@ def origin(root: Path, commit: str) -> str:
     address = re.sub(r"(?<=//)[^/]*@|\?.*", "", address)  # without a password or a token
     is_elsewhere = re.search(r"^(?!file:)\w+://|^[\w.-]+@", address)
     return f"commit {commit} of {address if is_elsewhere else 'scratchlm'}"
-
-
-def _uncommitted(root: Path, commit: str) -> list[str]:
-    """Return the files of TAKEN that have uncommitted changes, or that git does not track yet."""
-    changed = git(root, "diff", "--name-only", "-z", commit, "--", *TAKEN)
-    new = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *TAKEN)
-    return [name for name in (changed + new).split("\0") if name]

@@ -6,7 +6,7 @@ from pathlib import Path
 from scratchlm.cli.exports import Storage
 from scratchlm.cli.models import ASSISTANT, check_vocabulary, refuse_existing, style_of_params
 from scratchlm.cli.project import in_project, project_folder
-from scratchlm.compare.git import git
+from scratchlm.compare.git import changed_files, git
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.prompts import PromptStyle, chat_template, check_style
 from scratchlm.data.tokenizer import load_tokenizer
@@ -108,5 +108,5 @@ def _card(subject: Subject, origin: Origin | None) -> str:
     revision, is_changed = None, False
     with suppress(UserError):  # there may be no git, or no commit
         revision = git(project_folder(), "rev-parse", "HEAD")
-        is_changed = git(project_folder(), "status", "--porcelain", "--", "dvc.lock") != ""
+        is_changed = bool(changed_files(project_folder(), "dvc.lock"))
     return model_card(subject, origin, revision, is_changed)

@@ -75,6 +75,13 @@ def committed(folder: Path, commit: str, *paths: str) -> list[str]:
     return [name for name in git(folder, "ls-tree", "--name-only", "-z", commit, *paths).split("\0") if name]
 
 
+def changed_files(folder: Path, *paths: str) -> list[str]:
+    """Return the files among these paths that differ from HEAD, new ones included that git does not ignore."""
+    changed = git(folder, "diff", "--name-only", "-z", "HEAD", "--", *paths)
+    new = git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths)
+    return [name for name in (changed + new).split("\0") if name]
+
+
 def unpack_commit(folder: Path, commit: str, paths: Sequence[str], target: Path) -> None:
     """Copy what a commit has at these paths into a folder, and leave out what it lacks."""
     if found := committed(folder, commit, *paths):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scratchlm.compare.builds import RESULTS, keep
 from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import git
+from scratchlm.compare.git import changed_files
 from scratchlm.compare.processors import processor, recorded, results, tell_apart
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
@@ -24,7 +24,7 @@ def status(root: Path) -> str:
     root = here.root
     if not (old := committed.metrics()):
         return f"{committed} has no results to compare with; commit these."
-    changed = _changed(root, *RESULTS)
+    changed = changed_files(root, *RESULTS)
     if not changed:
         if others := _outputs_of_another_build(root):
             return (
@@ -32,7 +32,7 @@ def status(root: Path) -> str:
                 "run `dvc checkout`, and `dvc repro` if that does not find them."
             )
         return f"Identical to the committed results of {committed}."
-    if inputs := _changed(root, *INPUTS):
+    if inputs := changed_files(root, *INPUTS):
         return (
             f"Built from other inputs than the committed results of {committed} ({first_few(inputs)} changed); "
             f"`scratchlm compare {HEAD}` says whether that helped."
@@ -70,9 +70,3 @@ def _outputs_of_another_build(root: Path) -> list[str]:
     with Repo(str(root)) as repo:
         found = repo.data_status()["uncommitted"]
     return sorted(path for kind in ("modified", "deleted") for path in found.get(kind, []))
-
-
-def _changed(root: Path, *paths: str) -> list[str]:
-    """Return the files that differ from HEAD, new ones included."""
-    tracked = git(root, "diff", "--name-only", HEAD, "--", *paths)
-    return [*tracked.splitlines(), *git(root, "ls-files", "--others", "--exclude-standard", "--", *paths).splitlines()]
