@@ -18,7 +18,7 @@ from scratchlm.data.tables import text_blocks
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.data.windows import COUNTS_FILE, SHARD_SCHEMA
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, missing, write_json
+from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, write_json
 from scratchlm.run.params import Section
 from scratchlm.run.progress import Progress
 
@@ -116,8 +116,6 @@ def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
 
     Raises UserError if the file is missing, is not UTF-8 or leaves a split empty.
     """
-    if not path.exists():
-        raise missing(path)
     n_characters = sum(map(len, text_chunks(path)))
     n_train = int(train_fraction * n_characters)
     if not 0 < n_train < n_characters:
