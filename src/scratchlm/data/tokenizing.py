@@ -10,15 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from scratchlm.data.byte_pairs import END_OF_TEXT
-from scratchlm.data.corpus import (
-    COUNTS_FILE,
-    CorpusParams,
-    ShardWriter,
-    batches,
-    split_chunks,
-    whole_text_pieces,
-    write_corpus,
-)
+from scratchlm.data.corpus import CorpusParams, ShardWriter, batches, split_chunks, whole_text_pieces, write_corpus
 from scratchlm.data.corpus_duplicates import duplicates
 from scratchlm.data.documents import NumberedFile, documents, in_parallel, is_of_train
 from scratchlm.data.instructions import InstructionsParams
@@ -26,6 +18,7 @@ from scratchlm.data.manifest import MANIFEST, PinnedFile, read_manifest
 from scratchlm.data.messages import MessagesParams
 from scratchlm.data.preferences import PreferencesParams
 from scratchlm.data.tokenizer import Tokenizer
+from scratchlm.data.windows import COUNTS_FILE
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import atomic_folder, read_json, sha256_of, stale_temporary_files, write_json
 from scratchlm.run.params import Section
