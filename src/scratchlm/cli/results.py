@@ -1,8 +1,8 @@
 """The main results as a table for a terminal of 80 columns."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +24,7 @@ SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
 def results(format: TextOrJson = "text") -> None:
     """Show the main results; data/report.html has everything. Where they differ, the last commit's are beside them."""
     lines = read_headline(Path("params.yaml"), Path("metrics"))
-    try:
-        with committed_results() as (params, metrics):
-            before = read_headline(params, metrics)
-    except UserError:  # not committed, or by an older version
-        before = []
+    before = committed_headline()
     if format == "json":
         say(results_json(lines, before))
         return
@@ -48,12 +44,12 @@ def repeated_note(counts: Mapping[str, Any]) -> str | None:
     )
 
 
-@contextmanager
-def committed_results() -> Iterator[tuple[Path, Path]]:
-    """Yield a copy of params.yaml and metrics/ as HEAD has them. Raises UserError if there is no commit."""
-    with TemporaryDirectory() as folder:
+def committed_headline() -> list[Headline]:
+    """Return the main results of HEAD; none if they are not committed, or by an older version."""
+    with TemporaryDirectory() as folder, suppress(UserError):
         unpack_commit(Path(), "HEAD", ("params.yaml", "metrics"), Path(folder))
-        yield Path(folder, "params.yaml"), Path(folder, "metrics")
+        return read_headline(Path(folder, "params.yaml"), Path(folder, "metrics"))
+    return []
 
 
 def results_json(lines: Sequence[Headline], committed: Sequence[Headline]) -> str:
