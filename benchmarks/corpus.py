@@ -33,7 +33,8 @@ from benchmarks.harness import RESULTS, Contender, Row, Run, about
 from benchmarks.rows.corpus import CORPUS, varied_text
 from benchmarks.sources import text_of, tokenizer_of
 from scratchlm.data.byte_pairs import END_OF_TEXT
-from scratchlm.data.corpus_duplicates import near_duplicates
+from scratchlm.data.corpus import NearDuplicates
+from scratchlm.data.corpus_duplicates import duplicates
 from scratchlm.data.documents import NumberedFile
 from scratchlm.data.manifest import MANIFEST, read_manifest, write_manifest
 from scratchlm.data.pinning import pin
@@ -121,7 +122,7 @@ def finding(manifest: Path, threshold: float, n_bytes: int) -> Run:
 
     def run() -> float:
         with tempfile.TemporaryDirectory() as parts:
-            near_duplicates(files, Path(parts), threshold)
+            duplicates(files, NearDuplicates(near=threshold), Path(parts))
         return n_bytes
 
     return run

@@ -22,7 +22,7 @@ from benchmarks.harness import RESULTS, Row, about, description, table
 from benchmarks.one_by_one import Limits, Preparation, combined, measure_prepared, prepared
 from benchmarks.sources import source_file
 from benchmarks.summary import GPU_COMMAND, GPU_ROWS, markdown
-from scratchlm.data.sources import DownloadError
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, write_json
 
 # Dense bfloat16, TFLOP per second, by torch's name of the GPU. Source: NVIDIA's data sheets, whose values for H100 and
@@ -102,7 +102,7 @@ def main() -> None:
         )
     card = torch.cuda.get_device_name() if on_card else "cpu"
     rows = gpu_rows(scale, Place(options.device, "inductor" if on_card else "eager", data))
-    with suppress(DownloadError):  # then the contenders that need the file say so
+    with suppress(UserError):  # then the contenders that need the file say so
         for source, name in [*data.files, *SAMPLES.files, ("sample-stories", "stories.txt")]:
             source_file(source, name)  # now, since contenders prepare together
     origin = about("benchmarks.gpu", options.threads, machine) | {"size": options.size}

@@ -31,13 +31,13 @@ Splits = Mapping[str, list[dict[str, Any]]]
 
 
 def source_file(source: str, name: str) -> Path:
-    """A file of the catalogue. Raises DownloadError (SCRATCHLM_MIRROR names a mirror) if it is unavailable."""
+    """A file of the catalogue. Raises UserError (SCRATCHLM_MIRROR names a mirror) if it is unavailable."""
     (file,) = (file for file in CATALOGUE[source].files if file.name == name)
     return fetch(CATALOGUE[source], file, STORE, os.environ.get("SCRATCHLM_MIRROR"))
 
 
 def text_of(source: str) -> Path:
-    """The one file of a source of the catalogue. Raises DownloadError as source_file."""
+    """The one file of a source of the catalogue. Raises UserError as source_file."""
     (file,) = CATALOGUE[source].files
     return source_file(source, file.name)
 

@@ -7,8 +7,9 @@ import pytest
 
 from scratchlm.data.byte_pairs import BytePairTokenizer
 from scratchlm.data.catalogue import CATALOGUE
-from scratchlm.data.sources import DownloadError, fetch
+from scratchlm.data.sources import fetch
 from scratchlm.data.tokenizer import load_tokenizer
+from scratchlm.run.errors import UserError
 from tests.clones import REPOSITORY
 from tests.conftest import Inputs
 
@@ -36,7 +37,7 @@ def _failure(store: Path) -> str:
     try:
         for source, file in wanted:
             fetch(source, file, store, os.environ.get("SCRATCHLM_MIRROR"))
-    except DownloadError as error:
+    except UserError as error:
         return str(error)
     return ""
 
@@ -47,7 +48,7 @@ def smollm2() -> Path:
     source = CATALOGUE["smollm2-135m"]
     try:
         return fetch(source, source.files[0], STORE, os.environ.get("SCRATCHLM_MIRROR"))
-    except DownloadError as error:
+    except UserError as error:
         pytest.fail(f"this test needs a real model: {error}", pytrace=False)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from scratchlm.cli.models import load_model, printer, sampling_at
 from scratchlm.cli.project import in_project
-from scratchlm.data.prompts import PromptStyle, check_style, encode_conversation, encode_prompt
+from scratchlm.data.prompts import PromptStyle, as_message, check_style, encode_conversation, encode_prompt
 from scratchlm.fast.decoding import for_inference
 from scratchlm.formats.native import CONFIG_FILE, OTHER_KINDS
 from scratchlm.model.generate import Stopping, generate
@@ -117,8 +117,8 @@ class Conversation:
             return encode_prompt(entry, self.style, self.text)
         messages: list[tuple[str, str | Sequence[int]]] = []
         for turn in turns:
-            messages += [("user", _said(turn.entry)), ("assistant", turn.answer)]
-        return encode_conversation([*messages, ("user", _said(entry))], self.style, self.text)
+            messages += [("user", as_message(turn.entry)), ("assistant", turn.answer)]
+        return encode_conversation([*messages, ("user", as_message(entry))], self.style, self.text)
 
     def stream(self, prompt: list[int], answer: list[int]) -> None:
         """Print the answer to a prompt as its tokens come, and append these to `answer`."""
@@ -140,11 +140,6 @@ class Conversation:
         check_style(self.style, text)
         self.model, self.text, self.decoder = model, text, for_inference(gpt)
         self.context_length = gpt.config.context_length
-
-
-def _said(entry: dict[str, str]) -> str:
-    """An entry as one message, as the styles that have turns word it."""
-    return f"{entry['instruction']}\n{entry['input']}" if entry["input"] else entry["instruction"]
 
 
 def latest(turns: list[Turn], encode: Callable[[list[Turn]], list[int]], n_tokens: int) -> tuple[list[Turn], list[int]]:

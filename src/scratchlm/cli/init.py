@@ -13,8 +13,11 @@ from typing import Annotated
 import typer
 
 from scratchlm.cli.project import project_folder
+from scratchlm.compare.git import changed_files, committed, find_commit, git, unpack_commit
+from scratchlm.run.code import refuse_path
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import flush, temporary_folder, write_text
 
 # All that the pipeline needs of the repository: no tests, pages and benchmarks, and none of its results
 TAKEN = (
@@ -32,15 +35,13 @@ def init(
     profile: Annotated[str, typer.Option(help="its params.yaml: a file of profiles/, without .yaml")] = "sample",
 ) -> None:
     """Make a project of your own with a copy of this code. It is a git repository, without our tests and results."""
-    from scratchlm.compare.git import find_commit, git
     from scratchlm.compare.text import first_few
-    from scratchlm.run.files import flush, temporary_folder
 
     root = project_folder().resolve()
     commit = find_commit(root, "HEAD")
     if git(root, "rev-parse", "--show-prefix") or not git(root, "ls-tree", commit, README):
         raise UserError(f"{root} is no checkout of scratchlm; run this in the top folder of one")
-    profiles = [Path(name).stem for name in _committed(root, commit, "profiles/")]
+    profiles = [Path(name).stem for name in committed(root, commit, "profiles/")]
     if profile not in profiles:
         raise UserError(f"--profile is {profile!r}, but the profiles are {', '.join(profiles)}; name one of them")
     _refuse_place(folder, root)
@@ -51,7 +52,7 @@ def init(
         new.mkdir()
         git(new, "init", "--quiet", "--initial-branch", "main")
         _refuse_nameless(new)
-        _take(root, commit, new)
+        unpack_commit(root, commit, TAKEN, new)
         shutil.copyfile(new / "profiles" / f"{profile}.yaml", new / "params.yaml")
         _write_own(new, folder.resolve().name, origin(root, commit))
         git(new, "add", "--all", "--force")  # whatever the user's own .gitignore says
@@ -60,14 +61,12 @@ def init(
             flush(path)
         new.rename(folder.resolve())  # refused unless the folder is still empty or missing
     say(f"{folder}: a git repository with the code of commit {commit[:7]} and the profile {profile}")
-    if changed := _uncommitted(root, commit):
+    if changed := changed_files(root, *TAKEN):
         say(f"Uncommitted changes were not taken: {first_few(changed)}")
     say(f"Next: cd {shlex.quote(os.fspath(folder))}, where README.md says how to add your data and build")
 
 
 def _refuse_place(folder: Path, root: Path) -> None:
-    from scratchlm.run.code import refuse_path
-
     target = folder.resolve()
     if target.is_relative_to(root):
         raise UserError(f"{folder} is in the checkout {root}; name one outside of it, such as {root.parent / 'mine'}")
@@ -88,16 +87,7 @@ def _delete_left(target: Path) -> None:
             shutil.rmtree(left)
 
 
-def _committed(root: Path, commit: str, *paths: str) -> list[str]:
-    """The files and folders of a commit among these paths, or in one that ends in a slash."""
-    from scratchlm.compare.git import git
-
-    return [name for name in git(root, "ls-tree", "--name-only", "-z", commit, *paths).split("\0") if name]
-
-
 def _refuse_nameless(repository: Path) -> None:
-    from scratchlm.compare.git import git
-
     try:
         git(repository, "var", "GIT_COMMITTER_IDENT")
     except UserError:
@@ -107,18 +97,7 @@ def _refuse_nameless(repository: Path) -> None:
         ) from None
 
 
-def _take(root: Path, commit: str, new: Path) -> None:
-    from scratchlm.compare.git import git
-
-    archive = new / "taken.zip"
-    git(root, "archive", f"--output={archive}", commit, *_committed(root, commit, *TAKEN))
-    shutil.unpack_archive(archive, new)
-    archive.unlink()
-
-
 def _write_own(new: Path, name: str, origin: str) -> None:
-    from scratchlm.run.files import write_text
-
     readme = Template((new / README).read_text(encoding="utf-8"))
     write_text(new / "README.md", readme.substitute(name=name, origin=origin))
     write_text(new / ".dvc" / "config", "[core]\n    analytics = false\n")  # the checkout's may have a team's remote
@@ -126,19 +105,8 @@ def _write_own(new: Path, name: str, origin: str) -> None:
 
 def origin(root: Path, commit: str) -> str:
     """Return words for the commit and the address of its repository, unless that is a folder of this machine."""
-    from scratchlm.compare.git import git
-
     remote = min(git(root, "remote").splitlines(), key=lambda name: name != "origin", default=None)
     address = git(root, "remote", "get-url", remote) if remote else ""
     address = re.sub(r"(?<=//)[^/]*@|\?.*", "", address)  # without a password or a token
     is_elsewhere = re.search(r"^(?!file:)\w+://|^[\w.-]+@", address)
     return f"commit {commit} of {address if is_elsewhere else 'scratchlm'}"
-
-
-def _uncommitted(root: Path, commit: str) -> list[str]:
-    """Return the files of TAKEN that have uncommitted changes, or that git does not track yet."""
-    from scratchlm.compare.git import git
-
-    changed = git(root, "diff", "--name-only", "-z", commit, "--", *TAKEN)
-    new = git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *TAKEN)
-    return [name for name in (changed + new).split("\0") if name]

@@ -1,11 +1,7 @@
 """Commands that show how a language model works: tokens, what it expects next, and its attention."""
 
-import inspect
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +11,7 @@ from tabulate import tabulate
 from scratchlm.cli.models import TOKENIZER, Model, TokenizerFolder, load_model, printer, refuse_existing, sampling_at
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import write_text
 
 PRETRAINED, ITS_TOKENIZER = Path("data/models/pretrain"), Path("data/tokens/tokenizer")
 SEED = 1  # of the draws, so that a command repeats its text
@@ -26,40 +23,6 @@ if TYPE_CHECKING:
     from scratchlm.model.gpt import GPTModel
 
 TableOrJson = Literal["table", "json"]
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """The options of a model that was trained on text, by default that of pretraining."""
-
-    model: Model = PRETRAINED
-    tokenizer: TokenizerFolder = ITS_TOKENIZER
-
-    def load(self) -> tuple["GPTModel", "Tokenizer"]:
-        return load_model(self.model, self.tokenizer)
-
-
-def _with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with an option for each field of every parameter whose type is a dataclass, in its place."""
-    signature = inspect.signature(command)
-    groups: dict[str, type[Any]] = {}
-    options: list[inspect.Parameter] = []
-    for parameter in signature.parameters.values():
-        kind = parameter.annotation
-        if isinstance(kind, type) and is_dataclass(kind):
-            groups[parameter.name] = kind
-            options += inspect.signature(kind).parameters.values()
-        else:
-            options.append(parameter)
-
-    @wraps(command)
-    def flat(**given: Any) -> None:
-        for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-        command(**given)
-
-    flat.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
-    return flat
 
 
 def tokens(
@@ -79,10 +42,10 @@ def tokens(
     say(f"{len(rows)} tokens, {len(text)} characters, {len(os.fsencode(text))} bytes")
 
 
-@_with_option_groups
 def complete(
     text: Annotated[str, typer.Argument(help="the beginning of a text")],
-    language_model: LanguageModel,
+    model: Model = PRETRAINED,
+    tokenizer: TokenizerFolder = ITS_TOKENIZER,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="also show what was likely at each token")] = False,
@@ -95,7 +58,7 @@ def complete(
     if format == "json" and not explain:
         raise UserError("--format json is for what --explain shows; add --explain, or leave out --format")
     sampling = sampling_at(temperature, "complete")
-    gpt, words = language_model.load()
+    gpt, words = load_model(model, tokenizer)
     prompt, context = words.begin_ids + words.encode(text), gpt.config.context_length
     if not prompt:
         raise UserError("the text has no tokens; give at least one word to continue")
@@ -144,21 +107,20 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, ["token", "p", f"the {LIKELY} most likely at temperature 1"], disable_numparse=True)
 
 
-@_with_option_groups
 def attention(
     text: Annotated[str, typer.Argument(help="a short text")],
     output: Annotated[Path, typer.Option(help="a new .html file")],
-    language_model: LanguageModel,
+    model: Model = PRETRAINED,
+    tokenizer: TokenizerFolder = ITS_TOKENIZER,
 ) -> None:
     """Draw the attention weights of every layer and head for a text. They are on one HTML page."""
     import torch
 
     from scratchlm.model.attention_weights import attention_weights
     from scratchlm.report.attention import attention_page
-    from scratchlm.run.files import write_text
 
     refuse_existing(output)
-    gpt, words = language_model.load()
+    gpt, words = load_model(model, tokenizer)
     token_ids = words.begin_ids + words.encode(text)
     n_most = min(MAX_DRAWN, gpt.config.context_length)
     if not 1 <= len(token_ids) <= n_most:
@@ -166,9 +128,7 @@ def attention(
             f"the text has {len(token_ids):,} tokens; give 1 to {n_most}, which fit the page and the context"
         )
     weights = attention_weights(gpt.eval(), torch.tensor(token_ids)).numpy()
-    write_text(
-        output, attention_page(str(language_model.model), [words.decode([token_id]) for token_id in token_ids], weights)
-    )
+    write_text(output, attention_page(str(model), [words.decode([token_id]) for token_id in token_ids], weights))
     say(f"wrote {output}")
 
 

@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
+import numpy as np
 import typer
 
 from scratchlm.cli.project import default_in_project, in_project
+from scratchlm.data.tables import TABLES, table_rows
 from scratchlm.run.display import one_line, printable, say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import missing
+from scratchlm.run.nested import value_at
+from scratchlm.run.params import check_params, load_yaml
 
 if TYPE_CHECKING:
     from scratchlm.data.tokenizer import Tokenizer
@@ -41,8 +46,6 @@ def classify(
     tokenizer: TokenizerFolder = TOKENIZER,
 ) -> None:
     """Say the class of a message and the probability of each class. There may be many messages."""
-    from scratchlm.data.tables import TABLES, table_rows
-
     if file and text is not None:
         raise UserError("give a message or --file, not both")
     classes, n_read, probabilities_of = load_text_classifier(model, tokenizer)
@@ -74,8 +77,6 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], int,
 
     Raises UserError if model and tokenizer have different vocabulary sizes.
     """
-    import numpy as np
-
     from scratchlm.data.tokenizer import load_tokenizer
     from scratchlm.formats.classifier import load_classifier
     from scratchlm.tasks.classification import class_probabilities
@@ -96,8 +97,6 @@ def load_text_classifier(folder: Path, tokenizer: Path) -> tuple[list[str], int,
 
 def _lines(file: Path | None) -> list[str]:
     """The lines of a text file, or of standard input, that are not blank. Raises UserError if the file is not text."""
-    from scratchlm.run.files import missing
-
     try:
         if not file and sys.stdin.isatty():
             print("type messages, one per line, and end with Ctrl-D", file=sys.stderr)
@@ -117,8 +116,6 @@ def _csv(text: str) -> str:
 def style_of_params() -> Any:
     """Return the prompt style of params.yaml. Raises UserError if it has none."""
     from scratchlm.data.prompts import PromptStyle
-    from scratchlm.run.nested import value_at
-    from scratchlm.run.params import load_yaml
 
     style = value_at(load_yaml(in_project(Path("params.yaml"))), "tokenize.instructions.prompt_style", None)
     if style not in get_args(PromptStyle):
@@ -153,7 +150,6 @@ def refuse_existing(output: Path) -> None:
 def sampling_at(temperature: float, source: str) -> "SamplingParams":
     """Greedy decoding, but at a temperature that `source`, a command, was given. Raises UserError if not allowed."""
     from scratchlm.model.generate import GREEDY, SamplingParams
-    from scratchlm.run.params import check_params
 
     return check_params(GREEDY.model_dump() | {"temperature": temperature}, SamplingParams, source=source, whole=True)
 

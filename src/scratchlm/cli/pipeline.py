@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from scratchlm.run.arrow_startup import do_without_pandas
+from scratchlm.run.code import refuse_path
 from scratchlm.run.display import printable, say
 from scratchlm.run.errors import UserError
 
@@ -30,7 +32,6 @@ def status() -> None:
 
 def repair() -> None:
     """Repair DVC's own files after DVC was killed. `dvc repro` then looks for results in its run cache."""
-    from scratchlm.run.code import refuse_path
     from scratchlm.run.files import missing
     from scratchlm.run.watchdog import repair
 
@@ -101,7 +102,6 @@ def compare(
     from scratchlm.compare.gate import parse_conditions, reasons
     from scratchlm.compare.text import comparison_json, comparison_text
     from scratchlm.compare.variants import compare_variants
-    from scratchlm.run.arrow_startup import do_without_pandas
 
     do_without_pandas()
     conditions = parse_conditions(fail_if or [])

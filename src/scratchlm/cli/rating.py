@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tabulate import tabulate
 
 from scratchlm.cli.results import WIDTH
 from scratchlm.run.display import one_line, say, shortened
+from scratchlm.run.files import read_table, refuse_unwritable
+from scratchlm.run.params import Section, Seed, read_params
+from scratchlm.tasks.variants import Variants
 
 NAME_CHARACTERS = 16  # of a variant in the table
 ANSWERS = "a score from 0 to 100, s to skip, q to quit"
@@ -18,6 +22,11 @@ MEANING = (
     "scores, what your mean of all responses would be. ±: half of a 95 % interval."
 )
 RESPONSES, JUDGEMENTS = Path("data/responses/generate"), Path("data/responses/judge.parquet")
+
+
+class Params(Section):
+    seed: Seed
+    variants: Variants
 
 
 def rate(
@@ -30,14 +39,7 @@ def rate(
 ) -> None:
     """Score responses yourself, blind: does the judge agree with you?"""
     from scratchlm.judge.rating import add_rating, key_of, read_ratings, sample
-    from scratchlm.run.files import read_table, refuse_unwritable
-    from scratchlm.run.params import Section, Seed, read_params
     from scratchlm.tasks.generation import RESPONSE_SCHEMA
-    from scratchlm.tasks.variants import Variants
-
-    class Params(Section):
-        seed: Seed
-        variants: Variants
 
     params, ratings = read_params(Path("params.yaml"), Params), read_ratings(file)
     if not show:
@@ -57,12 +59,9 @@ def rate(
 
 
 def _question(row: Mapping[str, Any], number: int, total: int, reference: bool) -> str:
-    parts = {"instruction": row["instruction"], "input": row["input"], "response": row["response"] or "(empty)"}
-    shown = [(title, parts[title]) for title in ("instruction", "input") if parts[title]]
-    shown += [("reference", row["output"])] if reference else []
-    paragraphs = [
-        f"{title.capitalize()}:\n{_wrapped(text)}" for title, text in [*shown, ("response", parts["response"])]
-    ]
+    parts = {"Instruction": row["instruction"], "Input": row["input"], "Reference": row["output"] if reference else ""}
+    parts["Response"] = row["response"] or "(empty)"
+    paragraphs = [f"{title}:\n{_wrapped(text)}" for title, text in parts.items() if text]
     return "\n\n".join([f"{f' {number} of {total} ':-^{WIDTH}}", *paragraphs])
 
 
@@ -88,11 +87,8 @@ def _answer() -> str:
 
 def _summary(variants: Iterable[str], ratings: Mapping[tuple[str, str], float | None]) -> str:
     """Return the table of what the ratings say of the judge, or why there is none."""
-    from tabulate import tabulate
-
     from scratchlm.judge.anchor import anchored
     from scratchlm.judge.scoring import JUDGEMENT_SCHEMA
-    from scratchlm.run.files import read_table
 
     n_skipped = sum(score is None for score in ratings.values())
     counts = f"{len(ratings) - n_skipped} scored, {n_skipped} skipped"

@@ -1,19 +1,20 @@
 """The main results as a table for a terminal of 80 columns."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tabulate import tabulate
 
 from scratchlm.cli.pipeline import TextOrJson
+from scratchlm.compare.git import unpack_commit
+from scratchlm.report.headline import Headline, read_headline
 from scratchlm.run.display import say, shortened
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import atomic_write, read_json
-
-if TYPE_CHECKING:
-    from scratchlm.report.headline import Headline
+from scratchlm.run.files import read_json
 
 WIDTH = 80
 MANY_REPEATED = 0.01  # of val and test
@@ -22,14 +23,8 @@ SUBJECT_CHARACTERS, MEASURE_CHARACTERS = 17, 22
 
 def results(format: TextOrJson = "text") -> None:
     """Show the main results; data/report.html has everything. Where they differ, the last commit's are beside them."""
-    from scratchlm.report.headline import read_headline
-
     lines = read_headline(Path("params.yaml"), Path("metrics"))
-    try:
-        with committed_results() as (params, metrics):
-            before = read_headline(params, metrics)
-    except UserError:  # not committed, or by an older version
-        before = []
+    before = committed_headline()
     if format == "json":
         say(results_json(lines, before))
         return
@@ -49,21 +44,15 @@ def repeated_note(counts: Mapping[str, Any]) -> str | None:
     )
 
 
-@contextmanager
-def committed_results() -> Iterator[tuple[Path, Path]]:
-    """Yield a copy of params.yaml and metrics/ as HEAD has them. Raises UserError if there is no commit."""
-    from scratchlm.compare.git import git
-
-    with TemporaryDirectory() as folder:
-        for path in git(Path(), "ls-tree", "-r", "--name-only", "HEAD", "--", "params.yaml", "metrics").splitlines():
-            if path.endswith((".yaml", ".json")):
-                content = git(Path(), "show", f"HEAD:./{path}")
-                with atomic_write(Path(folder, path)) as copy:
-                    copy.write_bytes(content.encode(errors="surrogateescape"))
-        yield Path(folder, "params.yaml"), Path(folder, "metrics")
+def committed_headline() -> list[Headline]:
+    """Return the main results of HEAD; none if they are not committed, or by an older version."""
+    with TemporaryDirectory() as folder, suppress(UserError):
+        unpack_commit(Path(), "HEAD", ("params.yaml", "metrics"), Path(folder))
+        return read_headline(Path(folder, "params.yaml"), Path(folder, "metrics"))
+    return []
 
 
-def results_json(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
+def results_json(lines: Sequence[Headline], committed: Sequence[Headline]) -> str:
     """Return the results with all their digits, one JSON object per line of the table; null for a missing number.
 
     committed: the lines of HEAD, none if it has no results.
@@ -77,13 +66,11 @@ def results_json(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -
     return json.dumps(rows, indent=2, ensure_ascii=False)
 
 
-def results_text(lines: "Sequence[Headline]", committed: "Sequence[Headline]") -> str:
+def results_text(lines: Sequence[Headline], committed: Sequence[Headline]) -> str:
     """Return the table of results, at most WIDTH columns wide, with a column HEAD if some result differs from HEAD's.
 
     committed: the lines of HEAD, none if it has no results.
     """
-    from tabulate import tabulate
-
     there = {(line.subject, line.measure): line.result for line in committed}
     old = [there.get((line.subject, line.measure), "") for line in lines]
     differs = bool(there) and any(line.result != value for line, value in zip(lines, old, strict=True))

@@ -1,6 +1,5 @@
 """The command that serves a model over HTTP."""
 
-import asyncio
 import logging
 import os
 import socket
@@ -106,8 +105,10 @@ def _key(host: str) -> str | None:
 
 def _is_no_shutdown(record: logging.LogRecord) -> bool:
     """Whether a line of uvicorn's log says more than that the shutdown has cut an answer off."""
+    from asyncio import CancelledError  # takes a moment
+
     error = record.exc_info[1] if record.exc_info else None
-    is_end = isinstance(error, asyncio.CancelledError | KeyboardInterrupt)
+    is_end = isinstance(error, CancelledError | KeyboardInterrupt)
     return not is_end and "asyncio.exceptions.CancelledError" not in record.getMessage()
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from tabulate import tabulate
 
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError, boundary
+from scratchlm.run.files import sha256_of, temporary_folder, write_text
+from scratchlm.run.nested import value_at
+from scratchlm.run.params import Section, check_params, load_yaml
 
 if TYPE_CHECKING:
     from scratchlm.data.catalogue import Source
@@ -29,12 +33,8 @@ def sources(context: typer.Context) -> None:
     """List the sources of data, or use your own with `add` and `pin`. Each is below the key that may name it."""
     if context.invoked_subcommand:
         return
-    from tabulate import tabulate
-
     from scratchlm.data.adding import licence_in
     from scratchlm.data.catalogue import CATALOGUE, PUBLIC, Source, name_in, source_of
-    from scratchlm.run.nested import value_at
-    from scratchlm.run.params import load_yaml
 
     def key(source: Source) -> str:
         return source.purpose or ("gpt2_sizes" if source.name.startswith("gpt2-") else "pretrained")
@@ -84,8 +84,6 @@ def add(
     """Check that your own data can be read, and make params.yaml use it. Nothing else in that file changes."""
     from scratchlm.data.adding import described, fetch_new, with_entry
     from scratchlm.data.own_data import FOLDER, own_files
-    from scratchlm.run.files import sha256_of, temporary_folder, write_text
-    from scratchlm.run.params import load_yaml
 
     load_yaml(PARAMETERS)  # first: without it, this is the wrong folder
     columns = dict(_pair(each) for each in column or [])
@@ -131,8 +129,6 @@ def pin(
     from scratchlm.data.manifest import changes, write_manifest
     from scratchlm.data.own_data import FOLDER
     from scratchlm.data.pinning import pin as pinned
-    from scratchlm.run.files import write_text
-    from scratchlm.run.params import load_yaml
     from scratchlm.run.yaml_editor import with_value
 
     load_yaml(PARAMETERS)  # first: without it, this is the wrong folder
@@ -214,7 +210,6 @@ def _pair(column: str) -> tuple[str, str]:
 def _checked(purpose: str, entry: dict[str, Any]) -> Any:
     """The source of one's own data that an entry describes. Raises UserError if it would be refused in params.yaml."""
     from scratchlm.data.catalogue import SourcesParams
-    from scratchlm.run.params import Section, check_params, load_yaml
 
     params = load_yaml(PARAMETERS)
     given = params.get("sources") if isinstance(params, dict) else None

@@ -1,6 +1,7 @@
 """git and DVC as commands, in this repository or in a clone of it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from scratchlm.run.errors import UserError
 from scratchlm.run.tensorboard import TENSORBOARD_VARIABLE
@@ -68,6 +70,27 @@ def find_commit(folder: Path, revision: str) -> str:
         "(`git branch --all` lists the branches, `git fetch` gets new ones)"
         + ("; this clone is shallow, and `git fetch --unshallow` gets its history" if shallow else "")
     )
+
+
+def committed(folder: Path, commit: str, *paths: str) -> list[str]:
+    """Return the files and folders of a commit among these paths, or in one that ends in a slash."""
+    return [name for name in git(folder, "ls-tree", "--name-only", "-z", commit, *paths).split("\0") if name]
+
+
+def changed_files(folder: Path, *paths: str) -> list[str]:
+    """Return the files among these paths that differ from HEAD, new ones included that git does not ignore."""
+    changed = git(folder, "diff", "--name-only", "-z", "HEAD", "--", *paths)
+    new = git(folder, "ls-files", "--others", "--exclude-standard", "-z", "--", *paths)
+    return [name for name in (changed + new).split("\0") if name]
+
+
+def unpack_commit(folder: Path, commit: str, paths: Sequence[str], target: Path) -> None:
+    """Copy what a commit has at these paths into a folder, and leave out what it lacks."""
+    if found := committed(folder, commit, *paths):
+        with TemporaryDirectory() as scratch:
+            archive = Path(scratch, "commit.zip")
+            git(folder, "archive", f"--output={archive}", commit, *found)
+            shutil.unpack_archive(archive, target)
 
 
 @contextmanager

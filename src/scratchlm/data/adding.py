@@ -12,7 +12,7 @@ from scratchlm.data.labelled_texts import read_labelled_texts
 from scratchlm.data.manifest import PinnedSource
 from scratchlm.data.own_data import COLUMNS, END_OF_DOCUMENT, OwnSource, write_own
 from scratchlm.data.preferences import read_preferences
-from scratchlm.data.sources import DownloadError, addresses_to_try, at_first, own_file
+from scratchlm.data.sources import addresses_to_try, at_first, own_file
 from scratchlm.data.tables import TABLES, table_rows
 from scratchlm.data.transfer import Part
 from scratchlm.data.web import Refused
@@ -27,7 +27,7 @@ _PAGE = re.compile(rb"\s*<(!doctype html|html)\b", re.IGNORECASE)
 def fetch_new(purpose: str, address: str, store: Path, mirror: str | None) -> Path:
     """Fetch a file whose hash is not known yet, and return where `own_paths` will look for it, below its sha256.
 
-    Raises DownloadError if no address provides it, and UserError if a web page is there instead.
+    Raises UserError if no address provides it, or if a web page is there instead.
     """
     source, file = own_source(purpose), own_file(purpose, address, "")
     with temporary_folder(store / source.name) as folder:
@@ -36,7 +36,7 @@ def fetch_new(purpose: str, address: str, store: Path, mirror: str | None) -> Pa
             at_first(addresses_to_try(source, file, mirror), part.receive)
         except Refused as reasons:
             remedy = "correct the address, or save it in data/mine"
-            raise DownloadError(f"cannot get {file.name}: {reasons}; {remedy}") from None
+            raise UserError(f"cannot get {file.name}: {reasons}; {remedy}") from None
         with part.path.open("rb") as content:
             if _PAGE.match(content.read(100)):
                 raise UserError(f"{address} is a web page, not a file of data; give the address of the file itself")

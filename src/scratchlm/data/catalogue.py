@@ -163,14 +163,14 @@ class SourcesParams(Section):
 
     @model_validator(mode="after")
     def _columns_are_known(self) -> "SourcesParams":
-        for purpose, columns in COLUMNS.items():
-            source = getattr(self, purpose)
-            if isinstance(source, OwnSource) and (unknown := sorted(set(source.columns) - set(columns))):
+        for purpose, source in self.own.items():
+            columns = COLUMNS[purpose]
+            if unknown := sorted(set(source.columns) - set(columns)):
                 raise ValueError(
                     f"{purpose}.columns has {unknown[0]!r}, but only {', '.join(columns)} can be given the name of a "
                     "column of the file"
                 )
-            if isinstance(source, OwnSource) and len({source.columns.get(it, it) for it in columns}) < len(columns):
+            if len({source.columns.get(it, it) for it in columns}) < len(columns):
                 raise ValueError(f"{purpose}.columns takes two of {', '.join(columns)} from one column; name others")
         return self
 
@@ -220,12 +220,9 @@ def wanted_files(
     Of a GPT-2 that is only the `vocabulary`, these are VOCABULARY_FILES.
     """
     chosen = (getattr(sources, purpose) for purpose in COLUMNS)
-    whole: set[str] = {source for source in chosen if isinstance(source, str)}
-    whole |= {
-        *(f"gpt2-{size}" for size in gpt2_sizes),
-        *pretrained,
-        *({sources.vocabulary} & set(get_args(PretrainedName))),
-    }
+    whole = {source for source in chosen if isinstance(source, str)}
+    whole |= {*(f"gpt2-{size}" for size in gpt2_sizes), *pretrained}
+    whole |= {sources.vocabulary} & {*get_args(PretrainedName)}
     return [
         (source, file)
         for source in CATALOGUE.values()

@@ -1,14 +1,11 @@
 """Write the corpus: text to Parquet shards of token ids, in bounded memory."""
 
-import codecs
 import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -17,10 +14,11 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from scratchlm.data.byte_pairs import END_OF_TEXT, WHITE_SPACE
+from scratchlm.data.tables import text_blocks
 from scratchlm.data.tokenizer import Tokenizer
 from scratchlm.data.windows import COUNTS_FILE, SHARD_SCHEMA
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, missing, write_json
+from scratchlm.run.files import PARQUET_OPTIONS, atomic_folder, write_json
 from scratchlm.run.params import Section
 from scratchlm.run.progress import Progress
 
@@ -57,17 +55,8 @@ class CorpusParams(Section):
 
 
 def text_chunks(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory; see text_pieces.
-
-    Raises UserError if the file is not UTF-8.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()  # a mark of the encoding at the start is no text
-    with path.open("rb") as file:
-        blocks = chain(iter(lambda: file.read(CHUNK_CHARACTERS), b""), [b""])
-        try:
-            yield from text_pieces(decoder.decode(block, final=not block) for block in blocks)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
+    """Yield a UTF-8 file in pieces of about CHUNK_CHARACTERS, in constant memory; see text_pieces, and text_blocks."""
+    return text_pieces(text_blocks(path, CHUNK_CHARACTERS))
 
 
 def text_pieces(blocks: Iterable[str]) -> Iterator[str]:
@@ -98,6 +87,19 @@ def whole_text_pieces(text: str) -> Iterable[str]:
     return text_pieces(blocks) if len(blocks) > 2 else [text]
 
 
+def batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the texts in lists of about CHUNK_CHARACTERS."""
+    batch, n_characters = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= CHUNK_CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
 def write_corpus(text: Path, tokenizer: Tokenizer, folder: Path, params: CorpusParams) -> dict[str, dict[str, float]]:
     """Tokenize a text file into `folder`/train and `folder`/val. Write its counts to counts.json and return them."""
     with atomic_folder(folder) as temporary:
@@ -114,8 +116,6 @@ def split_chunks(path: Path, train_fraction: float) -> dict[str, Iterator[str]]:
 
     Raises UserError if the file is missing, is not UTF-8 or leaves a split empty.
     """
-    if not path.exists():
-        raise missing(path)
     n_characters = sum(map(len, text_chunks(path)))
     n_train = int(train_fraction * n_characters)
     if not 0 < n_train < n_characters:
@@ -130,20 +130,18 @@ def write_shards(chunks: Iterable[str], tokenizer: Tokenizer, folder: Path, shar
     Returns the counts of tokens, bytes (of UTF-8 text) and documents (separated by end tokens).
     """
     counts: dict[str, float] = {"tokens": 0, "bytes": 0, "documents": 1}
-    with atomic_folder(folder) as temporary, Progress(f"tokenize {folder.name}", None, 0, "B") as bar:
-
-        def counted() -> Iterator[np.ndarray]:
-            for text, token_ids in _tokenized(chunks, tokenizer):
-                n_bytes = len(text.encode())
-                counts["tokens"] += len(token_ids)
-                counts["bytes"] += n_bytes
-                counts["documents"] += text.count(END_OF_TEXT)
-                bar.update(n_bytes)
-                yield token_ids
-
-        with ShardWriter(temporary, shard_tokens) as writer:
-            for token_ids in counted():
-                writer.add(token_ids)
+    with (
+        atomic_folder(folder) as temporary,
+        Progress(f"tokenize {folder.name}", None, 0, "B") as bar,
+        ShardWriter(temporary, shard_tokens) as writer,
+    ):
+        for text, token_ids in _tokenized(chunks, tokenizer):
+            writer.add(token_ids)
+            n_bytes = len(text.encode())
+            counts["tokens"] += len(token_ids)
+            counts["bytes"] += n_bytes
+            counts["documents"] += text.count(END_OF_TEXT)
+            bar.update(n_bytes)
     if not counts["tokens"]:
         raise UserError(f"the {folder.name} split of the corpus has no tokens; use a longer corpus")
     counts["bytes_per_token"] = counts["bytes"] / counts["tokens"]
@@ -154,6 +152,7 @@ class ShardWriter:
     """Writes token ids as they come into `folder`/00000.parquet, … of `shard_tokens` each, a row group in memory."""
 
     def __init__(self, folder: Path, shard_tokens: int) -> None:
+        folder.mkdir(exist_ok=True)
         self._folder, self._shard_tokens = folder, shard_tokens
         self._rest, self._n_written = np.empty(0, dtype=np.uint32), 0
         self._shard: pq.ParquetWriter | None = None
@@ -161,7 +160,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and len(self._rest):
             self._write(self._rest)
         if self._shard:

@@ -1,37 +1,34 @@
-"""Duplicate documents of a corpus, within and across files: which to leave out, so that the first of each is kept.
-
-A way to find duplicates is a function from the files to one array per file: the positions, from 0, of the documents
-that are left out, ascending.
-"""
+"""Duplicate documents of a corpus, within and across files: which to leave out, so that the first of each is kept."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
+from scratchlm.data.corpus import NearDuplicates
 from scratchlm.data.documents import NumberedFile, digest, documents, in_parallel
 from scratchlm.run.files import sha256_of
 from scratchlm.run.threads import Advance
 
 
-def exact_duplicates(files: Sequence[NumberedFile], parts: Path) -> list[np.ndarray]:
-    """Read all files and return the positions of documents whose text came before, in the order of the manifest.
+def duplicates(
+    files: Sequence[NumberedFile], how: Literal["none", "exact"] | NearDuplicates, parts: Path
+) -> list[np.ndarray]:
+    """Read all files and return for each the positions, from 0, of the documents to leave out, ascending int64.
 
-    Texts are compared by 64 bits of their hash, which n documents share by chance with a probability of n²/2⁶⁵. Memory
-    holds 17 bytes per document. parts: the folder where the hashes of finished files are kept.
+    exact: those whose text came before, in the order of the manifest, by 64 bits of their hash, which n documents share
+    by chance with a probability of n²/2⁶⁵; memory holds 17 bytes per document. NearDuplicates: those like one that came
+    before; see data/near_duplicates.py.
+    parts: the folder where the hashes of finished files are kept, or signatures of 512 bytes per document.
     """
-    return repeated([np.fromfile(path, dtype="<u8") for path in _written(files, parts, _write_hashes)])
-
-
-def near_duplicates(files: Sequence[NumberedFile], parts: Path, threshold: float) -> list[np.ndarray]:
-    """Read all files and return the positions of documents like one that came before, in the order of the manifest.
-
-    threshold: the least similarity; see data/near_duplicates.py. parts: the folder where the signatures of finished
-    files are kept, of 512 bytes per document.
-    """
+    if how == "none":
+        return [np.empty(0, dtype=np.int64)] * len(files)
+    if how == "exact":
+        return repeated([np.fromfile(path, dtype="<u8") for path in _written(files, parts, _write_hashes)])
     from scratchlm.data.near_duplicates import similar, write_signatures  # with packages that take a moment to import
 
-    return similar(_written(files, parts, write_signatures), threshold)
+    return similar(_written(files, parts, write_signatures), how.near)
 
 
 def repeated(hashes: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -59,16 +56,16 @@ def _write_hashes(texts: Iterable[str], path: Path) -> None:
 
 def _written(files: Sequence[NumberedFile], parts: Path, write: Callable[[Iterable[str], Path], None]) -> list[Path]:
     """The path of what `write` writes of the documents of each file, unless it was written before and is sound."""
-    found = {each.number: path for each in files if (path := _sound(each, parts))}
+    found = {each: path for each in files if (path := _sound(each, parts))}
 
     def work(each: NumberedFile, advance: Advance) -> Path:
         unfinished = parts / f"{each.name}.part"
         write(documents(each.file, advance), unfinished)
         return unfinished.replace(parts / f"{each.name}-{sha256_of(unfinished)}.bin")
 
-    todo = [each for each in files if each.number not in found]
+    todo = [each for each in files if each not in found]
     found.update(in_parallel("find duplicates", files, todo, work))
-    return [found[each.number] for each in files]
+    return [found[each] for each in files]
 
 
 def _sound(each: NumberedFile, parts: Path) -> Path | None:

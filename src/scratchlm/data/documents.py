@@ -106,15 +106,15 @@ def in_parallel(
     files: Sequence[NumberedFile],
     todo: Sequence[NumberedFile],
     work: Callable[[NumberedFile, Advance], Result],
-) -> Iterator[tuple[int, Result]]:
-    """Yield the number and the result of each file in `todo` as they are ready; see run/threads.py.
+) -> Iterator[tuple[NumberedFile, Result]]:
+    """Yield each file in `todo` and its result as they are ready; see run/threads.py.
 
     Threads suffice: tiktoken, decompression, hashes and Parquet release the interpreter's lock.
     """
     n_bytes, n_todo = (sum(each.file.size_bytes for each in some) for some in (files, todo))
     with Progress(title, n_bytes, n_bytes - n_todo, "B") as bar:
         n_threads = requested_workers(available_cores())
-        yield from in_threads(n_threads, work, {each.number: each for each in todo}, bar.update)
+        yield from in_threads(n_threads, work, todo, bar.update)
 
 
 def _verify(file: PinnedFile, reader: Reader, name: str) -> None:

@@ -6,7 +6,7 @@ resemblance and containment of documents"; the bands: Leskovec, Rajaraman and Ul
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from sys import maxunicode
@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from scratchlm.data.corpus import CHUNK_CHARACTERS, whole_text_pieces
+from scratchlm.data.corpus import batches, whole_text_pieces
 from scratchlm.run.files import damaged
 
 SHINGLE_WORDS = 5
@@ -29,7 +29,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15  # 2**64 / the golden ratio, as in Fibonacci has
 def write_signatures(texts: Iterable[str], path: Path) -> None:
     """Write the signature of each document of a file, one after another: N_VALUES uint32, little-endian."""
     with path.open("wb") as file:
-        for batch in _batches(texts):
+        for batch in batches(texts):
             file.write(signatures(batch).astype("<u4").tobytes())
 
 
@@ -86,19 +86,6 @@ def similar(paths: Sequence[Path], threshold: float) -> list[np.ndarray]:
     dropped = np.flatnonzero(first != np.arange(len(first)))
     parts = np.split(dropped, np.searchsorted(dropped, offsets[1:-1]))
     return [part - start for part, start in zip(parts, offsets[:-1], strict=False)]
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about CHUNK_CHARACTERS."""
-    batch, n_characters = [], 0
-    for text in texts:
-        batch.append(text)
-        n_characters += len(text)
-        if n_characters >= CHUNK_CHARACTERS:
-            yield batch
-            batch, n_characters = [], 0
-    if batch:
-        yield batch
 
 
 def _words(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from scratchlm.data.tables import OWN_ENTRIES, OWN_SCHEMA, OWN_TABLE, TABLES, not_utf8, table_rows
+from scratchlm.data.tables import OWN_ENTRIES, OWN_SCHEMA, OWN_TABLE, TABLES, table_rows, text_blocks
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import write_json, write_table
 from scratchlm.run.params import Section
@@ -113,7 +113,7 @@ def write_own(purpose: str, source: OwnSource, files: Sequence[Path], folder: Pa
     first = files[0]
     if purpose == "corpus":
         if len(files) == 1 and first.suffix.lower() not in TABLES:
-            if not sum(map(len, _text(first))):
+            if not sum(map(len, text_blocks(first, PIECE_CHARACTERS))):
                 raise UserError(f"{first}: there is no text; add some")
             shutil.copyfile(first, folder / first.name)  # no link: DVC may make what it keeps read-only
             return
@@ -133,13 +133,4 @@ def _documents(path: Path, source: OwnSource) -> Iterator[str]:
     if path.suffix.lower() in TABLES:
         yield from (row["text"] for row in table_rows(path, {"text": source.columns.get("text", "text")}, REMEDY))
     else:
-        yield "".join(_text(path))
-
-
-def _text(path: Path) -> Iterator[str]:
-    """The text of a file, in pieces. Raises UserError naming the first line that is not UTF-8."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from iter(lambda: file.read(PIECE_CHARACTERS), "")
-    except UnicodeDecodeError:
-        raise not_utf8(path) from None
+        yield "".join(text_blocks(path, PIECE_CHARACTERS))

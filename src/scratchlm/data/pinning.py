@@ -28,7 +28,7 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
     Raises UserError if there is no file, or for one that is no text or cannot be read.
     """
     sizes: dict[str, int] = {}
-    for _, found in in_threads(FILES_AT_ONCE, _sizes, {address: address for address in addresses}, lambda _: None):
+    for _, found in in_threads(FILES_AT_ONCE, _sizes, dict.fromkeys(addresses), lambda _: None):
         sizes |= found
     if sizes.pop(manifest, None) is not None and not sizes:
         raise UserError(f"{manifest} is the manifest itself; name the files of the corpus, or another --output")
@@ -48,7 +48,7 @@ def pin(addresses: Sequence[str], column: str, manifest: str = "", kept: Path | 
     with Progress("pin", sum(sizes.values()), n_done, "B") as bar:
         if done:
             bar.note(f"{len(done)} of {len(sizes)} files were read before")
-        todo = {address: address for address in columns if address not in done}
+        todo = [address for address in columns if address not in done]
         for address, file in in_threads(FILES_AT_ONCE, pinned, todo, bar.update):
             done[address] = file
             if kept:

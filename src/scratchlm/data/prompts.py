@@ -1,7 +1,6 @@
 """The prompt templates: how an instruction is worded for the model."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Literal
 
 from scratchlm.data.tokenizer import Tokenizer
@@ -19,29 +18,36 @@ CHATML_TEMPLATE = (
 )
 
 
-class Marker(str):
-    """A part of a prompt that is a special token. The same characters in a user's text are text."""
-
-
 def format_prompt(entry: Mapping[str, str], style: PromptStyle) -> str:
     """Return the whole text before the response to `entry` (instruction and input, which may be empty).
 
     Sources: Taori et al. 2023 (alpaca); the book's exercise 7.1 (phi3); SmolLM2's chat template (chatml).
     """
-    return "".join(_parts(entry, style))
+    if style == "alpaca":
+        given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
+        return (
+            "Below is an instruction that describes a task. "
+            "Write a response that appropriately completes the request."
+            f"\n\n### Instruction:\n{entry['instruction']}{given}\n\n### Response:\n"
+        )
+    if style == "phi3":
+        return f"<|user|>\n{as_message(entry)}\n<|assistant|>:\n"
+    return f"{START}system\n{SYSTEM}{END}\n{START}user\n{as_message(entry)}{END}\n{START}assistant\n"
+
+
+def as_message(entry: Mapping[str, str]) -> str:
+    """Return an entry as one message, as the styles that have turns word it."""
+    return f"{entry['instruction']}\n{entry['input']}" if entry["input"] else entry["instruction"]
 
 
 def encode_prompt(entry: Mapping[str, str], style: PromptStyle, tokenizer: Tokenizer) -> list[int]:
     """Return the token ids of format_prompt's text, after begin_ids, with its markers as special tokens.
 
-    Raises UserError if the tokenizer lacks them.
+    The same characters in the entry are text. Raises UserError if the tokenizer lacks the markers.
     """
-    check_style(style, tokenizer)
-    parts = (
-        [tokenizer.special_tokens[part]] if isinstance(part, Marker) else tokenizer.encode(part)
-        for part in _parts(entry, style)
-    )
-    return [*tokenizer.begin_ids, *chain.from_iterable(parts)]
+    if style == "chatml":
+        return encode_conversation([("user", as_message(entry))], style, tokenizer)
+    return [*tokenizer.begin_ids, *tokenizer.encode(format_prompt(entry, style))]
 
 
 def encode_conversation(
@@ -79,22 +85,6 @@ def check_style(style: PromptStyle, tokenizer: Tokenizer) -> None:
             f"prompt style chatml needs the special tokens {START} and {END}, which this tokenizer lacks; "
             "choose alpaca or phi3, or the tokenizer of a model that has them, such as SmolLM2"
         )
-
-
-def _parts(entry: Mapping[str, str], style: PromptStyle) -> list[str]:
-    if style == "alpaca":
-        given = f"\n\n### Input:\n{entry['input']}" if entry["input"] else ""
-        return [
-            "Below is an instruction that describes a task. "
-            "Write a response that appropriately completes the request."
-            f"\n\n### Instruction:\n{entry['instruction']}{given}\n\n### Response:\n"
-        ]
-    given = f"\n{entry['input']}" if entry["input"] else ""
-    if style == "phi3":
-        return [f"<|user|>\n{entry['instruction']}{given}\n<|assistant|>:\n"]
-    start, end = Marker(START), Marker(END)
-    user = f"user\n{entry['instruction']}{given}"
-    return [start, f"system\n{SYSTEM}", end, "\n", start, user, end, "\n", start, "assistant\n"]
 
 
 def chat_template(style: PromptStyle, end_token: str, begin_token: str | None = None) -> str:

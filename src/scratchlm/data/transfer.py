@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scratchlm.data.catalogue import File
 from scratchlm.data.web import CHUNK_BYTES, Opened, Refused, open_url, reading, with_retries
 from scratchlm.run.files import sha256_of
+from scratchlm.run.progress import Progress
 
 UNPINNED_LIMIT_BYTES = 1 << 24  # for files without a pinned size: archives and GPT-2's small files
 PINNED_LIMIT_BYTES = 1 << 40  # for files with a hash and no size, which are one's own
@@ -53,10 +52,7 @@ class Part:
         """Write chunks, up to the first byte too many (which content_fault reports)."""
         size, limit = self.file.size_bytes, _size_limit(self.file)
         with self.path.open("ab") as out:
-            with tqdm(
-                desc=self.file.name, total=size, initial=out.tell(), unit="B", unit_scale=True, leave=False,
-                disable=None,  # no bar if standard error is not a terminal
-            ) as bar:  # fmt: skip
+            with Progress(self.file.name, size, out.tell(), "B") as bar:
                 for chunk in chunks:
                     out.write(chunk)
                     bar.update(len(chunk))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -21,8 +21,6 @@ TIMEOUT_SECONDS = (10, 60)  # to connect, and between two packets
 LEAST_BYTES_PER_SECOND, RATE_SECONDS = 1000, 60.0  # the least average rate, and the time waited over which it counts
 MOST_REDIRECTS = 10
 CHUNK_BYTES = 1 << 16
-
-Result = TypeVar("Result")
 
 
 class Refused(Exception):
@@ -115,16 +113,16 @@ class WebFile:
         self._etag, self.size, self._read = etag, size or self.size, read
         self.may_be_cut |= may_be_cut and self.size is None
 
-    def _retried(self, attempt: Callable[[], Result]) -> Result:
+    def _retried(self, attempt: Callable[[], None]) -> None:
         try:
-            return with_retries(attempt)
+            with_retries(attempt)
         except Refused as reason:
             name, fault = without_secrets(self._url), without_secrets(str(reason))
             raise UserError(f"{name}: {fault}; correct the address, or run this again later") from None
 
 
-def with_retries(attempt: Callable[[], Result]) -> Result:
-    """Return what `attempt` returns, called again after each Interrupted, with growing waits.
+def with_retries(attempt: Callable[[], None]) -> None:
+    """Call `attempt` until it raises no Interrupted, with growing waits.
 
     Raises Refused after ATTEMPTS calls, or if a server asks for a wait of over MOST_WAIT_SECONDS.
     """

@@ -8,11 +8,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scratchlm.data.catalogue import Wheel
 from scratchlm.data.web import Refused
 from scratchlm.run.files import sha256_of, write_text
+from scratchlm.run.progress import Progress
 
 PIP = """
 import runpy
@@ -56,14 +55,17 @@ def _run(command: list[str], title: str, n_bytes: int, folder: Path) -> tuple[in
             command, env={**os.environ, "TMPDIR": str(folder.resolve())},  # where pip writes what arrives
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process,
-        tqdm(desc=title, total=n_bytes, unit="B", unit_scale=True, leave=False, disable=None) as bar,
+        Progress(title, n_bytes, 0, "B") as bar,
     ):  # fmt: skip
+        before = 0
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     output, _ = process.communicate(timeout=POLL_SECONDS)
                     return process.returncode, output.decode(errors="replace")
-                bar.update(_arrived(folder) - bar.n)
+                arrived = _arrived(folder)
+                bar.update(arrived - before)
+                before = arrived
         except BaseException:  # an interrupt, or a full disk: pip must not write into a folder that is being deleted
             process.kill()
             raise

@@ -24,7 +24,6 @@ class Anchored(NamedTuple):
     ones. corrected: what the person's mean over all responses would be.
     """
 
-    responses: int
     rated: int
     judge: float
     person: float
@@ -44,7 +43,6 @@ def anchored(judged: Iterable[Mapping[str, Any]], ratings: Ratings) -> Anchored 
     gaps = [one - other for one, other in pairs]
     spread = math.sqrt(variance(gaps) / len(gaps)) if len(gaps) > 1 else None
     return Anchored(
-        responses=len(scored),
         rated=len(pairs),
         judge=fmean(every),
         person=fmean(by_person),

@@ -1,6 +1,6 @@
 """Work on many items, several at once, each by one thread: an error ends all of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Event, Lock
@@ -8,7 +8,6 @@ from typing import TypeVar
 
 SECONDS_BETWEEN_SIGNALS = 0.5  # a Ctrl-C that Python misses as it begins to wait is found after this
 Advance = Callable[[int], None]
-Key = TypeVar("Key")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -18,9 +17,9 @@ class Stopped(Exception):
 
 
 def in_threads(
-    n_threads: int, work: Callable[[Item, Advance], Result], items: Mapping[Key, Item], update: Advance
-) -> Iterator[tuple[Key, Result]]:
-    """Yield the key and the result of each item as they are ready. Raises what `work` raises, once all work has ended.
+    n_threads: int, work: Callable[[Item, Advance], Result], items: Iterable[Item], update: Advance
+) -> Iterator[tuple[Item, Result]]:
+    """Yield each item and its result as they are ready. Raises what `work` raises, once all work has ended.
 
     KeyboardInterrupt is raised at once, since work may wait for a server; `boundary` then ends the process.
     work: called with an item and a function that takes the number of bytes of each read, which raises Stopped once
@@ -37,7 +36,7 @@ def in_threads(
     pool, interrupted = ThreadPoolExecutor(n_threads), False
     try:
         done: SimpleQueue[Future[Result]] = SimpleQueue()
-        waiting = {pool.submit(work, item, advance): key for key, item in items.items()}
+        waiting = {pool.submit(work, item, advance): item for item in items}
         for future in waiting:
             future.add_done_callback(done.put)
         while waiting:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from scratchlm.compare.builds import keep
 from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import git
+from scratchlm.compare.git import changed_files
 from scratchlm.compare.processors import processor, recorded, results, tell_apart
 from scratchlm.compare.revision import INPUTS, LOCK, RESULTS, WORKSPACE, Revision
 from scratchlm.compare.text import first_few
@@ -23,7 +23,7 @@ def status(root: Path) -> str:
     root = here.root
     if not (old := committed.metrics()):
         return f"{committed} has no results to compare with; commit these."
-    changed, inputs = _changed(root, *RESULTS), _changed(root, *INPUTS)
+    changed, inputs = changed_files(root, *RESULTS), changed_files(root, *INPUTS)
     if not (root / LOCK).exists():
         return (
             f"{LOCK} is missing; `git checkout {LOCK}` restores that of {committed}, and `dvc repro` makes a new one."
@@ -74,9 +74,3 @@ def _outputs_of_another_build(root: Path) -> list[str]:
     with Repo(str(root)) as repo:
         found = repo.data_status()["uncommitted"]
     return sorted(path for kind in ("modified", "deleted") for path in found.get(kind, []))
-
-
-def _changed(root: Path, *paths: str) -> list[str]:
-    """Return the files that differ from HEAD, new ones included."""
-    tracked = git(root, "diff", "--name-only", HEAD, "--", *paths)
-    return [*tracked.splitlines(), *git(root, "ls-files", "--others", "--exclude-standard", "--", *paths).splitlines()]

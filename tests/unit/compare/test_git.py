@@ -5,7 +5,7 @@ import pytest
 from dvc.config import Config
 
 from scratchlm.compare.clone import private_clone, write_config
-from scratchlm.compare.git import clone_environment, fetch_refs, find_commit, git
+from scratchlm.compare.git import changed_files, clone_environment, fetch_refs, find_commit, git, unpack_commit
 from scratchlm.run.errors import UserError
 
 
@@ -19,6 +19,22 @@ def repository(tmp_path: Path) -> Path:
     for number in range(3):
         git(folder, "commit", "--quiet", "--allow-empty", "--message", f"commit {number}")
     return folder
+
+
+def test_what_a_commit_has_is_unpacked_and_what_differs_from_it_is_listed(repository: Path, tmp_path: Path) -> None:
+    content = b"seed: 1  # caf\xe9"
+    (repository / "params.yaml").write_bytes(content)
+    git(repository, "add", "params.yaml")
+    git(repository, "commit", "--quiet", "--message", "Add parameters")
+    assert changed_files(repository, "params.yaml", "metrics") == []
+    (repository / "params.yaml").write_text("seed: 2")
+    (repository / "metrics").mkdir()
+    (repository / "metrics" / "caf\u00e9.json").write_text("{}")
+    assert changed_files(repository, "params.yaml", "metrics") == ["params.yaml", "metrics/caf\u00e9.json"]
+    unpack_commit(repository, "HEAD", ("params.yaml", "metrics"), tmp_path / "copy")
+    unpack_commit(repository, "HEAD~1", ("params.yaml", "metrics"), tmp_path / "none")
+    assert [path.read_bytes() for path in (tmp_path / "copy").iterdir()] == [content]
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_is_wrong_with_the_repository_is_said_and_not_that_there_is_no_revision(

@@ -158,7 +158,9 @@ def test_what_is_not_utf8_is_refused_wherever_a_piece_ends(
 ) -> None:
     monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", chunk_characters)
     (tmp_path / "text").write_bytes(content)
-    with pytest.raises(UserError, match=r"text: not UTF-8 text \(.*\); convert the file to UTF-8$"):
+    with pytest.raises(
+        UserError, match=r"text: line 1 is not UTF-8 text \(the byte 0x.*\); convert the file to UTF-8$"
+    ):
         list(text_chunks(tmp_path / "text"))
 
 

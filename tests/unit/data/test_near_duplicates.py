@@ -92,7 +92,6 @@ def test_a_document_has_the_same_signature_alone_among_others_and_in_pieces(
     together = signatures(texts)
     assert np.array_equal(together, np.concatenate([signatures([text]) for text in texts]))
     assert len(np.unique(together[len(documents) :], axis=0)) == 5
-    monkeypatch.setattr("scratchlm.data.near_duplicates.CHUNK_CHARACTERS", 500)
     monkeypatch.setattr("scratchlm.data.corpus.CHUNK_CHARACTERS", 500)
     assert np.array_equal(together, signatures(texts))
 

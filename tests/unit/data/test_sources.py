@@ -17,8 +17,9 @@ import requests
 from scratchlm.data import transfer, web
 from scratchlm.data.catalogue import CATALOGUE, File, Source
 from scratchlm.data.own_data import OwnSource
-from scratchlm.data.sources import DownloadError, addresses_to_try, fetch, own_paths, place
+from scratchlm.data.sources import addresses_to_try, fetch, own_paths, place
 from scratchlm.data.transfer import Part
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import sha256_of
 from tests.web import Server, web_server
 
@@ -65,7 +66,7 @@ def left_in(store: Path) -> list[str]:
 
 
 def failure_of(source: Source, file: File, store: Path, mirror: str | None = None) -> str:
-    with pytest.raises(DownloadError) as caught:
+    with pytest.raises(UserError) as caught:
         fetch(source, file, store, mirror)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -91,7 +92,7 @@ def test_ones_own_data_at_an_address_are_fetched_once_for_each_content(server: S
         found = own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(content).hexdigest()), tmp_path, None)
         assert [(path.name, path.read_bytes()) for path in found] == [("novel.txt", content)]
     assert len(server.requests) == 1
-    with pytest.raises(DownloadError, match="cannot get own-corpus/novel.txt: tried http://127.0.0.1"):
+    with pytest.raises(UserError, match="cannot get own-corpus/novel.txt: tried http://127.0.0.1"):
         own_paths("corpus", OwnSource(path=address, sha256=hashlib.sha256(OTHER).hexdigest()), tmp_path, None)
 
 
@@ -561,7 +562,7 @@ def test_without_a_mirror_only_the_public_addresses_are_tried(mirror: str | None
 
 
 def test_a_mirror_of_another_kind_is_refused() -> None:
-    with pytest.raises(DownloadError, match=r"SCRATCHLM_MIRROR is 's3://bucket'.*directory or"):
+    with pytest.raises(UserError, match=r"SCRATCHLM_MIRROR is 's3://bucket'.*directory or"):
         addresses_to_try(*a_source("https://a/x"), "s3://bucket")
 
 
@@ -710,7 +711,7 @@ def test_placing_replaces_what_was_there_and_may_be_repeated(tmp_path: Path) -> 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "stored").write_bytes(CONTENT)
     (tmp_path / "out").write_text("a file where a folder should be")
-    with pytest.raises(DownloadError, match=re.escape(str(tmp_path / "out"))):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "out"))):
         place(tmp_path / "stored", tmp_path / "out" / "book.txt")
 
 

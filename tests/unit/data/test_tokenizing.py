@@ -93,7 +93,6 @@ def test_a_long_document_is_encoded_in_pieces_to_the_same_tokens(
     tokenizer: BytePairTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = tokenized(tokenizer)
-    monkeypatch.setattr(tokenizing, "CHUNK_CHARACTERS", 50)
     monkeypatch.setattr("scratchlm.data.corpus.CHUNK_CHARACTERS", 50)
     assert tokenized(tokenizer) == whole
 
@@ -322,7 +321,7 @@ from scratchlm.data.manifest import write_manifest
 from scratchlm.data.pinning import pin
 from scratchlm.data.tokenizer import load_tokenizer
 from scratchlm.run.resume import Checkpoint
-corpus.ROW_GROUP_TOKENS = tokenizing.CHUNK_CHARACTERS = documents.BLOCK_CHARACTERS = 1 << 16
+corpus.ROW_GROUP_TOKENS = corpus.CHUNK_CHARACTERS = documents.BLOCK_CHARACTERS = 1 << 16
 os.environ["SCRATCHLM_WORKERS"] = "2"
 tokenizer = load_tokenizer(Path("tokenizer"))
 params = corpus.CorpusParams(split="documents", deduplicate="none", train_fraction=0.9, shard_tokens=10**9)

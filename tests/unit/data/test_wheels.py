@@ -19,6 +19,7 @@ import pytest
 from scratchlm.data import wheels
 from scratchlm.data.catalogue import File, Source, Wheel
 from scratchlm.data.sources import fetch
+from scratchlm.run.progress import Progress
 from tests.unit.data.test_sources import (  # noqa: F401
     CONTENT,
     OTHER,
@@ -233,13 +234,12 @@ def test_the_progress_of_pip_is_shown(
             yield body[start : start + 60_000]
             time.sleep(0.1)
 
-    class Bar(wheels.tqdm):
-        def update(self, n: float = 1) -> None:
-            self.n += n
-            updates.append(self.n)
+    class Bar(Progress):
+        def update(self, n: int = 1, values: Callable[[], str] | None = None) -> None:
+            updates.append(sum(updates[-1:]) + n)
 
     server.bodies[f"/slow/{NAME}"] = slowly
-    monkeypatch.setattr(wheels, "tqdm", Bar)
+    monkeypatch.setattr(wheels, "Progress", Bar)
     monkeypatch.setattr(wheels, "POLL_SECONDS", 0.05)
     fetch(*a_source(body), tmp_path / "store", None)
     assert updates == sorted(updates)
