@@ -1,7 +1,11 @@
 """Commands that show how a language model works: tokens, what it expects next, and its attention."""
 
+import inspect
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,6 +29,40 @@ if TYPE_CHECKING:
 TableOrJson = Literal["table", "json"]
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """The options of a model that was trained on text, by default that of pretraining."""
+
+    model: Model = PRETRAINED
+    tokenizer: TokenizerFolder = ITS_TOKENIZER
+
+    def load(self) -> tuple["GPTModel", "Tokenizer"]:
+        return load_model(self.model, self.tokenizer)
+
+
+def _with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for each field of every parameter whose type is a dataclass, in its place."""
+    signature = inspect.signature(command)
+    groups: dict[str, type[Any]] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[parameter.name] = kind
+            options += inspect.signature(kind).parameters.values()
+        else:
+            options.append(parameter)
+
+    @wraps(command)
+    def flat(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        command(**given)
+
+    flat.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return flat
+
+
 def tokens(
     text: Annotated[str, typer.Argument(help="any text")],
     tokenizer: TokenizerFolder = TOKENIZER,
@@ -42,10 +80,10 @@ def tokens(
     say(f"{len(rows)} tokens, {len(text)} characters, {len(os.fsencode(text))} bytes")
 
 
+@_with_option_groups
 def complete(
     text: Annotated[str, typer.Argument(help="the beginning of a text")],
-    model: Model = PRETRAINED,
-    tokenizer: TokenizerFolder = ITS_TOKENIZER,
+    language_model: LanguageModel,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     temperature: Annotated[float, typer.Option(min=0)] = 0.0,
     explain: Annotated[bool, typer.Option("--explain", help="also show what was likely at each token")] = False,
@@ -58,7 +96,7 @@ def complete(
     if format == "json" and not explain:
         raise UserError("--format json is for what --explain shows; add --explain, or leave out --format")
     sampling = sampling_at(temperature, "complete")
-    gpt, words = load_model(model, tokenizer)
+    gpt, words = language_model.load()
     prompt, context = words.begin_ids + words.encode(text), gpt.config.context_length
     if not prompt:
         raise UserError("the text has no tokens; give at least one word to continue")
@@ -107,11 +145,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, ["token", "p", f"the {LIKELY} most likely at temperature 1"], disable_numparse=True)
 
 
+@_with_option_groups
 def attention(
     text: Annotated[str, typer.Argument(help="a short text")],
     output: Annotated[Path, typer.Option(help="a new .html file")],
-    model: Model = PRETRAINED,
-    tokenizer: TokenizerFolder = ITS_TOKENIZER,
+    language_model: LanguageModel,
 ) -> None:
     """Draw the attention weights of every layer and head for a text. They are on one HTML page."""
     import torch
@@ -120,7 +158,7 @@ def attention(
     from scratchlm.report.attention import attention_page
 
     refuse_existing(output)
-    gpt, words = load_model(model, tokenizer)
+    gpt, words = language_model.load()
     token_ids = words.begin_ids + words.encode(text)
     n_most = min(MAX_DRAWN, gpt.config.context_length)
     if not 1 <= len(token_ids) <= n_most:
@@ -128,7 +166,9 @@ def attention(
             f"the text has {len(token_ids):,} tokens; give 1 to {n_most}, which fit the page and the context"
         )
     weights = attention_weights(gpt.eval(), torch.tensor(token_ids)).numpy()
-    write_text(output, attention_page(str(model), [words.decode([token_id]) for token_id in token_ids], weights))
+    write_text(
+        output, attention_page(str(language_model.model), [words.decode([token_id]) for token_id in token_ids], weights)
+    )
     say(f"wrote {output}")
 
 
