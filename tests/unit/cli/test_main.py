@@ -11,9 +11,9 @@ from tests.commands import scratchlm
 @pytest.mark.parametrize(
     ("words", "called"),
     [
-        (["results"], "scratchlm.report.headline.read_headline"),
-        (["sources"], "scratchlm.run.params.load_yaml"),
-        (["sources", "add", "data/mine/a.csv", "--as", "messages"], "scratchlm.run.params.load_yaml"),
+        (["results"], "scratchlm.cli.results.read_headline"),
+        (["sources"], "scratchlm.cli.sources.load_yaml"),
+        (["sources", "add", "data/mine/a.csv", "--as", "messages"], "scratchlm.cli.sources.load_yaml"),
     ],
 )
 def test_ctrl_c_ends_a_command_with_a_sentence(

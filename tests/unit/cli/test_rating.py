@@ -166,7 +166,7 @@ def test_in_a_terminal_an_interruption_loses_nothing(folder: Path) -> None:
     while running.poll() is None:  # Python misses a Ctrl-C between the prompt and its read
         os.write(leader, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(1)
+            running.wait(10)  # a second one must not meet the end of the first
     _read_until(leader, "scratchlm: interrupted; run this again\r\n")
     assert running.returncode == 1
     os.close(leader)
