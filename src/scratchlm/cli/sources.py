@@ -161,8 +161,8 @@ def pin(
 def _public_corpus_of(addresses: list[str]) -> "Source | None":
     from scratchlm.data.catalogue import PUBLIC
 
-    for name in (name for name in addresses if name not in PUBLIC and not Path(name).exists()):
-        if near := difflib.get_close_matches(name, PUBLIC, n=1):
+    for name in (name for name in addresses if name.replace("-", "").isalnum() and not Path(name).exists()):
+        if (near := difflib.get_close_matches(name, PUBLIC, n=1)) and name not in PUBLIC:
             raise UserError(f"{name} is neither a file nor a public corpus (did you mean {near[0]}?); correct the name")
     public = next((PUBLIC[name] for name in addresses if name in PUBLIC), None)
     if public and len(addresses) > 1:

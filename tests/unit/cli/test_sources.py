@@ -156,6 +156,7 @@ def test_many_files_are_pinned_and_what_changed_since_is_counted(project: Path, 
         ("texts", "--output", "corpus.jsonl"): "corpus.jsonl is not below data/mine, .*; name another --output\n",
         ("texts",): "corpus.jsonl: line 1: .*; it is not overwritten: remove it, or name another --output\n",
         ("tinystory",): r"tinystory is neither a file nor a public corpus \(did you mean tinystories\?\); correct the ",
+        ("tinystory/*.txt", "--output", "data/mine/new.jsonl"): "there is no file; correct the address or the pattern",
         ("", "--output", "data/mine/new.jsonl"): "an address is empty; name a file, a folder or a pattern\n",
     }.items():
         done = scratchlm(project, "sources", "pin", *words)
