@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratchlm.judge.asking import decoding
-from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, load_prompt
+from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, decoding, load_prompt
 from scratchlm.judge.protocol import Judgement, LlamaCppParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.context import available_cores
