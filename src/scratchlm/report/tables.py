@@ -84,7 +84,7 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
     tables = [table for key in deep for table in metric_tables(metrics[key], key)]
     columns = {
         key: flattened(metrics[key])
-        for key in sorted(metrics, key=_column_rank)
+        for key in sorted(metrics, key=lambda key: (*COLUMN_ORDER, key).index(key))
         if isinstance(metrics[key], Mapping) and key not in deep
     }
     if columns:
@@ -102,7 +102,3 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
 
 def _holds_splits(value: Mapping[str, Any]) -> bool:
     return any(key in COLUMN_ORDER and isinstance(item, Mapping) for key, item in value.items())
-
-
-def _column_rank(key: str) -> int:
-    return COLUMN_ORDER.index(key) if key in COLUMN_ORDER else len(COLUMN_ORDER)
