@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scratchlm.data.catalogue import CATALOGUE, Source, source_of
 from scratchlm.data.own_data import COLUMNS
-from scratchlm.run.files import read_json
+from scratchlm.run.files import md5_of, read_json
 from scratchlm.run.nested import flattened, value_at
 from scratchlm.run.params import load_yaml
 
@@ -93,7 +93,7 @@ def _files(name: str, stages: Mapping[str, Any], folder: Path) -> Iterator[Path]
     for out in stages.get(name, {}).get("outs", []):
         path = folder / out["path"]
         is_metrics = out["path"].startswith("metrics/") and path.suffix == ".json"
-        if is_metrics and path.exists() and _md5(path) == out.get("md5"):
+        if is_metrics and path.exists() and md5_of(path) == out.get("md5"):
             yield path
 
 
@@ -106,10 +106,5 @@ def _results(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]
 def _folder_md5(folder: Path) -> str:
     """The hash that DVC gives a folder: of its files' hashes and paths. Source: dvc-data, hashfile/tree.py."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    entries = [{"md5": _md5(file), "relpath": file.relative_to(folder).as_posix()} for file in files]
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+    entries = [{"md5": md5_of(file), "relpath": file.relative_to(folder).as_posix()} for file in files]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"

@@ -230,6 +230,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def md5_of(path: Path) -> str:
+    """Hex digest of a file's content, as DVC records it; computed also where MD5 is not allowed for secrets."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 def only_file(folder: Path) -> Path:
     """The one file in a source's folder. Raises UserError if there is none or more than one."""
     files = [path for path in folder.glob("*") if path.is_file()]

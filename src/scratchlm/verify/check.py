@@ -1,7 +1,6 @@
 """Compare one stage: what is committed of it, and the local copies of that, with what was built."""
 
 import filecmp
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from scratchlm.compare.processors import results
 from scratchlm.compare.revision import LOCK
 from scratchlm.compare.text import first_few
-from scratchlm.run.files import read_json
+from scratchlm.run.files import md5_of, read_json
 from scratchlm.verify.commit import Commit, CommittedStage, Output
 from scratchlm.verify.diff import Difference, difference
 from scratchlm.verify.findings import Finding, Verdict
@@ -97,7 +96,7 @@ class Copies:
         if copy in self.seen or not copy.is_file():
             return
         self.seen.add(copy)
-        if (found_md5 := _md5(copy)) == md5.removesuffix(FOLDER):
+        if (found_md5 := md5_of(copy)) == md5.removesuffix(FOLDER):
             return
         if copy == self._commit.root / name and intact(self._commit.cache, found_md5):
             self.n_other += 1
@@ -111,7 +110,7 @@ class Copies:
 def intact(cache: Path, md5: str) -> Path | None:
     """Return the object with this hash, if the cache has it and its content has this hash."""
     path = _object(cache, md5)
-    return path if path.is_file() and _md5(path) == md5.removesuffix(FOLDER) else None
+    return path if path.is_file() and md5_of(path) == md5.removesuffix(FOLDER) else None
 
 
 def members(path: str, md5: str, *caches: Path) -> dict[str, str] | None:
@@ -167,8 +166,3 @@ def _how_far(output: Output, rebuilt_md5: str, rebuild: Rebuild, cache: Path) ->
 
 def _object(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
