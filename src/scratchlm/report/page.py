@@ -66,12 +66,12 @@ def render(report: Report) -> str:
     Its policy lets it load nothing and run its own script only, which sorts and filters the answers.
     """
     filters: dict[str, Callable[..., Any]] = {
-        "change": tables.format_change,
+        "change": partial(tables.format_signed, decimals=3),
         "number": tables.format_number,
         "percent": tables.format_percent,
         "points": tables.format_points,
         "shortened": partial(shortened, n_characters=tables.MAX_CHARACTERS),
-        "signed": tables.format_signed,
+        "signed": partial(tables.format_signed, decimals=1),
         "without_secrets": lambda value: without_secrets(str(value)),
     }
     script = SCRIPT.read_text(encoding="utf-8")

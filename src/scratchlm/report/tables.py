@@ -46,19 +46,14 @@ def format_percent(proportion: float | None) -> str:
     return NONE if proportion is None else f"{100 * proportion:.1f}\N{NO-BREAK SPACE}%"
 
 
-def format_change(difference: float) -> str:
-    """Return a difference with its sign and three decimals."""
-    return f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def format_points(difference: float) -> str:
     """Return a difference of proportions in percentage points, with its sign and one decimal."""
-    return format_signed(100 * difference)
+    return format_signed(100 * difference, 1)
 
 
-def format_signed(difference: float) -> str:
-    """Return a difference with its sign and one decimal."""
-    return f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+def format_signed(difference: float, decimals: int) -> str:
+    """Return a difference with its sign."""
+    return f"{difference:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_metric(name: str, value: Any, column: str = "") -> str:
