@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -32,7 +33,6 @@ from scratchlm.formats.gguf_tokenizer import read_gguf_tokenizer
 from scratchlm.formats.huggingface import load_huggingface, save_huggingface
 from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer, save_huggingface_tokenizer
 from scratchlm.formats.native import load_gpt, save_gpt
-from scratchlm.judge.asking import Attempts
 from scratchlm.judge.ollama import OllamaJudge, ollama
 from scratchlm.judge.overlap import normalise
 from scratchlm.judge.prompt import load_prompt
@@ -76,11 +76,12 @@ def reply_reader() -> Callable[[Path], object]:
     judge._prompt = load_prompt("anchored")
     transport = httpx.MockTransport(lambda request: httpx.Response(200, content=body.answer))
     judge._connection, judge._proxy, judge.n_at_once = body, None, 1  # type: ignore[assignment]
+    judge._address, judge._counting = "http://localhost", Lock()
     judge._client = ollama.Client(host="http://localhost", transport=transport)
 
     def read(folder: Path) -> None:
         body.answer = (folder / "reply").read_bytes()
-        judge._attempts, judge._replies, judge.identity = Attempts(0, judge._error), Replies(None), {}
+        judge._unanswered, judge._replies, judge.identity = 0, Replies(None), {}
         judgement = judge.score({"instruction": "a", "input": "", "output": "b"}, "c")
         assert judgement.score is None or 0 <= judgement.score <= 100
         json.dumps(printable(judgement.reason + judgement.raw_reply)).encode()

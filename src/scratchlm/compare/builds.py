@@ -20,7 +20,7 @@ from dvc.utils.serialize import modify_yaml
 from scratchlm.compare.clone import private_clone, write_config
 from scratchlm.compare.git import fetch_refs, find_commit, git, must_run_dvc, run_dvc
 from scratchlm.compare.processors import Arithmetic, arithmetic_here, processor, recorded
-from scratchlm.compare.revision import LOCK, PARAMETERS, RESULTS, WORKSPACE, recorded_hashes
+from scratchlm.compare.revision import LOCK, PARAMETERS, RESULTS, WORKSPACE, Revision, recorded_hashes
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
@@ -29,24 +29,12 @@ REFS = "refs/scratchlm/builds"  # git deletes no commit that has a ref
 CACHE = Path(".dvc", "cache")  # of the clone
 
 
-class KeptBuild(NamedTuple):
-    """A commit on top of a revision with the results that were built here. where: the processor's name."""
-
-    commit: str
-    where: str
-
-
 class _Results(NamedTuple):
     """settings: the device and the precision in params.yaml, which may differ on purpose. here: see arithmetic_here."""
 
     settings: tuple[object, object]
     arithmetic: frozenset[Arithmetic]
     here: str | None
-
-    @property
-    def foreign(self) -> bool:
-        """Whether another processor computed some of them."""
-        return any(each.fingerprint != self.here for each in self.arithmetic)
 
 
 def build(root: Path, revisions: Sequence[str]) -> None:
@@ -64,14 +52,18 @@ def build(root: Path, revisions: Sequence[str]) -> None:
     for name, commit in commits.items():
         found = results[name]
         comparable = {other.arithmetic for other in results.values() if other.settings == found.settings}
-        if len(comparable) > 1 and found.foreign:
+        is_foreign = any(each.fingerprint != found.here for each in found.arithmetic)  # of another processor
+        if len(comparable) > 1 and is_foreign:
             _build(root, name, commit, anywhere=False)
 
 
-def kept_builds(root: Path, commit: str) -> list[KeptBuild]:
-    """Return the builds of a commit that were kept here, the newest first."""
+def kept_builds(root: Path, commit: str) -> list[list[str]]:
+    """Return the builds of a commit that were kept here, the newest first: [commit, processor's name] of each.
+
+    Such a commit has the results, on top of the revision.
+    """
     words = ("--sort=-committerdate", "--format=%(objectname) %(subject)", f"{REFS}/{commit}/")
-    return [KeptBuild(*line.split(" ", 1)) for line in git(root, "for-each-ref", *words).splitlines()]
+    return [line.split(" ", 1) for line in git(root, "for-each-ref", *words).splitlines()]
 
 
 def keep(root: Path, clone: Path, commit: str) -> None:
@@ -80,7 +72,7 @@ def keep(root: Path, clone: Path, commit: str) -> None:
     if not git(clone, "status", "--porcelain", "--", *RESULTS):
         return
     git(clone, "commit", "--quiet", "--message", processor(), "--", *RESULTS)
-    fingerprints = sorted(each.fingerprint for each in recorded(map(read_json, _metrics(clone).values())))
+    fingerprints = sorted(each.fingerprint for each in recorded(Revision(WORKSPACE, clone).metrics().values()))
     ref = f"{REFS}/{commit}/{'-'.join(fingerprints) or 'unrecorded'}"
     fetch_refs(root, clone, f"+HEAD:{ref}")
 
@@ -151,10 +143,9 @@ def _lend_cache(clone: Path, here: str | None) -> Path:
 
 def _arithmetic_of(run: Path, cache: Path) -> frozenset[Arithmetic]:
     """Return what an entry of the run cache records in its metrics: nothing for a stage that does not compute."""
-    metrics = {path: md5 for path, md5 in recorded_hashes(load_yaml(run).get("outs")).items() if path.endswith(".json")}
-    copies = [
-        cache / "files" / "md5" / md5[:2] / md5[2:] for path, md5 in metrics.items() if path.startswith("metrics/")
-    ]
+    outs = recorded_hashes(load_yaml(run).get("outs")).items()
+    hashes = [md5 for path, md5 in outs if path.startswith("metrics/") and path.endswith(".json")]
+    copies = [cache / "files" / "md5" / md5[:2] / md5[2:] for md5 in hashes]
     return recorded(read_json(copy) for copy in copies if copy.is_file())
 
 
@@ -165,9 +156,9 @@ def _check_out(clone: Path, wanted: str | None) -> None:
     if has_remote:
         run_dvc(clone, "fetch")  # fails if the remote lacks something, after it got the rest
     foreign = [
-        stage
-        for stage, path in _metrics(clone).items()
-        if wanted and any(each.fingerprint != wanted for each in recorded([read_json(path)]))
+        file.replace("/", "@")
+        for file, content in Revision(WORKSPACE, clone).metrics().items()
+        if wanted and any(each.fingerprint != wanted for each in recorded([content]))
     ]
     drop_missing(clone, foreign)
     with Repo(os.fspath(clone)) as repo:
@@ -175,13 +166,6 @@ def _check_out(clone: Path, wanted: str | None) -> None:
 
 
 def _results(folder: Path, here: str | None) -> _Results:
-    params = load_yaml(folder / PARAMETERS)
-    arithmetic = recorded(map(read_json, _metrics(folder).values()))
-    return _Results((params.get("device"), params.get("precision")), arithmetic, here)
-
-
-def _metrics(folder: Path) -> dict[str, Path]:
-    """Return each metrics file that exists by the stage that makes it."""
-    with Repo(os.fspath(folder)) as repo:
-        made = {stage.name: Path(out.fs_path) for stage in repo.index.stages for out in stage.outs if out.is_metric}
-    return {stage: path for stage, path in made.items() if path.exists()}
+    found = Revision(WORKSPACE, folder)
+    params = found.yaml(PARAMETERS)
+    return _Results((params.get("device"), params.get("precision")), recorded(found.metrics().values()), here)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,8 +41,11 @@ def write_comparison_chart(path: Path, comparisons: Sequence[Comparison]) -> Non
     the centre is better, whether the metric should rise or fall.
     Raises UserError as check_chart_path does, or if there is nothing to draw.
     """
-    drawn = [(c, [row for row in c.rows if _is_drawn(row)]) for c in comparisons]
-    panels = [(comparison, rows) for comparison, rows in drawn if rows]
+    panels = []
+    for comparison in comparisons:
+        judged = [row for row in comparison.rows if row.interval and row.verdict in COLOURS]
+        if rows := [row for row in judged if OF_A_CLASS not in row.metric]:
+            panels.append((comparison, rows))
     if not panels:
         raise UserError("no metric has an interval to draw; compare revisions whose results differ")
     heights = [HEAD_INCHES + ROW_INCHES * len(rows) for _, rows in panels]
@@ -71,10 +74,6 @@ def write_seeds_chart(path: Path, title: str, metrics: Mapping[str, Spread]) -> 
             axis.set_ylabel(one_line(name), rotation=0, ha="right", va="center")
             axis.set_yticks([])
             axis.spines[["left", "right", "top"]].set_visible(False)
-
-
-def _is_drawn(row: Row) -> bool:
-    return bool(row.interval) and row.verdict in COLOURS and OF_A_CLASS not in row.metric
 
 
 def _draw_intervals(axis: Axes, comparison: Comparison, rows: Sequence[Row]) -> None:
@@ -106,11 +105,8 @@ def _saved_figure(path: Path, name: str, height: float, font_size: float) -> Ite
     height: in inches.
     """
     check_chart_path(path)
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {"font.size": font_size, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": name}
-        )
+    settings = {"font.size": font_size, "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": name}
+    with style.context(settings, after_reset=True):
         figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
         yield figure
         with atomic_write(path) as temporary:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from scratchlm.compare.builds import kept_builds
@@ -43,10 +43,6 @@ class Variant(NamedTuple):
 
     name: str
     revision: Revision
-
-    @property
-    def commit(self) -> str | None:
-        return self.revision.commit
 
     def __str__(self) -> str:
         return f"{self.name} of {self.revision}"
@@ -133,10 +129,8 @@ def _read(revision: Revision, metrics: dict[str, Any]) -> Built:
 
 def _compare(first: Built, second: Built) -> Comparison:
     both = [name for name in first.numbers if name in second.numbers]
-    missing: list[MissingArtifact] = []
     sides = [[Side(family, built, built.revision.name) for built in (first, second)] for family in families(both)]
-    rows = [row for one, other in sides for row in family_rows(one, other, missing)]
-    judged = {row.metric: row for row in with_notes(rows, missing)}
+    judged = {row.metric: row for row in judged_rows(sides)}
     position = {stage.replace("@", "/"): i for i, stage in enumerate(first.revision.stages())}
     rest = [name for name in {**first.numbers, **second.numbers} if name not in judged]
     rest.sort(key=lambda name: position.get(name.split(".")[0], len(position)))
@@ -150,8 +144,22 @@ def _row(metric: str, one: float | None, other: float | None) -> Row:
     return Row(metric, one, other, None if one is None or other is None else other - one)
 
 
-def family_rows(first: Side, second: Side, missing: list[MissingArtifact]) -> list[Row]:
-    """One row per metric of the family that both sides have; records that cannot be read are added to `missing`."""
+def judged_rows(pairs: Iterable[Sequence[Side]]) -> list[Row]:
+    """Return a row for each metric that both sides of a pair have.
+
+    Rows whose records are missing for the same reason share a note that names all these files.
+    """
+    missing: list[MissingArtifact] = []
+    rows = [row for first, second in pairs for row in _family_rows(first, second, missing)]
+    paths: dict[tuple[str, str], dict[str, None]] = {}
+    for error in missing:
+        paths.setdefault((error.revision, error.why), {}).update(dict.fromkeys(error.paths))
+    notes = {str(e): str(MissingArtifact(e.revision, paths[e.revision, e.why], e.why)) for e in missing}
+    return [row._replace(note=notes.get(row.note, row.note)) for row in rows]
+
+
+def _family_rows(first: Side, second: Side, missing: list[MissingArtifact]) -> list[Row]:
+    """One row per metric of the family; records that cannot be read are added to `missing`."""
     family = first.family
     rows = {name: _row(f"{family.prefix}.{name}", first.value(name), second.value(name)) for name in family.names}
     rows = {name: row for name, row in rows.items() if row.difference is not None}
@@ -196,15 +204,6 @@ def _judged(row: Row, found: PairedDifference, n: int, note: str) -> Row:
     return row._replace(examples=n, needed=needed, note=note)
 
 
-def with_notes(rows: Sequence[Row], missing: Sequence[MissingArtifact]) -> list[Row]:
-    """The rows with one note for all artifacts that are missing for the same reason."""
-    paths: dict[tuple[str, str], dict[str, None]] = {}
-    for error in missing:
-        paths.setdefault((error.revision, error.why), {}).update(dict.fromkeys(error.paths))
-    notes = {str(e): str(MissingArtifact(e.revision, paths[e.revision, e.why], e.why)) for e in missing}
-    return [row._replace(note=notes.get(row.note, row.note)) for row in rows]
-
-
 def _refuse_other_judges(first: Built, second: Built) -> None:
     judges = (flattened(built.metrics["judge"].get("judge", {})) for built in (first, second))
     if different := [f"{change.name} {change.old} and {change.new}" for change in differing(*judges)]:
@@ -226,12 +225,10 @@ def _refuse_other_processors(first: Side, second: Side) -> None:
     one, other = (built.arithmetic.get(file, frozenset()) for built in pair)
     settings = [[built.build.parameters.get(key) for key in ("device", "precision")] for built in pair]
     if one != other and settings[0] == settings[1] and not _have_same_records(first, second):
-        (name, by), (other_name, other_by) = zip(
-            (built.revision.name for built in pair), tell_apart(one, other), strict=True
-        )
+        names, by = [built.revision.name for built in pair], tell_apart(one, other)
         raise Unpaired(
-            f"{name} was built with {by}, {other_name} with {other_by}, and rounding alone makes their results differ; "
-            f"to compare them, build both on one processor: `scratchlm build {name} {other_name}`"
+            f"{names[0]} was built with {by[0]}, {names[1]} with {by[1]}, and rounding alone makes their results "
+            f"differ; to compare them, build both on one processor: `scratchlm build {' '.join(names)}`"
         )
 
 

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +22,8 @@ PATHS = ("SCRATCHLM_MIRROR", "PIP_CERT", "PIP_CLIENT_CERT", "PIP_CONFIG_FILE", "
 ADDRESSES = ("PIP_FIND_LINKS", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
 KEPT_BYTES = 1 << 16  # of the end of the output, where a failing stage prints the reason
 SECONDS_TO_STOP = 10
+# Lines of `dvc exp run` that mislead outside of its clone, such as those on results "applied to your workspace"
+OF_THE_CLONE = (b"Experiment results have been applied", b"Ran experiment(s): ", b"Updating lock file ", b"> python ")
 
 
 def git(folder: Path, *words: str) -> str:
@@ -154,6 +157,52 @@ def must_run_dvc(clone: Path, failure: str, *words: str) -> None:
     """Run a DVC command as run_dvc does. Raises UserError that names the `failure` if it fails."""
     if run_dvc(clone, *words)[0]:
         raise UserError(f"{failure}; correct the error printed above, then run this again")
+
+
+def run_each(
+    clones: Sequence[Path], unit: str, commands: Mapping[int, Sequence[str]]
+) -> Generator[tuple[int, Path, int], None, None]:
+    """Run DVC commands, one at a time in each clone. After a failure, start no more.
+
+    commands: the words of each by its number, at least as many as clones; they start in this order. unit: what the
+    numbers are, such as seed. Each line that a command prints goes to standard error, after unit and number.
+    Yield the number, the clone and the exit status of each as it ends. The clone gets its next command when the caller
+    asks for more, so its files can be read until then. Close the generator to stop the commands.
+    """
+    waiting = [*commands.items()]
+    running: dict[Future[int], tuple[int, Path]] = {}
+    with ThreadPoolExecutor(len(clones)) as pool, dvc_processes() as start:
+
+        def begin(clone: Path) -> None:
+            number, words = waiting.pop(0)
+            running[pool.submit(_show, f"{unit} {number}: ", start(clone, *words))] = number, clone
+
+        for clone in clones:
+            begin(clone)
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                number, clone = running.pop(future)
+                if future.result():
+                    waiting.clear()
+                yield number, clone, future.result()
+                if waiting:
+                    begin(clone)
+
+
+def _show(prefix: str, process: subprocess.Popen[bytes]) -> int:
+    """Copy whole lines that are neither blank nor about the clone; return the exit status.
+
+    Lines of several processes do not mix.
+    """
+    assert process.stdout
+    with process.stdout as lines:
+        for line in lines:
+            if not line.strip() or line.startswith(OF_THE_CLONE):
+                continue
+            sys.stderr.buffer.write(prefix.encode() + line)
+            sys.stderr.flush()
+    return process.wait()
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -27,9 +27,7 @@ MEANING = (
 )
 
 
-class Params(Section):
-    """What the command needs of params.yaml."""
-
+class _Params(Section):
     judge: JudgeParams
 
 
@@ -50,7 +48,7 @@ def compare_responses(names: Sequence[str]) -> list[Pairwise]:
     instructions, or if the judge of the workspace cannot compare two responses.
     """
     first, *others = [Revision(name) for name in (names if len(names) > 1 else [*names, WORKSPACE])]
-    params = read_params(first.root / PARAMETERS, Params).judge
+    params = read_params(first.root / PARAMETERS, _Params).judge
     if not isinstance(params, Trials):
         raise UserError(
             f"judge.backend is {params.backend}, which cannot say which of two responses is better; set judge in "

@@ -1,6 +1,5 @@
 """The arithmetic that computed results, as each stage recorded it, and its name for a person."""
 
-import json
 import platform
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -58,15 +57,15 @@ def arithmetic_here(folder: Path) -> str | None:
     """
     try:
         params = load_yaml(folder / "params.yaml")
-        return _asked_once(json.dumps({name: params[name] for name in SETTINGS}))
+        return _asked_once(tuple((name, params[name]) for name in SETTINGS))
     except (UserError, TypeError, KeyError):  # a stage says what is wrong
         return None
 
 
 @cache
-def _asked_once(settings: str) -> str | None:
+def _asked_once(settings: tuple[tuple[str, Any], ...]) -> str | None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_arithmetic_here, json.loads(settings)).result()
+        return pool.submit(_arithmetic_here, dict(settings)).result()
 
 
 def _arithmetic_here(settings: dict[str, Any]) -> str | None:

@@ -14,8 +14,7 @@ from dvc.repo import Repo
 from dvc.repo.experiments.refs import ExpRefInfo
 
 from scratchlm.compare.clone import private_clone
-from scratchlm.compare.git import fetch_refs, git, must_run_dvc
-from scratchlm.compare.jobs import run_each
+from scratchlm.compare.git import fetch_refs, git, must_run_dvc, run_each
 from scratchlm.compare.records import is_derived
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.run.errors import UserError

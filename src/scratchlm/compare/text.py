@@ -13,7 +13,7 @@ from scratchlm.compare.compare import SAME, Comparison, Row, Variant
 from scratchlm.compare.records import is_derived
 from scratchlm.compare.revision import Revision
 from scratchlm.compare.seeds import Spread, difference_factor, varying_and_constant
-from scratchlm.report.tables import NONE, format_number, format_parameter
+from scratchlm.report.tables import NONE, format_number, format_parameter, format_signed
 from scratchlm.run import display
 from scratchlm.tasks.intervals import CONFIDENCE
 
@@ -168,7 +168,7 @@ def difference_cells(row: Row) -> tuple[str, str]:
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
     if isinstance(row.difference, int):
         decimals = 0
-    signed = [f"{number:+.{decimals}f}".replace("-", "\N{MINUS SIGN}") if number else "0" for number in numbers]
+    signed = [format_signed(number, decimals) if number else "0" for number in numbers]
     return signed[0], " to ".join(signed[1:]) or NONE
 
 

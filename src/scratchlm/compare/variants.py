@@ -3,20 +3,9 @@
 from collections.abc import Mapping
 
 from scratchlm.compare.changes import Change, Changes
-from scratchlm.compare.compare import (
-    Built,
-    Comparison,
-    Row,
-    Side,
-    Variant,
-    behind_sentence,
-    family_rows,
-    n_faults,
-    read_all,
-    with_notes,
-)
+from scratchlm.compare.compare import Built, Comparison, Side, Variant, behind_sentence, judged_rows, n_faults, read_all
 from scratchlm.compare.records import families
-from scratchlm.compare.revision import PARAMETERS, MissingArtifact, Revision
+from scratchlm.compare.revision import PARAMETERS, Revision
 from scratchlm.run.errors import UserError
 from scratchlm.run.params import Section, check_params
 from scratchlm.tasks.variants import Variants
@@ -47,13 +36,12 @@ def compare_variants(name: str, against: str) -> list[Comparison]:
 
 def _compare_variants(built: Built, against: str, other: str, variants: Mapping[str, str]) -> Comparison:
     found = {family.prefix: family for family in families(built.numbers)}
-    missing: list[MissingArtifact] = []
-    rows: list[Row] = []
-    for stage in ("generate/", "judge."):
-        if {f"{stage}{against}", f"{stage}{other}"} <= found.keys():
-            first, second = (Side(found[f"{stage}{name}"], built, name) for name in (against, other))
-            rows += family_rows(first, second, missing)
-    rows = [row._replace(metric=row.metric.rpartition(".")[2]) for row in with_notes(rows, missing)]
+    pairs = [
+        [Side(found[f"{stage}{name}"], built, name) for name in (against, other)]
+        for stage in ("generate/", "judge.")
+        if {f"{stage}{against}", f"{stage}{other}"} <= found.keys()
+    ]
+    rows = [row._replace(metric=row.metric.rpartition(".")[2]) for row in judged_rows(pairs)]
     made = Changes([Change("model", variants[against], variants[other])], [], [], [])
     behind = [behind_sentence(built)] if built.build.behind else []
     return Comparison(Variant(against, built.revision), Variant(other, built.revision), rows, made, behind)

@@ -1,19 +1,25 @@
-"""Ask a server until a reply can be used: how often, with which settings, and when to give up."""
+"""Ask a server until a reply can be used: how often, and when to give up. Its connection is in connection.py."""
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import ClassVar
 
-from scratchlm.judge.prompt import GREEDY, QUESTION_CUT
-from scratchlm.judge.protocol import Judgement
+import httpx
+
+from scratchlm.judge.connection import behind, cause_of, environment_proxy
+from scratchlm.judge.prompt import QUESTION_CUT, load_prompt
+from scratchlm.judge.protocol import Judgement, ServedModelParams
+from scratchlm.judge.replies import Replies
+from scratchlm.run.environment import requested
 from scratchlm.run.errors import UserError
 
 BACKOFF_SECONDS = 1.0  # before the second attempt at a server in trouble; doubled before each later one
 PASSING = (408, 429, *range(500, 600))  # statuses of a server in trouble; others mean that the request is wrong
 MAX_UNANSWERED = 3  # questions in a row, for each that is asked at once: then the server is the trouble, not a question
-SAMPLED = {"temperature": 0.5, "top_k": 40}
 ASKED_AGAIN = "\n--- asked again ---\n"  # between the replies of a record
+REQUESTS_VARIABLE, MAX_REQUESTS = "SCRATCHLM_JUDGE_REQUESTS", 64
 
 
 class NoReply(Exception):
@@ -24,47 +30,76 @@ class NoReply(Exception):
         self.remedy, self.wait = remedy, wait
 
 
-class Attempts:
-    """The attempts at each question of a run."""
+class ServedJudge:
+    """A language model behind a server. server_name: in messages. remedy: for a server that is at fault."""
 
-    def __init__(self, retries: int, error: Callable[[str, str], UserError], n_at_once: int = 1) -> None:
-        """error: the error for what the server did and a remedy, which may be "". n_at_once: questions in progress."""
-        self._retries, self._error, self._unanswered = retries, error, 0
-        self._most = MAX_UNANSWERED * n_at_once  # trouble of a moment meets all of them
-        self._counting = threading.Lock()
+    server_name: ClassVar[str]
+    remedy: ClassVar[str]
 
-    def judgement(self, ask: Callable[[int], Judgement]) -> Judgement:
+    def __init__(self, params: ServedModelParams, address: str, replies: Replies) -> None:
+        self._params, self._address, self._replies = params, address, replies
+        self._prompt, self._proxy = load_prompt(params.prompt), environment_proxy(address)
+        self.n_at_once = requests_at_once()
+        self._unanswered, self._counting = 0, threading.Lock()
+
+    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
         """Return the first reply with a score, or a failure. `raw_reply` has every reply, in order.
 
-        ask: what the reply to one question says, given the number of unusable replies before. It raises NoReply.
-        Raises UserError if too many questions in a row have no reply.
+        Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered.
         """
+        chat = self._prompt.messages(entry, response)
+        first = repeat * (self._params.retries + 1)  # so that no two attempts have the same seed
         replies: list[str] = []
         found, trouble = Judgement(None, "", ""), None
-        for attempt in range(self._retries + 1):
+        for attempt in range(self._params.retries + 1):
             try:
-                found, trouble = ask(len(replies)), None
+                found, trouble = self._judgement(chat, first + len(replies)), None
             except NoReply as fault:
                 trouble = fault
-                if fault.wait and attempt < self._retries:
+                if fault.wait and attempt < self._params.retries:
                     time.sleep(BACKOFF_SECONDS * 2**attempt)
                 continue
             replies.append(found.raw_reply)
             if found.score is not None or found.reason == QUESTION_CUT:
                 break
+        most = MAX_UNANSWERED * self.n_at_once  # trouble of a moment meets all of them
         with self._counting:
             self._unanswered = self._unanswered + 1 if trouble else 0
-            gone = self._unanswered >= self._most
+            gone = self._unanswered >= most
         if trouble and gone:
-            raise self._error(f"{trouble}, and so for {self._most} questions in a row", trouble.remedy)
+            raise self._error(f"{trouble}, and so for {most} questions in a row", trouble.remedy)
         reason = f"the server {trouble}" if trouble else found.reason
         score = None if trouble else found.score
         return Judgement(score, _storable(reason), _storable(ASKED_AGAIN.join(replies)))
 
+    def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
+        """Return what the reply to one question says. draw: see decoding. Raises NoReply."""
+        raise NotImplementedError
 
-def decoding(seed: int, draw: int) -> dict[str, Any]:
-    """Return the decoding settings: draw 0 is greedy, later ones are sampled, each with another seed."""
-    return GREEDY | {"seed": seed + draw} | (SAMPLED if draw else {})
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Within the block, trouble of the connection is a NoReply, or a UserError if nobody is at the address."""
+        try:
+            yield
+        except httpx.TimeoutException:
+            words = f"gave no reply within {self._params.timeout_seconds} seconds"
+            remedy = "raise {section}.timeout_seconds or choose a smaller {section}.model"
+            raise NoReply(words, remedy, wait=False) from None
+        except (httpx.ConnectError, OSError) as error:
+            raise self._error(f"cannot be reached ({cause_of(error)})") from None
+        except httpx.RequestError as error:
+            raise NoReply(f"broke off its reply ({cause_of(error)})") from None
+
+    def _error(self, trouble: str, remedy: str = "") -> UserError:
+        """The error for what the server did. remedy: instead of the usual one."""
+        advice = (remedy or self.remedy).format(section=self._params.section)
+        through, advice = behind(self._proxy, self._address, advice)
+        return UserError(f"{self.server_name} at {self._address}{through} {trouble}; {advice}")
+
+
+def requests_at_once() -> int:
+    """How many requests a server gets at once. Raises UserError if the user's number is no integer from 1 to 64."""
+    return requested(REQUESTS_VARIABLE, MAX_REQUESTS, 1)
 
 
 def _storable(text: str) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scratchlm.judge.asking import decoding
-from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, load_prompt
+from scratchlm.judge.prompt import GREEDY, QUESTION_CUT, REPLY_CUT, decoding, load_prompt
 from scratchlm.judge.protocol import Judgement, LlamaCppParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.context import available_cores
@@ -121,18 +120,14 @@ def check_model(params: LlamaCppParams) -> "GGUFReader":
     Raises UserError if the package is not installed, the file is missing, has another hash or is not GGUF, its model
     has no chat template, or a shorter context than the parameter.
     """
-    path = _path(params)
+    path, given = _path(params), f"{params.section}.model is {params.model}"
     if importlib.util.find_spec("xllamacpp") is None:
         raise UserError(f"{params.section}.backend is llama.cpp, whose package xllamacpp is not installed; {INSTALL}")
     if not path.is_file():
-        raise UserError(
-            f"{params.section}.model is {params.model}, but there is no such file; correct the path of the GGUF file"
-        )
+        raise UserError(f"{given}, but there is no such file; correct the path of the GGUF file")
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(
-                f"{params.section}.model is {params.model}, which is not a GGUF file; name one that llama.cpp can run"
-            )
+            raise UserError(f"{given}, which is not a GGUF file; name one that llama.cpp can run")
     if (digest := sha256_of(path)) != params.sha256:
         raise UserError(
             f"{params.section}.sha256 is {params.sha256}, but {path} has {digest}; if it is the file that you mean, "
@@ -145,9 +140,7 @@ def check_model(params: LlamaCppParams) -> "GGUFReader":
         context_length = int(_value(reader, f"{_value(reader, 'general.architecture')}.context_length"))
         template, n_parts = _value(reader, "tokenizer.chat_template"), _value(reader, "split.count") or 1
     except DAMAGED as error:
-        raise UserError(
-            f"{params.section}.model is {params.model}, which cannot be read as GGUF ({error}); get it again"
-        ) from None
+        raise UserError(f"{given}, which cannot be read as GGUF ({error}); get it again") from None
     if n_parts > 1:  # the hash is of one part
         raise UserError(f"{path} is one of {n_parts} parts; merge them with `llama-gguf-split --merge`")
     if not template:

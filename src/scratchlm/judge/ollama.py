@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 
 import httpx
 
-from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
-from scratchlm.judge.concurrency import requests_at_once
-from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
-from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
+from scratchlm.judge.asking import PASSING, NoReply, ServedJudge
+from scratchlm.judge.connection import Connection, cause_of, error_of, said
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, decoding
 from scratchlm.judge.protocol import Judgement, OllamaParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
@@ -19,7 +18,6 @@ BAD_REQUEST, NO_MODEL = 400, 404
 OUTAGES = (httpx.RequestError, OSError)  # the client turns a refused connection into ConnectionError, an OSError
 FOREIGN = (ValueError, TypeError, KeyError, RecursionError)  # raised for an answer that is not the protocol's
 UNCUT = {"truncate": False, "shift": False}  # Ollama refuses a chat that it would cut; its client has no such keys
-REMEDY = "start it with `ollama serve`, correct {section}.host, or set {section}.backend to reference"
 
 # The package makes a client when it is imported, which fails on a proxy, a host or certificates that it cannot use
 _names = [name for name in os.environ if name.upper().endswith("_PROXY") or name.startswith(("OLLAMA_", "SSL"))]
@@ -45,15 +43,16 @@ class _Connection(Connection):
         return response
 
 
-class OllamaJudge:
+class OllamaJudge(ServedJudge):
     """Asks a model served by Ollama for a Verdict, at temperature 0 and under a JSON schema."""
+
+    server_name = "Ollama"
+    remedy = "start it with `ollama serve`, correct {section}.host, or set {section}.backend to reference"
+    _params: OllamaParams
 
     def __init__(self, params: OllamaParams, replies: Replies) -> None:
         """Raises UserError if the server cannot be reached or does not have the model."""
-        self._params, self._proxy = params, environment_proxy(params.host)
-        self._prompt = load_prompt(params.prompt)
-        self.n_at_once, self._replies = requests_at_once(), replies
-        self._attempts = Attempts(params.retries, self._error, self.n_at_once)
+        super().__init__(params, params.host, replies)
         try:
             self._connection = _Connection(params.host, self._proxy, params.timeout_seconds)
             self._client = ollama.Client(
@@ -68,12 +67,6 @@ class OllamaJudge:
             "server_version": self._about(self._version, "report its version"),
             "prompt_sha256": self._prompt.sha256,
         }
-
-    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
-        """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
-        chat = self._prompt.messages(entry, response)
-        first = repeat * (self._params.retries + 1)  # so that no two attempts have the same seed
-        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, first + n_unusable))
 
     def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
         """Ollama ignores decoding settings outside `options`. Thoughts might leave no tokens for the reply."""
@@ -102,7 +95,8 @@ class OllamaJudge:
         Raises ollama.ResponseError for a question that does not fit.
         """
         try:
-            self._client.chat(self._params.model, **request)
+            with self._waiting():
+                self._client.chat(self._params.model, **request)
         except ollama.ResponseError as refusal:
             if refusal.status_code == NO_MODEL:
                 raise UserError(self._no_model(self._params.model)) from None
@@ -111,14 +105,6 @@ class OllamaJudge:
             if refusal.status_code not in PASSING:
                 raise self._error(f"answered {_words(refusal)}") from None
             raise NoReply(f"answered {_words(refusal)}") from None
-        except httpx.TimeoutException:
-            words = f"gave no reply within {self._params.timeout_seconds} seconds"
-            remedy = "raise {section}.timeout_seconds or choose a smaller {section}.model"
-            raise NoReply(words, remedy, wait=False) from None
-        except httpx.RequestError as error:
-            raise NoReply(f"broke off its reply ({cause_of(error)})") from None
-        except OSError as error:
-            raise self._error(f"cannot be reached ({cause_of(error)})") from None
         except FOREIGN:
             if words := error_of(self._connection.answer):  # under the status of success
                 raise NoReply(f"answered with an error ({words})") from None
@@ -155,12 +141,6 @@ class OllamaJudge:
             raise self._error(f"cannot be reached ({cause_of(error)})") from None
         except FOREIGN:  # another program listens at this address
             raise self._error(f"did not {wanted}") from None
-
-    def _error(self, trouble: str, remedy: str = "") -> UserError:
-        through, remedy = behind(
-            self._proxy, self._params.host, (remedy or REMEDY).format(section=self._params.section)
-        )
-        return UserError(f"Ollama at {self._params.host}{through} {trouble}; {remedy}")
 
     def _no_model(self, wanted: str, hint: str = "") -> str:
         pull = f"run `ollama pull {self._params.model}` or change {self._params.section}.model"

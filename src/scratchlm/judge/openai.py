@@ -10,10 +10,9 @@ from typing import Any
 
 import httpx
 
-from scratchlm.judge.asking import PASSING, Attempts, NoReply, decoding
-from scratchlm.judge.concurrency import requests_at_once
-from scratchlm.judge.connection import Connection, behind, cause_of, environment_proxy, error_of, said
-from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, load_prompt
+from scratchlm.judge.asking import PASSING, NoReply, ServedJudge
+from scratchlm.judge.connection import Connection, error_of, said
+from scratchlm.judge.prompt import QUESTION_CUT, REPLY_CUT, decoding
 from scratchlm.judge.protocol import Judgement, OpenAIParams
 from scratchlm.judge.replies import Replies
 from scratchlm.run.errors import UserError
@@ -43,15 +42,17 @@ class _Connection(Connection):
         return httpx.Response(response.status_code, headers=headers, content=content)
 
 
-class OpenAIJudge:
+class OpenAIJudge(ServedJudge):
     """Asks a served model for a Verdict, at temperature 0 and under a JSON schema."""
+
+    server_name = "the server"
+    remedy = "start it, correct {section}.base_url, or set {section}.backend to reference"
+    _params: OpenAIParams
 
     def __init__(self, params: OpenAIParams, replies: Replies) -> None:
         """Raises UserError as api_key, or if the server cannot be reached, refuses, or does not have the model."""
-        self._params, self._replies, self._url = params, replies, params.base_url.rstrip("/")
-        self._prompt = load_prompt(params.prompt)
-        self._proxy, self.n_at_once = environment_proxy(params.base_url), requests_at_once()
-        self._attempts, self._noting = Attempts(params.retries, self._error, self.n_at_once), threading.Lock()
+        super().__init__(params, params.base_url, replies)
+        self._url, self._noting = params.base_url.rstrip("/"), threading.Lock()
         key = api_key(params)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -62,12 +63,6 @@ class OpenAIJudge:
         about = {"base_url": self._url, "model": params.model, **self._about_model()}
         self._server = {"backend": "openai", **about, "prompt_sha256": self._prompt.sha256}
         self.identity: dict[str, Any] = dict(self._server)  # and what replies say of themselves
-
-    def score(self, entry: Mapping[str, str], response: str, repeat: int = 0) -> Judgement:
-        """Raises UserError if the server is gone, refuses the request, or leaves question after question unanswered."""
-        chat = self._prompt.messages(entry, response)
-        first = repeat * (self._params.retries + 1)  # so that no two attempts have the same seed
-        return self._attempts.judgement(lambda n_unusable: self._judgement(chat, first + n_unusable))
 
     def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
         settings, form = decoding(self._params.seed, draw), {}
@@ -121,17 +116,8 @@ class OpenAIJudge:
         return found
 
     def _asked(self, method: str, path: str, request: Mapping[str, Any] | None = None) -> httpx.Response:
-        """Raises NoReply, or UserError if nobody is at the address."""
-        try:
+        with self._waiting():
             return self._client.request(method, self._url + path, json=request)
-        except httpx.TimeoutException:
-            words = f"gave no reply within {self._params.timeout_seconds} seconds"
-            remedy = "raise {section}.timeout_seconds or choose a smaller {section}.model"
-            raise NoReply(words, remedy, wait=False) from None
-        except httpx.ConnectError as error:
-            raise self._error(f"cannot be reached ({cause_of(error)})") from None
-        except httpx.RequestError as error:
-            raise NoReply(f"broke off its reply ({cause_of(error)})") from None
 
     def _refuse(self, response: httpx.Response) -> None:
         """Raises NoReply or UserError for any status but success."""
@@ -164,11 +150,6 @@ class OpenAIJudge:
             names = ", ".join(sorted(models)[:MAX_NAMES]) or "none"
             raise self._error(f"has no model {self._params.model!r} (it has: {names})", "change {section}.model")
         raise self._error("did not answer with a list of models")
-
-    def _error(self, trouble: str, remedy: str = "") -> UserError:
-        remedy = remedy or "start it, correct {section}.base_url, or set {section}.backend to reference"
-        through, remedy = behind(self._proxy, self._params.base_url, remedy.format(section=self._params.section))
-        return UserError(f"the server at {self._params.base_url}{through} {trouble}; {remedy}")
 
 
 def api_key(params: OpenAIParams) -> str:

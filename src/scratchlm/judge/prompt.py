@@ -14,6 +14,7 @@ from scratchlm.judge.protocol import MAX_SCORE, Judgement
 
 TEMPLATES = {"anchored": "prompt_anchored.txt", "book": "prompt_book.txt", "pairwise": "prompt_pairwise.txt"}
 GREEDY = {"temperature": 0, "top_k": 1, "repeat_penalty": 1.0}
+SAMPLED = {"temperature": 0.5, "top_k": 40}
 # Of ChatML, Llama, Mistral, Gemma, Phi, DeepSeek and others: the APIs of servers do not list those of their models
 CONTROL_TOKENS = re.compile(
     r"<[|｜][^<>\s]{1,60}[|｜]>|</?s>|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>|<</?SYS>>"
@@ -119,6 +120,11 @@ def load_prompt(name: str) -> Prompt:
     text = Path(__file__).with_name(TEMPLATES[name]).read_text(encoding="utf-8").removesuffix("\n")
     system, _, question = text.partition("---\n")
     return Prompt(system.removesuffix("\n"), question, FORMS.get(name))
+
+
+def decoding(seed: int, draw: int) -> dict[str, Any]:
+    """Return the decoding settings: draw 0 is greedy, later ones are sampled, each with another seed."""
+    return GREEDY | {"seed": seed + draw} | (SAMPLED if draw else {})
 
 
 def _fenced(text: str, control_tokens: re.Pattern[str]) -> str:

@@ -1,30 +1,18 @@
 """Score responses from 0 to 100 with a judge: the controls, one record per response, the mean scores."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from scratchlm.judge.concurrency import in_order, requests_at_once
+from scratchlm.judge import protocol
 from scratchlm.judge.overlap import normalise
-from scratchlm.judge.protocol import (
-    REORDERED,
-    REPEAT,
-    SECOND,
-    Judge,
-    Judgement,
-    JudgeParams,
-    LlamaCppParams,
-    OllamaParams,
-    OpenAIParams,
-    ReferenceParams,
-    SecondParams,
-    ServedModelParams,
-    Trials,
-)
+from scratchlm.judge.protocol import REORDERED, REPEAT, SECOND, Judge, Judgement, JudgeParams, SecondParams, Trials
 from scratchlm.judge.reference import ReferenceJudge
 from scratchlm.judge.replies import Replies
 from scratchlm.judge.trust import no_scores
@@ -45,17 +33,17 @@ def build_judge(params: JudgeParams | SecondParams | Trials, replies: Path | Non
     replies: the folder where the replies of a language model are kept.
     Raises UserError if its server cannot be reached or does not have the model, or as check_model.
     """
-    if isinstance(params, ReferenceParams):
+    if isinstance(params, protocol.ReferenceParams):
         return ReferenceJudge()
-    if isinstance(params, LlamaCppParams):
+    if isinstance(params, protocol.LlamaCppParams):
         from scratchlm.judge.llama_cpp import LlamaCppJudge
 
         return LlamaCppJudge(params, Replies(replies))
-    if isinstance(params, OpenAIParams):
+    if isinstance(params, protocol.OpenAIParams):
         from scratchlm.judge.openai import OpenAIJudge
 
         return OpenAIJudge(params, Replies(replies))
-    assert isinstance(params, OllamaParams)
+    assert isinstance(params, protocol.OllamaParams)
     from scratchlm.judge.ollama import OllamaJudge  # its HTTP clients take 0.25 seconds to import
 
     return OllamaJudge(params, Replies(replies))
@@ -65,13 +53,15 @@ def check_judge(params: JudgeParams | SecondParams) -> None:
     """Raises UserError for a judge, or its second, that could not begin. A server is not asked: it may start later."""
     if isinstance(params, Trials) and params.second:
         check_judge(params.second)
-    if isinstance(params, LlamaCppParams):
+    if isinstance(params, protocol.LlamaCppParams):
         from scratchlm.judge.llama_cpp import check_model
 
         check_model(params)
-    if isinstance(params, ServedModelParams):
+    if isinstance(params, protocol.ServedModelParams):
+        from scratchlm.judge.asking import requests_at_once
+
         requests_at_once()
-    if isinstance(params, OpenAIParams):
+    if isinstance(params, protocol.OpenAIParams):
         from scratchlm.judge.openai import api_key
 
         api_key(params)
@@ -89,7 +79,8 @@ def judge_all(
     records = [*responses, *trial_records(responses, params)]
     judged = list(judge_records(judge, records))
     if reordered := reordered_records(responses, params):
-        independent = isinstance(params, LlamaCppParams)  # its replies never depend on the order: it has given them
+        # llama.cpp's replies never depend on the order: it has given them
+        independent = isinstance(params, protocol.LlamaCppParams)
         judged += judge_records(judge if independent else build_judge(params, replies / REORDERED), reordered)
     if second:
         judged += judge_records(second, second_records(records))
@@ -173,16 +164,29 @@ def judge_records(judge: Judge, records: Sequence[Mapping[str, Any]]) -> Iterato
     failed = 0
     with (
         Progress("judge", len(records), 0, "response") as bar,
-        closing(in_order(judged, records, judge.n_at_once)) as verdicts,
+        closing(_in_order(judged, records, judge.n_at_once)) as verdicts,
     ):
         for record, verdict in zip(records, verdicts, strict=True):
-            named = {field: record[field] for field in ("id", "model", "response")}
-            row = named | {"score": verdict.score, "reason": verdict.reason, "raw_reply": verdict.raw_reply}
+            row = {field: record[field] for field in ("id", "model", "response")} | asdict(verdict)
             yield row
             failed = failed + 1 if verdict.score is None else 0
             if failed == MAX_FAILED:
                 raise no_scores(f"{failed} responses in a row have no score", row)
             bar.update()
+
+
+def _in_order(
+    judged: Callable[[Mapping[str, Any]], Judgement], records: Sequence[Mapping[str, Any]], n_at_once: int
+) -> Generator[Judgement, None, None]:
+    """Yield the judgement of each record, in their order, while up to n_at_once are asked for.
+
+    Raises what `judged` raised. No more is asked for once that is raised here, or once this is closed.
+    """
+    if n_at_once == 1:
+        yield from map(judged, records)
+        return
+    with ThreadPool(n_at_once) as pool:  # its end, like that of the process, waits for no answer
+        yield from pool.imap(judged, records)
 
 
 def judge_scores(judged: Sequence[Mapping[str, Any]], seed: int) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ LABEL_CHARACTERS = 12
 
 def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> str:
     """Return the page. title: the model's name. tokens: T pieces of the text. weights: (L, H, T, T) in [0, 1]."""
-    labels = [_label(token) for token in tokens]
+    labels = [shortened(one_line(token).strip() or "\N{OPEN BOX}", LABEL_CHARACTERS) for token in tokens]
     heads = [
         {"layer": layer, "head": head, "image": _image(map), "rows": [_most(row, labels) for row in map]}
         for layer, maps in enumerate(weights, 1)
@@ -39,12 +39,6 @@ def attention_page(title: str, tokens: Sequence[str], weights: np.ndarray) -> st
         colour=COLOUR,
     )
     return printable(page.strip()) + "\n"
-
-
-def _label(token: str) -> str:
-    """Return a token as a label: without the spaces around it, and not too long."""
-    label = one_line(token).strip() or "\N{OPEN BOX}"
-    return shortened(label, LABEL_CHARACTERS)
 
 
 def _most(row: np.ndarray, labels: Sequence[str]) -> list[tuple[str, str]]:

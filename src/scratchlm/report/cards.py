@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from scratchlm.report.charts import sparkline
 from scratchlm.report.inputs import Report
-from scratchlm.report.tables import format_change, format_number, format_percent, format_points, format_signed
+from scratchlm.report.tables import format_number, format_percent, format_points, format_signed
 from scratchlm.tasks.variants import ASSISTANT, BASE
 
 
@@ -62,10 +62,10 @@ def _answers(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Card:
     lines = [f"{row['exact_matches']:,} of {row['responses']:,} equal the reference answer"]
     base = next((other for other in rows if other["name"] == BASE), None)
     if row["name"] != ASSISTANT and "change" in row:
-        change, low, high = (format_signed(row[key]) for key in ("change", "low", "high"))
+        change, low, high = (format_signed(row[key], 1) for key in ("change", "low", "high"))
         lines.insert(0, f"{change} points against {ASSISTANT} ({low} to {high})")
     elif row["name"] == ASSISTANT and base and "mean_score" in base and "mean_score" in row:
-        change = format_signed(row["mean_score"] - base["mean_score"])
+        change = format_signed(row["mean_score"] - base["mean_score"], 1)
         lines.insert(0, f"{change} from {format_number(base['mean_score'])} before training")
     ends = [format_number(row[end]) for end in ("mean_low", "mean_high") if end in row]
     value = format_number(row.get("mean_score"))
@@ -73,7 +73,7 @@ def _answers(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Card:
 
 
 def _from_start(start: float, end: float) -> str:
-    return f"{format_change(end - start)} from {format_number(start)} before training"
+    return f"{format_signed(end - start, 3)} from {format_number(start)} before training"
 
 
 def _spark(report: Report, stage: str, column: str) -> Markup:

@@ -8,13 +8,13 @@ rounded to hundredths of a point.
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from typing import Any, NamedTuple
 
-import matplotlib
 from markupsafe import Markup, escape
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -43,6 +43,7 @@ STYLE: Any = {
     **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     **dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False),
 }
+_style = partial(style.context, STYLE, after_reset=True)  # without the user's matplotlibrc
 WIDTH_INCHES = 3.9  # a telephone shows a chart almost in full size, so that its texts are not below 11 pixels there
 LEAST_SCALE = 0.92  # below it a chart scrolls in its box: 9 points are 12 pixels, and then 11
 LOG_RATIO = 5  # of a curve's largest to its least value: from here on its axis is logarithmic
@@ -225,15 +226,6 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     return Markup(
         '<svg class="sparkline" role="img" aria-label="{}" viewBox="0 0 {} {}"><polyline points="{}"/></svg>'
     ).format(label, width, height, " ".join(f"{x:.1f},{y:.1f}" for x, y in points))
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Apply our style and ignore the user's matplotlibrc."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
-        yield
 
 
 def _scale(axis: Axes, values: Sequence[float]) -> None:

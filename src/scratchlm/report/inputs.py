@@ -81,10 +81,11 @@ def collect(inputs: Inputs) -> Report:
     Raises UserError naming a file that is missing or broken.
     """
     params, folder, plots = load_yaml(inputs.params), inputs.metrics, inputs.metrics / "plots"
+    names = {stage: params[section] for stage, section in VARIED.items()}
     sources = read_json(inputs.sources)
     metrics = {stage: read_json(folder / f"{stage}.json") for stage in STAGES}
     loaded = loaded_metrics(folder, params["gpt2_sizes"], params["pretrained"])
-    reinforced = [f"reinforce/{name}" for name in params[VARIED["reinforce"]]]
+    reinforced = [f"reinforce/{name}" for name in names["reinforce"]]
     pretrained, *finetuned = (_trained(inputs.models / stage, metrics[stage]) for stage in TRAINED)
     return Report(
         params=params,
@@ -97,20 +98,17 @@ def collect(inputs: Inputs) -> Report:
         metrics=metrics,
         loaded=loaded,
         ablations={
-            stage: {name: read_json(folder / stage / f"{name}.json") for name in params[section]}
-            for stage, section in VARIED.items()
+            stage: {name: read_json(folder / stage / f"{name}.json") for name in varied}
+            for stage, varied in names.items()
         },
-        losses=_losses(inputs.losses, params[VARIED["ablate_pretrain"]]),
-        pairs={
-            name: read_table(inputs.losses / "reward_model" / f"{name}.parquet")
-            for name in params[VARIED["reward_model"]]
-        },
+        losses=_losses(inputs.losses, names["ablate_pretrain"]),
+        pairs={name: read_table(inputs.losses / "reward_model" / f"{name}.parquet") for name in names["reward_model"]},
         curves={stage: _curve(plots / f"{stage}.csv") for stage in [*TRAINED, *preference_stages(params), *reinforced]},
         steps={stage: _curve(plots / f"{stage.replace('/', '_steps/')}.csv") for stage in reinforced},
         histories={stage: _curve(plots / f"{stage}_steps.csv") for stage in TRAINED},
         samples={stage: read_json(inputs.samples / f"{stage}.json", list) for stage in [*SAMPLED, *reinforced]},
-        predictions=_predictions(inputs.predictions, params[VARIED["ablate_spam"]]),
-        responses=_judged(inputs.responses, params[VARIED["generate"]]),
+        predictions=_predictions(inputs.predictions, names["ablate_spam"]),
+        responses=_judged(inputs.responses, names["generate"]),
         models=[pretrained, *(_loaded(name, found, sources) for name, found in loaded.items()), *finetuned],
     )
 

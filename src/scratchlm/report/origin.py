@@ -43,25 +43,27 @@ def read_origin(model: Path, folder: Path = Path()) -> Origin | None:
     """
     lock, path = folder / "dvc.lock", PurePosixPath(os.path.relpath(model, folder)).as_posix()
     stages = (load_yaml(lock) or {}).get("stages", {}) if lock.exists() else {}
-    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
-    steps = list(dict.fromkeys(_steps(path, stages)))
-    used = (entry for step in steps for entry in stages[step.stage].get("deps", []))
-    is_whole = all(entry.get("md5") == made.get(entry["path"], entry.get("md5")) for entry in used)  # nothing is newer
-    if not steps or not is_whole or _folder_md5(model) != made[path]:
+    made = {
+        out["path"]: Step(name, out["path"], out.get("md5", ""))
+        for name, stage in stages.items()
+        for out in stage.get("outs", [])
+    }
+    steps = list(dict.fromkeys(_steps(path, stages, made)))
+    used = [entry for step in steps for entry in stages[step.stage].get("deps", []) if entry["path"] in made]
+    is_whole = all(entry.get("md5", "") == made[entry["path"]].md5 for entry in used)  # nothing is newer
+    if not steps or not is_whole or _folder_md5(model) != made[path].md5:
         return None
     chosen = value_at(stages, "download.params", {}).get("params.yaml", {}).get("sources", {})
     sources = {source.name: source for step in steps for source in _sources(step, stages, chosen)}
     return Origin(steps, list(sources.values()), dict(_metrics(path, stages, folder)))
 
 
-def _steps(path: str, stages: Mapping[str, Any]) -> Iterator[Step]:
-    for name, stage in stages.items():
-        made = {out["path"]: out.get("md5", "") for out in stage.get("outs", [])}
-        if path in made:
-            yield Step(name, path, made[path])
-            for used in stage.get("deps", []):
-                if used["path"].startswith("data/models/"):
-                    yield from _steps(used["path"], stages)
+def _steps(path: str, stages: Mapping[str, Any], made: Mapping[str, Step]) -> Iterator[Step]:
+    if path in made:
+        yield made[path]
+        for used in stages[made[path].stage].get("deps", []):
+            if used["path"].startswith("data/models/"):
+                yield from _steps(used["path"], stages, made)
 
 
 def _sources(step: Step, stages: Mapping[str, Any], chosen: Mapping[str, Any]) -> Iterator[Source]:

@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from scratchlm.data.catalogue import name_in, source_named
+from scratchlm.report import tables, variants
 from scratchlm.report.answers import answered_tasks, answering, examples, response_samples, with_steps
-from scratchlm.report.build import nearest_profile, shown_params
 from scratchlm.report.cards import cards, stage_results
 from scratchlm.report.charts import (
     Panel,
@@ -28,26 +28,7 @@ from scratchlm.report.charts import (
 from scratchlm.report.graph import graph_svg, stage_graph
 from scratchlm.report.headline import headline
 from scratchlm.report.inputs import Report, preference_stages
-from scratchlm.report.tables import (
-    MAX_CHARACTERS,
-    format_change,
-    format_number,
-    format_percent,
-    format_points,
-    format_signed,
-    metric_tables,
-    thinned,
-)
 from scratchlm.report.template import read_template
-from scratchlm.report.variants import (
-    classifiers,
-    margins,
-    mistakes,
-    most_frequent,
-    pretrain_variants,
-    roc_points,
-    without_confusions,
-)
 from scratchlm.run.display import printable, shortened, without_secrets
 from scratchlm.run.nested import flattened
 from scratchlm.tasks.calibration import calibration_bins
@@ -56,6 +37,8 @@ from scratchlm.training.schedule import learning_rate_at
 TEMPLATE, PALETTE, STYLE_SHEET, SCRIPT = (
     Path(__file__).with_name(name) for name in ("page.html.jinja", "palette.css", "page.css", "page.js")
 )
+OF_THE_MACHINE = ("device", "threads")  # parameters that change no result in precision `exact`
+ABSENT = "–"
 TABULATED = (
     "tokenize", "pretrain", "load_gpt2", "load_pretrained", "finetune_spam", "baseline_spam", "finetune_instruct",
     "finetune_preference", "reward_model", "reinforce", "generate", "judge",
@@ -83,12 +66,12 @@ def render(report: Report) -> str:
     Its policy lets it load nothing and run its own script only, which sorts and filters the answers.
     """
     filters: dict[str, Callable[..., Any]] = {
-        "change": format_change,
-        "number": format_number,
-        "percent": format_percent,
-        "points": format_points,
-        "shortened": partial(shortened, n_characters=MAX_CHARACTERS),
-        "signed": format_signed,
+        "change": partial(tables.format_signed, decimals=3),
+        "number": tables.format_number,
+        "percent": tables.format_percent,
+        "points": tables.format_points,
+        "shortened": partial(shortened, n_characters=tables.MAX_CHARACTERS),
+        "signed": partial(tables.format_signed, decimals=1),
         "without_secrets": lambda value: without_secrets(str(value)),
     }
     script = SCRIPT.read_text(encoding="utf-8")
@@ -106,8 +89,8 @@ def render(report: Report) -> str:
 
 def _built(report: Report) -> dict[str, Any]:
     """What the page says of the build: its parameters, stages and sources."""
-    shown, stages = shown_params(report.params), stage_graph(report.pipeline, report.params)
-    profile, differences = nearest_profile(shown, report.profiles)
+    shown, stages = _shown_params(report.params), stage_graph(report.pipeline, report.params)
+    profile, differences = _nearest_profile(shown, report.profiles)
     return {
         "shown_params": shown,
         "profile": profile,
@@ -120,6 +103,40 @@ def _built(report: Report) -> dict[str, Any]:
     }
 
 
+def _shown_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters without those that change no result, so that the page is the same on every machine."""
+    exact = params["precision"] == "exact"
+    return {key: value for key, value in params.items() if not (exact and key in OF_THE_MACHINE)}
+
+
+def _nearest_profile(
+    params: Mapping[str, Any], profiles: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, list[dict[str, str]]]:
+    """Return the profile that the fewest parameters differ from, the first of equals, and these parameters.
+
+    Without profiles the name is empty. params: as _shown_params returns them. profiles: by name, as in their files.
+    """
+    if not profiles:
+        return "", []
+    found = {name: _differences(params, values) for name, values in sorted(profiles.items())}
+    name = min(found, key=lambda name: len(found[name]))
+    return name, found[name]
+
+
+def _differences(params: Mapping[str, Any], profile: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the parameters that differ, with both values as texts."""
+    theirs = {key: value for key, value in profile.items() if key in params or key not in OF_THE_MACHINE}
+    own, other = (
+        {key: without_secrets(tables.format_parameter(value)) for key, value in flattened(values).items()}
+        for values in (params, theirs)
+    )
+    return [
+        {"key": key, "profile": other.get(key, ABSENT), "own": own.get(key, ABSENT)}
+        for key in {**own, **other}
+        if own.get(key) != other.get(key)
+    ]
+
+
 def _results(report: Report) -> dict[str, Any]:
     metrics, predictions, answers = report.metrics, report.predictions[0], answering(report)
     names = (*report.params["variants"], *CONTROLS)
@@ -129,20 +146,20 @@ def _results(report: Report) -> dict[str, Any]:
         loaded["load_gpt2" if name.startswith("gpt2-") else "load_pretrained"][name] = flattened(found)
     runs = ("finetune_preference", "reward_model", "reinforce", "generate")
     repeated = {stage: report.ablations[stage] for stage in runs}
-    scores = {stage: without_confusions(metrics[stage]) for stage in ("finetune_spam", "baseline_spam")}
-    tables = {**metrics, **scores, **loaded, **repeated, "judge": judged}
+    scores = {stage: variants.without_confusions(metrics[stage]) for stage in ("finetune_spam", "baseline_spam")}
+    shown = {**metrics, **scores, **loaded, **repeated, "judge": judged}
     tasks = answered_tasks(report.responses)
     return {
         "headline": headline(metrics, report.loaded, report.params["variants"]),
         "cards": cards(report, answers),
         "controls": {name: judged[model] for model, name in CONTROLS.items() if model in judged},
-        "tables": {stage: metric_tables(tables[stage]) for stage in TABULATED if tables[stage]},
+        "tables": {stage: tables.metric_tables(shown[stage]) for stage in TABULATED if shown[stage]},
         "charts": charts(report),
-        "most_frequent": most_frequent(predictions),
-        "mistakes": mistakes(predictions),
+        "most_frequent": variants.most_frequent(predictions),
+        "mistakes": variants.mistakes(predictions),
         "max_mistakes": MAX_MISTAKES,
-        "classifiers": classifiers(report),
-        "pretrain_variants": pretrain_variants(report),
+        "classifiers": variants.classifiers(report),
+        "pretrain_variants": variants.pretrain_variants(report),
         "variants": answers,
         "tasks": tasks,
         "examples": examples(tasks),
@@ -191,7 +208,7 @@ def charts(report: Report) -> dict[str, Markup]:
 def learning_rates(training: Mapping[str, Any], n_steps: int) -> list[dict[str, float]]:
     """Return the learning rate of every step, or of MAX_RATES of them. training: a section of params.yaml."""
     schedule: Any = SimpleNamespace(**training)
-    steps = thinned(range(n_steps), MAX_RATES)
+    steps = tables.thinned(range(n_steps), MAX_RATES)
     return [{"step": step, "learning_rate": learning_rate_at(step, n_steps, schedule)} for step in steps]
 
 
@@ -202,9 +219,10 @@ def _classifier_charts(report: Report) -> dict[str, Markup]:
     counts = Counter((row["label"], row["predicted"]) for row in predictions)
     drawn = {"confusion": confusion_chart("finetune_spam", counts, classes)}
     if len(classes) == len({row["label"] for row in predictions}) == 2:
-        curves = {"finetune_spam": predictions, "baseline_spam": baseline}
-        drawn["roc"] = roc_chart("finetune_spam", {name: roc_points(rows, classes[1]) for name, rows in curves.items()})
-        drawn["calibration"] = calibration_chart("finetune_spam", calibration_bins(margins(predictions)))
+        by_stage = {"finetune_spam": predictions, "baseline_spam": baseline}
+        curves = {stage: variants.roc_points(rows, classes[1]) for stage, rows in by_stage.items()}
+        drawn["roc"] = roc_chart("finetune_spam", curves)
+        drawn["calibration"] = calibration_chart("finetune_spam", calibration_bins(variants.margins(predictions)))
     return drawn
 
 

@@ -46,19 +46,14 @@ def format_percent(proportion: float | None) -> str:
     return NONE if proportion is None else f"{100 * proportion:.1f}\N{NO-BREAK SPACE}%"
 
 
-def format_change(difference: float) -> str:
-    """Return a difference with its sign and three decimals."""
-    return f"{difference:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
 def format_points(difference: float) -> str:
     """Return a difference of proportions in percentage points, with its sign and one decimal."""
-    return format_signed(100 * difference)
+    return format_signed(100 * difference, 1)
 
 
-def format_signed(difference: float) -> str:
-    """Return a difference with its sign and one decimal."""
-    return f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+def format_signed(difference: float, decimals: int) -> str:
+    """Return a difference with its sign."""
+    return f"{difference:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def format_metric(name: str, value: Any, column: str = "") -> str:
@@ -84,7 +79,7 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
     tables = [table for key in deep for table in metric_tables(metrics[key], key)]
     columns = {
         key: flattened(metrics[key])
-        for key in sorted(metrics, key=_column_rank)
+        for key in sorted(metrics, key=lambda key: (*COLUMN_ORDER, key).index(key))
         if isinstance(metrics[key], Mapping) and key not in deep
     }
     if columns:
@@ -102,7 +97,3 @@ def metric_tables(metrics: Mapping[str, Any], title: str = "") -> list[Table]:
 
 def _holds_splits(value: Mapping[str, Any]) -> bool:
     return any(key in COLUMN_ORDER and isinstance(item, Mapping) for key, item in value.items())
-
-
-def _column_rank(key: str) -> int:
-    return COLUMN_ORDER.index(key) if key in COLUMN_ORDER else len(COLUMN_ORDER)

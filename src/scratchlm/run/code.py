@@ -21,12 +21,8 @@ from scratchlm.run.files import read_json, sha256_of
 WITHOUT_INFLUENCE = {"dvc", "fsspec", "psutil", "tensorboardx", "tqdm", "voluptuous"}
 WITH_TORCH = {"triton"}  # comes with a torch for cards, in that one's version, which the arithmetic's fingerprint holds
 OPTIONAL = {"xllamacpp"}  # extras: where one is not installed, the stage that needs it says so itself
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "ruamel": "ruamel.yaml",
-    "sklearn": "scikit-learn",
-    "yaml": "pyyaml",
-}  # imported under another name
+# Imported under another name
+DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 def stage_scripts(folder: Path) -> list[Path]:

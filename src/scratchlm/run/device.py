@@ -28,16 +28,12 @@ class DeviceParams(Section):
         return self.threads if isinstance(self.threads, int) else available_cores()
 
     @model_validator(mode="after")
-    def _threads_change_nothing_or_are_fixed(self) -> "DeviceParams":
+    def _fit_each_other(self) -> "DeviceParams":
         if self.threads == "auto" and self.precision != "exact":
             raise ValueError(
                 f"threads is 'auto', but in precision {self.precision} their number changes the last digits of "
                 "results; give a number, or use precision exact"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _exact_is_not_compiled(self) -> "DeviceParams":
         if self.compile and self.precision == "exact":
             raise ValueError(
                 "compile is true, but torch's compiler would change the bits of precision exact; set compile to false, "

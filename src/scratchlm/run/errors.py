@@ -19,15 +19,10 @@ OF_DVC_AND_GIT = {
 }  # fmt: skip
 MEMORY = r"out of memory|can't allocate memory|not enough memory|Unable to allocate"  # of torch and numpy
 AGAIN = "correct that and run this again"
-FULL = "free some space, then run this again"
 NOT_ALLOWED = "correct its permissions or its owner, or name another path"
 REMEDIES = {
-    errno.ENOSPC: FULL,
-    errno.EDQUOT: FULL,
-    errno.EFBIG: FULL,
-    errno.EACCES: NOT_ALLOWED,
-    errno.EPERM: NOT_ALLOWED,
-    errno.EROFS: NOT_ALLOWED,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, then run this again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), NOT_ALLOWED),
     errno.EIO: "check the disk or the network drive, then run this again",
     errno.ENOMEM: "free some memory, or lower batch_size or the size of the model",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`), then run this again",

@@ -20,14 +20,10 @@ def with_value(text: str, keys: Sequence[str], value: Any, source: str) -> str:
     Raises UserError naming the `source` if the text is not YAML, lacks a key, or cannot be edited without changing more
     than this value (an anchor in the old value, for example).
     """
-    wanted = parse_yaml(text, source)
-    inner = wanted
-    for key in keys:
-        if not isinstance(inner, dict) or key not in inner:
-            raise UserError(f"{source}: {'.'.join(keys)} is missing; profiles/ shows complete files")
-        inner = inner[key]
-    wanted = _replaced(wanted, keys, value)
-
+    try:
+        wanted = _replaced(parse_yaml(text, source), keys, value)
+    except (KeyError, TypeError):  # TypeError: of what is no mapping
+        raise UserError(f"{source}: {'.'.join(keys)} is missing; profiles/ shows complete files") from None
     _, node = _nodes(text, keys)
     start, end = node.start_mark.index, _end(node)
     new, rest = as_flow(value), text[end:]
@@ -40,10 +36,9 @@ def with_value(text: str, keys: Sequence[str], value: Any, source: str) -> str:
     raise UserError(f"{source}: {'.'.join(keys)} cannot be replaced on its own; write {new} there yourself")
 
 
-def _replaced(mapping: dict[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+def _replaced(old: Any, keys: Sequence[str], value: Any) -> Any:
     """A copy with another value at `keys`: parts that two keys share, by an alias, are no longer shared."""
-    first, *rest = keys
-    return {**mapping, first: _replaced(mapping[first], rest, value) if rest else value}
+    return {**old, keys[0]: _replaced(old[keys[0]], keys[1:], value)} if keys else value
 
 
 def line_start(text: str, keys: Sequence[str]) -> int:

@@ -36,7 +36,9 @@ def check_stage(
     follows = f"; follows from {start}" if start else ""
     built = rebuild.stages.get(stage.name, Built({}, {}))
     other_inputs = [path for path, md5 in stage.inputs.items() if built.inputs.get(path, md5) != md5]
-    inexact = other_machine and (other_inputs or _packages(stage, rebuild) & INEXACT)
+    record = rebuild.clone / (stage.code or "")
+    packages = set(read_json(record)["packages"]) if record.is_file() else set()
+    inexact = other_machine and (other_inputs or packages & INEXACT)
     to_the_bit = not (outside or inexact)
     for path, detail in stage.stale.items():
         yield finding(path, "stale", detail)
@@ -121,11 +123,6 @@ def members(path: str, md5: str, *caches: Path) -> dict[str, str] | None:
     if listing is None:
         return None
     return {f"{path}/{entry['relpath']}": entry["md5"] for entry in json.loads(listing.read_text(encoding="utf-8"))}
-
-
-def _packages(stage: CommittedStage, rebuild: Rebuild) -> set[str]:
-    record = rebuild.clone / (stage.code or "")
-    return set(read_json(record)["packages"]) if record.is_file() else set()
 
 
 def _edit(path: str, rebuild: Rebuild, is_rebuilt: bool) -> Difference:

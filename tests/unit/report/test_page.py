@@ -26,7 +26,7 @@ from scratchlm.report.answers import answered_tasks, examples, mean_of
 from scratchlm.report.graph import drawn_edges, graph_svg, stage_graph
 from scratchlm.report.inputs import Inputs, collect
 from scratchlm.report.page import learning_rates, render
-from scratchlm.report.tables import format_change, format_number, format_percent, metric_tables, thinned
+from scratchlm.report.tables import format_number, format_percent, format_signed, metric_tables, thinned
 from scratchlm.run.display import shortened
 from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json, read_table, sha256_of, write_csv, write_json, write_table, write_text
@@ -917,7 +917,7 @@ def test_numbers_have_four_digits_and_shares_one_decimal() -> None:
         "1,000,495", "2.537", "123,457", "0.0001", "5e-05", "–", "yes", "100", "text",
     ]  # fmt: skip
     assert format_percent(0.98765) == "98.8\N{NO-BREAK SPACE}%"
-    assert [format_change(v) for v in (-0.01234, 0.5, 0.0)] == ["−0.012", "+0.500", "+0.000"]
+    assert [format_signed(v, 3) for v in (-0.01234, 0.5, 0.0)] == ["−0.012", "+0.500", "+0.000"]
 
 
 def test_long_texts_end_in_an_ellipsis_and_long_lists_keep_both_ends() -> None:
