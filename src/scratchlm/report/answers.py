@@ -46,7 +46,7 @@ def paired_change(was: Ratio, now: Ratio) -> dict[str, float]:
 
 
 def answered_tasks(responses: Rows) -> list[dict[str, Any]]:
-    """Return each test task in its order, with the answers of all variants by name."""
+    """Return each task in its order, with the answers of all variants by name."""
     tasks: dict[str, dict[str, Any]] = {}
     for row in responses:
         task = {key: row[key] for key in ("id", "instruction", "input", "output")}
