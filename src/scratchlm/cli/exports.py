@@ -20,6 +20,7 @@ from scratchlm.cli.models import (
 from scratchlm.cli.project import in_project, project_folder
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import read_json, write_text
 
 Storage = Literal["float32", "float16", "q8_0"]
 
@@ -47,7 +48,6 @@ def export(
     Modelfile beside it, a folder a model card.
     """
     from scratchlm.formats.native import OTHER_KINDS
-    from scratchlm.run.files import read_json
 
     refuse_existing(output)
     if format != "gguf" and storage != "float32":
@@ -144,7 +144,6 @@ def _export_language_model(
     from scratchlm.model.gpt import parameter_count
     from scratchlm.report.card import Subject, licence, licence_text
     from scratchlm.report.origin import read_origin
-    from scratchlm.run.files import write_text
 
     if storage and not output.name.isprintable():
         raise UserError(f"{output.name!r} has characters that a Modelfile cannot name; choose another name")

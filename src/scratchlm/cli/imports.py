@@ -8,6 +8,7 @@ import typer
 from scratchlm.cli.models import refuse_existing
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import atomic_folder, missing, read_json
 
 
 def import_model(
@@ -31,7 +32,6 @@ def import_model(
     from scratchlm.formats.huggingface_tokenizer import load_huggingface_tokenizer
     from scratchlm.formats.native import save_gpt
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import atomic_folder, read_json
 
     refuse_existing(output)
     _check_base(source, base)
@@ -68,7 +68,6 @@ def import_model(
 def _check_base(source: Path, base: Path | None) -> None:
     """Raises UserError if one of these is missing, or unless `base` is given for an adapter, and only for one."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import missing
 
     for path in filter(None, (source, base)):
         if not path.exists():
@@ -83,7 +82,6 @@ def _check_base(source: Path, base: Path | None) -> None:
 def _check_folder(folder: Path) -> None:
     """Raises UserError if this is not the folder of a whole model of transformers."""
     from scratchlm.formats.peft import ADAPTER_CONFIG
-    from scratchlm.run.files import read_json
 
     if folder.is_file() or (folder / ADAPTER_CONFIG).exists():
         raise UserError(f"{folder} is no folder of a whole model of transformers; name one that save_pretrained wrote")

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 
 from scratchlm.cli.project import project_folder
-from scratchlm.compare.git import changed_files, committed, find_commit, git, unpack_commit
+from scratchlm.compare.git import changed_files, committed_files, find_commit, git, unpack_commit
 from scratchlm.run.code import refuse_path
 from scratchlm.run.display import say
 from scratchlm.run.errors import UserError
-from scratchlm.run.files import flush, temporary_folder, write_text
+from scratchlm.run.files import flush, stale_temporary_files, temporary_folder, write_text
 
 # All that the pipeline needs of the repository: no tests, pages and benchmarks, and none of its results
 TAKEN = (
@@ -27,7 +27,7 @@ TAKEN = (
     "stages",
 )  # fmt: skip
 README = "src/scratchlm/cli/own_readme.md"
-MARK = "made-by-scratchlm-init"  # a file in our temporary folder, locked while its process lives
+MARK = "made-by-scratchlm-init"  # a file in our temporary folder, locked while its process runs
 
 
 def init(
@@ -41,7 +41,7 @@ def init(
     commit = find_commit(root, "HEAD")
     if git(root, "rev-parse", "--show-prefix") or not git(root, "ls-tree", commit, README):
         raise UserError(f"{root} is no checkout of scratchlm; run this in the top folder of one")
-    profiles = [Path(name).stem for name in committed(root, commit, "profiles/")]
+    profiles = [Path(name).stem for name in committed_files(root, commit, "profiles/")]
     if profile not in profiles:
         raise UserError(f"--profile is {profile!r}, but the profiles are {', '.join(profiles)}; name one of them")
     _refuse_place(folder, root)
@@ -78,9 +78,7 @@ def _refuse_place(folder: Path, root: Path) -> None:
 
 
 def _delete_left(target: Path) -> None:
-    """Delete what killed calls for this folder have left beside it."""
-    from scratchlm.run.files import stale_temporary_files
-
+    """Delete the temporary folders of killed calls for this folder."""
     for left in stale_temporary_files(target):
         with suppress(OSError), (left / MARK).open() as mark:  # without it, the folder is not ours
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -20,7 +20,7 @@ from scratchlm.run.errors import UserError, boundary
 
 class Commands(TyperGroup):
     def invoke(self, context: Any) -> Any:
-        """Let Ctrl-C be a sentence; typer ends without a word."""
+        """Run a command. Ctrl-C ends it with a sentence; typer would print none."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt:

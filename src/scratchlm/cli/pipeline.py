@@ -11,6 +11,7 @@ from scratchlm.run.arrow_startup import do_without_pandas
 from scratchlm.run.code import refuse_path
 from scratchlm.run.display import printable, say
 from scratchlm.run.errors import UserError
+from scratchlm.run.files import missing
 
 FAILED = 3  # the exit status of --fail-if; 1 is a mistake, 2 one in the options
 
@@ -32,7 +33,6 @@ def status() -> None:
 
 def repair() -> None:
     """Repair DVC's own files after DVC was killed. `dvc repro` then looks for results in its run cache."""
-    from scratchlm.run.files import missing
     from scratchlm.run.watchdog import repair
 
     if not Path("dvc.yaml").exists():

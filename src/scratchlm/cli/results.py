@@ -45,7 +45,7 @@ def repeated_note(counts: Mapping[str, Any]) -> str | None:
 
 
 def committed_headline() -> list[Headline]:
-    """Return the main results of HEAD; none if they are not committed, or by an older version."""
+    """Return the main results of HEAD; [] if it has none, or those of an older version."""
     with TemporaryDirectory() as folder, suppress(UserError):
         unpack_commit(Path(), "HEAD", ("params.yaml", "metrics"), Path(folder))
         return read_headline(Path(folder, "params.yaml"), Path(folder, "metrics"))

@@ -79,7 +79,7 @@ def serve(
 
 
 def _classes(classifier: Path | None, tokenizer: Path) -> "TextClassifier | None":
-    """The classifier that is served; without a name the project's, if there is one and it has this tokenizer."""
+    """The classifier to serve: the named one, else the project's, if there is one and `tokenizer` is its own."""
     from scratchlm.serving.service import TextClassifier
 
     usual = in_project(CLASSIFIER)
@@ -91,7 +91,10 @@ def _classes(classifier: Path | None, tokenizer: Path) -> "TextClassifier | None
 
 
 def _key(host: str) -> str | None:
-    """The key that clients must send; without one, warn if others than this machine's users reach the server."""
+    """The key that clients must send, or None, with a warning if other machines reach the server.
+
+    Raises UserError for a key that no header can hold.
+    """
     key = os.environ.get(KEY) or None
     if key and not (key.isascii() and key.isprintable() and key == key.strip()):
         raise UserError(f"{KEY} must be printable ASCII without spaces at its ends; set another")

@@ -159,10 +159,12 @@ def pin(
 
 
 def _public_corpus_of(addresses: list[str]) -> "Source | None":
+    """The public corpus that is named, if any. Raises UserError for a misspelt one, and for addresses beside it."""
     from scratchlm.data.catalogue import PUBLIC
 
-    for name in (name for name in addresses if name.replace("-", "").isalnum() and not Path(name).exists()):
-        if (near := difflib.get_close_matches(name, PUBLIC, n=1)) and name not in PUBLIC:
+    for name in addresses:
+        may_be_name = name.replace("-", "").isalnum() and name not in PUBLIC and not Path(name).exists()
+        if may_be_name and (near := difflib.get_close_matches(name, PUBLIC, n=1)):
             raise UserError(f"{name} is neither a file nor a public corpus (did you mean {near[0]}?); correct the name")
     public = next((PUBLIC[name] for name in addresses if name in PUBLIC), None)
     if public and len(addresses) > 1:
@@ -174,7 +176,6 @@ def _manifest_at(output: Path, public: "Source | None") -> "PinnedSource":
     """The entry for a manifest. Raises UserError if it may not be there, or is that of another public corpus."""
     from scratchlm.data.catalogue import public_corpus
     from scratchlm.data.manifest import PinnedSource
-    from scratchlm.run.params import check_params
 
     entry = {"manifest": _below_data_mine(str(output), "name another --output")}
     source: PinnedSource = check_params(entry, PinnedSource, source="--output", whole=True)
@@ -184,7 +185,7 @@ def _manifest_at(output: Path, public: "Source | None") -> "PinnedSource":
 
 
 def _old_files(output: Path) -> "list[PinnedFile]":
-    """What a manifest pinned before. Raises UserError if the file is something else, which is not overwritten."""
+    """The files that a manifest pinned before. Raises UserError if there is another file, which is not overwritten."""
     from scratchlm.data.manifest import read_manifest
 
     try:

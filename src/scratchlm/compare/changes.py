@@ -93,7 +93,7 @@ def read_build(revision: Revision) -> Build:
 
 
 def _read_stage(revision: Revision, name: str, entry: Mapping[str, Any]) -> Recorded:
-    """entry: of the stage in dvc.lock."""
+    """The record of a stage. entry: of the stage in dvc.lock."""
     inputs, outs = (recorded_hashes(entry.get(key)) for key in ("deps", "outs"))
     records = {path: md5 for path, md5 in inputs.items() if path.startswith(CODE_FOLDER)}  # at most one
     code: dict[str, dict[str, str]] = {"files": {}, "packages": {}}

@@ -75,7 +75,7 @@ def find_commit(folder: Path, revision: str) -> str:
     )
 
 
-def committed(folder: Path, commit: str, *paths: str) -> list[str]:
+def committed_files(folder: Path, commit: str, *paths: str) -> list[str]:
     """Return the files and folders of a commit among these paths, or in one that ends in a slash."""
     return [name for name in git(folder, "ls-tree", "--name-only", "-z", commit, *paths).split("\0") if name]
 
@@ -88,8 +88,8 @@ def changed_files(folder: Path, *paths: str) -> list[str]:
 
 
 def unpack_commit(folder: Path, commit: str, paths: Sequence[str], target: Path) -> None:
-    """Copy what a commit has at these paths into a folder, and leave out what it lacks."""
-    if found := committed(folder, commit, *paths):
+    """Copy the files and folders at these paths of a commit to `target`, without those that it lacks."""
+    if found := committed_files(folder, commit, *paths):
         with TemporaryDirectory() as scratch:
             archive = Path(scratch, "commit.zip")
             git(folder, "archive", f"--output={archive}", commit, *found)

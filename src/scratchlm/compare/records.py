@@ -13,7 +13,7 @@ from scratchlm.tasks.bootstrap import Auroc, Macro, Ratio, Statistic, observed
 from scratchlm.tasks.variants import RESERVED
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss", "calibration_error"}
-DERIVED = r"(_low|_high)$|\.confusion\."  # ends of the intervals of other metrics, and parts of them
+DERIVED = r"(_low|_high)$|\.confusion\."
 TASKS = "sources.instructions and tokenize.instructions"
 RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
 VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
@@ -64,7 +64,7 @@ def better(metric: str, difference: float) -> bool:
 
 
 def is_derived(metric: str) -> bool:
-    """Whether a metric says nothing that another one does not: the end of its interval, or a count behind it."""
+    """Whether a metric repeats another: it is an end of its interval, or a count of its confusion matrix."""
     return bool(re.search(DERIVED, metric))
 
 

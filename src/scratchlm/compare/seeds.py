@@ -116,7 +116,7 @@ def difference_factor(n: int) -> float:
 
 
 def varying_and_constant(metrics: Mapping[str, Spread]) -> tuple[dict[str, Spread], dict[str, Spread]]:
-    """Return the metrics that vary, and those that do not, without those that is_derived names."""
+    """Return the metrics that vary, and those that do not, without the derived ones; see is_derived."""
     own = {name: row for name, row in metrics.items() if not is_derived(name)}
     varying = {name: row for name, row in own.items() if row.low < row.high}
     return varying, {name: row for name, row in own.items() if name not in varying}

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scratchlm.data.manifest import WEB
-from scratchlm.data.own_data import refuse_odd_name
+from scratchlm.data.own_data import refuse_odd_name, refuse_unreadable
 from scratchlm.run.display import without_secrets
 from scratchlm.run.errors import UserError, explained
 
@@ -155,17 +155,12 @@ def _refuse_unlisted(path: str, is_pattern: bool) -> None:
     Raises OSError for a folder that may not be read, and UserError for a link to a folder, if it may hold files at
     `path`, a folder or a pattern.
     """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
     parts = Path(path).parts
     n_fixed = next(n for n, part in enumerate(parts) if glob.has_magic(part)) if is_pattern else len(parts)
     below = parts[n_fixed:] or ["**"]
-    for folder, names, _ in os.walk(Path(*parts[:n_fixed]), onerror=refuse):
+    for folder, names, _ in os.walk(Path(*parts[:n_fixed]), onerror=refuse_unreadable):
         if not os.access(folder, os.X_OK):
-            refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder))
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
         depth = len(Path(folder).parts) - n_fixed
         if not is_pattern:
             names[:] = [name for name in names if not name.startswith((".", "_"))]

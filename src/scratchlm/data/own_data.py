@@ -68,7 +68,7 @@ def own_files(source: OwnSource) -> list[Path]:
         return []
     path = Path(source.path)
     if not path.is_file():
-        for _ in os.walk(path if path.is_dir() else FOLDER, onerror=_refuse):  # glob would leave them out
+        for _ in os.walk(path if path.is_dir() else FOLDER, onerror=refuse_unreadable):  # glob would leave them out
             pass
     pattern = PurePosixPath(source.path).relative_to(FOLDER)
     found = path.rglob("*") if path.is_dir() else [path] if path.exists() else Path(FOLDER).glob(str(pattern))
@@ -93,8 +93,8 @@ def refuse_odd_name(path: str) -> None:
         raise UserError(f"{path!a} is a name that is not UTF-8; rename the file")
 
 
-def _refuse(error: OSError) -> None:
-    """Raise the error of a folder that may not be read; there may be no folder at all."""
+def refuse_unreadable(error: OSError) -> None:
+    """Raise the error of os.walk for a folder that may not be read. A missing folder is no error."""
     if not isinstance(error, FileNotFoundError):
         raise error
 

@@ -65,16 +65,17 @@ def read_preferences(path: Path) -> list[dict[str, str]]:
 
 
 def count_shared_questions(instructions: Path, preferences: Path, say: Callable[[str], None]) -> dict[str, int]:
-    """Count the questions that one of the tokenized sources trains and the other tests: their results look too good.
+    """Count the pairs whose question one tokenized source trains and the other tests; `say` so if there are any.
 
-    test_also_in_instructions_train: pairs whose answers the assistant has learnt. train_also_in_instructions_test:
-    pairs that teach what the variants are judged on.
+    instructions, preferences: folders of splits. test_also_in_instructions_train: test pairs whose answers the
+    assistant has learnt. train_also_in_instructions_test: train pairs on whose questions the variants are judged.
     """
     sources = ((instructions, INSTRUCTION_SCHEMA), (preferences, PREFERENCE_SCHEMA))
     asked, paired = (
         {split: list(map(question, rows)) for split, rows in read_splits(*source).items()} for source in sources
     )
-    learnt, judged = (sum(it in set(asked[b]) for it in paired[a]) for a, b in (("test", "train"), ("train", "test")))
+    trained, tested = ({*asked[split]} for split in ("train", "test"))
+    learnt, judged = sum(it in trained for it in paired["test"]), sum(it in tested for it in paired["train"])
     if learnt or judged:
         say(
             f"{learnt} test pairs ask what the assistant is trained on, and {judged} train pairs what it is tested on; "

@@ -77,7 +77,7 @@ def refuse_rows(faults: Sequence[str], remedy: str) -> None:
 
 
 def text_blocks(path: Path, n_characters: int) -> Iterator[str]:
-    """Yield a UTF-8 file in blocks of n_characters, without a mark of the encoding at its start.
+    """Yield a UTF-8 file in blocks of n_characters, without a byte order mark.
 
     Raises UserError naming the file if it is missing, and the first line that is not UTF-8.
     """

@@ -57,8 +57,9 @@ def write_with_head(
     folder: Path, backbone: GPTModel, own: Mapping[str, Tensor], settings: Mapping[str, Any],
     tokenizer: BytePairTokenizer,
 ) -> None:  # fmt: skip
-    """Write the weights and config.json of transformers' class for sequences. own: head_tensors. settings: beside ours.
+    """Write the weights and config.json of transformers' class that classifies sequences.
 
+    own: see head_tensors. settings: further entries of config.json.
     Raises UserError if transformers has no such models.
     """
     kind = architecture(backbone.config)

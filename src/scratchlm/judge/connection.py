@@ -18,7 +18,7 @@ class Connection(httpx.HTTPTransport):
     """Several threads may use it."""
 
     def __init__(self, host: str, proxy: str | None, timeout_seconds: float) -> None:
-        """proxy: of environment_proxy. Raises ValueError or ImportError, without its password, for one of no use.
+        """proxy: of environment_proxy. Raises ValueError or ImportError, without its password, if it cannot be used.
 
         Raises OSError if the environment names certificates that are not there.
         """

@@ -39,7 +39,7 @@ def mean_of(values: Sequence[float]) -> Ratio:
 
 
 def paired_change(was: Ratio, now: Ratio) -> dict[str, float]:
-    """Return the difference of two means as `change`, and its 95 % interval as `low` and `high`, as compare has it."""
+    """Return the difference of two means and its 95 % interval: `change`, `low` and `high`. See tasks/bootstrap.py."""
     found = paired_differences({"": (was, now)})[""]
     low, high = found.interval or (found.difference, found.difference)
     return {"change": found.difference, "low": low, "high": high}

@@ -231,7 +231,7 @@ def sha256_of(path: Path) -> str:
 
 
 def md5_of(path: Path) -> str:
-    """Hex digest of a file's content, as DVC records it; computed also where MD5 is not allowed for secrets."""
+    """The MD5 of a file's content in hex, as DVC records it; also where MD5 is forbidden for security (FIPS)."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 

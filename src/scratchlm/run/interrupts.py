@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits the work."""
+"""Delay Ctrl-C until a piece of work is done."""
 
 import signal
 import threading

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-CONFIDENCE, POWER = 0.95, 0.80
+from scratchlm.tasks.intervals import CONFIDENCE
+
+POWER = 0.80
 RESAMPLES, FEWEST_RESAMPLES, DRAWS = 10_000, 1_000, 1 << 24  # DRAWS: of single examples, bounds the time
 BLOCK = 1 << 22  # weights in memory at once
 SEED = 1979
@@ -107,7 +109,7 @@ Statistic = Ratio | Macro | Auroc
 def summable(column: np.ndarray) -> np.ndarray:
     """Return (N,) rounded to a multiple of a power of two, so that sums of N of them are exact in any order.
 
-    Else the last bits of a product of matrices, and so the report page, would depend on the processor.
+    Without it, the last bits of a matrix product, and so the report page, would depend on the processor.
     """
     _, exponent = np.frexp(len(column) * np.abs(column).max())
     return np.ldexp(np.rint(np.ldexp(column, SUM_BITS - exponent)), exponent - SUM_BITS)

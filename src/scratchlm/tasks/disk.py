@@ -13,7 +13,7 @@ from scratchlm.tasks.preflight import model_configs, pretrained_models, pretrain
 NUMBER_BYTES = 4  # of a float32 weight, or of a token
 CHECKPOINT_NUMBERS = 3  # a weight and AdamW's two moments
 BYTES_PER_TOKEN = (4, 2)  # of English, from vocabularies of 50,257 tokens or of words down to some hundred tokens
-DOCUMENT_BYTES = 100  # of text that a corpus' documents have on average, at least: a sentence
+DOCUMENT_BYTES = 100  # of the text of a document, on average, at least: a sentence
 
 
 class DiskNeeds(NamedTuple):
@@ -130,7 +130,7 @@ def plan(params: Any, needs: DiskNeeds, steps: Steps) -> str:
 
 
 def _signature_bytes(params: Any) -> int:
-    """What the search for near duplicates writes, at most, if documents have DOCUMENT_BYTES on average."""
+    """The bytes of the signatures of near duplicates, if documents have DOCUMENT_BYTES on average."""
     if not isinstance(params.tokenize.corpus.deduplicate, NearDuplicates):
         return 0
     from scratchlm.data.near_duplicates import N_VALUES  # with packages that take a moment to import

@@ -29,18 +29,17 @@ class Training(NamedTuple):
     def needed_bytes(self, device: str, compile_: bool) -> int:
         """The bytes that exist at once on the device, at least.
 
-        Reinforcement learning also holds the assistant, unchanged, and a reward model; it samples all responses of a
-        step at once, and the optimizer's moments exist by then.
+        Reinforcement learning also holds the assistant, unchanged, perhaps a reward model, and what sampling holds,
+        when the optimizer's moments exist already.
         """
         p, weights = self.params, FLOAT32 * self.config.n_parameters
         is_reinforcement = isinstance(p, ReinforceParams)
-        n_responses = p.batch_size * p.responses_per_prompt if is_reinforcement else p.batch_size
-        n_rows = min(n_responses, p.max_micro_batch_size)
+        n_rows = min(p.batch_size * (p.responses_per_prompt if is_reinforcement else 1), p.max_micro_batch_size)
         keeps_little = p.checkpoint_activations or compile_  # the compiler decides what to recompute
         update = least_bytes(self.config, n_rows * self.n_tokens, keeps_little) if self.all_train else weights
         if not is_reinforcement:
             return update
-        rollout = rollout_bytes(self.config, n_responses, p.max_new_tokens, device)
+        rollout = rollout_bytes(self.config, p.n_sampled_at_once(device), p.max_new_tokens, device)
         headless = self.config.model_copy(update={"tied_head": True})
         others = weights + (FLOAT32 * headless.n_parameters if self.has_reward_model else 0)
         return others + max(update, (3 if self.all_train else 1) * weights + rollout)

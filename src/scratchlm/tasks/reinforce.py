@@ -72,6 +72,14 @@ class ReinforceParams(TrainingParams):
         """How many micro batches an update has."""
         return math.ceil(self.batch_size * self.responses_per_prompt / self.max_micro_batch_size)
 
+    def n_sampled_at_once(self, device: str) -> int:
+        """How many responses are decoded together: on a CPU a batch for each worker, on a card all of a step.
+
+        A card decodes all of them almost as fast as a few.
+        """
+        n_responses = self.batch_size * self.responses_per_prompt
+        return min(n_responses, self.max_micro_batch_size) if device == "cpu" else n_responses
+
     @model_validator(mode="after")
     def _responses_differ(self) -> "ReinforceParams":
         if not self.temperature:
@@ -160,8 +168,7 @@ class _Learner:
         def respond(some: range) -> list[Generation]:
             return self._prompts.respond(decoder, [rows[i] for i in some], sampling, [seeds[i] for i in some])
 
-        # Workers divide the batches on a CPU; a card decodes all rows almost as fast as a few
-        n_at_once = p.max_micro_batch_size if state.device.type == "cpu" else len(rows)
+        n_at_once = p.n_sampled_at_once(state.device.type)
         generations = [*chain.from_iterable(each_batch(state.model, respond, range(len(rows)), n_at_once))]
         end = self._prompts.tokenizer.end_token_id
         return collated(rows, generations, end, self._prompts.context_length), self._reward(rows, generations)

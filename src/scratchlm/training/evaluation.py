@@ -18,7 +18,7 @@ _map_batches: MapBatches = map
 
 @contextmanager
 def dividing_batches(map_batches: MapBatches) -> Iterator[None]:
-    """Within the block, each_batch uses map_batches instead of `map`, which must return the same."""
+    """Within the block, each_batch uses map_batches, which must return what `map` returns, in place of `map`."""
     global _map_batches
     _map_batches = map_batches
     try:
@@ -30,9 +30,10 @@ def dividing_batches(map_batches: MapBatches) -> Iterator[None]:
 def each_batch(
     model: nn.Module, compute: Callable[[Any], T], rows: Sequence[Any] | np.ndarray, batch_size: int
 ) -> list[T]:
-    """What `compute` returns for the rows of each batch, in order. It changes nothing, and does not call this.
+    """Return the results of `compute` for each batch of at most batch_size rows, in order.
 
-    The model is in evaluation mode, without gradients.
+    The model is in evaluation mode, without gradients. compute: a function of some of the rows, which changes nothing
+    and does not call each_batch.
     """
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     with evaluating(model):
@@ -42,5 +43,5 @@ def each_batch(
 def in_batches(
     model: nn.Module, compute: Callable[[Any], Columns], rows: Sequence[Any] | np.ndarray, batch_size: int
 ) -> Columns:
-    """each_batch, for tensors on the CPU, which are joined along the first dimension."""
+    """Return the tensors of each_batch joined along their first dimension. compute: returns tensors on the CPU."""
     return tuple(torch.cat(column) for column in zip(*each_batch(model, compute, rows, batch_size), strict=True))

@@ -22,11 +22,11 @@ def least_bytes(config: GPTConfig, n_tokens: int, checkpoint: bool) -> int:
 
 
 def rollout_bytes(config: GPTConfig, n_responses: int, max_new_tokens: int, device: str) -> int:
-    """The bytes that exist at once while a token is sampled for each of so many responses, at least, beside weights.
+    """The least bytes that exist at once while a token of each response is sampled, without the weights.
 
-    Keys and values of all responses, which may be short, in any precision. On a card, float32 logits. Tokens are drawn
-    on the CPU: from its logits, their quotients by the temperature, and in float64 these again and the probabilities.
-    The log-probabilities of policy and assistant take less: logits of one micro batch at a time.
+    These are the keys and values of all responses, which may be short, in any precision, and the logits: on a card in
+    float32; on a CPU, where tokens are drawn, also divided by the temperature, and in float64 these and the
+    probabilities. The log-probabilities of policy and assistant take less: the logits of one micro batch at a time.
     """
     n_slots = 1 if max_new_tokens == 1 else min(CACHE_GROWTH, config.context_length)
     of_product = PRODUCT_BYTES["bfloat16"]

@@ -45,7 +45,7 @@ from scratchlm.training.gradients import add_gradients, micro_batches
 if TYPE_CHECKING:
     from scratchlm.training.loop import Batch, TrainingState
 
-STEP, EVALUATE, COLLECT = 0, 1, 2  # what the stage's own process has the others do; the last: send optimizer state
+STEP, EVALUATE, COLLECT = 0, 1, 2  # commands to the other workers; COLLECT: send your optimizer state
 
 
 def n_workers(state: "TrainingState") -> int:
@@ -128,7 +128,7 @@ class Workers:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Within the block, all workers divide the batches of an evaluation, as they do a step.
+        """Within the block, the workers divide the batches of an evaluation.
 
         Before the first step, the stage's own process computes them all while the others start.
         """
@@ -139,7 +139,7 @@ class Workers:
             yield
 
     def add_gradients(self, batches: "Sequence[Batch]", number: int, loss_of: Callable[..., Tensor] | None) -> None:
-        """Compute the gradients of own micro batches of a step, and add those of own parameters; see loop.update."""
+        """Compute the gradients of own micro batches, and add all gradients of own parameters; see loop.update."""
         rank, order = self._place.rank, messages(len(batches), self._place)
         for message, sender in order:
             if sender != rank:

@@ -5,8 +5,18 @@ import pytest
 from dvc.config import Config
 
 from scratchlm.compare.clone import private_clone, write_config
-from scratchlm.compare.git import changed_files, clone_environment, fetch_refs, find_commit, git, unpack_commit
+from scratchlm.compare.git import (
+    changed_files,
+    clone_environment,
+    fetch_refs,
+    find_commit,
+    git,
+    run_each,
+    unpack_commit,
+)
 from scratchlm.run.errors import UserError
+
+FINE, WRONG = ["--version"], ["no-such-command"]
 
 
 @pytest.fixture
@@ -134,3 +144,30 @@ def test_a_training_in_a_clone_adds_nothing_to_the_users_curves(
 ) -> None:
     monkeypatch.setenv("SCRATCHLM_TENSORBOARD", str(tmp_path))
     assert "SCRATCHLM_TENSORBOARD" not in clone_environment(tmp_path)
+
+
+def folders(parent: Path, n: int) -> list[Path]:
+    found = [parent / str(number) for number in range(n)]
+    for folder in found:
+        folder.mkdir()
+    return found
+
+
+def test_each_command_runs_in_a_clone_and_its_lines_say_which_it_is(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clones = folders(tmp_path, 2)
+    ended = list(run_each(clones, "seed", {5: FINE, 6: FINE, 7: FINE}))
+    numbers, used, statuses = zip(*ended, strict=True)
+    assert (sorted(numbers), {*used}, {*statuses}) == ([5, 6, 7], {*clones}, {0})
+    lines = capfd.readouterr().err.splitlines()
+    assert sorted(line.partition(": ")[0] for line in lines) == ["seed 5", "seed 6", "seed 7"]
+
+
+@pytest.mark.long
+def test_after_a_failure_none_is_started_and_those_beside_it_end(tmp_path: Path) -> None:
+    (only,) = folders(tmp_path, 1)
+    one_by_one = [(number, not status) for number, _, status in run_each([only], "seed", {1: FINE, 2: WRONG, 3: FINE})]
+    assert one_by_one == [(1, True), (2, False)]
+    at_once = {number: not status for number, _, status in run_each([only, tmp_path], "seed", {1: WRONG, 2: FINE})}
+    assert at_once == {1: False, 2: True}

@@ -607,10 +607,7 @@ def test_variants_of_pretraining_are_shown_with_the_paired_change_of_their_loss(
     assert original == ["as in pretrain", "", "1,234,567", "3,072", "2.537", "", "", "0.9146"]
     assert shared[:2] == ["shared", "size custom, custom.n_kv_heads 1"]
     assert shared[2:] == ["1,000,009", "1,536", "2.4", "−0.250", "−0.250 to −0.250", "0.85"]  # of every window
-    assert other[5:7] == [
-        "+0.417",
-        "+0.083 to +0.750",
-    ]  # the mean of 0.25, 0.75 and 0.25
+    assert other[5:7] == ["+0.417", "+0.083 to +0.750"]  # the mean of 0.25, 0.75 and 0.25
 
 
 def test_every_preference_run_has_its_metrics_and_its_curve(project: Path) -> None:

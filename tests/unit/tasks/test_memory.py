@@ -33,18 +33,22 @@ def training(has_reward_model: bool = False, **changes: Any) -> Training:
         (training(), "cpu", 4 * WEIGHTS + SAMPLED),  # policy and assistant, two moments
         (training(), "cuda", 4 * WEIGHTS + SAMPLED_ON_A_CARD),
         (training(batch_size=1), "cpu", 5 * WEIGHTS),  # more than to sample: the gradients of an update
-        (training(max_micro_batch_size=1), "cpu", 4 * WEIGHTS + SAMPLED),  # samples all at once
+        (training(max_micro_batch_size=1), "cuda", 4 * WEIGHTS + SAMPLED_ON_A_CARD),  # samples all at once
+        (training(max_micro_batch_size=1), "cpu", 5 * WEIGHTS),  # samples one at a time
         (training(has_reward_model=True), "cpu", 5 * WEIGHTS + SAMPLED),
         (training(lora={"rank": 8, "alpha": 8.0, "layers": "blocks"}), "cpu", 2 * WEIGHTS + SAMPLED),
-        (training(batch_size=16, max_new_tokens=1), "cpu", 4 * WEIGHTS + 128 * (2 * 3 * 128 * 2 + 1024 * 22)),
+        (
+            training(batch_size=16, max_micro_batch_size=128, max_new_tokens=1), "cpu",
+            4 * WEIGHTS + 128 * (2 * 3 * 128 * 2 + 1024 * 22),
+        ),
     ],
-)
+)  # fmt: skip
 def test_policy_assistant_and_the_sampled_batch_exist_at_once(given: Training, device: str, n_bytes: int) -> None:
     assert given.needed_bytes(device, compile_=False) == n_bytes
 
 
 def test_a_run_that_samples_too_much_is_told_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = training(batch_size=4096)
+    given = training(batch_size=4096, max_micro_batch_size=8 * 4096)
     needed = given.needed_bytes("cpu", compile_=False)
     monkeypatch.setattr("scratchlm.tasks.memory.memory_bytes", lambda device: needed)
     assert not [*shortage(given, "cpu", compile_=False)]
