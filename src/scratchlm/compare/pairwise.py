@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 from scratchlm.compare.compare import BETTER, NO_EVIDENCE, WORSE
-from scratchlm.compare.records import RESPONSES, TASKS, Unpaired, tasks_of
+from scratchlm.compare.records import ANSWERED, RESPONSES, Unpaired, tasks_of
 from scratchlm.compare.revision import PARAMETERS, WORKSPACE, Revision
 from scratchlm.compare.text import WIDTH
 from scratchlm.judge.pairwise import judge_pairs, pair_metrics, pairwise_judge
@@ -98,7 +98,8 @@ def _pairs(
     rows = _rows(other)
     if tasks_of(rows) != tasks_of(baseline):
         raise Unpaired(
-            f"{first.name} and {other.name} have responses to different instructions; build both with the same {TASKS}"
+            f"{first.name} and {other.name} have responses to different instructions; build both with the same "
+            f"{ANSWERED}"
         )
     by_id = {row["id"]: row for row in rows}
     return [(row | {"model": first.name}, by_id[row["id"]] | {"model": other.name}) for row in baseline]

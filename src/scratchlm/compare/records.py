@@ -14,7 +14,8 @@ from scratchlm.tasks.variants import RESERVED
 
 LOWER_IS_BETTER = {"loss", "perplexity", "bits_per_byte", "test_loss", "calibration_error"}
 DERIVED = r"(_low|_high)$|\.confusion\."
-TASKS = "sources.instructions and tokenize.instructions"
+TASKS = "sources.instructions, tokenize.instructions"
+ANSWERED = f"{TASKS} and generate.split"
 RESPONSES, JUDGEMENTS = r"data/responses/generate/\1.parquet", "data/responses/judge.parquet"
 VARIANT = f"(?!{'|'.join(RESERVED)})(.+)"
 ROUNDING = 1e-4  # relative: far above the rounding of metrics files, far below the changes of another build
@@ -250,11 +251,11 @@ FAMILIES = (  # prefix is a pattern, and paths are expansions of it
         "sources.preferences and tokenize.preferences", _records_of("reward", "reward_before"), _gains,
     ),
     Family(
-        r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", TASKS,
+        r"generate/(.+)", (RESPONSES,), ("finished", "exact_matches"), "responses", ANSWERED,
         _responses, _counts,
     ),
     Family(
-        rf"judge\.{VARIANT}", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", TASKS,
+        rf"judge\.{VARIANT}", (RESPONSES, JUDGEMENTS), ("mean_score",), "responses", ANSWERED,
         _judgements, lambda columns, _: {"mean_score": Ratio(columns["score"], np.ones_like(columns["score"]))},
     ),
 )  # fmt: skip
