@@ -22,7 +22,7 @@ def status(root: Path) -> str:
     committed, here = Revision(HEAD, root), Revision(WORKSPACE, root)
     root = here.root
     if not (old := committed.metrics()):
-        return f"{committed} has no results to compare with; commit these."
+        return f"{committed} has no results to compare with; {'commit these' if here.metrics() else 'run `dvc repro`'}."
     changed, inputs = changed_files(root, *RESULTS), changed_files(root, *INPUTS)
     if not (root / LOCK).exists():
         return (

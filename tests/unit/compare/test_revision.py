@@ -65,6 +65,14 @@ def test_the_status_says_that_inputs_changed_after_the_build(commit: str) -> Non
     assert status(Path()).endswith("), though params.yaml changed; run `dvc repro` unless you have since.")
 
 
+def test_the_status_says_what_to_do_about_a_commit_without_results() -> None:
+    git(Path(), "rm", "--quiet", "--cached", "metrics/count.json")
+    git(Path(), "commit", "--quiet", "--amend", "--message", "First")
+    assert status(Path()).endswith(") has no results to compare with; commit these.")
+    Path("metrics", "count.json").unlink()
+    assert status(Path()).endswith(") has no results to compare with; run `dvc repro`.")
+
+
 def test_damaged_results_are_one_sentence() -> None:
     Path("dvc.lock").rename("away")
     assert status(Path()).startswith("dvc.lock is missing; `git checkout dvc.lock` restores that of HEAD (")
