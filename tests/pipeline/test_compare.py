@@ -131,7 +131,7 @@ def test_another_seed_of_sampling_is_no_evidence_of_a_difference(there: Path) ->
     score = rows(found)["judge.instruct.mean_score"]
     assert score.verdict == NO_EVIDENCE
     assert score.interval and score.interval[0] < 0 < score.interval[1]
-    assert score.examples == 110 and score.needed and score.needed > 110
+    assert score.examples == 110 and score.needed is None  # less than ten responses have another score
     assert {verdicts(found)[metric] for metric in (*CORPUS, *SPAM, LOSS, *PAIRS)} == {SAME}
     assert [tuple(change)[:3] for change in found.changes.parameters] == [("seed", 123, 7)]
 

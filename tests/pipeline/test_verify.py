@@ -18,6 +18,7 @@ import yaml
 
 from scratchlm.arithmetic.fingerprint import arithmetic_fingerprint
 from scratchlm.compare.git import clone_environment
+from scratchlm.run.errors import UserError
 from scratchlm.run.files import read_json
 from scratchlm.run.params import load_yaml
 from scratchlm.verify.commit import chosen, read_commit
@@ -95,6 +96,13 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of each file outside git's own folder."""
     files = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_commit_without_results_is_refused_at_once(clone):
+    (clone / "dvc.lock").unlink()
+    commit(clone, "Remove the results")
+    with pytest.raises(UserError, match="^HEAD has no results to verify, since no stage is in its dvc.lock; build"):
+        read_commit(clone, "HEAD")
 
 
 def test_what_was_built_is_verified_and_nothing_is_touched(clone, tmp_path, monkeypatch, capfd):

@@ -61,7 +61,8 @@ class Commit(NamedTuple):
 def read_commit(folder: Path, revision: str) -> Commit:
     """Read `revision` of the repository around `folder`.
 
-    Raises UserError with one sentence if there is no such repository or revision, or no pipeline in it.
+    Raises UserError with one sentence if there is no such repository or revision, no pipeline in it, or
+    nothing built.
     """
     if revision == WORKSPACE:
         raise UserError(f"only a commit can be verified, and {WORKSPACE} is not one; commit, then verify HEAD")
@@ -76,6 +77,8 @@ def read_commit(folder: Path, revision: str) -> Commit:
         )
     if not stages:
         raise UserError(f"{revision} has no stages; name a revision with a dvc.yaml")
+    if not any(output.md5 for stage in stages for output in stage.outputs):
+        raise UserError(f"{revision} has no results to verify, since no stage is in its dvc.lock; build and commit it")
     return Commit(found.root, revision, found.commit, stages, found.cache)
 
 
