@@ -280,7 +280,7 @@ def test_a_classifier_is_exported_for_transformers_alone(home, tmp_path):
         (("peft",), f"data/models/finetune_spam {no_adapter}"),
         (
             ("huggingface", "--prompt-style", "phi3"),
-            "--prompt-style is for the chat template of a language model; leave it out",
+            "--prompt-style is for the chat template of a language model or reward model; leave it out",
         ),
     ):
         done = scratchlm(home, "export", str(tmp_path / "other"), *words, *options)

@@ -58,7 +58,7 @@ def test_transformers_gives_our_probabilities(
             alone = model(**tokenizer(TEXTS[:1], truncation=True, return_tensors="pt")).logits
             torch.testing.assert_close(alone, logits[:1], atol=1e-4, rtol=0)
     found = logits.double().softmax(-1).numpy()
-    assert expected.std(axis=0).min() > 10 * 1e-5
+    assert expected.std(axis=0).mean() > 100 * 1e-5  # of 30 classes, some are improbable for all texts
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert (found.argmax(1) == expected.argmax(1)).all()
     assert model.config.id2label == dict(enumerate(given.classes))

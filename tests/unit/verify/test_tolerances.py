@@ -85,6 +85,7 @@ def test_every_measured_metric_of_the_sample_has_a_tolerance_or_is_a_count_of_da
         "parameters", "tensors_mapped", "trainable_parameters", "padded_tokens", "responses", "version",
         "tokens", "documents", "bytes", "records", "spam", "read", "vocab_size", "duplicates_across_splits",
         "bytes_per_token", "finetuning_vocab_size", "strength", "same_responses", "removed_duplicates",
+        "test_also_in_instructions_train", "train_also_in_instructions_test",
     }  # fmt: skip
     numbers = set()
     for path in (REPOSITORY / "metrics").rglob("*.json"):
