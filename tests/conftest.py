@@ -61,6 +61,12 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let torch draw the same numbers in each run: it seeds itself at random, and a new layer draws its weights."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def usual_threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Use torch's number of threads in slow tests; undo what a test has set, the arithmetic too."""
     if request.node.get_closest_marker("slow"):
