@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
@@ -30,7 +31,7 @@ class NoReply(Exception):
         self.remedy, self.wait = remedy, wait
 
 
-class ServedJudge:
+class ServedJudge(ABC):
     """A language model behind a server. server_name: in messages. remedy: for a server that is at fault."""
 
     server_name: ClassVar[str]
@@ -72,9 +73,9 @@ class ServedJudge:
         score = None if trouble else found.score
         return Judgement(score, _storable(reason), _storable(ASKED_AGAIN.join(replies)))
 
+    @abstractmethod
     def _judgement(self, chat: Sequence[Mapping[str, str]], draw: int) -> Judgement:
         """Return what the reply to one question says. draw: see decoding. Raises NoReply."""
-        raise NotImplementedError
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
